@@ -1,0 +1,58 @@
+"""The resolved configuration of a run, as the rooms see it: plain values, no library type."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from expunge.core.fingerprint import fingerprint
+
+# Keys that change what is written about a run, not what the run computes: another value of them is still the same run.
+NOT_IDENTITY = ("eval", "paths", "overwrite", "retain_logs_path", "holdout_split", "hydra")
+NOT_IDENTITY_ARGS = (
+    "logging_steps", "logging_strategy", "logging_first_step", "logging_dir", "report_to", "run_name", "disable_tqdm",
+    "eval_strategy", "eval_steps", "eval_on_start", "resume_from_checkpoint", "output_dir", "log_level",
+    "save_total_limit", "dataloader_num_workers",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Config:
+    """A composed, resolved configuration.
+
+    Attributes:
+        tree: nested plain dicts, lists and scalars; every interpolation resolved.
+        overrides: the overrides as typed, for the record.
+        notices: what was translated or accepted with a remark on the way; logged at the start of a run.
+    """
+
+    tree: Mapping[str, Any]
+    overrides: tuple[str, ...] = ()
+    notices: tuple[str, ...] = field(default=())
+
+    def get(self, dotted: str, default: Any = None) -> Any:
+        """The value at a dotted path such as `trainer.args.learning_rate`; `default` where there is none."""
+        node: Any = self.tree
+        for key in dotted.split("."):
+            if not isinstance(node, Mapping) or key not in node:
+                return default
+            node = node[key]
+        return node
+
+    def section(self, dotted: str) -> dict[str, Any]:
+        """A copy of the mapping at a dotted path; empty where there is none."""
+        return copy.deepcopy(dict(self.get(dotted) or {}))
+
+    def switches(self, component: str) -> dict[str, Any]:
+        """The keyword arguments that `compat` sets for a component (a function's name, `encode`, `driver`, ...)."""
+        return dict(self.get(f"compat.switches.{component}") or {})
+
+    def identity(self) -> str:
+        """Hash of what the run computes: the tree without logging, evaluation and path keys."""
+        tree = {key: value for key, value in copy.deepcopy(dict(self.tree)).items() if key not in NOT_IDENTITY}
+        args = tree.get("trainer", {}).get("args", {}) if isinstance(tree.get("trainer"), dict) else {}
+        for key in NOT_IDENTITY_ARGS:
+            args.pop(key, None)
+        return fingerprint(tree)

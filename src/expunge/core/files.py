@@ -1,0 +1,115 @@
+"""Files that are either whole or not there: temporary name, fsync, rename; and marks of completeness."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from expunge.core.errors import UserError
+
+COMPLETE_MARK = ".complete"
+
+
+@contextmanager
+def told_to_user(path: Path) -> Iterator[None]:
+    """Turn a full disk or a forbidden folder into a `UserError` that names the path."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"no space left on the disk while writing {path}",
+                "free some space or set paths.output_dir to another disk",
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise UserError(f"cannot write {path}: {error.strerror}", "choose a folder you may write to with paths.output_dir") from error
+        raise
+
+
+def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
+    """Have `write` fill a temporary file beside `path`, then rename it into place.
+
+    Args:
+        path: the file to make or replace; missing folders are made.
+        write: called with the temporary path.
+
+    Raises:
+        UserError: disk full, or folder not writable.
+    """
+    with told_to_user(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            write(temporary)
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, atomically."""
+    atomic_write(path, lambda temporary: _fill(temporary, text))
+
+
+def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
+    """Write `value` as JSON, atomically; NaN and infinities become null, since JSON has neither."""
+    write_text(path, json.dumps(without_nan(value), indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        UserError: the file is not there, or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"no such file: {path}", f"looked in {path.parent.resolve()}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}", "the file is damaged or is another kind of file; make it anew") from error
+
+
+def without_nan(value: Any) -> Any:
+    """`value` with every NaN or infinity replaced by None and every numpy scalar by its Python value."""
+    if isinstance(value, dict):
+        return {str(key): without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(item) for item in value]
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def mark_complete(folder: Path) -> None:
+    """Say that everything in `folder` has been written: the last write of all."""
+    write_text(folder / COMPLETE_MARK, "")
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether `folder` carries the mark that `mark_complete` leaves."""
+    return (folder / COMPLETE_MARK).is_file()
+
+
+def _fill(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

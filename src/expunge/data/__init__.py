@@ -1,0 +1,1 @@
+"""Rows with stable ids, encoded examples, pairs and batches."""

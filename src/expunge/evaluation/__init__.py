@@ -1,0 +1,1 @@
+"""Plan, collect once, then metrics as functions of tables."""

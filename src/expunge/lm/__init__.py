@@ -1,0 +1,1 @@
+"""Pure tensor arithmetic on language-model outputs: no model, no I/O."""

@@ -1,0 +1,1 @@
+"""What to optimise: losses, retain terms, objectives."""

@@ -1,0 +1,1 @@
+"""Weights and tokenizers, references, outputs at label positions."""

@@ -1,0 +1,1 @@
+"""Assembly, one file a verb, no arithmetic."""

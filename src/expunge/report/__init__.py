@@ -1,0 +1,1 @@
+"""Read run directories: tables, plots, pages. Imports no torch."""

@@ -1,0 +1,1 @@
+"""One Trainer and its callbacks."""
