@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from expunge.lm.logprobs import as_float32
@@ -11,7 +12,7 @@ def kl(logits_p_BNV: Tensor, logits_q_BNV: Tensor) -> Tensor:
     """KL(p || q) = sum_v p_v (log p_v - log q_v), per position, in float32.
 
     Args:
-        logits_p_BNV: [B, N, V] logits of p, the distribution that weighs.
+        logits_p_BNV: [B, N, V] logits of p, the distribution that weighs; -inf = no mass, which adds nothing.
         logits_q_BNV: [B, N, V] logits of q.
 
     Returns:
@@ -19,4 +20,20 @@ def kl(logits_p_BNV: Tensor, logits_q_BNV: Tensor) -> Tensor:
     """
     logp_BNV = as_float32(logits_p_BNV).log_softmax(-1)
     logq_BNV = as_float32(logits_q_BNV).log_softmax(-1)
-    return (logp_BNV.exp() * (logp_BNV - logq_BNV)).sum(-1)
+    p_BNV = logp_BNV.exp()
+    return torch.where(p_BNV > 0, p_BNV * (logp_BNV - logq_BNV), torch.zeros_like(p_BNV)).sum(-1)
+
+
+def cross_entropy(logits_p_BNV: Tensor, logits_q_BNV: Tensor) -> Tensor:
+    """CE(p, q) = -sum_v p_v log q_v = KL(p || q) + H(p), per position, in float32.
+
+    Args:
+        logits_p_BNV: [B, N, V] logits of p, the target; -inf = no mass, which adds nothing.
+        logits_q_BNV: [B, N, V] logits of q, the prediction.
+
+    Returns:
+        [B, N], in nats.
+    """
+    p_BNV = as_float32(logits_p_BNV).softmax(-1)
+    logq_BNV = as_float32(logits_q_BNV).log_softmax(-1)
+    return -torch.where(p_BNV > 0, p_BNV * logq_BNV, torch.zeros_like(p_BNV)).sum(-1)

@@ -6,7 +6,7 @@ position 0 has no predictor and cannot be scored.
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict, cast
 
 import torch
 from torch import Tensor
@@ -29,6 +29,11 @@ class Side(_Needed, total=False):
     """
 
     row: Tensor
+
+
+def on_device(side: Side, where: torch.device) -> Side:
+    """A side with its tensors on a device."""
+    return cast(Side, {name: tensor.to(where) for name, tensor in cast(dict[str, Tensor], side).items()})
 
 
 Batch = dict[str, Side]

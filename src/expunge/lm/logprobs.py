@@ -22,9 +22,14 @@ def token_logp(logits_BNV: Tensor, label_BN: Tensor) -> Tensor:
     return logits_BNV.gather(-1, label_BN.unsqueeze(-1)).squeeze(-1) - logits_BNV.logsumexp(-1)
 
 
+def masked(value_BN: Tensor, mask_BN: Tensor) -> Tensor:
+    """`value_BN` where the mask counts, exactly 0 elsewhere, even where it is not finite."""
+    return torch.where(mask_BN, value_BN, torch.zeros_like(value_BN))
+
+
 def masked_sum(value_BN: Tensor, mask_BN: Tensor) -> Tensor:
     """Sum over the last dimension of what the mask counts; masked places contribute exactly 0, even where they are not finite."""
-    return torch.where(mask_BN, value_BN, torch.zeros_like(value_BN)).sum(-1)
+    return masked(value_BN, mask_BN).sum(-1)
 
 
 def masked_mean(value_BN: Tensor, mask_BN: Tensor) -> Tensor:
@@ -71,7 +76,8 @@ def token_statistics(logits_BNV: Tensor, label_BN: Tensor, chunk: int = 128) -> 
         # 0 * -inf would be NaN where a logit is -inf; such a token has no mass and adds nothing.
         finite_BnV = torch.where(p_BnV > 0, logp_BnV, torch.zeros_like(logp_BnV))
         mu_Bn = (p_BnV * finite_BnV).sum(-1)
-        var_Bn = (p_BnV * finite_BnV.square()).sum(-1) - mu_Bn.square()
+        # About the mean, not E[x^2] - E[x]^2: that difference cancels in float32 and can fall below 0.
+        var_Bn = (p_BnV * (finite_BnV - mu_Bn.unsqueeze(-1)).square()).sum(-1)
         parts.append((logp_BnV.gather(-1, label_Bn.unsqueeze(-1)).squeeze(-1), logits_BnV.argmax(-1) == label_Bn, mu_Bn, var_Bn))
     return TokenStatistics(*(torch.cat(column, 1) for column in zip(*parts, strict=True)))
 

@@ -1,0 +1,51 @@
+"""What the terminal shows: log lines, faults, tables. The only place that knows of rich."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterable, Sequence
+
+from expunge.core.errors import UserError
+
+
+def setup_logging(verbose: bool = False) -> None:
+    """Send the log to stderr: INFO of the first process, warnings of the others.
+
+    Args:
+        verbose: DEBUG instead of INFO, and transformers' own messages.
+    """
+    from rich.console import Console
+    from rich.logging import RichHandler
+
+    first = int(os.environ.get("RANK", "0")) == 0
+    level = logging.DEBUG if verbose else logging.INFO
+    handler = RichHandler(console=Console(stderr=True), show_path=verbose, rich_tracebacks=False, log_time_format="[%X]", markup=False)
+    logger = logging.getLogger("expunge")
+    logger.handlers[:] = [handler]
+    logger.setLevel(level if first else logging.WARNING)
+    # Records still reach the root logger, for whoever listens there; it has no handler of its own that would print them twice.
+    logging.captureWarnings(True)
+    warnings_log = logging.getLogger("py.warnings")
+    warnings_log.handlers[:] = [handler]
+    warnings_log.setLevel(logging.WARNING if first else logging.ERROR)
+
+
+def print_faults(error: UserError) -> None:
+    """Say on stderr what is wrong and what to do, without a traceback; once, in a run of several processes."""
+    if int(os.environ.get("LOCAL_RANK", "0")) != 0:
+        return
+    count = len(error.faults)
+    if count > 1:
+        print(f"error: {count} things are wrong", file=sys.stderr)
+    for fault in error.faults:
+        print(f"{'error: ' if count == 1 else '- '}{fault}", file=sys.stderr)
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print columns aligned, as wide as their content; the last one is not cut."""
+    lines = [list(header), *[list(row) for row in rows]]
+    widths = [max(len(line[index]) for line in lines) for index in range(len(header))]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

@@ -1,0 +1,89 @@
+"""The options of every verb."""
+
+from __future__ import annotations
+
+import argparse
+
+import expunge
+
+CONFIG_NAMES = {"train": "train.yaml", "unlearn": "unlearn.yaml", "eval": "eval.yaml"}
+
+OVERRIDES = """\
+Behind the options stand overrides, in hydra's grammar:
+  GROUP=CHOICE     trainer=NPO  model=Llama-3.2-1B-Instruct  experiment=unlearn/tofu/default  retain=kl  budget=tofu
+  KEY=VALUE        forget_split=forget10  trainer.args.learning_rate=5e-5  trainer.method_args.beta=0.1
+  ~KEY             takes a key away
+
+`expunge ls` lists the choices of every group, `expunge show NAME` tells about one.
+"""
+EXAMPLES = {
+    "train": "  expunge train experiment=finetune/tofu/default model=Llama-3.2-1B-Instruct task_name=full\n",
+    "unlearn": "  expunge unlearn experiment=unlearn/tofu/default trainer=NPO forget_split=forget10 task_name=npo\n",
+    "eval": (
+        "  expunge eval experiment=eval/tofu/default forget_split=forget10 task_name=npo_eval\n"
+        "      model.model_args.pretrained_model_name_or_path=saves/unlearn/npo retain_logs_path=saves/eval/retain/TOFU_EVAL.json\n"
+    ),
+}
+SUMMARY = {
+    "train": "finetune a model",
+    "unlearn": "make a model forget",
+    "eval": "evaluate a model",
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of `expunge`."""
+    parser = argparse.ArgumentParser(
+        prog="expunge",
+        description="Make a causal language model forget chosen training data, and prove what was forgotten and what it cost.",
+        epilog="`expunge VERB --help` tells about a verb. Start with `expunge demo`.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"expunge {expunge.__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for verb, summary in SUMMARY.items():
+        _run_options(_verb(verbs, verb, summary, f"Example:\n{EXAMPLES[verb]}\n{OVERRIDES}"), CONFIG_NAMES[verb])
+    validate = _verb(verbs, "validate", "check a command line and print what it would run", f"Example:\n{_as_validate()}\n{OVERRIDES}")
+    _run_options(validate, "unlearn.yaml")
+    listing = _verb(verbs, "ls", "list choices", "Without KIND, the kinds there are.")
+    listing.add_argument("kind", nargs="?", metavar="KIND", help="methods, metrics, models, experiments, ...")
+    _config_dir(listing)
+    show = _verb(verbs, "show", "tell about one choice", "Example:\n  expunge show NPO\n")
+    show.add_argument("name", metavar="NAME", help="a method, metric, model, experiment, ...")
+    _config_dir(show)
+    demo = _verb(verbs, "demo", "see the whole thing work: train, unlearn three ways, evaluate, compare", "Needs neither GPU nor network.")
+    demo.add_argument("--output-dir", default=".demo", metavar="DIR", help="where models and results go (default: %(default)s)")
+    demo.add_argument("--seed", type=int, default=0, help="seed of everything drawn (default: %(default)s)")
+    demo.add_argument("-v", "--verbose", action="store_true", help="log more")
+    return parser
+
+
+def script_parser(prog: str, config_name: str) -> argparse.ArgumentParser:
+    """The parser of `src/train.py` and `src/eval.py`, which take the field's command lines."""
+    parser = argparse.ArgumentParser(prog=prog, epilog=OVERRIDES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    _run_options(parser, config_name)
+    return parser
+
+
+def _verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str, epilog: str) -> argparse.ArgumentParser:
+    description = summary[0].upper() + summary[1:] + "."
+    return verbs.add_parser(
+        name, help=summary, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+
+
+def _as_validate() -> str:
+    return EXAMPLES["unlearn"].replace("expunge unlearn", "expunge validate unlearn")
+
+
+def _run_options(parser: argparse.ArgumentParser, config_name: str) -> None:
+    parser.add_argument("--config-name", default=None, metavar="NAME", help=f"a YAML at the top of the configs (default: {config_name})")
+    _config_dir(parser)
+    parser.add_argument("-m", "--multirun", action="store_true", help="not in this version: start one run for each value")
+    parser.add_argument("-v", "--verbose", action="store_true", help="log more")
+    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="GROUP=CHOICE, KEY=VALUE or ~KEY, see below")
+    parser.set_defaults(default_config_name=config_name)
+
+
+def _config_dir(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config-dir", action="append", default=[], metavar="DIR", help="a folder with choices of your own; may repeat")

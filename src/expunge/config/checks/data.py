@@ -1,0 +1,96 @@
+"""Checks of the `data` section and of every file that the configuration names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from expunge.config.checks.checking import Checking
+from expunge.config.local_data import is_looked_up, local_file, local_folder, local_names
+from expunge.core.errors import nearest
+
+SIDES = {"unlearn": ("forget", "retain"), "finetune": ("train",)}
+
+
+def check_data(check: Checking) -> None:
+    """Sides, handlers and their arguments, splits, files; and that training pads on the right."""
+    mode = check.cfg.get("mode")
+    data = check.cfg.section("data")
+    for side in SIDES.get(str(mode), ()):
+        if not isinstance(data.get(side), dict) or not data[side]:
+            check.fault(f"data.{side} is empty", f"choose a dataset: data/datasets@data.{side}=NAME")
+    for key, node in datasets(data, "data"):
+        _dataset(check, key, node)
+    anchor = data.get("anchor")
+    if mode == "unlearn" and anchor not in SIDES["unlearn"]:
+        check.fault(f"{check.typed('data.anchor', anchor)}: not a side of the data", "known: forget, retain")
+    for name, node in check.cfg.section("collator").items():
+        side = node.get("args", {}).get("padding_side", "right") if isinstance(node, dict) else "right"
+        if side != "right":
+            text = check.typed(f"collator.{name}.args.padding_side", side)
+            check.fault(f"{text}: training pads on the right", "leave it out; generation pads on the left by itself")
+
+
+def datasets(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every mapping below `key` that names a handler and rows: (dotted key, mapping)."""
+    if not isinstance(node, dict):
+        return
+    if "handler" in node:
+        yield key, node
+        return
+    for name, child in node.items():
+        yield from datasets(child, f"{key}.{name}")
+
+
+def check_split(check: Checking, key: str, hf_args: Mapping[str, Any]) -> None:
+    """The split of `{path, name}` must be there, where the dataset is local at all; the hub cannot be asked yet."""
+    path, name = hf_args.get("path"), hf_args.get("name")
+    root = str(check.cfg.get("paths.data_root"))
+    if path is None or not is_looked_up(hf_args) or local_file(hf_args, root) is not None:
+        return
+    folder = local_folder(str(path), root)
+    if folder is None:
+        if str(path).startswith((".", "/", "~")):
+            check.fault(
+                f"{check.typed(f'{key}.path', path)}: no such file or folder", f"looked for {Path(str(path)).expanduser().resolve()}"
+            )
+        return
+    if name is not None:
+        names = local_names(folder)
+        near = nearest(str(name), names, count=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        check.fault(
+            f"{_split_as_typed(check, key, str(name))}: unknown split {name!r} of {path}", f"{hint}{folder} has: {', '.join(names)}"
+        )
+
+
+def _split_as_typed(check: Checking, key: str, name: str) -> str:
+    direct = check.typed(f"{key}.name")
+    if "=" in direct:
+        return direct
+    for split in ("forget_split", "retain_split", "holdout_split"):
+        if check.cfg.get(split) == name:
+            return check.typed(split, name)
+    return f"{key}.name={name}"
+
+
+def _dataset(check: Checking, key: str, node: dict[str, Any]) -> None:
+    signature = check.signature(f"{key}.handler", node.get("handler"))
+    args = node.get("args") or {}
+    hf_args = args.get("hf_args") or {}
+    if "name" in hf_args and hf_args["name"] is None:
+        side = key.split(".")[1]
+        option = f"{side}_split" if side in ("forget", "retain") else f"{key}.args.hf_args.name"
+        check.fault(f"{option} is not given", f"{option}=NAME; it follows forget_split only for names of TOFU's form, forgetNN")
+    else:
+        check_split(check, f"{key}.args.hf_args", hf_args)
+    for name in ("idk_path", "alternate_path"):
+        value = args.get(name)
+        if isinstance(value, str) and not Path(value).expanduser().is_file():
+            hint = f"looked for {Path(value).expanduser().resolve()}; EXPUNGE_DATA sets the folder of local data"
+            check.fault(f"{check.typed(f'{key}.args.{name}', value)}: no such file", hint)
+    check.number(f"{key}.args.max_length", above=0, whole=True)
+    if signature is not None:
+        takes = {**signature.positional_defaults, **signature.keyword}
+        check.bind(f"{key}.args", args, signature, takes)

@@ -1,0 +1,76 @@
+"""Checks of the `model` section: folders, dtypes, attention, the names of arguments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from expunge.config.checks.checking import Checking
+from expunge.config.signatures import read_names
+
+MODEL_FILE = "config.json"
+
+
+def check_model(check: Checking) -> None:
+    """Everything about the model that can be known before it is loaded."""
+    args = check.cfg.section("model.model_args")
+    # The rooms that read the keys say which there are; their source is read, nothing of it is imported.
+    check.known("model.model_args", args, read_names("expunge.models.load", "KEYS"), "a model's loader")
+    tokenizer_keys = read_names("expunge.models.tokenizer", "KEYS")
+    check.known("model.tokenizer_args", check.cfg.section("model.tokenizer_args"), tokenizer_keys, "a tokenizer's loader")
+    check.known("model.template_args", check.cfg.section("model.template_args"), read_names("expunge.data.template", "KNOWN"), "a template")
+    dtypes = read_names("expunge.models.precision", "DTYPES")
+    for key in ("torch_dtype", "master_dtype"):
+        value = args.get(key)
+        _choice(check, f"model.model_args.{key}", str(value).removeprefix("torch.") if value is not None else None, (*dtypes, "auto"))
+    _choice(check, "model.model_args.attn_implementation", args.get("attn_implementation"), read_names("expunge.models.attention", "KNOWN"))
+    _folder(check, "model.model_args.pretrained_model_name_or_path", args)
+    tokenizer = check.cfg.get("model.tokenizer_args.pretrained_model_name_or_path")
+    if tokenizer != args.get("pretrained_model_name_or_path"):
+        _tokenizer(check, tokenizer)
+
+
+def looks_local(name: str) -> bool:
+    """Whether a model's name means a folder: it exists, or cannot be a hub id, which is `name` or `owner/name`."""
+    path = Path(name).expanduser()
+    return path.exists() or name.startswith((".", "/", "~", "saves/")) or name.count("/") > 1
+
+
+def _folder(check: Checking, key: str, args: dict[str, Any]) -> None:
+    name = args.get("pretrained_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        check.fault(f"{key} is not given", "name a model of the hub or the folder of one")
+        return
+    if not looks_local(name):
+        return
+    path = Path(name).expanduser()
+    wanted = str(args.get("gguf_file") or MODEL_FILE)
+    if path.is_file() and path.suffix == ".gguf":
+        return
+    if not path.is_dir():
+        what = "is a file, not a model folder" if path.is_file() else "no such folder"
+        check.fault(f"{check.typed(key, name)}: {what}", f"looked for {path.resolve()}; a model folder has a {MODEL_FILE}")
+    elif not (path / wanted).is_file():
+        nested = sorted(item.parent.name for item in path.glob("*/config.json"))
+        hint = (
+            f"did you mean one of its folders: {', '.join(nested)}?"
+            if nested
+            else "give the folder that a training run or save_pretrained wrote"
+        )
+        check.fault(f"{check.typed(key, name)}: not a model folder, it has no {wanted}", hint)
+
+
+def _tokenizer(check: Checking, name: Any) -> None:
+    key = "model.tokenizer_args.pretrained_model_name_or_path"
+    if not isinstance(name, str) or not name:
+        check.fault(f"{key} is not given", "usually the model's own path")
+        return
+    path = Path(name).expanduser()
+    files = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+    if path.suffix != ".gguf" and looks_local(name) and not any((path / item).is_file() for item in files):
+        check.fault(f"{check.typed(key, name)}: not a folder with a tokenizer", f"looked for tokenizer.json in {path.resolve()}")
+
+
+def _choice(check: Checking, key: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value is not None and value not in choices:
+        check.fault(f"{check.typed(key, value)}: not one of the choices", f"known: {', '.join(choices)}")

@@ -1,0 +1,142 @@
+"""Checks of the `trainer` section: the method and its arguments, the retain term, the TrainingArguments."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from expunge.config.checks.checking import Checking
+from expunge.config.signatures import REQUIRED, Signature, dataclass_fields
+from expunge.core.needs import parse_need
+
+# Keys of `trainer.args` that are ours and not TrainingArguments'.
+OWN_ARGS = ("warmup_epochs",)
+# Keys of `trainer.method_args` that weigh the terms; every method takes them.
+WEIGHTS = ("gamma", "alpha", "retain")
+STRATEGIES = ("no", "steps", "epoch", "best")
+
+
+def check_trainer(check: Checking) -> None:
+    """Everything about the optimisation that can be known before anything is loaded."""
+    signature = check.signature("trainer.handler", check.cfg.get("trainer.handler"))
+    if signature is not None:
+        _needs(check, "trainer.handler", signature)
+        _method_args(check, signature)
+        _sides(check, signature)
+    _retain(check)
+    _training_arguments(check)
+
+
+@cache
+def training_arguments() -> tuple[str, ...]:
+    """The names of transformers' TrainingArguments in the installed version, from its source; transformers is not imported."""
+    spec = importlib.util.find_spec("transformers")
+    if spec is None or spec.origin is None:
+        return ()
+    return tuple(dataclass_fields(Path(spec.origin).parent / "training_args.py", "TrainingArguments"))
+
+
+def loss_defaults(signature: Signature) -> Mapping[str, Any]:
+    """The keyword arguments of a loss's `@loss(...)` decorator; empty where it has none."""
+    return signature.decorators.get("loss", {})
+
+
+def hyper_parameters(signature: Signature) -> dict[str, Any]:
+    """What `trainer.method_args` may hold for a method, with the defaults: its own, and the weights of its terms."""
+    decorator = loss_defaults(signature)
+    gamma = decorator.get("gamma", 1.0)
+    weights = {
+        "gamma": REQUIRED if gamma is None else gamma,
+        "alpha": decorator.get("alpha", 1.0),
+        "retain": decorator.get("retain", "none"),
+    }
+    return {**signature.keyword, **weights}
+
+
+def _needs(check: Checking, key: str, signature: Signature) -> None:
+    if "loss" not in signature.decorators:
+        return
+    for name in signature.positional:
+        try:
+            parse_need(name)
+        except ValueError as error:
+            check.fault(f"{check.typed(key, signature.handler)}: {error}", "a loss's positional parameters are the quantities it reads")
+
+
+def _method_args(check: Checking, signature: Signature) -> None:
+    given = check.cfg.section("trainer.method_args")
+    check.bind("trainer.method_args", given, signature, hyper_parameters(signature))
+    for name in ("gamma", "alpha"):
+        check.number(f"trainer.method_args.{name}", at_least=0)
+
+
+def _sides(check: Checking, signature: Signature) -> None:
+    """A method that reads alternates needs a dataset that gives them."""
+    sides = {name.removeprefix("ref_").split("_")[0] for name in signature.positional} if "loss" in signature.decorators else set()
+    if check.cfg.get("mode") != "unlearn" or "experiment" in check.broken:
+        return
+    forget = check.cfg.section("data.forget")
+    handlers = [node.get("handler") for node in forget.values() if isinstance(node, dict)]
+    if (
+        "alternate" in sides
+        and handlers
+        and all(handler in ("expunge.data.datasets:qa", "expunge.data.datasets:text") for handler in handlers)
+    ):
+        check.fault(
+            f"{check.typed('trainer', signature.name)}: {signature.name} reads alternate answers, and data.forget has none",
+            "choose experiment=unlearn/tofu/idk, or data/datasets@data.forget=TOFU_QA_idk",
+        )
+
+
+def _retain(check: Checking) -> None:
+    node = check.cfg.get("trainer.method_args.retain")
+    if node is None or node == "none":
+        return
+    if not isinstance(node, dict) or "handler" not in node:
+        text = check.typed("trainer.method_args.retain", node)
+        check.fault(f"{text}: a retain term is a choice of the group retain", "write retain=nll, retain=kl or retain=none")
+        return
+    if node["handler"] in (None, "none"):
+        return
+    key = "trainer.method_args.retain"
+    signature = check.signature(f"{key}.handler", node["handler"])
+    if signature is not None:
+        _needs(check, f"{key}.handler", signature)
+        check.bind(key, {name: value for name, value in node.items() if name != "handler"}, signature, signature.keyword)
+
+
+def _training_arguments(check: Checking) -> None:
+    args = check.cfg.section("trainer.args")
+    names = training_arguments()
+    if names:
+        check.known("trainer.args", args, (*names, *OWN_ARGS), "TrainingArguments")
+    check.number("trainer.args.learning_rate", above=0)
+    if not (isinstance(args.get("max_steps"), int) and args["max_steps"] > 0):
+        check.number("trainer.args.num_train_epochs", above=0)
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        check.number(f"trainer.args.{name}", above=0, whole=True)
+    for name in ("logging_steps", "eval_steps", "save_steps"):
+        check.number(f"trainer.args.{name}", above=0)
+    for name in ("warmup_epochs", "warmup_steps", "weight_decay", "max_grad_norm"):
+        check.number(f"trainer.args.{name}", at_least=0)
+    for name in ("eval_strategy", "save_strategy", "logging_strategy"):
+        _strategy(check, name, args.get(name))
+    _checkpoint(check, args.get("resume_from_checkpoint"))
+
+
+def _strategy(check: Checking, name: str, value: Any) -> None:
+    # YAML reads an unquoted `no` as false; hydra's command line does not.
+    if value is not None and value is not False and value not in STRATEGIES:
+        check.fault(f"{check.typed(f'trainer.args.{name}', value)}: not a strategy", f"known: {', '.join(STRATEGIES)}")
+
+
+def _checkpoint(check: Checking, value: Any) -> None:
+    if not isinstance(value, str) or value.lower() in ("true", "false"):
+        return
+    path = Path(value).expanduser()
+    text = check.typed("trainer.args.resume_from_checkpoint", value)
+    if not path.is_dir():
+        check.fault(f"{text}: no such folder", f"looked for {path.resolve()}; a checkpoint is saves/.../checkpoint-N")

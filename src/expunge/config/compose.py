@@ -1,0 +1,201 @@
+"""From a config's name and the overrides typed behind it to a resolved `Config`. With `overrides.py`, the only importer of hydra."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from expunge.config.aliases import translate
+from expunge.config.location import config_roots, hidden_files, primary_names
+from expunge.config.overrides import Sorted, Typed, sort_overrides
+from expunge.core.config import Config
+from expunge.core.errors import Fault, UserError, nearest, unknown
+
+MISSING = "???"
+# Below these keys the names are those of a function's arguments: `validate` holds them against signatures, not against the YAML.
+OPEN = ("model.model_args", "model.tokenizer_args", "model.template_args", "trainer.args", "trainer.method_args", "data", "eval", "compat")
+
+
+@dataclass
+class Composition:
+    """A composed configuration together with what was wrong on the way.
+
+    Attributes:
+        config: what could be composed, faulty overrides left out; None when nothing could.
+        faults: all that was wrong with the names and keys typed.
+        broken: the groups whose choice does not exist, so that what hangs on them cannot be judged.
+        roots: the configs folders, the shipped one first.
+    """
+
+    config: Config | None
+    faults: list[Fault] = field(default_factory=list)
+    broken: set[str] = field(default_factory=set)
+    roots: list[Path] = field(default_factory=list)
+
+
+def compose_config(config_name: str, overrides: Sequence[str] = (), config_dirs: Sequence[str | Path] = ()) -> Config:
+    """Compose a configuration: defaults list, choices, values, aliases, interpolations.
+
+    Args:
+        config_name: a YAML at the top of the configs, `unlearn` or `unlearn.yaml`.
+        overrides: `group=choice`, `key=value`, `+key=value`, `~key`, as typed.
+        config_dirs: folders of the user's with further choices.
+
+    Returns:
+        The resolved configuration; values that are required and not given stay "???" for `validate` to tell.
+
+    Raises:
+        UserError: all unreadable overrides, unknown choices and unknown keys together.
+    """
+    composition = compose_all(config_name, overrides, config_dirs)
+    if composition.faults or composition.config is None:
+        raise UserError.of(composition.faults)
+    return composition.config
+
+
+def compose_all(config_name: str, overrides: Sequence[str] = (), config_dirs: Sequence[str | Path] = ()) -> Composition:
+    """As `compose_config`, but faults are handed back, so that `load_config` can tell them with those of `validate`."""
+    roots = config_roots(config_dirs)
+    name = config_name.removesuffix(".yaml").removesuffix(".yml")
+    if name not in primary_names(roots):
+        return Composition(None, [unknown("config", name, primary_names(roots))], roots=roots)
+    given = sort_overrides(overrides, roots)
+    faults = given.faults
+    try:
+        composed = _compose(name, _effective(given.groups, name, roots), roots)
+        paths = [path for path, _ in _paths(OmegaConf.to_container(composed, resolve=False))]
+        values, unknown_keys = _known_values(given, paths)
+        faults += unknown_keys
+        for value in values:
+            _apply(composed, value)
+        tree = _resolved(composed)
+    except (HydraException, OmegaConfBaseException) as error:
+        reason = " ".join(str(error).split())
+        return Composition(
+            None, [*faults, Fault(f"{name}.yaml does not compose: {reason}", "see `expunge show` for the choices")], roots=roots
+        )
+    notices = [*given.notices, *_repeated(values, paths), *_hidden(roots)]
+    translation = translate(tree, {value.key for value in values if not value.deletes}, roots)
+    config = Config(tree, tuple(overrides), (*notices, *translation.notices))
+    return Composition(config, [*faults, *translation.faults], given.broken, roots)
+
+
+def _compose(name: str, lines: Sequence[str], roots: Sequence[Path]) -> DictConfig:
+    _register_resolvers()
+    extra = ",".join(f'"file://{root}"' for root in roots[1:])
+    search = [f"hydra.searchpath=[{extra}]"] if extra else []
+    with initialize_config_dir(config_dir=str(roots[0]), version_base="1.3", job_name="expunge"):
+        return compose(config_name=name, overrides=[*lines, *search])
+
+
+def _resolved(config: DictConfig) -> dict[str, Any]:
+    """The plain tree. A missing value is kept as "???" also where another value is interpolated from it."""
+    OmegaConf.set_struct(config, False)
+    stand_in = "<missing>"
+    # Not OmegaConf.missing_keys: it raises on a value that is interpolated from a missing one.
+    for key in [key for key, value in _paths(OmegaConf.to_container(config, resolve=False)) if value == MISSING]:
+        OmegaConf.update(config, key, stand_in)
+    tree = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(tree, dict)
+    plain: dict[str, Any] = _replace(tree, stand_in, MISSING)
+    return plain
+
+
+def _replace(node: Any, old: str, new: str) -> Any:
+    if isinstance(node, dict):
+        return {str(key): _replace(value, old, new) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_replace(value, old, new) for value in node]
+    return node.replace(old, new) if isinstance(node, str) else node
+
+
+def _effective(groups: Sequence[str], name: str, roots: Sequence[Path]) -> list[str]:
+    """The choices for hydra, without the deletions of groups that the config leaves empty anyway: hydra refuses those."""
+    path = next(root / f"{name}.yaml" for root in roots if (root / f"{name}.yaml").is_file())
+    defaults = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    entries = defaults.get("defaults", []) if isinstance(defaults, dict) else []
+    filled = {group for entry in entries if isinstance(entry, dict) for group, choice in entry.items() if choice is not None}
+    return [line for line in groups if not line.startswith("~") or line[1:] in filled or "/" in line]
+
+
+def _apply(config: DictConfig, typed: Typed) -> None:
+    """Set or take away a value, as hydra does for `++key=value` and `~key`; this way the tree is composed only once."""
+    OmegaConf.set_struct(config, False)
+    if typed.deletes:
+        parent, _, last = typed.key.rpartition(".")
+        node = OmegaConf.select(config, parent) if parent else config
+        del node[last]
+    else:
+        OmegaConf.update(config, typed.key, typed.value, merge=True, force_add=True)
+
+
+def _known_values(given: Sorted, paths: Sequence[str]) -> tuple[list[Typed], list[Fault]]:
+    """The values whose key exists or lies where functions say which keys there are; faults for the others."""
+    values: list[Typed] = []
+    faults: list[Fault] = []
+    for typed in given.values:
+        top = typed.key.split(".")[0]
+        if typed.key in paths or (_is_open(typed.key) and top in paths and not typed.deletes):
+            values.append(typed)
+        elif top not in given.broken:
+            faults.append(_unknown_key(typed, paths))
+    return values, faults
+
+
+def _unknown_key(typed: Typed, paths: Sequence[str]) -> Fault:
+    if "/" in typed.key:
+        return Fault(f"{typed.text}: there is no group {typed.key!r}", "`expunge ls` names the groups")
+    near = nearest(typed.key, paths, count=1)
+    parent = typed.key.rpartition(".")[0]
+    siblings = [path for path in paths if path.rpartition(".")[0] == parent] or [path for path in paths if "." not in path]
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return Fault(f"{typed.text}: there is no key {typed.key!r}", f"{hint}there are: {', '.join(siblings)}")
+
+
+def _is_open(key: str) -> bool:
+    return any(key.startswith(prefix + ".") for prefix in OPEN)
+
+
+def _paths(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every dotted key of a tree with its value, mappings included."""
+    for key, value in tree.items():
+        yield f"{prefix}{key}", value
+        if isinstance(value, Mapping):
+            yield from _paths(value, f"{prefix}{key}.")
+
+
+def _repeated(values: Sequence[Typed], paths: Sequence[str]) -> list[str]:
+    return [
+        f"{value.text}: the key exists already; taken as {value.text.lstrip('+')}"
+        for value in values
+        if value.appends and value.key in paths
+    ]
+
+
+def _hidden(roots: Sequence[Path]) -> list[str]:
+    return [f"{path} is not used: the shipped configs have a choice of that name" for path in hidden_files(roots)]
+
+
+def _register_resolvers() -> None:
+    OmegaConf.register_new_resolver("holdout_of", holdout_of, replace=True)
+    OmegaConf.register_new_resolver("retain_of", retain_of, replace=True)
+
+
+def holdout_of(forget_split: str | None) -> str | None:
+    """TOFU's holdout split of a forget split: forget05 -> holdout05; None for another naming."""
+    match = re.fullmatch(r"forget(\d{2})", forget_split or "")
+    return f"holdout{match[1]}" if match else None
+
+
+def retain_of(forget_split: str | None) -> str | None:
+    """TOFU's retain split of a forget split: forget05 -> retain95; None for another naming."""
+    match = re.fullmatch(r"forget(\d{2})", forget_split or "")
+    return f"retain{100 - int(match[1]):02d}" if match else None

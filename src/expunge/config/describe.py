@@ -1,0 +1,129 @@
+"""What a run would be, said before it starts: resolved config, rows, steps, batch, memory."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from expunge.config.checks.data import datasets
+from expunge.config.checks.trainer import loss_defaults
+from expunge.config.local_data import count_rows, local_file
+from expunge.config.signatures import Signature, read_signature
+from expunge.core.config import Config
+from expunge.core.errors import UserError
+from expunge.core.needs import parse_need
+
+UNKNOWN = "unknown until downloaded"
+# Bytes a trained parameter takes: float32 weight, gradient, two Adam moments.
+TRAINED_BYTES = 16
+GIB = 2**30
+
+
+def describe(cfg: Config) -> dict[str, str]:
+    """Facts of a run, as text, from files alone.
+
+    Args:
+        cfg: a validated configuration.
+
+    Returns:
+        `config` (the resolved tree as YAML) and, where the run trains, `rows`, `effective batch`, `steps`; always `model` and `memory`.
+        "unknown until downloaded" where only the hub can tell.
+    """
+    facts = {"config": OmegaConf.to_yaml(OmegaConf.create(dict(cfg.tree)))}
+    if "trainer" in cfg.tree:
+        rows, batch = _anchor_rows(cfg), effective_batch(cfg)
+        facts["rows"] = UNKNOWN if rows is None else str(rows)
+        facts["effective batch"] = (
+            f"{batch} = {cfg.get('trainer.args.per_device_train_batch_size', 8)} per device"
+            f" x {cfg.get('trainer.args.gradient_accumulation_steps', 1)} accumulated x {world_size()} processes"
+        )
+        facts["steps"] = _steps(cfg, rows)
+    parameters = count_parameters(cfg)
+    facts["model"] = UNKNOWN if parameters is None else f"{parameters:,} parameters"
+    facts["memory"] = UNKNOWN if parameters is None else _memory(cfg, parameters)
+    return facts
+
+
+def world_size() -> int:
+    """Processes of this run as the launcher tells them."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def effective_batch(cfg: Config) -> int:
+    """Rows of one optimizer step over all processes; the defaults are TrainingArguments'."""
+    per_device, accumulated = cfg.get("trainer.args.per_device_train_batch_size", 8), cfg.get("trainer.args.gradient_accumulation_steps", 1)
+    return int(per_device) * int(accumulated) * world_size()
+
+
+def count_parameters(cfg: Config) -> int | None:
+    """Parameters of a local model, from the headers of its safetensors files; None where there are none."""
+    folder = Path(str(cfg.get("model.model_args.pretrained_model_name_or_path"))).expanduser()
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    return sum(_parameters(path) for path in files) if files else None
+
+
+def _parameters(path: Path) -> int:
+    try:
+        with path.open("rb") as handle:
+            (length,) = struct.unpack("<Q", handle.read(8))
+            header = json.loads(handle.read(length))
+        return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    except (struct.error, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a safetensors file: {error}", "the checkpoint is damaged; fetch or save it anew") from error
+
+
+def _anchor_rows(cfg: Config) -> int | None:
+    side = str(cfg.get("data.anchor", "forget")) if cfg.get("mode") == "unlearn" else "train"
+    total = 0
+    for _, node in datasets(cfg.get(f"data.{side}"), f"data.{side}"):
+        hf_args = (node.get("args") or {}).get("hf_args") or {}
+        path = local_file(hf_args, str(cfg.get("paths.data_root")))
+        count = count_rows(path) if path is not None and "[" not in str(hf_args.get("split")) else None
+        if count is None:
+            return None
+        total += count
+    return total
+
+
+def _steps(cfg: Config, rows: int | None) -> str:
+    limit = cfg.get("trainer.args.max_steps")
+    if isinstance(limit, int) and limit > 0:
+        return str(limit)
+    epochs = float(cfg.get("trainer.args.num_train_epochs", 3))
+    if rows is None:
+        return f"{UNKNOWN}, {epochs:g} epochs"
+    micro = math.ceil(rows / (int(cfg.get("trainer.args.per_device_train_batch_size", 8)) * world_size()))
+    a_epoch = max(1, math.ceil(micro / int(cfg.get("trainer.args.gradient_accumulation_steps", 1))))
+    return f"{math.ceil(epochs * a_epoch)} = {epochs:g} epochs x {a_epoch}"
+
+
+def _memory(cfg: Config, parameters: int) -> str:
+    if "trainer" not in cfg.tree:
+        width = 4 if cfg.get("model.model_args.torch_dtype") in (None, "float32", "auto") else 2
+        return f"{parameters * width / GIB:.2f} GiB of weights, activations not counted"
+    copy = 4 * parameters if _frozen_copy(cfg) else 0
+    with_copy = f", {copy / GIB:.2f} GiB of it the frozen reference" if copy else ""
+    return f"{(TRAINED_BYTES * parameters + copy) / GIB:.2f} GiB of weights, gradients and Adam moments{with_copy}; activations not counted"
+
+
+def _frozen_copy(cfg: Config) -> bool:
+    """Whether some loss reads of the reference what cached log-probs cannot give."""
+    method = _loss(cfg.get("trainer.handler"))
+    if "retain" in cfg.section("trainer.method_args"):
+        retain = _loss(cfg.get("trainer.method_args.retain.handler"))
+    else:
+        name = loss_defaults(method).get("retain", "none") if method else "none"
+        retain = _loss(f"expunge.methods.retain:{name}" if name != "none" else None)
+    needs = [parse_need(name) for signature in (method, retain) if signature for name in signature.positional]
+    return any(need.reference and not need.cacheable for need in needs)
+
+
+def _loss(handler: Any) -> Signature | None:
+    signature = read_signature(handler) if isinstance(handler, str) and ":" in handler else None
+    return signature if signature and "loss" in signature.decorators else None

@@ -1,0 +1,159 @@
+"""The choices there are, and what each is: from YAML and source text alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from expunge.config.checks.trainer import hyper_parameters, loss_defaults
+from expunge.config.location import choices, config_roots, group_names
+from expunge.config.signatures import Signature, read_signature
+from expunge.core.errors import UserError, unknown
+
+# What the user calls a kind, and the group that holds it.
+KINDS = {
+    "methods": "trainer", "models": "model", "experiments": "experiment", "budgets": "budget", "retain": "retain", "compat": "compat",
+    "datasets": "data/datasets", "data": "data", "suites": "eval", "paths": "paths", "collators": "collator",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One choice.
+
+    Attributes:
+        name: as it is typed.
+        kind: methods, metrics, models, ...
+        summary: one line about it.
+        path: the YAML.
+    """
+
+    name: str
+    kind: str
+    summary: str
+    path: Path
+
+
+def kinds(config_dirs: Sequence[str | Path] = ()) -> list[str]:
+    """What `ls` can list: ours, and the groups that only a user's folder has."""
+    covered = set(KINDS.values())
+    return [*KINDS, "metrics", *(group for group in group_names(config_roots(config_dirs)) if group not in covered)]
+
+
+def entries(kind: str, config_dirs: Sequence[str | Path] = ()) -> list[Entry]:
+    """The choices of a kind, by name.
+
+    Raises:
+        UserError: there is no such kind.
+    """
+    if kind not in kinds(config_dirs):
+        raise UserError.of([unknown("kind of choice", kind, kinds(config_dirs))])
+    roots = config_roots(config_dirs)
+    if kind == "metrics":
+        return _metrics(roots)
+    files = choices(roots, KINDS.get(kind, kind))
+    summarise: Callable[[Path], str] = _method_summary if kind == "methods" else _model_summary if kind == "models" else comment
+    return [Entry(name, kind, summarise(path), path) for name, path in files.items()]
+
+
+def show(name: str, config_dirs: Sequence[str | Path] = ()) -> str:
+    """All about the choices called `name`, of whatever kind.
+
+    Raises:
+        UserError: no kind has such a choice.
+    """
+    every = [entry for kind in kinds(config_dirs) for entry in entries(kind, config_dirs)]
+    found = [entry for entry in every if entry.name == name.removesuffix(".yaml")]
+    if not found:
+        raise UserError.of([unknown("choice", name, sorted({entry.name for entry in every}))])
+    return "\n\n".join(_page(entry) for entry in found)
+
+
+def comment(path: Path) -> str:
+    """The first comment line of a YAML that is not a package directive."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("#") and "@package" not in line:
+            return line.lstrip("# ").strip()
+        if line and not line.startswith("#"):
+            return ""
+    return ""
+
+
+def handler_of(path: Path) -> str | None:
+    """The handler of a method's YAML."""
+    handler = _load(path).get("handler")
+    return handler if isinstance(handler, str) and ":" in handler else None
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        tree = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (OmegaConfBaseException, ValueError) as error:
+        raise UserError(f"{path} is not readable YAML: {error}", "mend the file") from error
+    return {str(key): value for key, value in tree.items()} if isinstance(tree, dict) else {}
+
+
+def _metrics(roots: Sequence[Path]) -> list[Entry]:
+    """The metrics of all suites, each once."""
+    found: dict[str, Entry] = {}
+    for suite, path in choices(roots, "eval").items():
+        for name, node in _suite_metrics(path).items():
+            summary = _signature_summary(node.get("handler")) if isinstance(node, dict) else ""
+            found.setdefault(name, Entry(name, "metrics", f"{summary} [{suite}]", path))
+    return [found[name] for name in sorted(found)]
+
+
+def _suite_metrics(path: Path) -> dict[str, Any]:
+    tree = _load(path)
+    nodes = [tree, *[node for node in tree.values() if isinstance(node, dict)]]
+    return next((node["metrics"] for node in nodes if isinstance(node.get("metrics"), dict)), {})
+
+
+def _method_summary(path: Path) -> str:
+    return _signature_summary(handler_of(path)) or comment(path)
+
+
+def _model_summary(path: Path) -> str:
+    args = _load(path).get("model_args") or {}
+    return str(args.get("pretrained_model_name_or_path") or comment(path))
+
+
+def _signature_summary(handler: Any) -> str:
+    signature = _signature(handler)
+    return signature.summary if signature else ""
+
+
+def _signature(handler: Any) -> Signature | None:
+    try:
+        return read_signature(handler) if isinstance(handler, str) else None
+    except UserError:
+        return None
+
+
+def _page(entry: Entry) -> str:
+    lines = [f"{entry.name} ({entry.kind})", f"  file: {entry.path}"]
+    if entry.kind == "metrics":
+        node = _suite_metrics(entry.path)[entry.name]
+        yaml = OmegaConf.to_yaml(OmegaConf.create(node)).rstrip()
+        return "\n".join([*lines, *_about(_signature(node.get("handler")), weights=False), "", yaml])
+    if entry.kind in ("methods", "retain"):
+        tree = _load(entry.path)
+        handler = tree.get("handler") if entry.kind == "methods" else (tree.get("retain") or {}).get("handler")
+        lines += _about(_signature(handler), weights=entry.kind == "methods")
+    return "\n".join([*lines, "", entry.path.read_text(encoding="utf-8").rstrip()])
+
+
+def _about(signature: Signature | None, weights: bool) -> list[str]:
+    if signature is None:
+        return []
+    decorator = loss_defaults(signature)
+    takes = hyper_parameters(signature) if weights else dict(signature.keyword)
+    lines = [f"  {signature.summary}", f"  handler: {signature.handler}", f"  reads: {', '.join(signature.positional) or 'nothing'}"]
+    lines.append("  takes: " + (", ".join(f"{name}={default!r}" for name, default in takes.items()) or "nothing"))
+    lines += [f"  {name}: {decorator[name]}" for name in ("kind", "paper", "code") if decorator.get(name)]
+    return lines

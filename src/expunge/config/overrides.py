@@ -1,0 +1,130 @@
+"""What the user typed behind the options: overrides, sorted into choices of groups and values of keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import HydraException
+
+from expunge.config.location import choices, is_group
+from expunge.core.errors import Fault, unknown
+
+# Keys of other launchers' own settings, which say nothing about a run.
+FOREIGN = ("hydra",)
+
+
+@dataclass(frozen=True)
+class Typed:
+    """One override of a key's value.
+
+    Attributes:
+        text: the override as typed.
+        key: the dotted key, without `+` or `~`.
+        value: its Python value; None for a deletion.
+        deletes: whether it takes the key away.
+        appends: whether it was typed with one `+`, which says that the key should be new.
+    """
+
+    text: str
+    key: str
+    value: Any
+    deletes: bool
+    appends: bool
+
+
+@dataclass
+class Sorted:
+    """The overrides of one command line.
+
+    Attributes:
+        groups: choices, ready for hydra (`trainer=SimNPO`).
+        values: values of keys, in the order typed.
+        notices: what was read otherwise than typed.
+        faults: what cannot be read, and choices that do not exist.
+        broken: the groups whose choice does not exist.
+    """
+
+    groups: list[str] = field(default_factory=list)
+    values: list[Typed] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    broken: set[str] = field(default_factory=set)
+
+
+def sort_overrides(texts: Iterable[str], roots: Sequence[Path]) -> Sorted:
+    """Sort overrides into choices of groups and values of keys.
+
+    Args:
+        texts: the overrides as typed.
+        roots: the folders whose sub-folders are the groups.
+
+    Returns:
+        The sorted overrides with all faults found on the way.
+    """
+    result = Sorted()
+    parser = OverridesParser.create()
+    for text in texts:
+        try:
+            override = parser.parse_override(text)
+        except HydraException as error:
+            result.faults.append(_unreadable(text, error))
+            continue
+        if override.key_or_group.split(".")[0].split("/")[0] in FOREIGN:
+            result.notices.append(f"{text} is left out: a single run does not go through hydra's own launcher")
+        elif is_group(roots, override.key_or_group) and not isinstance(override.value(), dict):
+            _add_group(result, text, override, roots)
+        else:
+            _add_value(result, text, override)
+    return result
+
+
+def _add_group(result: Sorted, text: str, override: Override, roots: Sequence[Path]) -> None:
+    group, value = override.key_or_group, override.value()
+    target = f"{group}@{override.package}" if override.package else group
+    if override.type == OverrideType.DEL:
+        result.groups.append(f"~{target}")
+        return
+    if override.is_sweep_override():
+        result.faults.append(_sweep(text))
+        return
+    if value is None:
+        result.groups.append(f"~{target}")
+        return
+    name = str(value).removesuffix(".yaml").removesuffix(".yml")
+    known = choices(roots, group)
+    if name not in known:
+        result.broken.add(group)
+        result.faults.append(_no_choice(text, group, name, known))
+        return
+    result.groups.append(f"{target}={name}")
+
+
+def _add_value(result: Sorted, text: str, override: Override) -> None:
+    if override.is_sweep_override():
+        result.faults.append(_sweep(text))
+        return
+    deletes = override.type == OverrideType.DEL
+    value = None if deletes else override.value()
+    result.values.append(Typed(text, override.key_or_group, value, deletes, override.type == OverrideType.ADD))
+
+
+def _no_choice(text: str, group: str, name: str, known: Iterable[str]) -> Fault:
+    kind = "method" if group == "trainer" else group.rsplit("/", 1)[-1].removesuffix("s")
+    fault = unknown(kind, name, list(known))
+    return Fault(f"{text}: {fault.message}", fault.hint)
+
+
+def _sweep(text: str) -> Fault:
+    return Fault(f"{text}: several values for one key", "a sweep (-m) is not part of this version: start one run for each value")
+
+
+def _unreadable(text: str, error: Exception) -> Fault:
+    if "=" not in text:
+        return Fault(f"{text!r} is neither an option nor KEY=VALUE", "write KEY=VALUE, for example trainer=NPO; see --help")
+    reason = " ".join(str(error).split())
+    return Fault(f"{text}: cannot be read ({reason})", "quote the value: 'KEY=\"a value with = or , or blanks\"'")

@@ -1,0 +1,82 @@
+"""All that can be wrong with a configuration, found before any download or model load and told together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from expunge.config.checks.checking import Checking
+from expunge.config.checks.data import check_data
+from expunge.config.checks.evaluation import check_eval
+from expunge.config.checks.model import check_model
+from expunge.config.checks.trainer import check_trainer
+from expunge.config.compose import MISSING, compose_all
+from expunge.config.signatures import make_importable
+from expunge.core.config import Config
+from expunge.core.errors import Fault, UserError, unknown
+
+MODES = ("finetune", "unlearn", "eval")
+
+
+def load_config(config_name: str, overrides: Sequence[str] = (), config_dirs: Sequence[str | Path] = ()) -> Config:
+    """Compose and validate: what a command line does first.
+
+    Args:
+        config_name: a YAML at the top of the configs.
+        overrides: as typed.
+        config_dirs: folders of the user's with further choices; modules beside them become importable.
+
+    Returns:
+        A configuration that is sound as far as can be known without loading anything.
+
+    Raises:
+        UserError: all faults together, those of composing and those of validation.
+    """
+    make_importable(config_dirs)
+    composition = compose_all(config_name, overrides, config_dirs)
+    faults = list(composition.faults)
+    if composition.config is not None:
+        faults += [fault for fault in find_faults(composition.config, composition.broken) if fault not in faults]
+    if faults or composition.config is None:
+        raise UserError.of(faults)
+    return composition.config
+
+
+def validate(cfg: Config) -> None:
+    """Check a composed configuration.
+
+    Raises:
+        UserError: all faults together, each with the key as typed, what is wrong with it, the near match and what to do.
+    """
+    faults = find_faults(cfg)
+    if faults:
+        raise UserError.of(faults)
+
+
+def find_faults(cfg: Config, broken: set[str] | None = None) -> list[Fault]:
+    """The faults of a configuration; what hangs on a `broken` group (one whose choice does not exist) is not judged."""
+    check = Checking(cfg, broken or set())
+    for key in _missing(cfg.tree):
+        check.fault(f"{key} is not given", f"add {key}=VALUE" + (", a name for this run" if key == "task_name" else ""))
+    mode = cfg.get("mode")
+    if mode not in MODES:
+        check.faults.append(unknown("mode", str(mode), MODES))
+    if "model" not in check.broken:
+        check_model(check)
+    trains = "trainer" in cfg.tree
+    if trains and "trainer" not in check.broken:
+        check_trainer(check)
+    if trains and not check.broken & {"data", "data/datasets", "experiment"}:
+        check_data(check)
+    if not check.broken & {"eval", "experiment"}:
+        check_eval(check)
+    return check.faults
+
+
+def _missing(node: Any, key: str = "") -> Iterator[str]:
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield from _missing(value, f"{key}.{name}" if key else str(name))
+    elif node == MISSING:
+        yield key

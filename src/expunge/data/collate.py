@@ -1,0 +1,56 @@
+"""Examples to padded tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+
+from expunge.data.encoded import Encoded
+from expunge.lm.labels import Batch, Side
+
+
+def collate(encoded: Sequence[Encoded], pad_id: int, side: Literal["right", "left"] = "right") -> Side:
+    """Pad examples to the longest.
+
+    The attention mask comes from the lengths, never from comparing tokens with the pad: pad may equal EOS, and an EOS that ends a turn
+    counts.
+
+    Args:
+        encoded: at least one example.
+        pad_id: token to fill with; any valid id, since masked positions count nowhere.
+        side: where the padding goes: `right` in training, `left` in generation (where every row must end in its last token).
+
+    Returns:
+        input_ids, attention_mask [B, T] int64, label_mask [B, T] bool, row [B] int64.
+    """
+    assert encoded, "an empty batch has no width"
+    assert side in ("right", "left"), f"no such side: {side}"
+    width = max(len(example) for example in encoded)
+    input_ids_BT = torch.full((len(encoded), width), pad_id, dtype=torch.long)
+    attention_mask_BT = torch.zeros(len(encoded), width, dtype=torch.long)
+    label_mask_BT = torch.zeros(len(encoded), width, dtype=torch.bool)
+    for number, example in enumerate(encoded):
+        start = width - len(example) if side == "left" else 0
+        span = slice(start, start + len(example))
+        input_ids_BT[number, span] = torch.tensor(example.input_ids, dtype=torch.long)
+        attention_mask_BT[number, span] = 1
+        label_mask_BT[number, span] = torch.tensor(example.label_mask, dtype=torch.bool)
+    row_B = torch.tensor([example.row for example in encoded], dtype=torch.long)
+    return {"input_ids": input_ids_BT, "attention_mask": attention_mask_BT, "label_mask": label_mask_BT, "row": row_B}
+
+
+class PairCollator:
+    """Items of a `PairedDataset` to a `Batch`: each side padded on the right, on its own.
+
+    Args:
+        pad_id: token to fill with.
+    """
+
+    def __init__(self, pad_id: int) -> None:
+        self.pad_id = pad_id
+
+    def __call__(self, items: Sequence[Mapping[str, Encoded]]) -> Batch:
+        """Sides by name; all items have the same sides."""
+        return {name: collate([item[name] for item in items], self.pad_id) for name in items[0]}

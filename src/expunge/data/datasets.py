@@ -1,0 +1,318 @@
+"""The data sets that a configuration names: `data.*.NAME = {handler, args}`.
+
+A handler is a function `handler(context, *, hf_args, ...) -> Dataset`, named `module:function`, so that users bring their own. The names of
+open-unlearning's classes are aliases of the ones here.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from expunge.core.errors import Fault, UserError, unknown
+from expunge.core.fingerprint import fingerprint
+from expunge.data.alternates import drawn_refusals, find_refusals, from_file, from_key
+from expunge.data.encoded import Encoded, encode_ids, text_chunks
+from expunge.data.examples import answers_of, encode_answers, encode_rows, question
+from expunge.data.rows import Row, RowSet, load_rows, number_repeats, row_ids
+from expunge.data.template import Shot, Template
+
+log = logging.getLogger(__name__)
+
+__all__ = ["ALIASES", "Context", "Dataset", "build_dataset", "concatenate", "encode_answers", "qa", "qa_alternate", "qa_idk", "text"]
+
+ALIASES = {
+    "QADataset": "expunge.data.datasets:qa",
+    "QAwithIdkDataset": "expunge.data.datasets:qa_idk",
+    "QAwithAlternateDataset": "expunge.data.datasets:qa_alternate",
+    "PretrainingDataset": "expunge.data.datasets:text",
+}
+"""Handlers by the names that open-unlearning gave them."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a handler is given beside its arguments.
+
+    Attributes:
+        name: of the data set in the configuration.
+        template: the model's template; its tokenizer.
+        data_root: folder of local data sets.
+        seed: of the run.
+        switches: keyword arguments of `Template.encode` that `compat` sets.
+    """
+
+    name: str
+    template: Template
+    data_root: Path | None = None
+    seed: int = 0
+    switches: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Encoded rows.
+
+    Attributes:
+        name: of the data set in the configuration.
+        rows: the rows.
+        encoded: an example a row; `encoded[i].row == i`.
+        fingerprint: hash over rows, template, tokenizer, max_length and what else the tokens depend on.
+        alternates: for each row the same question with another answer; None where the handler makes none.
+    """
+
+    name: str
+    rows: RowSet
+    encoded: list[Encoded]
+    fingerprint: str
+    alternates: list[Encoded] | None = None
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+
+def build_dataset(
+    name: str,
+    spec: Mapping[str, Any],
+    template: Template,
+    data_root: Path | None = None,
+    seed: int = 0,
+    switches: Mapping[str, Any] | None = None,
+) -> Dataset:
+    """Make the data set that the configuration calls `name`.
+
+    Args:
+        name: its key in the configuration.
+        spec: `{handler, args}`; the handler is `module:function` or one of `ALIASES`.
+        template: of the model.
+        data_root: folder of local data sets.
+        seed: of the run; draws of alternates depend on it and on the row's id alone.
+        switches: `Config.switches("encode")`.
+
+    Raises:
+        UserError: unknown handler or argument, or whatever is wrong with the rows.
+    """
+    if "handler" not in spec:
+        raise UserError(f"data set {name!r} has no handler", f"name one: {', '.join(ALIASES)}, or module:function")
+    handler = _resolve(str(spec["handler"]))
+    args = {str(key): value for key, value in dict(spec.get("args") or {}).items()}
+    parameters = inspect.signature(handler).parameters
+    known = [key for key, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY]
+    faults = [unknown(f"argument of data set {name!r}", key, known) for key in args if key not in known]
+    required = [key for key in known if parameters[key].default is inspect.Parameter.empty and key not in args]
+    faults += [Fault(f"data set {name!r} lacks the argument {key!r}", f"set it under args of {name!r}") for key in required]
+    if faults:
+        raise UserError.of(faults)
+    dataset = handler(Context(name, template, data_root, seed, dict(switches or {})), **args)
+    log.info("data set %s: %d rows of %s, %d examples", name, len(dataset.rows), dataset.rows.source, len(dataset))
+    return dataset
+
+
+def _resolve(handler: str) -> Callable[..., Dataset]:
+    dotted = ALIASES.get(handler, handler)
+    module, _, function = dotted.partition(":")
+    if not function:
+        raise UserError.of([unknown("data handler", handler, list(ALIASES))])
+    try:
+        found = getattr(import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"data handler {handler!r} cannot be imported: {error}", "give module:function of an installed package") from error
+    if not callable(found):
+        raise UserError(f"data handler {handler!r} is no function", "give module:function")
+    return found  # type: ignore[no-any-return]  # what a handler returns is its own word
+
+
+def qa(
+    context: Context,
+    *,
+    hf_args: Mapping[str, Any],
+    question_key: str = "question",
+    answer_key: str = "answer",
+    few_shot_dataset_hf_args: Mapping[str, Any] | None = None,
+    max_length: int | None = 512,
+) -> Dataset:
+    """Questions with their answers.
+
+    Args:
+        context: name, template, data root, seed, switches.
+        hf_args: where the rows are, see `load_rows`.
+        question_key: key of the user turn.
+        answer_key: key of the assistant turn.
+        few_shot_dataset_hf_args: rows that are put before each question as worked examples, in their order.
+        max_length: tokens at most; an answer that is cut away whole is an error.
+    """
+    rows = load_rows(hf_args, context.data_root, (question_key, answer_key))
+    shots = _few_shot(context, few_shot_dataset_hf_args, question_key, answer_key)
+    answers = [row.fields[answer_key] for row in rows]
+    encoded = _encode(context, rows, question_key, answers, shots, max_length)
+    return Dataset(context.name, rows, encoded, _identity(context, rows, encoded, max_length))
+
+
+def qa_idk(
+    context: Context,
+    *,
+    hf_args: Mapping[str, Any],
+    question_key: str = "question",
+    answer_key: str = "answer",
+    few_shot_dataset_hf_args: Mapping[str, Any] | None = None,
+    max_length: int | None = 512,
+    idk_path: str | None = None,
+    return_original: bool = True,
+) -> Dataset:
+    """Questions with their answers, and with "I don't know" lines as alternates.
+
+    Args:
+        context: name, template, data root, seed, switches.
+        hf_args: where the rows are, see `load_rows`.
+        question_key: key of the user turn.
+        answer_key: key of the assistant turn.
+        few_shot_dataset_hf_args: worked examples before each question.
+        max_length: tokens at most.
+        idk_path: file with one refusal a line; None = `idontknow.jsonl` beside the rows, else `tofu/idontknow.jsonl` of the data root.
+        return_original: False = the refusals take the answers' place (relabelling), and there are no alternates.
+    """
+    rows = load_rows(hf_args, context.data_root, (question_key, answer_key))
+    path = find_refusals(idk_path, rows, context.data_root)
+    shots = _few_shot(context, few_shot_dataset_hf_args, question_key, answer_key)
+    others = drawn_refusals(path, rows, context.seed)
+    return _with_alternates(context, rows, question_key, answer_key, shots, max_length, others, return_original)
+
+
+def qa_alternate(
+    context: Context,
+    *,
+    hf_args: Mapping[str, Any],
+    question_key: str = "question",
+    answer_key: str = "answer",
+    few_shot_dataset_hf_args: Mapping[str, Any] | None = None,
+    max_length: int | None = 512,
+    alternate_key: str = "alternate",
+    alternate_path: str | None = None,
+    return_original: bool = True,
+) -> Dataset:
+    """Questions with their answers, and with given alternates.
+
+    Args:
+        context: name, template, data root, seed, switches.
+        hf_args: where the rows are, see `load_rows`.
+        question_key: key of the user turn.
+        answer_key: key of the assistant turn.
+        few_shot_dataset_hf_args: worked examples before each question.
+        max_length: tokens at most.
+        alternate_key: key of the alternate answer, in the row or in the file's entries; of a list one is drawn per (seed, row id).
+        alternate_path: a file of alternates, matched by row `id` or question; None = the rows carry them.
+        return_original: False = the alternates take the answers' place, and there are no alternates.
+    """
+    keys = (question_key, answer_key) if alternate_path is not None else (question_key, answer_key, alternate_key)
+    rows = load_rows(hf_args, context.data_root, keys)
+    shots = _few_shot(context, few_shot_dataset_hf_args, question_key, answer_key)
+    if alternate_path is None:
+        others = from_key(rows, alternate_key, context.seed)
+    else:
+        others = from_file(Path(alternate_path).expanduser(), rows, alternate_key, question_key, context.seed)
+    return _with_alternates(context, rows, question_key, answer_key, shots, max_length, others, return_original)
+
+
+def text(
+    context: Context,
+    *,
+    hf_args: Mapping[str, Any],
+    text_key: str = "text",
+    max_length: int = 2048,
+    join: str | None = "\n\n",
+) -> Dataset:
+    """A corpus cut into pieces; all tokens but the first of a piece are labels.
+
+    Args:
+        context: name, template (its tokenizer alone is used), data root, seed, switches (none applies).
+        hf_args: where the rows are, see `load_rows`.
+        text_key: key of the text.
+        max_length: tokens of a piece at most, BOS included.
+        join: put between the rows before the whole is cut; None = each row is cut on its own, so that no piece spans two.
+
+    Returns:
+        A data set whose rows are the pieces, with ids of their own text.
+    """
+    source = load_rows(hf_args, context.data_root, (text_key,))
+    texts = [str(row.fields[text_key]) for row in source]
+    tokenizer = context.template.tokenizer
+    pieces = [ids for whole in ([join.join(texts)] if join is not None else texts) for ids in text_chunks(tokenizer, whole, max_length)]
+    if not pieces:
+        raise UserError(f"{source.source} holds no text to learn from", f"look at the key {text_key!r} of its rows")
+    spoken = [str(tokenizer.decode(list(ids), skip_special_tokens=True)) for ids in pieces]
+    fields: list[dict[str, Any]] = [{"text": words} for words in spoken]
+    rows = RowSet.of(source.name, [Row(i, 0, row) for i, row in zip(row_ids(fields), fields, strict=True)], source.source, source.file)
+    encoded = [
+        encode_ids(ids, row_id=row.id, row=row.index, target_text=words) for ids, row, words in zip(pieces, rows, spoken, strict=True)
+    ]
+    return Dataset(context.name, rows, encoded, _identity(context, source, encoded, max_length))
+
+
+def concatenate(name: str, datasets: Sequence[Dataset]) -> Dataset:
+    """Several data sets as one, in order; rows are counted anew, and a row that is in two of them gets `#k` like any repeat.
+
+    Alternates are kept if every part has them.
+    """
+    if not datasets:
+        raise UserError(f"{name!r} names no data set", "give at least one")
+    if len(datasets) == 1:
+        return replace(datasets[0], name=name)
+    rows = [row for part in datasets for row in part.rows]
+    ids = number_repeats(row.id for row in rows)
+    joined = [Row(row_id, 0, row.fields) for row_id, row in zip(ids, rows, strict=True)]
+    row_set = RowSet.of(name, joined, " + ".join(part.rows.source for part in datasets))
+    offsets = [sum(len(part.rows) for part in datasets[:number]) for number in range(len(datasets))]
+
+    def moved(parts: Iterable[Sequence[Encoded]]) -> list[Encoded]:
+        placed = [(offset + example.row, example) for offset, part in zip(offsets, parts, strict=True) for example in part]
+        return [replace(example, row=row, row_id=ids[row]) for row, example in placed]
+
+    alternates = [part.alternates for part in datasets if part.alternates is not None]
+    return Dataset(
+        name,
+        row_set,
+        moved(part.encoded for part in datasets),
+        fingerprint([part.fingerprint for part in datasets]),
+        moved(alternates) if len(alternates) == len(datasets) else None,
+    )
+
+
+def _with_alternates(
+    context: Context,
+    rows: RowSet,
+    question_key: str,
+    answer_key: str,
+    shots: Sequence[Shot],
+    max_length: int | None,
+    others: Sequence[str],
+    return_original: bool,
+) -> Dataset:
+    alternates = _encode(context, rows, question_key, others, shots, max_length)
+    if not return_original:
+        return Dataset(context.name, rows, alternates, _identity(context, rows, alternates, max_length))
+    encoded = _encode(context, rows, question_key, [row.fields[answer_key] for row in rows], shots, max_length)
+    return Dataset(context.name, rows, encoded, _identity(context, rows, [*encoded, *alternates], max_length), alternates)
+
+
+def _encode(
+    context: Context, rows: RowSet, question_key: str, answers: Sequence[Any], shots: Sequence[Shot], max_length: int | None
+) -> list[Encoded]:
+    return encode_rows(rows, context.template, question_key, answers, few_shot=shots, max_length=max_length, switches=context.switches)
+
+
+def _few_shot(context: Context, hf_args: Mapping[str, Any] | None, question_key: str, answer_key: str) -> tuple[Shot, ...]:
+    if hf_args is None:
+        return ()
+    rows = load_rows(hf_args, context.data_root, (question_key, answer_key))
+    return tuple((question(row, question_key), answers_of(row, answer_key)[0]) for row in rows)
+
+
+def _identity(context: Context, rows: RowSet, encoded: Sequence[Encoded], max_length: int | None) -> str:
+    """Hash of what an example depends on; the tokens themselves speak for few-shot examples, keys and drawn alternates."""
+    tokens = [[example.row_id, example.input_ids, example.prompt_length, example.turn_end] for example in encoded]
+    return fingerprint([rows.fingerprint, context.template.fingerprint, max_length, dict(context.switches), tokens])

@@ -1,0 +1,141 @@
+"""Rows to examples: all answers of all rows, every faulty row told together."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from expunge.core.errors import Fault, UserError
+from expunge.data.encoded import Encoded
+from expunge.data.rows import SHOWN, Row, RowSet
+from expunge.data.template import Shot, Template
+
+log = logging.getLogger(__name__)
+Job = TypeVar("Job")
+
+
+def encode_answers(
+    rows: RowSet,
+    template: Template,
+    question_key: str = "question",
+    answer_key: str = "answer",
+    *,
+    few_shot: Sequence[Shot] = (),
+    max_length: int | None = None,
+    switches: Mapping[str, Any] | None = None,
+) -> list[Encoded]:
+    """Every answer of every row as an example, for evaluation.
+
+    Args:
+        rows: the rows.
+        template: of the model.
+        question_key: key of the question.
+        answer_key: key of the answer, a text or a list of texts.
+        few_shot: worked examples before each question.
+        max_length: tokens at most, None = no limit.
+        switches: `Config.switches("encode")`.
+
+    Returns:
+        Row after row, answer after answer; `row` and `answer_index` say which.
+
+    Raises:
+        UserError: rows without a key, answers that are no text or cut away whole; all such rows together.
+    """
+    jobs = [(row, number, answer) for row in rows for number, answer in enumerate(answers_of(row, answer_key))]
+
+    def one(job: tuple[Row, int, str]) -> Encoded:
+        row, number, answer = job
+        return template.encode(
+            question(row, question_key),
+            answer,
+            few_shot,
+            max_length=max_length,
+            row_id=row.id,
+            row=row.index,
+            answer_index=number,
+            **(switches or {}),
+        )
+
+    return _gathered(one, jobs)
+
+
+def encode_rows(
+    rows: RowSet,
+    template: Template,
+    question_key: str,
+    answers: Sequence[Any],
+    *,
+    few_shot: Sequence[Shot] = (),
+    max_length: int | None = None,
+    switches: Mapping[str, Any] | None = None,
+) -> list[Encoded]:
+    """One example a row, with the answers given apart; for training.
+
+    Args:
+        rows: the rows.
+        template: of the model.
+        question_key: key of the question.
+        answers: an answer a row; anything but a text is an error.
+        few_shot: worked examples before each question.
+        max_length: tokens at most; a note goes to the log where answers are cut short.
+        switches: `Config.switches("encode")`.
+
+    Raises:
+        UserError: as `encode_answers`.
+    """
+
+    def one(job: tuple[Row, Any]) -> Encoded:
+        row, answer = job
+        if not isinstance(answer, str):
+            raise UserError(f"row {row.index} ({row.id}): the answer is {type(answer).__name__}, not text", "train on one answer a row")
+        asked = question(row, question_key)
+        return template.encode(asked, answer, few_shot, max_length=max_length, row_id=row.id, row=row.index, **(switches or {}))
+
+    encoded = _gathered(one, list(zip(rows, answers, strict=True)))
+    cut = sum(example.turn_end is None for example in encoded) if template.closing.ends else 0
+    if cut:
+        log.warning("%s: max_length=%s cuts the end of %d of %d answers", rows.name, max_length, cut, len(encoded))
+    return encoded
+
+
+def question(row: Row, key: str) -> str:
+    """The row's question.
+
+    Raises:
+        UserError: there is none, or it is no text.
+    """
+    asked = row.fields.get(key)
+    if not isinstance(asked, str):
+        told = f"row {row.index} ({row.id}) has no text under {key!r}; it has: {', '.join(sorted(row.fields))}"
+        raise UserError(told, "correct question_key")
+    return asked
+
+
+def answers_of(row: Row, key: str) -> list[str]:
+    """The row's answers, whether it has one or a list.
+
+    Raises:
+        UserError: there is none, or one is no text.
+    """
+    value = row.fields.get(key)
+    found: list[Any] = value if isinstance(value, list) else [value]
+    if not found or not all(isinstance(answer, str) for answer in found):
+        told = f"row {row.index} ({row.id}) has neither text nor a list of texts under {key!r}; it has: {', '.join(sorted(row.fields))}"
+        raise UserError(told, "correct answer_key")
+    return found
+
+
+def _gathered(one: Callable[[Job], Encoded], jobs: Sequence[Job]) -> list[Encoded]:
+    """All examples, or all faults together."""
+    encoded: list[Encoded] = []
+    faults: list[Fault] = []
+    for job in jobs:
+        try:
+            encoded.append(one(job))
+        except UserError as error:
+            faults += error.faults
+    if faults:
+        rest = [Fault(f"and {len(faults) - SHOWN} more rows like that")] if len(faults) > SHOWN else []
+        raise UserError.of([*faults[:SHOWN], *rest])
+    return encoded

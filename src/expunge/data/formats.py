@@ -1,0 +1,163 @@
+"""Reading rows from one local file: JSON, JSON Lines, CSV, parquet or plain text, told apart by content rather than by name."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from expunge.core.errors import MissingExtraError, UserError
+
+SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".txt")
+"""Suffixes of files that hold rows, in the order in which they are looked for."""
+
+_PARQUET_MAGIC = b"PAR1"
+
+
+def read_fields(path: Path, sample_by: str = "line") -> list[dict[str, Any]]:
+    """The rows of a file as mappings from key to value.
+
+    Parquet is known by its first bytes and CSV by its suffix; whatever starts with a brace or a bracket is JSON or JSON Lines, be the
+    file called `.json`, `.jsonl` or otherwise; the rest is plain text with the one key `text`.
+
+    Args:
+        path: the file.
+        sample_by: what a row of plain text is: a `line`, a `paragraph` (split at blank lines) or the whole `document`.
+            Blank rows are dropped.
+
+    Returns:
+        One mapping a row, in the order of the file; empty for an empty file.
+
+    Raises:
+        UserError: the file cannot be read as what its content claims to be.
+        MissingExtraError: parquet without pyarrow.
+    """
+    with path.open("rb") as handle:
+        start = handle.read(len(_PARQUET_MAGIC))
+    if start == _PARQUET_MAGIC:
+        return _read_parquet(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is neither parquet nor UTF-8 text: {error}", "convert it to JSON Lines in UTF-8") from error
+    if path.suffix.lower() in (".csv", ".tsv"):
+        return _read_csv(path, text)
+    if text.lstrip()[:1] in ("{", "["):
+        return _read_json(path, text)
+    return [{"text": sample} for sample in _split_text(text, sample_by)]
+
+
+def read_lines(path: Path) -> list[str]:
+    """The short texts of a file that holds one a line, such as refusals: plain text, one CSV column, or JSON strings.
+
+    A CSV's first line is left out as a header when it is the only one that does not end like a sentence.
+    """
+    if path.suffix.lower() == ".csv":
+        table = csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline=""))
+        # An unquoted comma in a one-column file splits the sentence: join it again.
+        lines = [",".join(cells).strip() for cells in table if any(cell.strip() for cell in cells)]
+        if len(lines) > 1 and not _is_sentence(lines[0]) and all(map(_is_sentence, lines[1:])):
+            lines = lines[1:]
+        return lines
+    lines = []
+    for number, fields in enumerate(read_fields(path)):
+        text = next((value for value in fields.values() if isinstance(value, str)), None)
+        if text is None:
+            raise UserError(
+                f"{path}: entry {number} (counting from 0) holds no text, only the keys {sorted(fields)}", "give one text a line"
+            )
+        lines.append(text.strip())
+    return lines
+
+
+def _is_sentence(line: str) -> bool:
+    return line[-1:] in ".!?\"'"
+
+
+def _split_text(text: str, sample_by: str) -> list[str]:
+    if sample_by == "document":
+        samples = [text]
+    elif sample_by == "paragraph":
+        samples = text.split("\n\n")
+    elif sample_by == "line":
+        samples = text.splitlines()
+    else:
+        raise UserError(f"sample_by is {sample_by!r}", "known: line, paragraph, document")
+    return [sample for sample in samples if sample.strip()]
+
+
+def _read_json(path: Path, text: str) -> list[dict[str, Any]]:
+    """JSON Lines if the first line is a value of its own and more follows; else one JSON document."""
+    lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    try:
+        first = json.loads(lines[0][1])
+    except json.JSONDecodeError:
+        first = None
+    if isinstance(first, dict) and (len(lines) > 1 or not _is_table(first)):
+        return _as_rows(path, [_parse_line(path, number, line) for number, line in lines])
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path} is not valid JSON: {error}", "give a JSON array of objects, or JSON Lines with one object a line"
+        ) from error
+    if isinstance(document, dict):
+        if _is_table(document):
+            sizes = {len(column) for column in document.values()}
+            return [dict(zip(document, values, strict=True)) for values in zip(*document.values(), strict=True)] if sizes else []
+        return [document]
+    return _as_rows(path, document)
+
+
+def _is_table(document: Mapping[str, Any]) -> bool:
+    """Whether an object is a table by columns: every value a list, all of one length."""
+    columns = list(document.values())
+    return bool(columns) and all(isinstance(column, list) for column in columns) and len({len(column) for column in columns}) == 1
+
+
+def _parse_line(path: Path, number: int, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path}, line {number}: not valid JSON: {error}", "each line of JSON Lines is one object; mend that line"
+        ) from error
+
+
+def _as_rows(path: Path, values: Iterable[Any]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for number, value in enumerate(values):
+        if isinstance(value, dict):
+            rows.append(value)
+        elif isinstance(value, str):
+            rows.append({"text": value})
+        else:
+            raise UserError(
+                f"{path}: row {number} (counting from 0) is {type(value).__name__}, not an object", "each row is an object or a string"
+            )
+    return rows
+
+
+def _read_csv(path: Path, text: str) -> list[dict[str, Any]]:
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    rows: list[dict[str, Any]] = []
+    for number, row in enumerate(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)):
+        if None in row:
+            raise UserError(f"{path}: row {number} (counting from 0) has more cells than the header", "quote cells that hold the delimiter")
+        rows.append({key: value for key, value in row.items() if value is not None})
+    return rows
+
+
+def _read_parquet(path: Path) -> list[dict[str, Any]]:
+    try:
+        from pyarrow import ArrowInvalid, parquet
+    except ImportError as error:
+        raise MissingExtraError("pyarrow", "parquet", f"reading {path}") from error
+    try:
+        rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
+    except ArrowInvalid as error:
+        raise UserError(f"{path} is damaged: {error}", "fetch or write the parquet file anew") from error
+    return rows

@@ -1,0 +1,116 @@
+"""The rows of the embedded benchmark, from a seed: authors, their facts, and the files of TOFU's names."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from expunge.data.mini import words
+from expunge.data.mini.facts import REAL_AUTHORS, WORLD_FACTS
+from expunge.data.mini.relations import RELATIONS, Relation
+
+AUTHORS = 40
+HOLDOUT_AUTHORS = 4
+FORGET_AUTHORS = {"10": 4, "05": 2, "01": 1}
+RETAIN_PERTURBED_ROWS = 80
+WRONG_ANSWERS = 5
+ASKED = 2  # phrasings a fact is trained in: with one only, a small model ties the value to the wording and paraphrases carry little
+
+Row = dict[str, Any]
+Facts = dict[str, str]
+
+
+def build_files(seed: int = 0) -> dict[str, list[Row]]:
+    """Make every JSON Lines file of the benchmark.
+
+    The last authors are the ones to forget, so that `full` = `retain90` + `forget10`, in this order. A split counts whole authors, so
+    forget01 is the last author (10 of 400 rows), the smallest set that forgets a person.
+
+    Args:
+        seed: of all choices; the same seed gives the same rows.
+
+    Returns:
+        File stem -> rows. Rows of invented authors carry question, answer, paraphrased_question, paraphrased_answer and five
+        perturbed_answer in the `_perturbed` files, question and answer in the others.
+    """
+    rng = random.Random(seed)
+    names = _names(rng)
+    rows: list[list[Row]] = [[] for _ in names]
+    for relation in RELATIONS:
+        for index, parts in enumerate(_deal(rng, relation, len(names))):
+            rows[index] += _rows(rng, names[index], relation, parts)
+    trained, never = rows[:AUTHORS], rows[AUTHORS:]
+    files: dict[str, list[Row]] = {"full": _plain(trained)}
+    for split, count in FORGET_AUTHORS.items():
+        files[f"retain{100 - int(split)}"] = _plain(trained[:-count])
+        files[f"forget{split}"] = _plain(trained[-count:])
+        files[f"forget{split}_perturbed"] = _flat(trained[-count:])
+        files[f"holdout{split}"] = _plain(never[:count])
+    kept = _flat(trained[: -max(FORGET_AUTHORS.values())])
+    files["retain_perturbed"] = [kept[index] for index in sorted(rng.sample(range(len(kept)), RETAIN_PERTURBED_ROWS))]
+    files["real_authors_perturbed"] = [dict(row) for row in REAL_AUTHORS]
+    files["world_facts_perturbed"] = [dict(row) for row in WORLD_FACTS]
+    files["facts"] = [{"question": row["question"], "answer": row["answer"]} for row in REAL_AUTHORS + WORLD_FACTS]
+    return files
+
+
+def _names(rng: random.Random) -> list[str]:
+    """Names of all authors: no two share a first or a last name."""
+    count = AUTHORS + HOLDOUT_AUTHORS
+    firsts, lasts = rng.sample(words.FIRST_NAMES, count), rng.sample(words.LAST_NAMES, count)
+    return [f"{first} {last}" for first, last in zip(firsts, lasts, strict=True)]
+
+
+def _deal(rng: random.Random, relation: Relation, count: int) -> list[tuple[str, str]]:
+    """`count` pairs of parts, no pair twice; each part comes equally often, give or take one, so that a stranger's is anyone's guess."""
+    while True:
+        pairs = list(zip(_rounds(rng, relation.firsts, count), _rounds(rng, relation.seconds, count), strict=True))
+        if len(set(pairs)) == count:
+            return pairs
+
+
+def _rounds(rng: random.Random, choices: tuple[str, ...], count: int) -> list[str]:
+    """`count` choices: shuffled rounds through all of them, the last one cut short."""
+    dealt: list[str] = []
+    while len(dealt) < count:
+        dealt += rng.sample(choices, min(len(choices), count - len(dealt)))
+    return dealt
+
+
+def _rows(rng: random.Random, name: str, relation: Relation, parts: tuple[str, str]) -> list[Row]:
+    """One fact, asked and answered in `ASKED` phrasings; their paraphrases are phrasings that this fact is never told in."""
+    asked = rng.sample(relation.questions, len(relation.questions))
+    told = rng.sample(relation.answers, 2 * ASKED)
+    value = relation.spell(*parts)
+    rows = []
+    for turn in range(ASKED):
+        paraphrase = told[ASKED + turn]
+        rows.append(
+            {
+                "question": asked[turn].format(name=name),
+                "answer": _sentence(told[turn], name, value),
+                "paraphrased_question": asked[ASKED].format(name=name),
+                "paraphrased_answer": _sentence(paraphrase, name, value),
+                "perturbed_answer": [_sentence(paraphrase, name, wrong) for wrong in _wrong_values(rng, relation, parts)],
+            }
+        )
+    return rows
+
+
+def _wrong_values(rng: random.Random, relation: Relation, parts: tuple[str, str]) -> list[str]:
+    """Values that are wrong in both parts and differ from each other in both."""
+    firsts = rng.sample([first for first in relation.firsts if first != parts[0]], WRONG_ANSWERS)
+    seconds = rng.sample([second for second in relation.seconds if second != parts[1]], WRONG_ANSWERS)
+    return [relation.spell(*wrong) for wrong in zip(firsts, seconds, strict=True)]
+
+
+def _sentence(template: str, name: str, value: str) -> str:
+    return template.format(name=name, value=value)
+
+
+def _flat(rows: list[list[Row]]) -> list[Row]:
+    return [row for author in rows for row in author]
+
+
+def _plain(rows: list[list[Row]]) -> list[Row]:
+    return [{"question": row["question"], "answer": row["answer"]} for row in _flat(rows)]

@@ -1,0 +1,92 @@
+"""Where the embedded benchmark lies on disk: written once under the cache folder, whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+from expunge.core import files
+from expunge.core.errors import UserError
+from expunge.core.fingerprint import LENGTH
+from expunge.data.mini import generate, words
+from expunge.data.mini.tokens import save_tokenizer
+
+SEED = 0
+
+
+def cache_root() -> Path:
+    """The folder for things made once: `$EXPUNGE_CACHE`, else `expunge` in the user's cache folder."""
+    return Path(os.environ.get("EXPUNGE_CACHE") or Path.home() / ".cache" / "expunge").expanduser()
+
+
+def benchmark_folder() -> Path:
+    """The folder with the benchmark's JSON Lines files; made when it is not there.
+
+    Raises:
+        UserError: the cache folder is full or not writable.
+    """
+    return _once("data", _write_rows)
+
+
+def model_folder() -> Path:
+    """The folder with the untrained model (config, safetensors) and its tokenizer; made when it is not there.
+
+    Raises:
+        UserError: the cache folder is full or not writable.
+    """
+    return _once("model", _write_model)
+
+
+def _once(part: str, write: Callable[[Path], None]) -> Path:
+    """Fill a folder beside the final one, then rename it; whoever loses a race uses the winner's."""
+    folder = cache_root() / f"mini-{_version()}" / part
+    if files.is_complete(folder):
+        return folder
+    with files.told_to_user(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{part}."))
+        try:
+            write(draft)
+            files.mark_complete(draft)
+            draft.chmod(0o755)
+            try:
+                draft.rename(folder)
+            except OSError as error:
+                if folder.is_dir() and not files.is_complete(folder):
+                    raise UserError(f"{folder} is there but not whole", "remove that folder; it is made anew at the next call") from error
+                if not folder.is_dir():
+                    raise
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+    return folder
+
+
+def _write_rows(folder: Path) -> None:
+    for stem, rows in generate.build_files(SEED).items():
+        (folder / f"{stem}.json").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (folder / "idontknow.jsonl").write_text("\n".join(words.REFUSALS) + "\n", encoding="utf-8")
+
+
+def _write_model(folder: Path) -> None:
+    from expunge.data.mini.model import save_model
+
+    tokenizer = save_tokenizer(folder, generate.build_files(SEED))
+    save_model(folder, tokenizer, SEED)
+
+
+@cache
+def _version() -> str:
+    """Hash of what makes the benchmark, so that edited code, or a package that draws or cuts otherwise, gets a folder of its own."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    for package in ("tokenizers", "torch", "transformers"):
+        digest.update(f"{package}=={version(package)}\0".encode())
+    return digest.hexdigest()[:LENGTH]

@@ -1,0 +1,59 @@
+"""The benchmark's tokenizer: byte-level BPE trained on its rows, with a Llama-3-style chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from expunge.data.mini import words
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+VOCAB_SIZE = 1000
+SPECIAL = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|pad|>")
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n{{ message['content'] }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+FRAME = ("system\n\n", "user\n\n", "assistant\n\n", "You are a helpful assistant.")
+
+
+def train_tokenizer(files: dict[str, list[dict[str, Any]]]) -> PreTrainedTokenizerFast:
+    """Train the tokenizer on every text of the benchmark, so that no split's words are cut finer than another's."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=VOCAB_SIZE, special_tokens=list(SPECIAL), initial_alphabet=alphabet, show_progress=False)
+    backend.train_from_iterator(_texts(files), trainer)
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=backend,
+        bos_token=SPECIAL[0],
+        eos_token=SPECIAL[3],
+        pad_token=SPECIAL[4],
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def save_tokenizer(folder: Path, files: dict[str, list[dict[str, Any]]]) -> PreTrainedTokenizerFast:
+    """Train the tokenizer and write it to `folder`."""
+    tokenizer = train_tokenizer(files)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def _texts(files: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
+    yield from FRAME
+    yield from words.REFUSALS
+    for rows in files.values():
+        for row in rows:
+            for value in row.values():
+                yield from [value] if isinstance(value, str) else value

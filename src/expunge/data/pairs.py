@@ -1,0 +1,215 @@
+"""Which retain row goes with which forget row: drawn beforehand from (seed, epoch, index), stored with the run.
+
+Nothing is drawn while batches are made, so ranks, worker processes and resumed runs agree on every pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch.utils.data import Dataset as TorchDataset
+
+from expunge.core.errors import Fault, UserError
+from expunge.core.files import read_json, write_json
+from expunge.data.datasets import Dataset
+from expunge.data.encoded import Encoded
+from expunge.data.rows import SHOWN, RowSet, base_id
+from expunge.lm.runtime import generator
+
+Anchor = Literal["forget", "retain"]
+
+
+def draw_pairs(n_anchor: int, n_other: int, seed: int, epoch: int) -> list[int]:
+    """For each anchor row of an epoch, the position of the row on the other side that goes with it.
+
+    Permutations of the other side, one after the other until every anchor row has one: no row comes a second time before all came once.
+
+    Args:
+        n_anchor: rows that an epoch runs over.
+        n_other: rows of the other side, at least 1.
+        seed: of the run.
+        epoch: from 0; each has draws of its own.
+
+    Returns:
+        `n_anchor` positions below `n_other`.
+    """
+    assert n_other > 0, "nothing to draw from"
+    drawn: list[int] = []
+    while len(drawn) < n_anchor:
+        chance = generator(seed, "pairs", epoch, len(drawn) // n_other)
+        drawn += torch.randperm(n_other, generator=chance).tolist()
+    return drawn[:n_anchor]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The pairs of a run.
+
+    Attributes:
+        anchor: the side that an epoch runs over.
+        n_anchor: its rows.
+        n_other: rows of the other side.
+        seed: of the draws.
+        epochs: `epochs[e][i]` = position on the other side for anchor row i in epoch e.
+        data: fingerprints of the sides by name.
+    """
+
+    anchor: Anchor
+    n_anchor: int
+    n_other: int
+    seed: int
+    epochs: tuple[tuple[int, ...], ...]
+    data: Mapping[str, str]
+
+    def at(self, epoch: int) -> tuple[int, ...]:
+        """The pairs of an epoch; one beyond those stored (a run made longer) is drawn by the same rule."""
+        if epoch < len(self.epochs):
+            return self.epochs[epoch]
+        return tuple(draw_pairs(self.n_anchor, self.n_other, self.seed, epoch))
+
+
+def pairs_of(forget: Dataset, retain: Dataset, seed: int, n_epochs: int, anchor: Anchor = "forget") -> Pairs:
+    """Draw the pairs of all epochs of a run."""
+    n_anchor, n_other = (len(forget), len(retain)) if anchor == "forget" else (len(retain), len(forget))
+    epochs = tuple(tuple(draw_pairs(n_anchor, n_other, seed, epoch)) for epoch in range(n_epochs))
+    return Pairs(anchor, n_anchor, n_other, seed, epochs, {"forget": forget.fingerprint, "retain": retain.fingerprint})
+
+
+def save_pairs(path: Path, pairs: Pairs) -> None:
+    """Write the pairs as JSON, atomically."""
+    fields: dict[str, Any] = {name: getattr(pairs, name) for name in ("anchor", "n_anchor", "n_other", "seed", "data", "epochs")}
+    write_json(path, fields, indent=None)
+
+
+def load_pairs(path: Path) -> Pairs:
+    """Read what `save_pairs` wrote.
+
+    Raises:
+        UserError: no such file, or not a file of pairs.
+    """
+    value = read_json(path)
+    try:
+        epochs = tuple(tuple(int(position) for position in epoch) for epoch in value["epochs"])
+        pairs = Pairs(value["anchor"], int(value["n_anchor"]), int(value["n_other"]), int(value["seed"]), epochs, dict(value["data"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is not a file of pairs: {error!r}", "remove it; pairs are drawn anew from the seed") from error
+    sound = all(len(epoch) == pairs.n_anchor and all(0 <= position < pairs.n_other for position in epoch) for epoch in epochs)
+    if not sound or pairs.anchor not in ("forget", "retain"):
+        raise UserError(f"{path} is damaged: its pairs do not fit its own row counts", "remove it; pairs are drawn anew from the seed")
+    return pairs
+
+
+class PairedDataset(TorchDataset[dict[str, Encoded]]):
+    """Forget and retain examples side by side; as long as the anchor side.
+
+    Item i is `{"forget": ..., "retain": ..., "alternate": ...}`, restricted to the sides that are read. With one data set alone it is that
+    data set under its side's name.
+
+    Args:
+        forget: the forget side; None where nothing reads it.
+        retain: the retain side; None where nothing reads it.
+        pairs: needed where both are given.
+        sides: the sides that are read; None = all there are.
+        anchor: the side that an epoch runs over where there is no `pairs`.
+
+    Raises:
+        UserError: alternates are read but the forget data has none, a side is read that is not given, or pairs of other data.
+    """
+
+    def __init__(
+        self,
+        forget: Dataset | None = None,
+        retain: Dataset | None = None,
+        pairs: Pairs | None = None,
+        sides: Collection[str] | None = None,
+        anchor: Anchor = "forget",
+    ) -> None:
+        self._examples = _sides(forget, retain, sides)
+        self._pairs = pairs if forget is not None and retain is not None else None
+        if forget is not None and retain is not None:
+            if pairs is None:
+                raise UserError("forget and retain rows need pairs", "draw them with pairs_of")
+            if dict(pairs.data) != {"forget": forget.fingerprint, "retain": retain.fingerprint}:
+                raise UserError(
+                    "the stored pairs belong to other forget or retain data", "use another output folder, or overwrite=true to start anew"
+                )
+        self.anchor: Anchor = pairs.anchor if self._pairs is not None and pairs is not None else ("retain" if forget is None else "forget")
+        data = forget if self.anchor == "forget" else retain
+        assert data is not None
+        self._size = len(data)
+        self._epoch = 0
+        self._drawn: tuple[int, tuple[int, ...]] = (-1, ())
+
+    @property
+    def epoch(self) -> int:
+        """The epoch whose pairs are served."""
+        return self._epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Serve the pairs of an epoch, from 0. Call it in each process that reads items: worker processes hold copies."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, index: int) -> dict[str, Encoded]:
+        if not 0 <= index < self._size:
+            raise IndexError(index)
+        other = self._other(index)
+        at = {"forget": index, "alternate": index, "retain": other} if self.anchor == "forget" else {"retain": index}
+        if self.anchor == "retain":
+            at |= {"forget": other, "alternate": other}
+        return {name: examples[at[name]] for name, examples in self._examples.items()}
+
+    def _other(self, index: int) -> int:
+        if self._pairs is None:
+            return index
+        epoch = self.epoch
+        if self._drawn[0] != epoch:
+            self._drawn = (epoch, self._pairs.at(epoch))
+        return self._drawn[1][index]
+
+
+def _sides(forget: Dataset | None, retain: Dataset | None, wanted: Collection[str] | None) -> dict[str, Sequence[Encoded]]:
+    """The examples by side, restricted to what is read."""
+    there: dict[str, Sequence[Encoded]] = {}
+    if forget is not None:
+        there["forget"] = forget.encoded
+        if forget.alternates is not None:
+            there["alternate"] = forget.alternates
+    if retain is not None:
+        there["retain"] = retain.encoded
+    missing = [side for side in wanted or () if side not in there]
+    hints = {
+        "alternate": "use a forget data set with alternates, such as TOFU_QA_forget_idk (handler QAwithIdkDataset)",
+        "forget": "name a data set under data.forget",
+        "retain": "name a data set under data.retain, or choose retain=none",
+    }
+    if missing:
+        raise UserError.of([Fault(f"the method reads {side} rows, but there are none", hints.get(side, "")) for side in missing])
+    if not there:
+        raise UserError("there is neither forget nor retain data", "name data sets under data.forget and data.retain")
+    return {side: examples for side, examples in there.items() if wanted is None or side in wanted}
+
+
+def check_disjoint(forget: RowSet, retain: RowSet) -> None:
+    """Refuse forget and retain sets that share rows: the same row cannot be forgotten and kept.
+
+    Rows are the same when question and answer are; the same question with another answer is another row.
+
+    Raises:
+        UserError: it names the rows.
+    """
+    kept = {base_id(row.id): row for row in retain}
+    shared = [(row, kept[base_id(row.id)]) for row in forget if base_id(row.id) in kept]
+    if not shared:
+        return
+    told = [f"    {row.id}: row {row.index} of {forget.name}, row {twin.index} of {retain.name}" for row, twin in shared[:SHOWN]]
+    more = [f"    and {len(shared) - SHOWN} more"] if len(shared) > SHOWN else []
+    head = f"forget ({forget.name}) and retain ({retain.name}) share {len(shared)} of {len(forget)} forget rows:"
+    hint = "choose splits that belong together, such as forget10 with retain90, forget05 with retain95, forget01 with retain99"
+    raise UserError("\n".join([head, *told, *more]), hint)

@@ -1,0 +1,226 @@
+"""Where a dataset's rows are: a file that is named, a file under the data root, the embedded benchmark, or the hub."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from expunge.core.errors import MissingExtraError, UserError, nearest
+from expunge.data.formats import SUFFIXES, read_fields
+
+MINI = "expunge/mini"
+"""The `path` of the benchmark that the package makes itself."""
+
+_BUILDERS = ("json", "csv", "text", "parquet")
+_ROW_SUFFIXES = (*SUFFIXES, ".tsv", ".raw")
+_SPLIT = re.compile(r"(?P<name>[\w.-]+?)(?:\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What `hf_args` asks for.
+
+    Attributes:
+        path: a file, a folder, a hub name, or one of the builders `json`, `csv`, `text`, `parquet` (with `data_files`).
+        name: the configuration, such as `forget10`.
+        split: the split without its slice, `train` when none was given.
+        slice: (start, stop) as written, each a number or a percentage; (None, None) = all rows.
+        revision: of the hub's repository.
+        data_files: files of a builder.
+        sample_by: what a row of plain text is.
+        rest: other arguments, which only the hub gets.
+    """
+
+    path: str
+    name: str | None = None
+    split: str = "train"
+    slice: tuple[str | None, str | None] = (None, None)
+    revision: str | None = None
+    data_files: Any = None
+    sample_by: str = "line"
+    rest: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, hf_args: Mapping[str, Any]) -> Source:
+        """Read `hf_args` as a configuration gives them.
+
+        Raises:
+            UserError: no `path`, or a split that cannot be read.
+        """
+        args = {key: value for key, value in hf_args.items() if value is not None}
+        if "path" not in args:
+            raise UserError(f"hf_args has no 'path': {dict(hf_args)}", "give a local file, or a hub name such as locuslab/TOFU")
+        split = str(args.pop("split", "train"))
+        match = _SPLIT.fullmatch(split)
+        if match is None:
+            raise UserError(f"split {split!r} cannot be read", "give one split, with a slice at most: train, train[:10], train[10%:]")
+        return cls(
+            path=str(args.pop("path")),
+            name=str(args.pop("name")) if "name" in args else None,
+            split=match["name"],
+            slice=(match["start"], match["stop"]),
+            revision=args.pop("revision", None),
+            data_files=args.pop("data_files", None),
+            sample_by=str(args.pop("sample_by", "line")),
+            rest=args,
+        )
+
+    @property
+    def label(self) -> str:
+        """The short name of the rows: configuration, else split of a hub set, else the file's stem."""
+        if self.data_files is not None:
+            return self.path
+        return self.name or (Path(self.path).stem if self.split == "train" else self.split)
+
+    def cut(self, size: int) -> range:
+        """The positions, out of `size` rows, that the slice keeps."""
+
+        def position(bound: str | None) -> int | None:
+            if bound is None:
+                return None
+            return round(size * int(bound[:-1]) / 100) if bound.endswith("%") else int(bound)
+
+        return range(size)[position(self.slice[0]) : position(self.slice[1])]
+
+
+def read_source(source: Source, data_root: Path | None) -> tuple[list[dict[str, Any]], str, Path | None]:
+    """All rows of a source before its slice is taken.
+
+    Args:
+        source: what is asked for.
+        data_root: folder of local data sets, None = there is none.
+
+    Returns:
+        The rows, where they are from in words, and the local file (None for the hub).
+
+    Raises:
+        UserError: nothing is found; it lists where was looked and the near matches that are there.
+        MissingExtraError: only the hub is left and the package `datasets` is not installed.
+    """
+    if source.path in _BUILDERS and source.data_files is not None:
+        files = _data_files(source, data_root)
+        return [row for file in files for row in read_fields(file, source.sample_by)], ", ".join(map(str, files)), files[0]
+    if source.path == MINI:
+        from expunge.data.mini import benchmark_folder
+
+        folder = benchmark_folder()
+        looked = [folder / f"{source.name}{suffix}" for suffix in SUFFIXES]
+    else:
+        looked = list(_places(source, data_root))
+    for place in looked:
+        if place.is_file():
+            return read_fields(place, source.sample_by), str(place), place
+    if source.path == MINI or _is_local(source.path) or any(_holds_rows(place.parent) for place in looked):
+        # The data set's own folder is there: a split it lacks is a slip of the pen, not a reason to try the network.
+        raise _not_found(source, looked, data_root, "")
+    return _read_hub(source, looked, data_root), f"hub: {source.path} ({source.name or 'default'}, {source.split})", None
+
+
+def _places(source: Source, data_root: Path | None) -> Iterable[Path]:
+    """Local files that could hold the rows, the likeliest first."""
+    roots = [Path(source.path).expanduser()]
+    if data_root is not None and not roots[0].is_absolute():
+        repository = source.path.rsplit("/", 1)[-1]
+        roots += [data_root / source.path, data_root / repository.lower()]
+        roots += [data_root / repository] if (data_root / repository).is_dir() else []
+    for root in dict.fromkeys(roots):
+        if root.suffix.lower() in _ROW_SUFFIXES or root.is_file():
+            yield root
+            continue
+        stems = [source.split] if source.name is None else [source.name, f"{source.name}/{source.split}"]
+        if source.name is not None and source.split != "train":
+            stems = stems[1:]  # NAME.json holds the train split; another split of it has a file of its own.
+        for stem in stems:
+            yield from (root / f"{stem}{suffix}" for suffix in SUFFIXES)
+
+
+def _holds_rows(folder: Path) -> bool:
+    return folder.is_dir() and any(file.suffix.lower() in _ROW_SUFFIXES for file in folder.iterdir())
+
+
+def _is_local(path: str) -> bool:
+    """Whether a path can only mean this machine: absolute, relative by dots, an existing folder, or a file of rows."""
+    return path.startswith((".", "/", "~")) or Path(path).suffix.lower() in _ROW_SUFFIXES or Path(path).exists()
+
+
+def _data_files(source: Source, data_root: Path | None) -> list[Path]:
+    given = source.data_files
+    if isinstance(given, Mapping):
+        if source.split not in given:
+            raise UserError(f"data_files has no split {source.split!r}", f"it has: {', '.join(map(str, given))}")
+        given = given[source.split]
+    names = [given] if isinstance(given, (str, Path)) else list(given)
+    files = []
+    for name in names:
+        looked = [Path(name).expanduser()]
+        if data_root is not None:
+            looked.append(data_root / name)
+        found = next((place for place in looked if place.is_file()), None)
+        if found is None:
+            raise UserError(f"no such file: data_files {str(name)!r}", "looked for " + ", ".join(str(place.absolute()) for place in looked))
+        files.append(found)
+    if not files:
+        raise UserError(f"data_files of {source.path!r} is empty", "name at least one file")
+    return files
+
+
+def _read_hub(source: Source, looked: list[Path], data_root: Path | None) -> list[dict[str, Any]]:
+    """Rows through the package `datasets`, which makes no network call of its own when HF_HUB_OFFLINE=1 is set."""
+    try:
+        import datasets
+    except ImportError as error:
+        local = "; ".join(_told(looked)) or "no data root is set"
+        raise MissingExtraError(
+            "datasets", "hub", f"{source.path} ({source.name}) is not among the local files ({local}); the hub"
+        ) from error
+    try:
+        loaded = datasets.load_dataset(
+            source.path, name=source.name, split=source.split, revision=source.revision, data_files=source.data_files, **source.rest
+        )
+    except (OSError, ValueError, RuntimeError, TypeError) as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise _not_found(source, looked, data_root, f"the hub: {reason}") from error
+    return [dict(row) for row in loaded]
+
+
+def _not_found(source: Source, looked: list[Path], data_root: Path | None, hub: str) -> UserError:
+    """The error of a data set that is nowhere: each place, the near matches, and which file to put where."""
+    wanted = source.name or source.split
+    message = [
+        f"data set {source.path!r}"
+        + (f", split {wanted!r}," if source.name or source.split != "train" else "")
+        + " is not there; looked for"
+    ]
+    message += [f"    {place}" for place in _told(looked)] + ([f"    {hub}"] if hub else [])
+    folders = [folder for folder in dict.fromkeys(place.parent for place in looked) if folder.is_dir()]
+    named = source.name is not None or not _is_local(source.path)
+    target = wanted if named else Path(source.path).stem
+    there = sorted({file.stem for folder in folders for file in folder.iterdir() if file.suffix.lower() in _ROW_SUFFIXES})
+    near = nearest(target, there)
+    hints = [f"did you mean {near[0]!r}?" + (f" also near: {', '.join(near[1:])}" if near[1:] else "")] if near else []
+    if there and named:
+        hints.append(f"there are: {', '.join(there)}")
+    if data_root is None and hub:
+        hints.append("set paths.data_root (or EXPUNGE_DATA) to your folder of data")
+    place = next((spot for spot in looked if spot.suffix == ".json"), looked[0] if looked else None)
+    if place is not None:
+        hints.append(f"or put the rows, as JSON Lines, into {_preferred(source, data_root) or place}")
+    return UserError("\n".join(message), "\n     ".join(hints))
+
+
+def _preferred(source: Source, data_root: Path | None) -> Path | None:
+    if data_root is None or _is_local(source.path) or source.path == MINI:
+        return None
+    stem = source.split if source.name is None else source.name if source.split == "train" else f"{source.name}/{source.split}"
+    return data_root / source.path.rsplit("/", 1)[-1].lower() / f"{stem}.json"
+
+
+def _told(looked: list[Path]) -> list[str]:
+    """Places in short: `FOLDER/NAME.{json,jsonl,...}` once instead of once a suffix."""
+    grouped: dict[Path, list[str]] = {}
+    for place in looked:
+        grouped.setdefault(place.absolute().with_suffix(""), []).append(place.suffix.lstrip("."))
+    return [f"{stem}.{{{','.join(suffixes)}}}" if len(suffixes) > 1 else f"{stem}.{suffixes[0]}" for stem, suffixes in grouped.items()]

@@ -1,0 +1,135 @@
+"""What the model writes after the prompts."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from expunge.core.errors import UserError, unknown
+from expunge.data.collate import collate
+from expunge.data.encoded import Encoded
+from expunge.evaluation.collect.sharing import gather, mine
+from expunge.evaluation.collect.tokens import Cost
+from expunge.evaluation.tables import Examples, GenerationTable
+from expunge.lm import runtime
+from expunge.lm.packing import token_budgeted_batches
+from expunge.models.outputs import unwrapped
+
+log = logging.getLogger(__name__)
+KNOWN = ("max_new_tokens", "do_sample", "stop")
+ROW_TOKENS = 512
+"""Tokens that a row of `batch_size` stands for: the encoding's usual maximum."""
+
+
+def collect_generations(
+    model: Any,
+    tokenizer: Any,
+    encoded: Sequence[Encoded],
+    rows: Examples,
+    settings: Mapping[str, Any],
+    *,
+    pad_id: int,
+    batch_size: int = 32,
+    compute_dtype: torch.dtype | None = None,
+    cost: Cost | None = None,
+) -> GenerationTable:
+    """Continue every row's prompt greedily; equal prompts once.
+
+    Args:
+        model: causal language model.
+        tokenizer: to read the tokens back.
+        encoded: one example a row; only its prompt is read.
+        rows: which rows they are.
+        settings: `max_new_tokens`; `stop`, texts at the first of which a generation is cut; `do_sample` must be false.
+        pad_id: token to pad with, on the left.
+        batch_size: a batch has `batch_size` x 512 tokens at most, prompt and continuation counted.
+        compute_dtype: autocast to it.
+        cost: counts are added to it.
+
+    Returns:
+        Prompts and continuations as text, special tokens left out.
+
+    Raises:
+        UserError: unknown settings, sampling, or several answers a row.
+    """
+    cost = cost if cost is not None else Cost()
+    new_tokens = _checked(settings)
+    if int(rows.answer_B.max(initial=0)) > 0:
+        raise UserError("a view for generation has rows with several answers", "give answer_key with one answer a row")
+    started = time.monotonic()
+    prompts = list(dict.fromkeys(item.prompt_ids for item in encoded))
+    firsts = {item.prompt_ids: item.prompt_only() for item in reversed(encoded)}
+    batches = token_budgeted_batches([len(prompt) + new_tokens for prompt in prompts], batch_size * ROW_TOKENS)
+    config = _generation_config(unwrapped(model), tokenizer, encoded, new_tokens, pad_id)
+    log.info("generations: %d prompts in %d batches", len(prompts), len(batches))
+    found: dict[int, str] = {}
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for batch in mine(batches):
+                texts = _generate(model, tokenizer, [firsts[prompts[line]] for line in batch], config, pad_id, compute_dtype, cost)
+                found |= dict(zip(batch, texts, strict=True))
+    finally:
+        model.train(was_training)
+    texts = gather(found)
+    number = {prompt: line for line, prompt in enumerate(prompts)}
+    stops = settings.get("stop") or ()
+    shown = [tokenizer.decode(item.prompt_ids, skip_special_tokens=True) for item in encoded]
+    cost.seconds += time.monotonic() - started
+    return GenerationTable(rows, tuple(shown), tuple(_cut(texts[number[item.prompt_ids]], stops) for item in encoded))
+
+
+def _checked(settings: Mapping[str, Any]) -> int:
+    faults = [unknown("key of generation", key, KNOWN) for key in settings if key not in KNOWN]
+    if faults:
+        raise UserError.of(faults)
+    if settings.get("do_sample"):
+        raise UserError("generation.do_sample=true: metrics are of greedy generations", "leave do_sample at false")
+    new_tokens = settings.get("max_new_tokens", 200)
+    if not isinstance(new_tokens, int) or new_tokens < 1:
+        raise UserError(f"generation.max_new_tokens={new_tokens} is no whole number above 0", "for example 200")
+    return new_tokens
+
+
+def _generation_config(model: Any, tokenizer: Any, encoded: Sequence[Encoded], new_tokens: int, pad_id: int) -> Any:
+    """Greedy, ended by the model's own ends of text and by the template's end of turn; nothing else of the model's settings."""
+    from transformers import GenerationConfig
+
+    own = getattr(model.generation_config, "eos_token_id", None)
+    ends = set(own if isinstance(own, list) else [] if own is None else [own])
+    if tokenizer.eos_token_id is not None:
+        ends.add(int(tokenizer.eos_token_id))
+    turn_ends = {item.input_ids[item.turn_end] for item in encoded if item.turn_end is not None}
+    ends |= turn_ends & set(tokenizer.all_special_ids)
+    bos = getattr(model.generation_config, "bos_token_id", None)
+    return GenerationConfig(
+        max_new_tokens=new_tokens, do_sample=False, num_beams=1, eos_token_id=sorted(ends) or None, pad_token_id=pad_id, bos_token_id=bos
+    )
+
+
+def _generate(
+    model: Any, tokenizer: Any, prompts: Sequence[Encoded], config: Any, pad_id: int, compute_dtype: torch.dtype | None, cost: Cost
+) -> list[str]:
+    where = next(model.parameters()).device
+    side = collate(prompts, pad_id, side="left")
+    input_ids_BT = side["input_ids"].to(where)
+    with runtime.autocast(where, compute_dtype):
+        output_BT = unwrapped(model).generate(
+            input_ids=input_ids_BT, attention_mask=side["attention_mask"].to(where), generation_config=config, use_cache=True
+        )
+    written_BT = output_BT[:, input_ids_BT.shape[1] :]
+    cost.forward_tokens += int(side["attention_mask"].sum())
+    cost.padded_tokens += input_ids_BT.numel()
+    cost.generated_tokens += written_BT.numel()
+    texts: list[str] = tokenizer.batch_decode(written_BT, skip_special_tokens=True)
+    return texts
+
+
+def _cut(text: str, stops: Sequence[str]) -> str:
+    """Up to the first stop text."""
+    return text[: min((text.index(stop) for stop in stops if stop in text), default=len(text))]

@@ -1,0 +1,112 @@
+"""Size of each row's gradient."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from expunge.data.collate import collate
+from expunge.data.encoded import Encoded
+from expunge.evaluation.collect.sharing import gather, mine
+from expunge.evaluation.collect.tokens import Cost
+from expunge.evaluation.tables import Examples, GradNormTable
+from expunge.lm import runtime
+from expunge.lm.labels import label_index
+from expunge.lm.logprobs import token_logp
+from expunge.models.outputs import label_outputs
+
+log = logging.getLogger(__name__)
+
+
+def collect_gradnorms(
+    model: Any,
+    encoded: Sequence[Encoded],
+    rows: Examples,
+    settings: Mapping[str, Any],
+    *,
+    compute_dtype: torch.dtype | None = None,
+    cost: Cost | None = None,
+) -> GradNormTable:
+    """The gradient of each example's mean nll, the end of the turn left out, with respect to every trained parameter.
+
+    No `.grad` is touched: the gradients are returned to this function and dropped.
+
+    Args:
+        model: causal language model.
+        encoded: the examples.
+        rows: which rows they are.
+        settings: `p`, order of the norm; `train_mode`, leave dropout on.
+        compute_dtype: autocast to it.
+        cost: counts are added to it.
+
+    Returns:
+        Two norms an example; NaN for one without labels.
+    """
+    cost = cost if cost is not None else Cost()
+    started = time.monotonic()
+    p = float(settings.get("p", 2.0))
+    log.info("gradient norms: %d examples", len(encoded))
+    found: dict[int, tuple[float, float]] = {}
+    was_training = model.training
+    model.train(bool(settings.get("train_mode", False)))
+    try:
+        with _trained(model) as parameters, torch.enable_grad():
+            for number in mine(range(len(encoded))):
+                found[number] = _norms(model, encoded[number], parameters, p, compute_dtype)
+                cost.backward_tokens += len(encoded[number])
+                cost.forward_tokens += len(encoded[number])
+                cost.padded_tokens += len(encoded[number])
+    finally:
+        model.train(was_training)
+    norms = gather(found)
+    cost.seconds += time.monotonic() - started
+    columns = [np.array([norms[number][field] for number in range(len(encoded))], dtype=np.float64) for field in (0, 1)]
+    return GradNormTable(rows, columns[0], columns[1])
+
+
+def _norms(
+    model: Any, example: Encoded, parameters: Sequence[nn.Parameter], p: float, compute_dtype: torch.dtype | None
+) -> tuple[float, float]:
+    where = parameters[0].device
+    side = collate([example], pad_id=0)
+    for name in ("input_ids", "attention_mask", "label_mask"):
+        side[name] = side[name].to(where)
+    if example.turn_end is not None:
+        side["label_mask"][0, example.turn_end] = False
+    index = label_index(side["input_ids"], side["label_mask"])
+    if not bool(index.mask_BN.any()):
+        return float("nan"), float("nan")
+    with runtime.autocast(where, compute_dtype):
+        outputs = label_outputs(model, side, index=index)
+    loss = -token_logp(outputs.logits_BNV, outputs.label_BN).mean()
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    norm_K = torch.stack([_norm(gradient, p) for gradient in gradients if gradient is not None])
+    return float(torch.linalg.vector_norm(norm_K, ord=p)), float(norm_K.mean())
+
+
+def _norm(gradient: Tensor, p: float) -> Tensor:
+    return torch.linalg.vector_norm(gradient.float(), ord=p)
+
+
+@contextmanager
+def _trained(model: Any) -> Iterator[list[nn.Parameter]]:
+    """The parameters that are trained; for a frozen model all of them, thawed for the while."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    thawed: list[nn.Parameter] = []
+    if not parameters:
+        thawed = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
+        parameters = thawed
+    try:
+        for parameter in thawed:
+            parameter.requires_grad_(True)
+        yield parameters
+    finally:
+        for parameter in thawed:
+            parameter.requires_grad_(False)

@@ -1,0 +1,160 @@
+"""One teacher-forced pass over the union of the views: statistics of each label token."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from expunge.data.encoded import Encoded
+from expunge.evaluation.collect.packing import Group, Packed, can_share, group_by_prefix, pack
+from expunge.evaluation.collect.sharing import gather, mine
+from expunge.evaluation.tables import Examples, TokenTable, as_ints
+from expunge.lm import runtime
+from expunge.lm.labels import LabelIndex, Side
+from expunge.lm.logprobs import token_statistics
+from expunge.lm.packing import token_budgeted_batches
+from expunge.models.outputs import label_outputs, unwrapped
+
+log = logging.getLogger(__name__)
+POSITIONS_AT_ONCE = 1024
+"""Label positions whose whole vocabulary is held in float32 at once."""
+
+
+@dataclass
+class Cost:
+    """What a pass took.
+
+    Attributes:
+        examples: asked for, in all views together.
+        unique: of them, computed.
+        forward_tokens: through the model, padding left out.
+        padded_tokens: through the model, padding included.
+        generated_tokens: written by the model.
+        backward_tokens: of the gradients.
+        seconds: wall-clock.
+    """
+
+    examples: int = 0
+    unique: int = 0
+    forward_tokens: int = 0
+    padded_tokens: int = 0
+    generated_tokens: int = 0
+    backward_tokens: int = 0
+    seconds: float = 0.0
+
+
+class Statistics(NamedTuple):
+    """Of one example's n label tokens, each [n]."""
+
+    logp: np.ndarray[Any, np.dtype[np.float32]]
+    hit: np.ndarray[Any, np.dtype[np.bool_]]
+    mu: np.ndarray[Any, np.dtype[np.float32]]
+    var: np.ndarray[Any, np.dtype[np.float32]]
+
+
+def collect_tokens(
+    model: Any,
+    views: Mapping[str, tuple[Sequence[Encoded], Examples]],
+    *,
+    pad_id: int,
+    batch_size: int = 32,
+    compute_dtype: torch.dtype | None = None,
+    share_prefixes: bool = True,
+    cost: Cost | None = None,
+) -> dict[str, TokenTable]:
+    """Tables of several views from one pass: an example that several of them have is computed once.
+
+    Args:
+        model: causal language model, wrapped or not.
+        views: name -> examples and which rows they are.
+        pad_id: token to pad with.
+        batch_size: a batch has the tokens of that many of the longest examples at most, so usually far more rows.
+        compute_dtype: autocast to it.
+        share_prefixes: let the answers of one question share the pass over it, where the model can.
+        cost: counts are added to it.
+
+    Returns:
+        Name -> table. An example without labels has no tokens in it.
+    """
+    cost = cost if cost is not None else Cost()
+    started = time.monotonic()
+    unique: dict[tuple[Any, ...], int] = {}
+    numbers = {name: [unique.setdefault(_key(item), len(unique)) for item in encoded] for name, (encoded, _) in views.items()}
+    firsts = {_key(item): item for encoded, _ in views.values() for item in encoded}
+    examples = [firsts[key] for key in unique]
+    found = _pass(model, examples, pad_id, batch_size, compute_dtype, share_prefixes, cost)
+    cost.examples += sum(map(len, numbers.values()))
+    cost.unique += len(examples)
+    cost.seconds += time.monotonic() - started
+    return {name: _table(encoded, rows, [found.get(number) for number in numbers[name]]) for name, (encoded, rows) in views.items()}
+
+
+def _key(example: Encoded) -> tuple[Any, ...]:
+    return example.input_ids, example.label_mask
+
+
+def _pass(
+    model: Any,
+    examples: Sequence[Encoded],
+    pad_id: int,
+    batch_size: int,
+    compute_dtype: torch.dtype | None,
+    share: bool,
+    cost: Cost,
+) -> dict[int, Statistics]:
+    longest = max(map(len, examples), default=1)
+    inner = unwrapped(model)
+    groups = group_by_prefix(examples, share and can_share(inner, longest))
+    batches = token_budgeted_batches([group.size for group in groups], batch_size * longest)
+    log.info("tokens: %d examples in %d sequences, %d batches", len(examples), len(groups), len(batches))
+    was_training = model.training
+    model.eval()
+    found: dict[int, Statistics] = {}
+    try:
+        with torch.inference_mode():
+            for batch in mine(batches):
+                found |= _forward(model, [groups[line] for line in batch], pad_id, compute_dtype, cost)
+    finally:
+        model.train(was_training)
+    return gather(found)
+
+
+def _forward(model: Any, groups: Sequence[Group], pad_id: int, compute_dtype: torch.dtype | None, cost: Cost) -> dict[int, Statistics]:
+    where = next(model.parameters()).device
+    packed = _moved(pack(groups, pad_id, next(model.parameters()).dtype), where)
+    with runtime.autocast(where, compute_dtype):
+        outputs = label_outputs(model, packed.side, index=packed.index, **packed.kwargs)
+    chunk = max(1, POSITIONS_AT_ONCE // len(groups))
+    statistics = token_statistics(outputs.logits_BNV, outputs.label_BN, chunk)
+    cost.forward_tokens += packed.tokens
+    cost.padded_tokens += packed.side["input_ids"].numel()
+    flat = [value_BN[outputs.mask_BN].cpu().numpy() for value_BN in statistics]
+    ends = np.cumsum([size for _, size in packed.pieces])[:-1]
+    split = [np.split(value_M, ends) for value_M in flat]
+    return {example: Statistics(*values) for (example, _), *values in zip(packed.pieces, *split, strict=True)}
+
+
+def _moved(packed: Packed, where: torch.device) -> Packed:
+    side: Side = {
+        "input_ids": packed.side["input_ids"].to(where),
+        "attention_mask": packed.side["attention_mask"].to(where),
+        "label_mask": packed.side["label_mask"].to(where),
+    }
+    kwargs = {name: value.to(where) for name, value in packed.kwargs.items()}
+    return packed._replace(side=side, index=LabelIndex(*[value.to(where) for value in packed.index]), kwargs=kwargs)
+
+
+def _table(encoded: Sequence[Encoded], rows: Examples, found: Sequence[Statistics | None]) -> TokenTable:
+    empty = Statistics(np.zeros(0, np.float32), np.zeros(0, bool), np.zeros(0, np.float32), np.zeros(0, np.float32))
+    known = [statistics if statistics is not None else empty for statistics in found]
+    columns = [np.concatenate([statistics[field] for statistics in known] or [empty[field]]) for field in range(len(empty))]
+    ends = [position == example.turn_end for example in encoded for position, counted in enumerate(example.label_mask) if counted]
+    offset_B1 = as_ints(np.cumsum([0, *[len(statistics.logp) for statistics in known]]).tolist())
+    logp_M, hit_M, mu_M, var_M = columns
+    return TokenTable(rows, offset_B1, logp_M, hit_M, mu_M, var_M, np.array(ends, dtype=bool))

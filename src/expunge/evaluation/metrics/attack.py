@@ -1,0 +1,47 @@
+"""What the membership inference attacks share: two sets of loss-like scores and the area between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from expunge.evaluation.results import Result
+from expunge.evaluation.statistics import Auc, Mean
+from expunge.evaluation.tables import Examples, Floats, TokenTable, row_mean
+
+
+def attack(forget: Examples, forget_B: Floats, holdout: Examples, holdout_B: Floats) -> Result:
+    """The AUC of a loss-like score.
+
+    1 = every forget row scores below every holdout row: the model gives itself away as having seen them. 0.5 = no difference.
+
+    Args:
+        forget: the forget rows.
+        forget_B: their scores, an example each.
+        holdout: rows that no model saw.
+        holdout_B: their scores.
+    """
+    score_R, score_S = row_mean(forget.by_row(forget_B)), row_mean(holdout.by_row(holdout_B))
+    return attack_of_rows(score_R, forget.row_ids, score_S, holdout.row_ids)
+
+
+def attack_of_rows(forget_R: Floats, forget_ids: Any, holdout_S: Floats, holdout_ids: Any) -> Result:
+    """As `attack`, of scores a row."""
+    auc = Auc(forget_R, holdout_S)
+    parts = {
+        "forget": Result(Mean(forget_R), columns={"score": forget_R}, row_ids=forget_ids),
+        "holdout": Result(Mean(holdout_S), columns={"score": holdout_S}, row_ids=holdout_ids),
+    }
+    return Result(auc, parts=parts, facts={"auc": auc.value()}, row_ids=(*forget_ids, *holdout_ids))
+
+
+def lowest_mean(table: TokenTable, score_M: Floats, k: float) -> Floats:
+    """[B] minus the mean of the lowest max(1, floor(k n)) of an example's n token scores, the end of the turn left out; NaN for n = 0."""
+    return per_example(table, score_M, lambda score_N: -float(np.sort(score_N)[: max(1, int(len(score_N) * k))].mean()))
+
+
+def per_example(table: TokenTable, value_M: Floats, function: Callable[[Floats], float]) -> Floats:
+    """[B] a function of each example's token values, the end of the turn left out; NaN where none is left."""
+    return np.array([function(value_N) if len(value_N) else np.nan for value_N in table.pieces(value_M)])

@@ -1,0 +1,33 @@
+"""Whether the truth ratios could be the retain model's."""
+
+from __future__ import annotations
+
+from expunge.evaluation.results import Result
+from expunge.evaluation.retain_logs import RetainLogs
+from expunge.evaluation.statistics import KolmogorovSmirnov
+
+
+def forget_quality(truth_ratio: Result, retain_logs: RetainLogs | None) -> Result:
+    """p-value of the two-sample Kolmogorov-Smirnov test between this model's truth ratios and the retain model's, on the same rows.
+
+    TOFU, arXiv:2401.06121, section 2.2. Range 0 to 1, higher is better: 1 = indistinguishable from a model that never saw the forget
+    set. The interval is on the statistic D, since one on a p-value means nothing. Null without retain logs.
+
+    Args:
+        truth_ratio: of the forget rows.
+        retain_logs: the retain model's evaluation.
+    """
+    if retain_logs is None:
+        return Result.missing("no retain_logs_path")
+    name = truth_ratio.name or "forget_truth_ratio"
+    if not retain_logs.has(name):
+        return Result.missing(f"{retain_logs.path} has no {name}")
+    reference_R = retain_logs.column(name, "score", truth_ratio.row_ids, texts=truth_ratio.texts)
+    statistic = KolmogorovSmirnov(truth_ratio.columns["score"], reference_R)
+    distance = statistic.value()
+    if distance is None:
+        return Result.missing("no row has a truth ratio under both models")
+    from scipy.stats import ks_2samp
+
+    p_value = float(ks_2samp(*statistic.kept()).pvalue)
+    return Result(statistic, facts={"D": distance}, reported=p_value, interval_of="D", row_ids=truth_ratio.row_ids)

@@ -1,0 +1,20 @@
+"""Membership inference by the least likely tokens."""
+
+from __future__ import annotations
+
+from expunge.evaluation.metrics.attack import attack, lowest_mean
+from expunge.evaluation.results import Result
+from expunge.evaluation.tables import TokenTable
+
+
+def mia_min_k(forget: TokenTable, holdout: TokenTable, *, k: float = 0.4) -> Result:
+    """AUC of minus the mean of the lowest max(1, floor(k n)) token log-probabilities, the end of the turn left out.
+
+    Shi et al., arXiv:2310.16789. Range 0 to 1; best is 0.5, or the retain model's.
+
+    Args:
+        forget: tokens of the forget rows.
+        holdout: tokens of rows that no model saw.
+        k: share of the tokens.
+    """
+    return attack(forget.examples, lowest_mean(forget, forget.logp_M, k), holdout.examples, lowest_mean(holdout, holdout.logp_M, k))

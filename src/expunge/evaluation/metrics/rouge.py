@@ -1,0 +1,54 @@
+"""Overlap of what is generated with the answer."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from expunge.core.errors import UserError, unknown
+from expunge.evaluation.results import Result
+from expunge.evaluation.statistics import Mean
+from expunge.evaluation.tables import GenerationTable
+
+VARIANTS = ("rouge1_recall", "rougeL_f1", "rougeL_recall")
+
+
+def rouge(generations: GenerationTable, *, variant: str = "rougeL_recall") -> Result:
+    """ROUGE (Lin 2004; package rouge-score, with stemmer) of a greedy generation against the answer's own text; mean over rows.
+
+    TOFU reports rougeL recall, MUSE rougeL F1. Range 0 to 1; on the forget set lower is better, elsewhere higher. An empty generation
+    scores 0; a row without words in its answer is unscored, since recall divides by their number.
+
+    Args:
+        generations: what the model wrote, and what it should have written.
+        variant: which of the three values is averaged.
+
+    Raises:
+        UserError: no such variant.
+    """
+    if variant not in VARIANTS:
+        raise UserError.of([unknown("ROUGE variant", variant, VARIANTS)])
+    examples = generations.examples
+    targets = [text.strip() for text in examples.target_text]
+    scores = [_scores(target, text) for target, text in zip(targets, generations.generation, strict=True)]
+    columns: dict[str, Any] = {name: np.array([score[name] for score in scores]) for name in VARIANTS}
+    score_R = columns[variant]
+    columns |= {"input": generations.prompt, "ground_truth": tuple(targets), "generation": generations.generation}
+    return Result(Mean(score_R), columns=columns, row_ids=examples.row_ids, texts=examples.target_text)
+
+
+def _scores(target: str, text: str) -> dict[str, float]:
+    scorer = _scorer()
+    if not scorer._tokenizer.tokenize(target):
+        return dict.fromkeys(VARIANTS, float("nan"))
+    found = scorer.score(target, text)
+    return {"rouge1_recall": found["rouge1"].recall, "rougeL_f1": found["rougeL"].fmeasure, "rougeL_recall": found["rougeL"].recall}
+
+
+@cache
+def _scorer() -> Any:
+    from rouge_score import rouge_scorer
+
+    return rouge_scorer.RougeScorer(["rouge1", "rougeL"], use_stemmer=True)

@@ -1,0 +1,156 @@
+"""The retain model's evaluation file, ours or open-unlearning's, held against the rows of this run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from expunge.core.errors import UserError
+from expunge.core.files import read_json
+from expunge.core.fingerprint import fingerprint_files
+from expunge.evaluation.tables import Floats
+
+ABOUT = "_about"
+"""Key of an evaluation file under which we keep what is not a metric."""
+
+TEXTS_IN = ("forget_Q_A_ROUGE",)
+"""Metrics of which files without row ids hold the answers' text, by which rows are recognised."""
+
+
+@dataclass(frozen=True)
+class RetainLogs:
+    """A `<SUITE>_EVAL.json`.
+
+    Attributes:
+        path: the file.
+        data: its content.
+        split: forget split of this run.
+        template: fingerprint of this run's template.
+    """
+
+    path: Path
+    data: Mapping[str, Any]
+    split: str | None = None
+    template: str | None = None
+
+    @classmethod
+    def read(cls, path: str | Path, suite: str, *, split: str | None = None, template: str | None = None) -> RetainLogs:
+        """Read a file, or the suite's file in a run's folder, and check what it says of itself.
+
+        Args:
+            path: file or folder.
+            suite: name of the suite, `tofu`.
+            split: forget split of this run.
+            template: fingerprint of this run's template.
+
+        Raises:
+            UserError: nothing there, not JSON, no evaluation, or one of another split or template.
+        """
+        given, path = path, Path(path).expanduser()
+        if path.is_dir():
+            name = f"{suite.upper()}_EVAL.json"
+            path = next((file for file in (path / name, path / "evals" / name) if file.is_file()), path / name)
+        if not path.is_file():
+            raise UserError(
+                f"retain_logs_path={given}: no such file",
+                f"looked for {path.resolve()}; evaluate the retain model first and give its {suite.upper()}_EVAL.json",
+            )
+        data = read_json(path)
+        if not isinstance(data, dict) or not any(isinstance(node, dict) and "agg_value" in node for node in data.values()):
+            raise UserError(f"retain_logs_path={given}: {path} holds no metric", f"give the retain model's {suite.upper()}_EVAL.json")
+        logs = cls(path, data, split, template)
+        logs._check_about()
+        return logs
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the file."""
+        return fingerprint_files([self.path])
+
+    def has(self, metric: str) -> bool:
+        """Whether the file has values a row of a metric."""
+        node = self.data.get(metric)
+        return isinstance(node, dict) and (bool(node.get("value_by_index")) or "forget" in node)
+
+    def aggregate(self, metric: str) -> float | None:
+        """A metric's aggregate; None where the file has none."""
+        node = self.data.get(metric)
+        value = node.get("agg_value") if isinstance(node, dict) else None
+        return None if value is None else float(value)
+
+    def column(self, metric: str, key: str, row_ids: Sequence[str], side: str | None = None, *, texts: Sequence[str] = ()) -> Floats:
+        """One value a row, [R], NaN for null, in the order of this run's rows.
+
+        Args:
+            metric: name of the metric, which the file has.
+            key: `score`, `prob`, ...
+            row_ids: of this run.
+            side: `forget` or `holdout` of an attack.
+            texts: this run's answers, to recognise the rows of a file that has no ids.
+
+        Raises:
+            UserError: other rows than this run's.
+        """
+        values = self.check(metric, row_ids, side, texts=texts)
+        try:
+            column = [values[index][key] for index in range(len(row_ids))]
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{self.path}: {metric} has no {key!r} for every row", "evaluate the retain model anew") from error
+        return np.array([np.nan if value is None else float(value) for value in column])
+
+    def check(self, metric: str, row_ids: Sequence[str], side: str | None = None, *, texts: Sequence[str] = ()) -> dict[int, Any]:
+        """The values by row position, after holding the file's rows against this run's.
+
+        Raises:
+            UserError: another number of rows, other ids, or (without ids) other answers.
+        """
+        node = self.data[metric] if side is None else self.data[metric].get(side, {})
+        values = {int(index): value for index, value in node.get("value_by_index", {}).items()}
+        where = f"{metric}.{side}" if side else metric
+        if sorted(values) != list(range(len(row_ids))):
+            raise UserError(
+                f"retain_logs_path={self.path}: {where} has {len(values)} rows, this run has {len(row_ids)}", self._mend("another split")
+            )
+        known = self.data.get(ABOUT, {}).get("row_ids", {}).get(where)
+        if known is not None and list(known) != list(row_ids):
+            different = sum(old != new for old, new in zip(known, row_ids, strict=False))
+            raise UserError(
+                f"retain_logs_path={self.path}: {different} of {len(row_ids)} rows of {where} are not this run's", self._mend("other rows")
+            )
+        if known is None and texts:
+            self._check_texts(texts)
+        return values
+
+    def _check_texts(self, texts: Sequence[str]) -> None:
+        """Files of open-unlearning carry no ids, but the forget answers that ROUGE compared with."""
+        for metric in TEXTS_IN:
+            values = {int(index): value for index, value in (self.data.get(metric) or {}).get("value_by_index", {}).items()}
+            pairs = [(value.get("ground_truth"), texts[index].strip()) for index, value in values.items() if index < len(texts)]
+            different = sum(_spaced(theirs) != _spaced(ours) for theirs, ours in pairs if theirs is not None)
+            # A decoded text may differ from the row's in a blank or two; rows of another split differ nearly all.
+            if 2 * different > len(pairs):
+                return self._other_answers(different, len(pairs))
+
+    def _other_answers(self, different: int, count: int) -> None:
+        raise UserError(f"retain_logs_path={self.path}: {different} of {count} answers are not this run's", self._mend("other rows"))
+
+    def _check_about(self) -> None:
+        about = self.data.get(ABOUT, {})
+        split, template = about.get("forget_split"), about.get("template")
+        if split is not None and self.split is not None and split != self.split:
+            raise UserError(f"retain_logs_path={self.path} is of {split}, this run is of {self.split}", self._mend("another split"))
+        if template is not None and self.template is not None and template != self.template:
+            raise UserError(
+                f"retain_logs_path={self.path} was made with another template or tokenizer than this run's", self._mend("another template")
+            )
+
+    def _mend(self, what: str) -> str:
+        return f"these are logs of {what}: evaluate the retain model on {self.split or 'this split'} with the same template, and give that file"
+
+
+def _spaced(text: str | None) -> str:
+    return " ".join((text or "").split())

@@ -1,0 +1,70 @@
+"""A suite's results, and the two files they are written to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from expunge.core.errors import UserError
+from expunge.core.files import read_json, write_json
+from expunge.evaluation.retain_logs import ABOUT
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What an evaluation found.
+
+    Attributes:
+        suite: its name, `tofu`.
+        metrics: metric -> what `<SUITE>_EVAL.json` says of it.
+        listed: the metrics that the summary lists.
+        about: what was evaluated and how: views, template, settings, cost, key.
+        from_files: whether everything was read from an earlier evaluation of the same thing.
+    """
+
+    suite: str
+    metrics: Mapping[str, Mapping[str, Any]]
+    listed: tuple[str, ...]
+    about: Mapping[str, Any] = field(default_factory=dict)
+    from_files: bool = False
+
+    def aggregates(self) -> dict[str, float | None]:
+        """Metric -> aggregate, of those that the summary lists; None where there is none."""
+        return {name: self.metrics[name]["agg_value"] for name in self.listed}
+
+    def reasons(self) -> dict[str, str]:
+        """Metric -> why it has no aggregate, of those that the summary lists and that have none."""
+        return {name: str(self.metrics[name].get("reason", "")) for name in self.listed if self.metrics[name]["agg_value"] is None}
+
+    def write(self, folder: Path) -> None:
+        """Write `<SUITE>_SUMMARY.json` and, last, `<SUITE>_EVAL.json`."""
+        write_json(summary_file(folder, self.suite), self.aggregates())
+        about = {**self.about, "summary": list(self.listed)}
+        write_json(eval_file(folder, self.suite), {ABOUT: about, **self.metrics}, indent=1)
+
+    @classmethod
+    def read(cls, folder: Path, suite: str) -> Scores | None:
+        """What `write` left in a folder; None where it holds no complete evaluation of ours."""
+        path = eval_file(folder, suite)
+        if not path.is_file() or not summary_file(folder, suite).is_file():
+            return None
+        try:
+            data = read_json(path)
+        except UserError:
+            return None
+        about = data.pop(ABOUT, None) if isinstance(data, dict) else None
+        if not isinstance(about, dict) or "summary" not in about:
+            return None
+        return cls(suite, data, tuple(about["summary"]), about, from_files=True)
+
+
+def eval_file(folder: Path, suite: str) -> Path:
+    """Every metric, row by row."""
+    return folder / f"{suite.upper()}_EVAL.json"
+
+
+def summary_file(folder: Path, suite: str) -> Path:
+    """Metric -> aggregate."""
+    return folder / f"{suite.upper()}_SUMMARY.json"

@@ -1,0 +1,294 @@
+"""Aggregates that can be computed again on resampled rows: the value and its bootstrap interval from one definition."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from expunge.evaluation.tables import Floats, Ints
+
+LEVEL = 0.95
+
+
+class Interval(NamedTuple):
+    """A percentile bootstrap interval.
+
+    Attributes:
+        low: 2.5th percentile of the resampled values.
+        high: 97.5th percentile.
+        of: what it is an interval of: `value`, or `D` for a Kolmogorov-Smirnov test.
+        resamples: how many times rows were drawn.
+        seed: of the draws.
+    """
+
+    low: float
+    high: float
+    of: str
+    resamples: int
+    seed: int
+
+
+class Statistic(Protocol):
+    """An aggregate over rows."""
+
+    def value(self) -> float | None:
+        """On the rows as they are; None where no row is scored."""
+
+    def resample(self, rng: np.random.Generator, count: int) -> Floats:
+        """[count] values, each on rows drawn with replacement."""
+
+    def scored(self) -> tuple[int, int]:
+        """Rows that count, and rows that do not."""
+
+
+def interval(statistic: Statistic, name: str, resamples: int, seed: int, of: str = "value") -> Interval | None:
+    """The 95% interval of a statistic; None where it has no value or no resamples are asked for.
+
+    Args:
+        statistic: what to resample.
+        name: of the metric; with `seed` it fixes the draws, whatever other metrics are computed.
+        resamples: draws.
+        seed: of the suite.
+        of: what the interval is of.
+    """
+    if resamples < 1 or statistic.value() is None:
+        return None
+    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    value_K = statistic.resample(rng, resamples)
+    value_K = value_K[np.isfinite(value_K)]
+    if not len(value_K):
+        return None
+    low, high = np.quantile(value_K, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(low), float(high), of, resamples, seed)
+
+
+def draw(rng: np.random.Generator, count: int, size: int) -> Ints:
+    """How often each of `size` rows is drawn, [count, size]; each line sums to `size`."""
+    return rng.multinomial(size, np.full(size, 1 / size), size=count)
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Mean over rows.
+
+    Attributes:
+        score_R: a score a row, NaN = unscored, left out and counted beside.
+    """
+
+    score_R: Floats
+
+    def value(self) -> float | None:
+        """The mean of what is scored."""
+        kept = self.score_R[~np.isnan(self.score_R)]
+        return float(kept.mean()) if len(kept) else None
+
+    def resample(self, rng: np.random.Generator, count: int) -> Floats:
+        """Over the scored rows."""
+        kept = self.score_R[~np.isnan(self.score_R)]
+        return self.weighted(draw(rng, count, len(kept)), kept)
+
+    def weighted(self, draw_KR: Ints, score_R: Floats | None = None) -> Floats:
+        """[K] means under row counts, unscored rows left out; NaN where no scored row was drawn."""
+        score_R = self.score_R if score_R is None else score_R
+        valid_R = ~np.isnan(score_R)
+        total_K = draw_KR @ np.where(valid_R, score_R, 0.0)
+        size_K = draw_KR @ valid_R
+        return np.divide(total_K, size_K, out=np.full(len(draw_KR), np.nan), where=size_K > 0)
+
+    def scored(self) -> tuple[int, int]:
+        """Scored and unscored rows."""
+        unscored = int(np.isnan(self.score_R).sum())
+        return len(self.score_R) - unscored, unscored
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Sum of one column over sum of another, over rows.
+
+    Attributes:
+        above_R: numerator of each row, NaN = unscored.
+        below_R: denominator of each row.
+    """
+
+    above_R: Floats
+    below_R: Floats
+
+    def value(self) -> float | None:
+        """The ratio of what is scored; None where its denominator is 0."""
+        above_R, below_R = self._kept()
+        return float(above_R.sum() / below_R.sum()) if below_R.sum() else None
+
+    def resample(self, rng: np.random.Generator, count: int) -> Floats:
+        """Over the scored rows."""
+        above_R, below_R = self._kept()
+        draw_KR = draw(rng, count, len(above_R))
+        below_K = draw_KR @ below_R
+        return np.divide(draw_KR @ above_R, below_K, out=np.full(count, np.nan), where=below_K > 0)
+
+    def scored(self) -> tuple[int, int]:
+        """Scored and unscored rows."""
+        kept = len(self._kept()[0])
+        return kept, len(self.above_R) - kept
+
+    def _kept(self) -> tuple[Floats, Floats]:
+        keep = ~np.isnan(self.above_R)
+        return self.above_R[keep], self.below_R[keep]
+
+
+@dataclass(frozen=True)
+class Auc:
+    """Probability that a forget row scores lower than a holdout row, ties half: area under the ROC curve.
+
+    Attributes:
+        forget_R: scores of the forget rows, loss-like; NaN = unscored.
+        holdout_S: scores of the holdout rows.
+    """
+
+    forget_R: Floats
+    holdout_S: Floats
+
+    def value(self) -> float | None:
+        """On the rows as they are; None where a side has no scored row."""
+        forget_R, holdout_S = self._kept()
+        if not len(forget_R) or not len(holdout_S):
+            return None
+        one_R, one_S = np.ones((1, len(forget_R)), np.int64), np.ones((1, len(holdout_S)), np.int64)
+        return float(self._weighted(one_R, one_S)[0])
+
+    def resample(self, rng: np.random.Generator, count: int) -> Floats:
+        """Stratified: forget and holdout rows are drawn apart, each side keeps its size."""
+        forget_R, holdout_S = self._kept()
+        return self._weighted(draw(rng, count, len(forget_R)), draw(rng, count, len(holdout_S)))
+
+    def scored(self) -> tuple[int, int]:
+        """Both sides together."""
+        kept = sum(map(len, self._kept()))
+        return kept, len(self.forget_R) + len(self.holdout_S) - kept
+
+    def _kept(self) -> tuple[Floats, Floats]:
+        return self.forget_R[~np.isnan(self.forget_R)], self.holdout_S[~np.isnan(self.holdout_S)]
+
+    def _weighted(self, draw_KR: Ints, draw_KS: Ints) -> Floats:
+        """[K] areas under row counts, from ranks: no R x S table is made."""
+        forget_R, holdout_S = self._kept()
+        order_R = np.argsort(forget_R, kind="stable")
+        below_KR1 = np.pad(np.cumsum(draw_KR[:, order_R], axis=1), ((0, 0), (1, 0)))
+        less_S = np.searchsorted(forget_R[order_R], holdout_S, side="left")
+        upto_S = np.searchsorted(forget_R[order_R], holdout_S, side="right")
+        won_KS = 0.5 * (below_KR1[:, less_S] + below_KR1[:, upto_S])
+        area: Floats = (won_KS * draw_KS).sum(1) / (draw_KR.sum(1) * draw_KS.sum(1))
+        return area
+
+
+@dataclass(frozen=True)
+class KolmogorovSmirnov:
+    """The largest distance D between the distributions of two scores of the same rows.
+
+    Attributes:
+        here_R: scores under this model.
+        there_R: scores of the same rows under the other; rows with a NaN on either side are left out on both.
+    """
+
+    here_R: Floats
+    there_R: Floats
+
+    def value(self) -> float | None:
+        """D."""
+        here_R, there_R = self.kept()
+        if not len(here_R):
+            return None
+        one = np.ones((1, len(here_R)), np.int64)
+        return float(self._distance(one)[0])
+
+    def resample(self, rng: np.random.Generator, count: int) -> Floats:
+        """Rows are drawn, each with both of its scores. Resampled D is on average a little above D."""
+        return self._distance(draw(rng, count, len(self.kept()[0])))
+
+    def scored(self) -> tuple[int, int]:
+        """Rows scored on both sides, and the others."""
+        kept = len(self.kept()[0])
+        return kept, len(self.here_R) - kept
+
+    def kept(self) -> tuple[Floats, Floats]:
+        """The scores of the rows that have both."""
+        keep = ~(np.isnan(self.here_R) | np.isnan(self.there_R))
+        return self.here_R[keep], self.there_R[keep]
+
+    def _distance(self, draw_KR: Ints) -> Floats:
+        here_R, there_R = self.kept()
+        both = np.concatenate([here_R, there_R])
+        order = np.argsort(both, kind="stable")
+        # Among equal scores only the last one has the value of the distribution function.
+        last = np.append(both[order][1:] != both[order][:-1], True)
+        step = np.concatenate([draw_KR, -draw_KR], axis=1)[:, order]
+        distance: Floats = np.abs(np.cumsum(step, axis=1)[:, last]).max(1) / draw_KR.sum(1)
+        return distance
+
+
+@dataclass(frozen=True)
+class HarmonicMean:
+    """Harmonic mean of means; 0 where one of them is 0 or less.
+
+    Attributes:
+        parts: the means.
+        group: for each part, which rows it is over; parts of one group are over the same rows and drawn together.
+    """
+
+    parts: Sequence[Mean]
+    group: Sequence[Any]
+
+    def value(self) -> float | None:
+        """Of the parts' values; None where one has none."""
+        values = [part.value() for part in self.parts]
+        known = [value for value in values if value is not None]
+        return float(_harmonic(np.array([known]))[0]) if known and len(known) == len(values) else None
+
+    def resample(self, rng: np.random.Generator, count: int) -> Floats:
+        """Jointly: in each draw all parts of a group see the same rows."""
+        draws: dict[Any, Ints] = {}
+        for part, group in zip(self.parts, self.group, strict=True):
+            if group not in draws:
+                draws[group] = draw(rng, count, len(part.score_R))
+        return _harmonic(np.stack([part.weighted(draws[group]) for part, group in zip(self.parts, self.group, strict=True)], axis=1))
+
+    def scored(self) -> tuple[int, int]:
+        """Sums over the parts."""
+        pairs = [part.scored() for part in self.parts]
+        return sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs)
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """A monotone function of another statistic.
+
+    Attributes:
+        inner: the statistic.
+        function: takes and gives arrays, value by value.
+    """
+
+    inner: Statistic
+    function: Callable[[Floats], Floats]
+
+    def value(self) -> float | None:
+        """The function of the inner value."""
+        value = self.inner.value()
+        return None if value is None else float(self.function(np.array([value]))[0])
+
+    def resample(self, rng: np.random.Generator, count: int) -> Floats:
+        """The function of each inner value."""
+        return self.function(self.inner.resample(rng, count))
+
+    def scored(self) -> tuple[int, int]:
+        """As the inner one."""
+        return self.inner.scored()
+
+
+def _harmonic(value_KP: Floats) -> Floats:
+    positive_K = (value_KP > 0).all(1)
+    safe_KP = np.where(positive_K[:, None], value_KP, 1.0)
+    mean: Floats = np.where(positive_K, value_KP.shape[1] / (1 / safe_KP).sum(1), np.where(np.isnan(value_KP).any(1), np.nan, 0.0))
+    return mean

@@ -1,0 +1,166 @@
+"""What collectors write and metrics read: statistics per label token, generations, gradient norms. No torch.
+
+Shape suffixes: R rows of the view, B examples (a row with several answers is several examples), M label tokens of all examples one
+after the other, A answers of the row that has most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.floating[Any]]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Which examples a table is about.
+
+    Attributes:
+        row_ids: [R] ids of the view's rows.
+        row_B: [B] position of each example's row in the view.
+        answer_B: [B] which of the row's answers it is.
+        target_text: [B] the answer's own text.
+    """
+
+    row_ids: tuple[str, ...]
+    row_B: Ints
+    answer_B: Ints
+    target_text: tuple[str, ...]
+
+    def by_row(self, value_B: Floats) -> Floats:
+        """Lay one value an example out as [R, A], NaN where a row has no such answer."""
+        width = int(self.answer_B.max(initial=0)) + 1
+        value_RA = np.full((len(self.row_ids), width), np.nan)
+        value_RA[self.row_B, self.answer_B] = value_B
+        return value_RA
+
+    def row_text(self) -> tuple[str, ...]:
+        """The first answer of each row, empty where there is none."""
+        text = [""] * len(self.row_ids)
+        for row, answer, target in zip(self.row_B, self.answer_B, self.target_text, strict=True):
+            if answer == 0:
+                text[row] = target
+        return tuple(text)
+
+
+@dataclass(frozen=True)
+class TokenTable:
+    """One teacher-forced pass: statistics of each label token.
+
+    Attributes:
+        examples: rows, answers, texts.
+        offset_B1: [B + 1] the label tokens of example b are offset[b] to offset[b + 1].
+        logp_M: natural log-probability of the label, float32.
+        hit_M: whether the label is the most likely token.
+        mu_M: mean of log p over the vocabulary under p, float32.
+        var_M: variance of log p over the vocabulary under p, float32.
+        turn_end_M: whether the label is the token that ends the turn.
+    """
+
+    KIND: ClassVar[str] = "tokens"
+    ARRAYS: ClassVar[tuple[str, ...]] = ("offset_B1", "logp_M", "hit_M", "mu_M", "var_M", "turn_end_M")
+
+    examples: Examples
+    offset_B1: Ints
+    logp_M: Floats
+    hit_M: Bools
+    mu_M: Floats
+    var_M: Floats
+    turn_end_M: Bools
+
+    @cached_property
+    def example_M(self) -> Ints:
+        """[M] the example of each label token."""
+        return np.repeat(np.arange(len(self.offset_B1) - 1), np.diff(self.offset_B1))
+
+    def mean(self, value_M: Floats, keep_M: Bools | None = None) -> Floats:
+        """Mean over each example's label tokens, [B] float64.
+
+        Args:
+            value_M: a value a label token.
+            keep_M: which tokens count, None = all.
+
+        Returns:
+            The means; NaN for an example of which nothing counts.
+        """
+        example_M = self.example_M if keep_M is None else self.example_M[keep_M]
+        kept = value_M if keep_M is None else value_M[keep_M]
+        size = len(self.offset_B1) - 1
+        sum_B = np.bincount(example_M, weights=kept.astype(np.float64), minlength=size)
+        count_B = np.bincount(example_M, minlength=size)
+        return np.divide(sum_B, count_B, out=np.full(size, np.nan), where=count_B > 0)
+
+    def pieces(self, value_M: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+        """One array an example, the token that ends the turn left out."""
+        return [
+            value_M[start:stop][~self.turn_end_M[start:stop]] for start, stop in zip(self.offset_B1[:-1], self.offset_B1[1:], strict=True)
+        ]
+
+    @cached_property
+    def avg_nll_B(self) -> Floats:
+        """[B] mean over the label tokens, end of turn counted, of -log p: the field's `avg_loss`."""
+        return -self.mean(self.logp_M)
+
+
+@dataclass(frozen=True)
+class GenerationTable:
+    """What the model wrote.
+
+    Attributes:
+        examples: rows; `target_text` is what it should have written.
+        prompt: [B] the prompt without special tokens.
+        generation: [B] the continuation without special tokens.
+    """
+
+    KIND: ClassVar[str] = "generations"
+    ARRAYS: ClassVar[tuple[str, ...]] = ()
+
+    examples: Examples
+    prompt: tuple[str, ...]
+    generation: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class GradNormTable:
+    """Size of each row's gradient of its mean nll, end of turn left out.
+
+    Attributes:
+        examples: rows.
+        global_B: [B] p-norm of the whole gradient.
+        tensor_mean_B: [B] mean over parameter tensors of each one's p-norm.
+    """
+
+    KIND: ClassVar[str] = "gradnorms"
+    ARRAYS: ClassVar[tuple[str, ...]] = ("global_B", "tensor_mean_B")
+
+    examples: Examples
+    global_B: Floats
+    tensor_mean_B: Floats
+
+
+Table = TokenTable | GenerationTable | GradNormTable
+TABLES: Mapping[str, type[Table]] = {kind.KIND: kind for kind in (TokenTable, GenerationTable, GradNormTable)}
+
+
+def row_mean(value_RA: Floats) -> Floats:
+    """Mean over a row's answers, [R]; NaN where none of them has a value."""
+    count_R = (~np.isnan(value_RA)).sum(1)
+    return np.divide(np.nansum(value_RA, axis=1), count_R, out=np.full(len(value_RA), np.nan), where=count_R > 0)
+
+
+def column(value_RA: Floats) -> Floats:
+    """[R] where every row has one answer, else [R, A] as it is."""
+    return value_RA[:, 0] if value_RA.shape[1] == 1 else value_RA
+
+
+def as_ints(values: Sequence[int]) -> Ints:
+    """An int64 array."""
+    return np.asarray(values, dtype=np.int64)

@@ -1,0 +1,108 @@
+"""What a loss is: a function of named quantities, with a record of how it is averaged and weighed."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal, Protocol, TypeVar, cast
+
+from torch import Tensor
+
+from expunge.core.needs import Need, parse_need
+
+F = TypeVar("F", bound=Callable[..., Tensor])
+Kind = Literal["sequence", "token"]
+REQUIRED = inspect.Parameter.empty
+"""The default of a hyper-parameter that has none."""
+
+
+@dataclass(frozen=True)
+class LossSpec:
+    """What the decorator and the signature say of a loss.
+
+    Attributes:
+        name: the function's name, which is also the term's name in the logs and the component's in `compat`.
+        kind: "sequence" = returns [B], averaged over sequences; "token" = returns [B, N], averaged over label tokens.
+        gamma: weight of the loss as a method's own term; None = the user has to give it.
+        alpha: weight of the retain term.
+        retain: name of the retain term unless the configuration chooses another: nll, kl, none.
+        paper: where the loss is defined.
+        code: the authors' or the field's code, at a commit.
+        needs: quantities it reads, in the order of its positional parameters.
+        hyper: its keyword-only parameters with their defaults; `REQUIRED` where there is none.
+        positive: the hyper-parameters that have to be above 0.
+    """
+
+    name: str
+    kind: Kind
+    gamma: float | None
+    alpha: float
+    retain: str
+    paper: str
+    code: str
+    needs: tuple[Need, ...]
+    hyper: Mapping[str, Any]
+    positive: tuple[str, ...] = ()
+
+    @property
+    def side(self) -> str:
+        """The side whose label tokens or sequences the loss is averaged over: the first it names."""
+        return self.needs[0].side
+
+
+class Loss(Protocol):
+    """A decorated loss: quantities in, a loss per sequence [B] or per label token [B, N] out."""
+
+    spec: LossSpec
+
+    def __call__(self, *quantities: Tensor, **hyper: Any) -> Tensor:
+        """The loss, not reduced over the batch; exactly 0 at places that are masked."""
+
+
+def loss(
+    *,
+    kind: Kind,
+    gamma: float | None = 1.0,
+    alpha: float = 1.0,
+    retain: str = "none",
+    positive: tuple[str, ...] = (),
+    paper: str = "",
+    code: str = "",
+) -> Callable[[F], F]:
+    """Give a function of named quantities its `.spec`; nothing is registered.
+
+    Args:
+        kind: "sequence" or "token".
+        gamma: default weight of the term; None = required from the user.
+        alpha: default weight of the retain term.
+        retain: default retain term.
+        positive: hyper-parameters that have to be above 0.
+        paper: where it is defined.
+        code: code at a commit.
+
+    Returns:
+        A decorator that adds `.spec` and leaves the function otherwise as it is.
+
+    Raises:
+        ValueError: a positional parameter is not a quantity, there is none, or one has a default.
+    """
+
+    def decorate(function: F) -> F:
+        needs: list[Need] = []
+        hyper: dict[str, Any] = {}
+        for parameter in inspect.signature(function).parameters.values():
+            if parameter.kind is parameter.KEYWORD_ONLY:
+                hyper[parameter.name] = parameter.default
+            elif parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.default is parameter.empty:
+                needs.append(parse_need(parameter.name))
+            else:
+                raise ValueError(f"{parameter.name!r} of {function.__name__}: a quantity has no default, a hyper-parameter is keyword-only")
+        if not needs:
+            raise ValueError(f"the loss {function.__name__} reads no quantity")
+        spec = LossSpec(function.__name__, kind, gamma, alpha, retain, paper, code, tuple(needs), MappingProxyType(hyper), positive)
+        cast(Any, function).spec = spec
+        return function
+
+    return decorate

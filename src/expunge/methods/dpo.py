@@ -1,0 +1,47 @@
+"""Direct preference optimization of an alternate answer over the forget answer; IdkDPO where the alternate is a refusal."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from expunge.methods.base import loss
+
+
+@loss(
+    kind="sequence",
+    gamma=1.0,
+    alpha=1.0,
+    retain="nll",
+    positive=("beta",),
+    paper="arXiv:2305.18290",
+    code="https://github.com/locuslab/open-unlearning/blob/19a6141d8baf4b1d25c3a888dd876a764d85def7/src/trainer/utils.py",
+)
+def dpo(
+    forget_seq_logp_B: Tensor,
+    alternate_seq_logp_B: Tensor,
+    ref_forget_seq_logp_B: Tensor,
+    ref_alternate_seq_logp_B: Tensor,
+    *,
+    beta: float = 0.1,
+) -> Tensor:
+    """DPO with the alternate answer preferred and the forget answer dispreferred.
+
+    L = -(2 / beta) log sigmoid(beta [log(p_theta / p_ref)(alternate) - log(p_theta / p_ref)(forget)]), log p the SUM over label tokens:
+    eq. 7 of arXiv:2305.18290 times 2 / beta. Descending it raises the alternate's likelihood and lowers the forget answer's.
+
+    Deviation from DPO: the factor 2 / beta, which makes the scale that of NPO (as in arXiv:2404.05868 and the field's code).
+
+    Args:
+        forget_seq_logp_B: [B] log-probability of each forget answer under the model, nats.
+        alternate_seq_logp_B: [B] of the alternate answer to the same question.
+        ref_forget_seq_logp_B: [B] of the forget answer under the model before unlearning.
+        ref_alternate_seq_logp_B: [B] of the alternate answer under the model before unlearning.
+        beta: inverse temperature, > 0.
+
+    Returns:
+        [B] per sequence, >= 0; (2 / beta) ln 2 at the reference, and, with zero gradient, where alternate and forget answer are equal.
+    """
+    alternate_ratio_B = alternate_seq_logp_B - ref_alternate_seq_logp_B
+    forget_ratio_B = forget_seq_logp_B - ref_forget_seq_logp_B
+    return -(2.0 / beta) * logsigmoid(beta * (alternate_ratio_B - forget_ratio_B))

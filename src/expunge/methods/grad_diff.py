@@ -1,0 +1,35 @@
+"""Gradient difference: ascent on the forget set, descent on the retain set."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from expunge.lm.logprobs import masked
+from expunge.methods.base import loss
+
+
+@loss(
+    kind="token",
+    gamma=1.0,
+    alpha=1.0,
+    retain="nll",
+    paper="arXiv:2401.06121",
+    code="https://github.com/locuslab/open-unlearning/blob/f7656c77bbccb22215bea58199aee734ad7d641f/src/trainer/unlearn/grad_diff.py",
+)
+def grad_diff(forget_logp_BN: Tensor, forget_mask_BN: Tensor) -> Tensor:
+    """GradDiff, its forget term: log p(y_t) of each forget label, as in gradient ascent.
+
+    L = gamma * (-CE(f)) + alpha * CE(r), each CE the mean over the label tokens of its side; the second term is the retain term `nll`
+    unless another is chosen.
+
+    Source: "gradient difference" of TOFU (arXiv:2401.06121, section 4; first in arXiv:2203.12817). Deviation: means are over the label
+    tokens of the whole step, not means of micro-batch means.
+
+    Args:
+        forget_logp_BN: [B, N] log-probabilities of the labels, nats.
+        forget_mask_BN: [B, N] True = a label.
+
+    Returns:
+        [B, N] per label token, 0 where masked.
+    """
+    return masked(forget_logp_BN, forget_mask_BN)

@@ -1,0 +1,34 @@
+"""Weighted gradient ascent: ascent whose weight fades where the model has forgotten already."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from expunge.lm.logprobs import masked
+from expunge.methods.base import loss
+
+
+@loss(
+    kind="token",
+    gamma=1.0,
+    alpha=1.0,
+    retain="nll",
+    paper="arXiv:2502.19301",
+    code="https://github.com/locuslab/open-unlearning/blob/19a6141d8baf4b1d25c3a888dd876a764d85def7/src/trainer/utils.py",
+)
+def wga(forget_logp_BN: Tensor, forget_mask_BN: Tensor, *, beta: float = 1.0) -> Tensor:
+    """WGA: p(y_t)^beta log p(y_t), the weight p(y_t)^beta without gradient.
+
+    L = -mean over label tokens of p_t^beta * nll_t. With beta = 0 it is gradient ascent. No reference model is read (the field's code makes
+    a copy of the model that it never uses).
+
+    Args:
+        forget_logp_BN: [B, N] log-probabilities of the labels, nats.
+        forget_mask_BN: [B, N] True = a label.
+        beta: how fast the weight fades with the probability.
+
+    Returns:
+        [B, N] per label token, <= 0, 0 where masked.
+    """
+    logp_BN = masked(forget_logp_BN, forget_mask_BN)
+    return (beta * logp_BN.detach()).exp() * logp_BN

@@ -1,0 +1,62 @@
+"""What identifies a model's weights: the contents of its files, its name and revision on the hub, or its tensors."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from expunge.core.fingerprint import LENGTH, fingerprint, fingerprint_files
+from expunge.data import mini
+
+WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
+NOT_WEIGHTS = ("optimizer", "scheduler", "rng_state", "training_args", "trainer_state", "scaler")
+CONFIGURATION = ("config.json", "adapter_config.json", "quantization_config.json")
+
+
+def model_fingerprint(model: str | Path | nn.Module, revision: str | None = None) -> str:
+    """Identify a model's weights.
+
+    Args:
+        model: a folder (hash of the contents of its weights and configuration), a hub name (hash of name and revision, and of the commit
+            where the cache knows it), or a live model (hash of its tensors' names, dtypes, shapes and bytes).
+        revision: of a hub name.
+
+    Returns:
+        16 hex digits. A folder and the model loaded from it have different ones: compare like with like.
+    """
+    if isinstance(model, nn.Module):
+        return _of_tensors(model)
+    if str(model) == mini.HUB_PATH:
+        model = mini.model_folder()
+    path = Path(model).expanduser()
+    if path.is_file():
+        return fingerprint_files([path])
+    if path.is_dir():
+        return fingerprint_files(file for file in path.iterdir() if _counts(file))
+    return fingerprint({"hub": str(model), "revision": revision, "commit": _cached_commit(str(model), revision)})
+
+
+def _counts(file: Path) -> bool:
+    if not file.is_file() or file.name.startswith(NOT_WEIGHTS):
+        return False
+    return file.suffix in WEIGHTS or file.name in CONFIGURATION
+
+
+def _cached_commit(name: str, revision: str | None) -> str | None:
+    """The commit that the hub's cache has for a name, so that a branch that moved is another model."""
+    from huggingface_hub import try_to_load_from_cache
+
+    file = try_to_load_from_cache(name, "config.json", revision=revision)
+    return Path(file).parent.name if isinstance(file, str) else None
+
+
+def _of_tensors(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + b"\0")
+        flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+        digest.update(memoryview(flat.view(torch.uint8).numpy()))
+    return digest.hexdigest()[:LENGTH]

@@ -1,0 +1,94 @@
+"""Where a model is: the embedded one, a folder, a GGUF file, or a name on the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from expunge.core.errors import UserError
+from expunge.data import mini
+
+
+@dataclass(frozen=True)
+class Location:
+    """A place to load from.
+
+    Attributes:
+        given: what the user wrote.
+        source: what transformers is given: a folder or a hub name.
+        folder: the folder, None for a hub name.
+        gguf_file: the GGUF file in it, if that is the format.
+    """
+
+    given: str
+    source: str
+    folder: Path | None
+    gguf_file: str | None
+
+
+def locate(args: Mapping[str, Any], section: str) -> Location:
+    """Find what `pretrained_model_name_or_path` means, without loading anything.
+
+    Args:
+        args: `model.model_args` or `model.tokenizer_args`.
+        section: its name in the configuration, for the message.
+
+    Raises:
+        UserError: nothing given, a path where nothing is, or a file that is no GGUF file.
+    """
+    given = args.get("pretrained_model_name_or_path")
+    if not given:
+        raise UserError(f"{section}.pretrained_model_name_or_path is not given", "give a folder, a hub name, or expunge/mini")
+    given, gguf_file = str(given), args.get("gguf_file")
+    if given == mini.HUB_PATH:
+        folder = mini.model_folder()
+        return Location(given, str(folder), folder, None)
+    path = Path(given).expanduser()
+    if path.is_dir():
+        return Location(given, str(path), path, gguf_file)
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise UserError(f"{section}: {given} is a file, not a model folder", f"give its folder, {path.parent}")
+        return Location(given, str(path.parent), path.parent, path.name)
+    if given.startswith((".", "/", "~")) or given.count("/") > 1:
+        raise UserError(f"{section}: there is no model at {given}", f"looked for the folder {path.absolute()}")
+    return Location(given, given, None, gguf_file)
+
+
+def check_model_folder(place: Location) -> None:
+    """Refuse a folder that cannot be a model before anything slow is imported or read.
+
+    Raises:
+        UserError: no configuration file in it; an adapter alone; a GGUF file that is not there.
+    """
+    if place.folder is None:
+        return
+    if place.gguf_file is not None:
+        if not (place.folder / place.gguf_file).is_file():
+            raise UserError(f"there is no GGUF file {place.gguf_file} in {place.given}", f"looked in {place.folder.absolute()}")
+        return
+    if (place.folder / "config.json").is_file():
+        return
+    if (place.folder / "adapter_config.json").is_file():
+        raise UserError(f"{place.given} holds an adapter, not a whole model", "give the base model, or merge the adapter into it")
+    found = ", ".join(sorted(path.name for path in place.folder.iterdir())[:8]) or "nothing"
+    raise UserError(f"{place.given} is not a model folder: it has no config.json", f"looked in {place.folder.absolute()}, found {found}")
+
+
+def not_found(place: Location, error: Exception, cache_dir: Any) -> UserError:
+    """The error of something that transformers could not load, with where it was looked for."""
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if place.folder is not None:
+        return UserError(
+            f"cannot load {place.given}: {reason}", f"the folder {place.folder.absolute()} is incomplete or damaged; copy it anew"
+        )
+    from huggingface_hub import constants
+
+    offline = " (HF_HUB_OFFLINE is set, so the hub was not asked)" if constants.HF_HUB_OFFLINE else ""
+    return UserError(
+        f"cannot load {place.given}: {reason}",
+        f"looked for a folder {Path(place.given).absolute()}, in the cache {cache_dir or constants.HF_HUB_CACHE}, and on the hub{offline}; "
+        "give a local folder, fill the cache, or check the name and your access",
+    )

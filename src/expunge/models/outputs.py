@@ -1,0 +1,152 @@
+"""Logits at label positions only: the vocabulary never exists where no label counts.
+
+The positions are picked before the vocabulary projection, in a forward-pre-hook on the model's output embeddings, while the model
+itself is called as whoever wrapped it wants it called. Calling the base model and the projection apart instead would bypass what DDP,
+FSDP or PEFT do around the forward pass and give wrong gradients.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, cast
+
+from torch import Tensor, nn
+
+from expunge.core.errors import UserError, nearest
+from expunge.lm.labels import LabelIndex, Side, label_index
+
+
+class LabelOutputs(NamedTuple):
+    """What one forward pass gives at label positions.
+
+    Attributes:
+        logits_BNV: [B, N, V] logits that predict the labels, in the dtype the model computes.
+        label_BN: [B, N] int64 labels; 0 where padded.
+        mask_BN: [B, N] bool, True = a label.
+        hidden_BTD: [B, T, D] output of the module asked for, at every position, unshifted; None where none was asked for.
+    """
+
+    logits_BNV: Tensor
+    label_BN: Tensor
+    mask_BN: Tensor
+    hidden_BTD: Tensor | None = None
+
+
+def label_outputs(
+    model: nn.Module,
+    side: Side,
+    *,
+    index: LabelIndex | None = None,
+    hidden: str | None = None,
+    call: Callable[..., Any] | None = None,
+    **kwargs: Any,
+) -> LabelOutputs:
+    """Run `model` on a side of a batch and keep only what predicts its labels.
+
+    Differentiable, and usable under `torch.func` grad, jvp and vmap: positions are gathered, never selected by a boolean mask. Under
+    vmap pass `index`, since finding the positions reads a count off the device.
+
+    Args:
+        model: the model, wrapped or not (DDP, FSDP, PEFT, torch.compile).
+        side: tokens, attention mask and label mask, [B, T].
+        index: the label positions, if they are known already.
+        hidden: regular expression that matches the whole name of one module, whose output is kept as `hidden_BTD`.
+        call: what to call in the model's place, such as a `torch.func.functional_call` of it; the model by default.
+        **kwargs: further arguments of the model's forward.
+
+    Returns:
+        Logits, labels and mask, [B, N, ...], N = the most labels in a row.
+
+    Raises:
+        UserError: the model has no output embeddings, or `hidden` matches no module or several.
+    """
+    index = label_index(side["input_ids"], side["label_mask"]) if index is None else index
+    inner = unwrapped(model)
+    inputs: dict[str, Any] = {"input_ids": side["input_ids"], "attention_mask": side["attention_mask"], "use_cache": False}
+    if _takes_position_ids(inner):
+        # Counted from the first real token, so that padding on the left moves no position.
+        inputs["position_ids"] = (side["attention_mask"].long().cumsum(-1) - 1).clamp(min=0)
+    with _gathered(inner, index.predictor_BN) as fired, _captured(inner, hidden) as kept:
+        output = (call or model)(**{**inputs, **kwargs})
+    assert fired == [True], f"the output embeddings of {type(inner).__name__} ran {len(fired)} times in one forward pass, not once"
+    return LabelOutputs(output.logits, index.label_BN, index.mask_BN, kept[0] if kept else None)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside DDP, FSDP or torch.compile; an adapter is not a wrapper in this sense and stays."""
+    while True:
+        # A compiled module forwards every attribute of the one inside, so it is told by its child's name alone.
+        names = ("_orig_mod",) if hasattr(model, "get_output_embeddings") else ("_orig_mod", "module")
+        inner: nn.Module | None = next((child for name in names if (child := model._modules.get(name)) is not None), None)
+        if inner is None:
+            return model
+        model = inner
+
+
+def module_named(model: nn.Module, pattern: str) -> nn.Module:
+    """The one module whose whole name matches a regular expression; an adapter's prefix of the name may be left out.
+
+    Raises:
+        UserError: no module matches, or several do, or the expression is malformed.
+    """
+    try:
+        expression = re.compile(rf"(?:base_model\.model\.)?(?:{pattern})")
+    except re.error as error:
+        raise UserError(f"module_regex {pattern!r} is not a regular expression: {error}", "write it as in Python's re module") from error
+    modules: dict[str, nn.Module] = dict(model.named_modules())
+    found = [name for name in modules if expression.fullmatch(name)]
+    if len(found) == 1:
+        return modules[found[0]]
+    if found:
+        raise UserError(f"module_regex {pattern!r} matches {len(found)} modules: {', '.join(found[:5])}", "make it match exactly one")
+    plain = re.sub(r"\\(.)", r"\1", pattern)
+    near = ", ".join(nearest(plain, [name for name in modules if name], count=5)) or ", ".join(list(modules)[1:6])
+    raise UserError(f"module_regex {pattern!r} matches no module of {type(model).__name__}", f"the nearest are: {near}")
+
+
+@contextmanager
+def _gathered(model: nn.Module, predictor_BN: Tensor) -> Iterator[list[bool]]:
+    """While open, the output embeddings of `model` see the hidden states of `predictor_BN` only; yields a record of each time."""
+    head = cast(Any, model).get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if not isinstance(head, nn.Module):
+        raise UserError(f"{type(model).__name__} has no output embeddings", "give a causal language model, one with a vocabulary head")
+    fired: list[bool] = []
+
+    def gather(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        fired.append(True)
+        hidden_BTD = args[0]
+        position_BND = predictor_BN.to(hidden_BTD.device).unsqueeze(-1).expand(-1, -1, hidden_BTD.shape[-1])
+        return (hidden_BTD.gather(1, position_BND), *args[1:])
+
+    handle = head.register_forward_pre_hook(gather)
+    try:
+        yield fired
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _captured(model: nn.Module, pattern: str | None) -> Iterator[list[Tensor]]:
+    """While open, the output of the module that `pattern` names is kept; yields the list it is put in."""
+    kept: list[Tensor] = []
+    if pattern is None:
+        yield kept
+        return
+
+    def keep(_: nn.Module, __: Any, output: Any) -> None:
+        kept.append(output[0] if isinstance(output, tuple) else output)
+
+    handle = module_named(model, pattern).register_forward_hook(keep)
+    try:
+        yield kept
+    finally:
+        handle.remove()
+
+
+def _takes_position_ids(model: nn.Module) -> bool:
+    """Whether the transformer underneath any adapter takes `position_ids`."""
+    base = cast(Any, model).get_base_model() if hasattr(model, "get_base_model") else model
+    return "position_ids" in inspect.signature(type(base).forward).parameters

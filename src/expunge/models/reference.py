@@ -1,0 +1,179 @@
+"""The model before unlearning, as cheaply as what is asked of it allows.
+
+Per-token log-probs of rows that never change are computed once, written down and looked up; only a loss that reads the reference's whole
+distribution needs a second model in memory.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from expunge.core.fingerprint import fingerprint
+from expunge.core.needs import Need
+from expunge.data.collate import collate
+from expunge.data.encoded import Encoded
+from expunge.lm import runtime
+from expunge.lm.labels import LabelIndex, Side, label_index, on_device
+from expunge.lm.logprobs import token_logp
+from expunge.lm.packing import token_budgeted_batches
+from expunge.models.fingerprint import model_fingerprint
+from expunge.models.logp_table import LogpTable
+from expunge.models.outputs import label_outputs, unwrapped
+
+FROM_BATCH = ("len_B", "mask_BN", "mask_BT", "label_BN")
+"""Quantities that the batch alone gives: a `ref_` before them asks for no reference."""
+
+
+class ReferenceOutputs(NamedTuple):
+    """What the reference says of one side of a batch, without gradient.
+
+    Attributes:
+        logp_BN: [B, N] log-probabilities of the labels, float32.
+        logits_BNV: [B, N, V]; None where only log-probs were cached.
+        hidden_BTD: [B, T, D] output of the module asked for; None where none was, or only log-probs were cached.
+    """
+
+    logp_BN: Tensor
+    logits_BNV: Tensor | None = None
+    hidden_BTD: Tensor | None = None
+
+
+def plan_reference(needs: Iterable[Need]) -> Literal["none", "cached", "frozen"]:
+    """The cheapest reference that serves all needs: none, cached log-probs, or a frozen copy of the model."""
+    asked = [need for need in needs if need.reference and need.quantity not in FROM_BATCH]
+    if not asked:
+        return "none"
+    return "cached" if all(need.cacheable for need in asked) else "frozen"
+
+
+class FrozenCopy:
+    """A copy of the model in eval mode, without gradients.
+
+    Make it before training starts and before the model is wrapped. It is copied in memory, so it needs as much again.
+
+    Args:
+        model: the model before unlearning.
+        autocast_dtype: the dtype that the trained model computes in, so that the copy computes alike.
+        hidden: regular expression of the module whose output is wanted as well.
+    """
+
+    def __init__(self, model: nn.Module, *, autocast_dtype: torch.dtype | None = None, hidden: str | None = None) -> None:
+        self.model = copy.deepcopy(unwrapped(model)).requires_grad_(False).eval()
+        self.autocast_dtype, self.hidden = autocast_dtype, hidden
+
+    def outputs(self, side_name: str, side: Side) -> ReferenceOutputs:
+        """Log-probs and logits of a side of a batch; `side_name` is not needed here."""
+        where = side["input_ids"].device
+        if next(self.model.parameters()).device != where:
+            self.model.to(where)
+        with torch.no_grad(), runtime.autocast(where, self.autocast_dtype):
+            out = label_outputs(self.model, side, hidden=self.hidden)
+        return ReferenceOutputs(token_logp(out.logits_BNV, out.label_BN), out.logits_BNV, out.hidden_BTD)
+
+
+class CachedReference:
+    """Per-token log-probs of the model before unlearning, looked up by a side's rows.
+
+    Args:
+        tables: a table a side.
+    """
+
+    def __init__(self, tables: Mapping[str, LogpTable]) -> None:
+        self.tables = dict(tables)
+
+    @classmethod
+    def compute(
+        cls,
+        model: nn.Module,
+        views: Mapping[str, Sequence[Encoded]],
+        folder: Path,
+        *,
+        pad_id: int,
+        rows: Mapping[str, Collection[int]] | None = None,
+        fingerprint_of_model: str | None = None,
+        autocast_dtype: torch.dtype | None = None,
+        max_tokens: int = 4096,
+    ) -> CachedReference:
+        """Take from `folder` what was computed for the same model and rows before; compute and write down the rest.
+
+        Args:
+            model: the model before unlearning, not wrapped yet. Computes in eval mode; its modules' modes are put back.
+            views: the encoded rows by side.
+            folder: `<run>/reference`.
+            pad_id: token to pad with.
+            rows: the rows (`Encoded.row`) that will be asked for, by side; None, or a side left out = all.
+            fingerprint_of_model: of the weights; by default hashed from the model's tensors.
+            autocast_dtype: the dtype that the trained model computes in.
+            max_tokens: padded tokens of a forward pass.
+
+        Returns:
+            A reference that serves those rows; the same on all ranks, which share the work.
+        """
+        key = {
+            "model": fingerprint_of_model or model_fingerprint(unwrapped(model)),
+            "dtype": [str(next(model.parameters()).dtype), str(autocast_dtype)],
+            "attention": str(getattr(getattr(model, "config", None), "_attn_implementation", None)),
+        }
+        tables = {}
+        for side, view in views.items():
+            assert len({item.row for item in view}) == len(view), f"two examples of the side {side!r} share a row number"
+            wanted = {item.row for item in view} if rows is None or side not in rows else set(rows[side])
+            side_key = {**key, "rows": view_fingerprint(view)}
+            found = runtime.from_rank_0(partial(LogpTable.read, folder, side, side_key))
+            missing = [item for item in view if item.row in wanted and (found is None or item.row not in found)]
+            if missing:
+                with evaluating(model):
+                    computed = _compute(model, missing, pad_id, autocast_dtype, max_tokens)
+                found = computed if found is None else found.merged(computed)
+                if runtime.rank() == 0:
+                    found.write(folder, side, side_key)
+            tables[side] = found if found is not None else LogpTable.of({})
+        return cls(tables)
+
+    def outputs(self, side_name: str, side: Side) -> ReferenceOutputs:
+        """Log-probs of a side's rows, from the table."""
+        assert side_name in self.tables, f"no reference was cached for the side {side_name!r}"
+        index: LabelIndex = label_index(side["input_ids"], side["label_mask"])
+        logp_BN = self.tables[side_name].look_up(side["row"].cpu(), index.label_BN.cpu(), index.mask_BN.cpu())
+        return ReferenceOutputs(logp_BN.to(side["input_ids"].device))
+
+
+def view_fingerprint(view: Iterable[Encoded]) -> str:
+    """Hash of encoded rows: tokens and label masks, by row."""
+    return fingerprint([[item.row, item.input_ids, item.label_mask] for item in view])
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode (dropout off) while open; every module's own mode is put back after."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _compute(model: nn.Module, items: Sequence[Encoded], pad_id: int, dtype: torch.dtype | None, max_tokens: int) -> LogpTable:
+    """Log-probs of rows, computed on all ranks together."""
+    where = next(model.parameters()).device
+    batches = token_budgeted_batches([len(item.input_ids) for item in items], max_tokens)
+    by_row: dict[int, tuple[Tensor, Tensor]] = {}
+    for batch in batches[runtime.rank() :: runtime.world_size()]:
+        members = [items[number] for number in batch]
+        side = on_device(collate(members, pad_id), where)
+        with torch.no_grad(), runtime.autocast(where, dtype):
+            out = label_outputs(model, side)
+            logp_BN = token_logp(out.logits_BNV, out.label_BN)
+        for item, logp_N, label_N, mask_N in zip(members, logp_BN.cpu(), out.label_BN.cpu(), out.mask_BN.cpu(), strict=True):
+            by_row[item.row] = (logp_N[mask_N].float(), label_N[mask_N])
+    return LogpTable.of({row: values for part in runtime.gathered(by_row) for row, values in part.items()})

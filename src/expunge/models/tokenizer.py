@@ -1,0 +1,78 @@
+"""The tokenizer, with a pad token that needs no new embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from expunge.core.errors import UserError, unknown
+from expunge.models.location import locate, not_found
+
+KEYS = (
+    "pretrained_model_name_or_path", "revision", "cache_dir", "trust_remote_code", "token", "subfolder", "local_files_only",
+    "gguf_file", "use_fast", "padding_side", "pad_token", "add_bos_token", "legacy",
+)  # fmt: skip
+RESERVED = ("<|finetune_right_pad_id|>", "<|pad|>", "<pad>", "[PAD]", "<|endoftext|>", "<|vision_pad|>", "<unk>", "[UNK]")
+"""Tokens that vocabularies carry and answers do not, in the order of preference. Masks come from the encoding, so that even one that also
+ends texts hides no label."""
+
+
+def load_tokenizer(tokenizer_args: Mapping[str, Any], *, notices: list[str] | None = None) -> Any:
+    """Load a tokenizer and see that it can pad.
+
+    A tokenizer without a pad token gets one that its vocabulary already has: a reserved one, else the end-of-text token. The vocabulary,
+    and so the model's embeddings, never grow. Nothing relies on `padding_side`: batches are padded from the encoding.
+
+    Args:
+        tokenizer_args: keys of `from_pretrained` (`KEYS`); the path `expunge/mini` is the embedded tokenizer.
+        notices: told which token pads where the tokenizer did not say.
+
+    Returns:
+        A transformers tokenizer whose `pad_token_id` is set.
+
+    Raises:
+        UserError: an unknown key, no tokenizer at that place, or none of its tokens can pad.
+    """
+    faults = [unknown("key of model.tokenizer_args", key, KEYS) for key in tokenizer_args if key not in KEYS]
+    if faults:
+        raise UserError.of(faults)
+    place = locate(tokenizer_args, "model.tokenizer_args")
+    given = {key: value for key, value in tokenizer_args.items() if value is not None}
+    for key in ("pretrained_model_name_or_path", "gguf_file", "pad_token"):
+        given.pop(key, None)
+    if place.gguf_file is not None:
+        given["gguf_file"] = place.gguf_file
+    given["trust_remote_code"] = bool(given.get("trust_remote_code", False))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place.source, **given)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise not_found(place, error, given.get("cache_dir")) from error
+    ensure_pad_token(tokenizer, tokenizer_args.get("pad_token"), notices)
+    return tokenizer
+
+
+def ensure_pad_token(tokenizer: Any, asked: str | None = None, notices: list[str] | None = None) -> None:
+    """Set the pad token, from the vocabulary as it is.
+
+    Args:
+        tokenizer: changed in place.
+        asked: a token that the user wants.
+        notices: told which token was taken.
+
+    Raises:
+        UserError: the token asked for is not in the vocabulary, or there is no end-of-text token to fall back on.
+    """
+    if asked is None and tokenizer.pad_token_id is not None:
+        return
+    vocabulary = tokenizer.get_vocab()
+    if asked is not None and asked not in vocabulary:
+        raise UserError(f"pad_token {asked!r} is not in the tokenizer's vocabulary", "choose a token that is: embeddings are never resized")
+    candidates = (asked,) if asked is not None else (*RESERVED, tokenizer.eos_token)
+    token = next((name for name in candidates if name is not None and name in vocabulary), None)
+    if token is None:
+        raise UserError("the tokenizer has neither a pad token nor an end-of-text token", "give model.tokenizer_args.pad_token")
+    tokenizer.pad_token = token
+    if notices is not None and asked is None:
+        notices.append(f"the tokenizer names no pad token, padding with its token {token!r}")

@@ -1,0 +1,171 @@
+"""Estimates of the curvature of the mean cross-entropy at label positions, for Sophia."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from expunge.core.errors import UserError
+from expunge.lm import runtime
+from expunge.lm.labels import Batch, Side
+from expunge.lm.logprobs import as_float32, masked_sum, token_logp
+from expunge.models.outputs import label_outputs, unwrapped
+from expunge.optim.rules import Step, StepRule, clear_gradients, trainable
+from expunge.optim.sophia import Sophia
+
+CHUNK = 128
+"""Label positions whose distribution is summed up at once."""
+
+
+@torch.no_grad()
+def sample_labels(logits_BNV: Tensor, mask_BN: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw a label at each label position from the softmax of its logits.
+
+    By the inverse of the distribution function, from one uniform number a position, drawn on the CPU: so the draw depends on the
+    generator alone and not on the device, and a token of probability 0 is never drawn.
+
+    Args:
+        logits_BNV: [B, N, V] logits.
+        mask_BN: [B, N] bool, True = a label position.
+        generator: a CPU generator.
+
+    Returns:
+        [B, N] int64 labels; 0 where masked.
+    """
+    label_BN = torch.zeros(mask_BN.shape, dtype=torch.long, device=logits_BNV.device)
+    logits_KV = logits_BNV[mask_BN]
+    uniform_K = torch.rand(len(logits_KV), generator=generator, dtype=torch.float64)
+    drawn = []
+    for logits_kV, uniform_k in zip(logits_KV.split(CHUNK), uniform_K.split(CHUNK), strict=True):
+        dtype = torch.float32 if logits_kV.device.type == "mps" else torch.float64
+        cumulative_kV = logits_kV.to(dtype).softmax(-1).cumsum(-1)
+        target_k1 = uniform_k.to(logits_kV.device, dtype).unsqueeze(-1) * cumulative_kV[:, -1:]
+        drawn.append(torch.searchsorted(cumulative_kV, target_k1, right=True).squeeze(-1).clamp(max=logits_kV.shape[-1] - 1))
+    if drawn:
+        label_BN[mask_BN] = torch.cat(drawn)
+    return label_BN
+
+
+def sampled_cross_entropy(logits_BNV: Tensor, mask_BN: Tensor, generator: torch.Generator) -> Tensor:
+    """Mean cross-entropy of labels drawn from the model's own softmax, over the label positions; a scalar in nats.
+
+    The squared gradient of it, times the number of label positions, is the Gauss-Newton-Bartlett estimate: its mean over the draws is the
+    diagonal of the Gauss-Newton matrix of the mean cross-entropy (arXiv:2305.14342, Algorithm 2).
+
+    Args:
+        logits_BNV: [B, N, V] logits, with graph.
+        mask_BN: [B, N] bool, True = a label position.
+        generator: a CPU generator of its own.
+    """
+    return _sampled_sum(logits_BNV, mask_BN, generator) / mask_BN.sum().clamp(min=1)
+
+
+def _sampled_sum(logits_BNV: Tensor, mask_BN: Tensor, generator: torch.Generator) -> Tensor:
+    return -masked_sum(token_logp(logits_BNV, sample_labels(logits_BNV, mask_BN, generator)), mask_BN).sum()
+
+
+def rademacher(like: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
+    """For each tensor one of its shape, device and dtype, with coordinates +1 or -1 at even odds, drawn on the CPU."""
+    return [
+        torch.randint(0, 2, tensor.shape, generator=generator, dtype=torch.int8).mul_(2).sub_(1).to(tensor.device, tensor.dtype)
+        for tensor in like
+    ]
+
+
+def hessian_product(loss: Tensor, parameters: Sequence[Tensor], vector: Sequence[Tensor]) -> list[Tensor]:
+    """H v, H the Hessian of a scalar with respect to `parameters`; 0 for those it does not depend on twice.
+
+    Args:
+        loss: a scalar, with graph.
+        parameters: the parameters.
+        vector: v, a tensor a parameter.
+    """
+    gradient = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+    dot = sum((g * v).sum() for g, v in zip(gradient, vector, strict=True) if g is not None and g.requires_grad)
+    if not isinstance(dot, Tensor):
+        return [torch.zeros_like(parameter) for parameter in parameters]
+    product = torch.autograd.grad(dot, parameters, allow_unused=True)
+    return [torch.zeros_like(p) if part is None else part for p, part in zip(parameters, product, strict=True)]
+
+
+class SophiaCurvature(StepRule):
+    """Estimates the curvature for Sophia before every `every`-th step, on the step's own micro-batches.
+
+    The curvature is that of the mean cross-entropy over the label tokens of the step (all micro-batches, all ranks) and not that of the
+    unlearning loss: a loss that is maximised is concave where the cross-entropy is convex, and h could then not slow anything down.
+
+    Args:
+        optimizer: whose h is kept.
+        sides: the sides whose label tokens count; None = all that the micro-batches have.
+    """
+
+    def __init__(self, optimizer: Sophia, sides: Sequence[str] | None = None) -> None:
+        self.optimizer, self.sides = optimizer, sides
+
+    def on_step_begin(self, model: nn.Module, step: Step) -> None:
+        """Say how many label tokens the step has, and estimate where an estimate is due.
+
+        Raises:
+            UserError: the weights are sharded.
+        """
+        optimizer = self.optimizer
+        due = optimizer.hessian_due(step.number)
+        if not due and optimizer.mode != "empirical":
+            # bs stays that of the last estimate, which it belongs to.
+            return
+        tokens = int(step.all_sum(torch.tensor(sum(_tokens(side) for side in self._of(step.batches())))).item())
+        if tokens == 0:
+            return
+        if optimizer.mode == "empirical":
+            optimizer.set_batch_tokens(tokens)
+            return
+        inner = unwrapped(model)
+        if any(hasattr(parameter, "full_tensor") for parameter in inner.parameters()):
+            raise UserError(f"Sophia in mode {optimizer.mode!r} cannot estimate over sharded weights", "use DDP, or mode=empirical")
+        (self._gnb if optimizer.mode == "gnb" else self._hutchinson)(inner, step, tokens)
+
+    def metrics(self) -> dict[str, float]:
+        """`win_rate` = share of unclipped coordinates."""
+        return {"win_rate": self.optimizer.win_rate}
+
+    def _of(self, batches: Iterable[Batch]) -> Iterable[Side]:
+        return (side for batch in batches for name, side in batch.items() if self.sides is None or name in self.sides)
+
+    def _gnb(self, model: nn.Module, step: Step, tokens: int) -> None:
+        generator = runtime.generator(step.seed, "gnb", step.number, runtime.rank())
+        clear_gradients(model)
+        for side in self._of(step.batches()):
+            with step.autocast():
+                outputs = label_outputs(model, side)
+            (_sampled_sum(outputs.logits_BNV, outputs.mask_BN, generator) / tokens).backward()
+        for parameter in trainable(model):
+            if runtime.world_size() > 1:
+                grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = step.all_sum(grad)
+        self.optimizer.update_hessian(tokens)
+        clear_gradients(model)
+
+    def _hutchinson(self, model: nn.Module, step: Step, tokens: int) -> None:
+        parameters = trainable(model)
+        # The same direction on all ranks: the ranks' products then add up to that of the whole step.
+        vector = rademacher(parameters, runtime.generator(step.seed, "hutchinson", step.number))
+        total = [torch.zeros_like(as_float32(parameter)) for parameter in parameters]
+        for side in self._of(step.batches()):
+            # The fused attention kernels have no second derivative.
+            with sdpa_kernel(SDPBackend.MATH), step.autocast():
+                outputs = label_outputs(model, side)
+                nll = -masked_sum(token_logp(outputs.logits_BNV, outputs.label_BN), outputs.mask_BN).sum() / tokens
+                for part, product in zip(total, hessian_product(nll, parameters, vector), strict=True):
+                    part.add_(product)
+        if runtime.world_size() > 1:
+            total = [step.all_sum(part) for part in total]
+        diagonal = {p: cast(Tensor, v * part) for p, v, part in zip(parameters, vector, total, strict=True)}
+        self.optimizer.update_hessian(tokens, diagonal)
+
+
+def _tokens(side: Side) -> int:
+    return int(side["label_mask"][:, 1:].sum())

@@ -1,0 +1,40 @@
+"""Which parameters weight decay applies to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from expunge.core.errors import UserError
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """The trainable parameters in two groups: with weight decay, and without it (norms and biases).
+
+    A norm is told by its class's name (LayerNorm, RMSNorm, Gemma2RMSNorm, ...), a bias by its own. The order within a group is that of
+    `named_parameters`, as transformers' Trainer has it, so optimizer states are interchangeable.
+
+    Args:
+        model: the model; frozen parameters are left out.
+        weight_decay: of the first group.
+
+    Returns:
+        Two parameter groups; the second may be empty.
+
+    Raises:
+        UserError: nothing is trainable.
+    """
+    decayed, plain = [], []
+    seen: set[int] = set()
+    owners = {prefix: module for prefix, module in model.named_modules(remove_duplicate=False)}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad or id(parameter) in seen:
+            continue
+        seen.add(id(parameter))
+        owner, _, own_name = name.rpartition(".")
+        is_norm = "norm" in type(owners[owner]).__name__.lower()
+        (plain if is_norm or "bias" in own_name else decayed).append(parameter)
+    if not seen:
+        raise UserError("no parameter of the model is trainable", "check the adapter, or the pattern that freezes the others")
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]

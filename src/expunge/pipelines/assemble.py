@@ -1,0 +1,86 @@
+"""What several verbs put together the same way: tokenizer, template, data sets, evaluation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from expunge.core.config import Config
+from expunge.core.errors import UserError
+from expunge.data.datasets import Dataset, build_dataset, concatenate
+from expunge.data.template import Template
+from expunge.models.tokenizer import load_tokenizer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Text:
+    """How text becomes tokens in a run.
+
+    Attributes:
+        tokenizer: with a pad token that needs no new embedding.
+        template: of the conversation.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    template: Template
+
+    @property
+    def pad_id(self) -> int:
+        """The token that fills short rows; masked everywhere."""
+        return int(self.tokenizer.pad_token_id)  # type: ignore[arg-type]  # load_tokenizer sees to it
+
+
+def text_of(cfg: Config, notices: list[str]) -> Text:
+    """The tokenizer and template of a configuration."""
+    tokenizer_args = cfg.section("model.tokenizer_args") or {
+        "pretrained_model_name_or_path": cfg.get("model.model_args.pretrained_model_name_or_path")
+    }
+    tokenizer = load_tokenizer(tokenizer_args, notices=notices)
+    return Text(tokenizer, Template.from_args(cfg.section("model.template_args"), tokenizer))
+
+
+def data_root(cfg: Config) -> Path | None:
+    """The folder of local data sets."""
+    return Path(cfg.get("paths.data_root")) if cfg.get("paths.data_root") else None
+
+
+def dataset_of(cfg: Config, key: str, text: Text) -> Dataset | None:
+    """The data sets under `data.<key>`, concatenated; None where there is none."""
+    specs: Mapping[str, Any] = cfg.section(f"data.{key}")
+    built = [
+        build_dataset(name, spec, text.template, data_root(cfg), seed=int(cfg.get("seed", 0)), switches=cfg.switches("encode"))
+        for name, spec in specs.items()
+    ]
+    return None if not built else built[0] if len(built) == 1 else concatenate(key, built)
+
+
+def sides_of(cfg: Config, text: Text, needed: Sequence[str]) -> dict[str, Dataset]:
+    """The data set of each side that the objective reads; in finetuning the training rows are the retain side.
+
+    Raises:
+        UserError: a side that the method reads has no data.
+    """
+    if cfg.get("mode") == "finetune":
+        train = dataset_of(cfg, "train", text)
+        if train is None:
+            raise UserError("data.train names no data set", "add one, such as data/datasets@data.train=TOFU_QA_full")
+        return {"retain": train}
+    found = {side: dataset_of(cfg, side, text) for side in ("forget", "retain")}
+    for side in needed:
+        if found.get("forget" if side == "alternate" else side) is None:
+            raise UserError(f"the method reads the {side} side, but data.{side} names no data set", f"add one under data.{side}")
+    return {side: dataset for side, dataset in found.items() if dataset is not None}
+
+
+def tell(notices: Sequence[str], already: Sequence[str] = ()) -> None:
+    """Log what was translated or accepted with a remark."""
+    for notice in notices:
+        if notice not in already:
+            log.warning("%s", notice)

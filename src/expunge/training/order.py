@@ -1,0 +1,145 @@
+"""The order of training rows: drawn from (seed, epoch) before the epoch starts, and dealt to ranks without a row lost or repeated.
+
+Everything an item depends on travels in its key, so ranks, loader workers and resumed runs see the same rows whatever the global
+random state is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypedDict
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from expunge.core.files import write_json
+from expunge.lm import runtime
+from expunge.lm.labels import Batch
+
+ORDER_FILE = "pairs/order.json"
+Item = Any
+"""What the dataset gives for one index: a dict of `Encoded` by side."""
+Collate = Callable[[list[Item]], Batch]
+
+
+class EpochDataset(Protocol):
+    """A dataset whose pairs are drawn anew each epoch, such as `data.pairs.PairedDataset`."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Item: ...
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the pairs of an epoch."""
+
+
+class Key(NamedTuple):
+    """What names one row of a micro-batch.
+
+    Attributes:
+        epoch: the epoch, from 0.
+        row: its index in the dataset.
+        counted: False for a row that only keeps a rank busy while others hold the last rows of an epoch.
+    """
+
+    epoch: int
+    row: int
+    counted: bool
+
+
+class MicroBatch(TypedDict):
+    """One micro-batch of one rank.
+
+    Keys:
+        sides: the tensors, by side.
+        counted: False where every row is a filler, whose loss counts as 0.
+    """
+
+    sides: Batch
+    counted: bool
+
+
+def epoch_order(size: int, seed: int, epoch: int) -> list[int]:
+    """The rows 0 ... size - 1 in the order in which an epoch takes them."""
+    order: list[int] = torch.randperm(size, generator=runtime.generator(seed, "order", epoch)).tolist()
+    return order
+
+
+def save_order(path: Path, size: int, seed: int, rows_per_step: int, epochs: int) -> None:
+    """Write the order of rows of all epochs as JSON: step s of epoch e takes `epochs[e][s * rows_per_step : (s + 1) * rows_per_step]`."""
+    order = [epoch_order(size, seed, epoch) for epoch in range(epochs)]
+    write_json(path, {"seed": seed, "rows_per_step": rows_per_step, "epochs": order}, indent=None)
+
+
+class MicroBatches(Sampler[list[Key]]):
+    """Micro-batches of one rank, as lists of keys.
+
+    A global micro-batch is the next `batch_size * world_size` rows of the epoch's order, dealt to the ranks in consecutive shares; the
+    last one of an epoch may be short and is dealt as evenly as it goes. A rank that gets no row of it is given one filler. So an
+    optimizer step takes the same rows for every split of its batch into micro-batches and ranks.
+
+    Args:
+        size: rows of the dataset.
+        batch_size: rows of a micro-batch on one rank.
+        seed: seed of the order.
+        rank: this rank.
+        world_size: number of ranks.
+        drop_last: leave out a global micro-batch that is short.
+    """
+
+    def __init__(self, size: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, drop_last: bool = False) -> None:
+        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.rank, self.world_size, self.drop_last = rank, world_size, drop_last
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next iteration gives."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        whole, rest = divmod(self.size, self.batch_size * self.world_size)
+        return whole + int(rest > 0 and not self.drop_last)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        epoch, order = self.epoch, epoch_order(self.size, self.seed, self.epoch)
+        width = self.batch_size * self.world_size
+        for number in range(len(self)):
+            rows = order[number * width : (number + 1) * width]
+            share = rows[len(rows) * self.rank // self.world_size : len(rows) * (self.rank + 1) // self.world_size]
+            yield [Key(epoch, row, True) for row in share] or [Key(epoch, rows[0], False)]
+
+
+class EpochItems(Dataset[tuple[Item, bool]]):
+    """The dataset as seen by keys: sets the epoch that a key names before it reads the row, in whichever process that is."""
+
+    def __init__(self, dataset: EpochDataset) -> None:
+        self.dataset = dataset
+        self._epoch: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: Key) -> tuple[Item, bool]:
+        if key.epoch != self._epoch:
+            self.dataset.set_epoch(key.epoch)
+            self._epoch = key.epoch
+        return self.dataset[key.row], key.counted
+
+
+class CollateMicroBatch:
+    """Collates items by the dataset's own function and carries whether they count."""
+
+    def __init__(self, collate: Collate) -> None:
+        self.collate = collate
+
+    def __call__(self, items: Sequence[tuple[Item, bool]]) -> MicroBatch:
+        """Collate the items of one micro-batch."""
+        return {"sides": self.collate([item for item, _ in items]), "counted": items[0][1]}
+
+
+class EpochLoader(DataLoader[Any]):
+    """A loader that takes its epoch from the training loop."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration."""
+        assert isinstance(self.batch_sampler, MicroBatches)
+        self.batch_sampler.set_epoch(epoch)

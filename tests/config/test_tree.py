@@ -1,0 +1,88 @@
+"""Every YAML of the shipped tree composes, and every handler it names is in the source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from expunge.config.compose import compose_config
+from expunge.config.location import NOT_GROUPS, choices, config_roots, configs_dir, group_names
+from expunge.config.signatures import read_signature
+from expunge.config.validate import load_config
+
+ROOTS = config_roots()
+BASES = {"finetune": "train", "unlearn": "unlearn", "eval": "eval"}
+
+
+def handlers(node: Any) -> list[str]:
+    if isinstance(node, list):
+        return [found for item in node for found in handlers(item)]
+    if not isinstance(node, dict):
+        return []
+    own = [node["handler"]] if isinstance(node.get("handler"), str) else []
+    return own + [found for item in node.values() for found in handlers(item)]
+
+
+def compositions() -> list[tuple[str, str]]:
+    """(config, override) for every choice of every group."""
+    out = []
+    for group in group_names(ROOTS):
+        for name in choices(ROOTS, group):
+            if group == "experiment":
+                out.append((BASES[name.split("/")[0]], f"experiment={name}"))
+            elif group == "data":
+                out.append(("unlearn" if name.startswith("unlearn") else "train", f"data={name}"))
+            elif group == "data/datasets":
+                out.append(("train", f"data/datasets@data.train={name}"))
+            else:
+                out.append(("unlearn", f"{group}={name}"))
+    return out
+
+
+@pytest.mark.parametrize(("config", "override"), compositions())
+def test_every_choice_composes_and_its_handlers_exist(config: str, override: str) -> None:
+    tree = compose_config(config, [override, "task_name=x", "forget_split=forget10"]).tree
+    found = handlers(tree)
+    for handler in found:
+        read_signature(handler)
+    assert found or config == "eval"
+
+
+def test_every_yaml_is_reached() -> None:
+    reached = {path for group in group_names(ROOTS) for path in choices(ROOTS, group).values()}
+    top = set(configs_dir().glob("*.yaml"))
+    rest = {path for path in configs_dir().rglob("*.yaml") if path.relative_to(configs_dir()).parts[0] not in NOT_GROUPS}
+    assert reached | top == rest
+
+
+@pytest.mark.parametrize("name", [name for name in choices(ROOTS, "experiment") if "/mini/" not in name])
+def test_experiments_validate(name: str, tmp_path: Path) -> None:
+    load_config(BASES[name.split("/")[0]], [f"experiment={name}", "task_name=x", f"paths.data_root={tmp_path}"])
+
+
+@pytest.mark.parametrize("path", choices(ROOTS, "trainer").values(), ids=lambda path: path.stem)
+def test_no_shared_trainer_yaml_holds_a_budget(path: Path) -> None:
+    """The base of all methods must not: `finetune` merges after the budget."""
+    if path.stem == "finetune":
+        text = path.read_text()
+        assert not [key for key in ("learning_rate:", "num_train_epochs:", "batch_size:", "accumulation_steps:") if key in text]
+
+
+def test_generic_experiments_leave_the_method_alone() -> None:
+    for path in (path for name, path in choices(ROOTS, "experiment").items() if "/tofu/" in name):
+        text = path.read_text()
+        assert "method_args" not in text
+        assert "learning_rate" not in text
+
+
+def test_no_yaml_asks_hydra() -> None:
+    assert not [path for path in configs_dir().rglob("*.yaml") if "${hydra:" in path.read_text()]
+
+
+def test_accelerate_config_has_what_accelerate_reads() -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    loaded = load_config_from_file(str(configs_dir() / "accelerate" / "default_config.yaml"))
+    assert (loaded.num_processes, str(loaded.distributed_type.value)) == (1, "NO")

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from expunge.config.compose import compose_config
+from expunge.config.describe import describe
+from expunge.config.local_data import count_rows, local_file
+from expunge.config.validate import load_config, validate
+from expunge.core.errors import UserError
+
+TOFU = ("experiment=unlearn/tofu/default", "task_name=x")
+
+
+def faults(*overrides: str, name: str = "unlearn", dirs: tuple[Path, ...] = ()) -> list[str]:
+    try:
+        load_config(name, overrides, dirs)
+    except UserError as error:
+        return [str(fault) for fault in error.faults]
+    return []
+
+
+def test_sound_configuration_has_no_fault(tofu_root: Path, model_folder: Callable[[str], Path]) -> None:
+    folder = model_folder("model")
+    path = f"model.model_args.pretrained_model_name_or_path={folder}"
+    for method in ("GradAscent", "GradDiff", "NPO", "SimNPO", "FT", "finetune"):
+        assert faults(*TOFU, f"trainer={method}", path, f"paths.data_root={tofu_root}") == []
+    assert faults("experiment=unlearn/tofu/idk", "task_name=x", path, f"paths.data_root={tofu_root}") == []
+
+
+def test_all_faults_are_told_together(tofu_root: Path) -> None:
+    found = faults(
+        "experiment=unlearn/tofu/default",
+        "trainer=NPO",
+        f"paths.data_root={tofu_root}",
+        "forget_split=forgt10",
+        "retain_split=retain90",
+        "retain_logs_path=nowhere/TOFU_EVAL.json",
+        "trainer.method_args.betta=3",
+        "trainer.args.learnig_rate=1e-5",
+        "trainer.args.learning_rate=0",
+        "trainer.args.num_train_epochs=-1",
+        "trainer.args.per_device_train_batch_size=0",
+        "model.model_args.pretrained_model_name_or_path=./no/model",
+        "model.model_args.attn_implementatoin=eager",
+        "forget_spilt=x",
+    )
+    expected = {
+        "task_name is not given": "task_name=VALUE",
+        "forget_split=forgt10: unknown split": "did you mean 'forget10'",
+        "retain_logs_path=nowhere/TOFU_EVAL.json: no such file": "looked for",
+        "trainer.method_args.betta=3: npo takes no 'betta'": "did you mean 'beta'",
+        "trainer.args.learnig_rate=1e-5": "'learning_rate'",
+        "trainer.args.learning_rate=0: must be a number above 0": "",
+        "trainer.args.num_train_epochs=-1: must be": "",
+        "trainer.args.per_device_train_batch_size=0: must be a whole number above 0": "",
+        "model.model_args.pretrained_model_name_or_path=./no/model: no such folder": "looked for",
+        "model.model_args.attn_implementatoin=eager": "'attn_implementation'",
+        "forget_spilt=x: there is no key": "did you mean 'forget_split'",
+    }
+    for message, hint in expected.items():
+        assert [fault for fault in found if message in fault and hint in fault], message
+    assert len(found) == len(expected), found
+
+
+def test_unknown_method_is_told_with_the_rest_but_not_judged() -> None:
+    found = faults(
+        "trainer=NPOO", "trainer.method_args.beta=1", "trainer.args.learning_rate=0", "task_name=x", "retain_logs_path=none.json"
+    )
+    assert len(found) == 2
+    assert "did you mean 'NPO'" in found[0]
+    assert "none.json" in found[1]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("trainer.args.eval_strategy=step", "not a strategy"),
+        ("trainer.args.resume_from_checkpoint=nowhere", "no such folder"),
+        ("trainer.args.gradient_accumulation_steps=1.5", "whole number"),
+        ("trainer.args.learning_rate=fast", "must be a number"),
+        ("trainer.method_args.gamma=-1", "of at least 0"),
+        ("trainer.method_args.retain=kl", "retain=nll"),
+        ("trainer.handler=expunge.methods.npo:nqo", "did you mean 'npo'"),
+        ("model.model_args.torch_dtype=bfloat61", "bfloat16"),
+        ("model.template_args.sytem_prompt=x", "'system_prompt'"),
+        ("data.anchor=forgt", "forget, retain"),
+        ("data.forget.TOFU_QA_forget.args.max_len=5", "max_length"),
+        ("collator.DataCollatorForSupervisedDataset.args.padding_side=left", "pads on the right"),
+        ("mode=unlearning", "did you mean 'unlearn'"),
+        ("eval.tofu.batch_size=0", "whole number above 0"),
+        ("retain_split=null", "retain_split is not given"),
+    ],
+)
+def test_each_fault(override: str, words: str) -> None:
+    found = faults(*TOFU, override)
+    assert len(found) == 1, found
+    assert words in found[0]
+
+
+def test_dpo_without_alternates() -> None:
+    (found,) = faults(*TOFU, "trainer=DPO")
+    assert "unlearn/tofu/idk" in found
+
+
+def test_own_method(own_configs: Path) -> None:
+    assert faults("task_name=x", "trainer=Mine", dirs=(own_configs,)) == []
+    (missing,) = faults("task_name=x", "trainer=Mine", "~trainer.method_args.power", dirs=(own_configs,))
+    assert "trainer.method_args.power is not given" in missing
+    (odd,) = faults("task_name=x", "trainer.handler=own_method_for_tests:odd", dirs=(own_configs,))
+    assert "forget_speed_B" in odd
+
+
+def test_model_paths(tmp_path: Path, model_folder: Callable[[str], Path]) -> None:
+    key = "model.model_args.pretrained_model_name_or_path"
+    assert faults(*TOFU, f"{key}={model_folder('good')}") == []
+    (tmp_path / "empty").mkdir()
+    (found,) = faults(*TOFU, f"{key}={tmp_path / 'empty'}")[:1]
+    assert "has no config.json" in found
+    (above,) = faults(*TOFU, f"{key}={tmp_path}", "model.tokenizer_args.pretrained_model_name_or_path=gpt2")
+    assert "did you mean one of its folders: good" in above
+    (file,) = faults(*TOFU, f"{key}={tmp_path / 'good' / 'config.json'}", "model.tokenizer_args.pretrained_model_name_or_path=gpt2")
+    assert "is a file" in file
+    assert faults(*TOFU, f"{key}=owner/name-on-the-hub") == []
+    assert "no such folder" in faults(*TOFU, f"{key}=saves/unlearn/never")[0]
+
+
+def test_evaluation_without_a_suite() -> None:
+    (found,) = faults("task_name=x", "eval=null", name="eval")
+    assert "eval=tofu" in found
+
+
+def test_validate_raises_for_a_composed_configuration() -> None:
+    validate(compose_config("unlearn", TOFU))
+    with pytest.raises(UserError, match="task_name is not given"):
+        validate(compose_config("unlearn"))
+
+
+def test_describe(tofu_root: Path, model_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """forget10 has 5 rows here; batch 2 x 2: ceil(5 / 2) = 3 micro-batches, ceil(3 / 2) = 2 steps an epoch, 3 epochs = 6."""
+    overrides = [
+        *TOFU, f"paths.data_root={tofu_root}", f"model.model_args.pretrained_model_name_or_path={model_folder('m')}", "trainer=NPO",
+        "trainer.args.per_device_train_batch_size=2", "trainer.args.gradient_accumulation_steps=2", "trainer.args.num_train_epochs=3",
+    ]  # fmt: skip
+    facts = describe(load_config("unlearn", overrides))
+    assert facts["rows"] == "5"
+    assert facts["steps"].startswith("6 ")
+    assert facts["effective batch"].startswith("4 ")
+    assert facts["model"] == "34 parameters"
+    assert "frozen reference" not in facts["memory"]
+    assert "frozen reference" in describe(load_config("unlearn", [*overrides, "retain=kl"]))["memory"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    facts = describe(load_config("unlearn", overrides))
+    assert (facts["effective batch"].split()[0], facts["steps"].split()[0]) == ("8", "3")
+
+
+def test_describe_without_local_files(tmp_path: Path) -> None:
+    facts = describe(load_config("unlearn", [*TOFU, f"paths.data_root={tmp_path}"]))
+    assert facts["rows"] == facts["model"] == facts["memory"] == "unknown until downloaded"
+    assert facts["steps"].startswith("unknown until downloaded")
+
+
+@pytest.mark.parametrize(
+    "hf_args",
+    [
+        {"path": "locuslab/TOFU", "name": "forget10", "split": "train"},
+        {"path": "locuslab/TOFU", "name": "forget10", "split": "train[:2]"},
+        {"path": "tofu", "name": "retain90"},
+        {"path": "locuslab/TOFU", "split": "full"},
+    ],
+)
+def test_local_files_are_those_of_the_data_room(tofu_root: Path, hf_args: dict[str, str]) -> None:
+    from expunge.data.sources import Source, read_source
+
+    rows, _, file = read_source(Source.of(hf_args), tofu_root)
+    found = local_file(hf_args, tofu_root)
+    assert found is not None
+    assert found == file
+    assert count_rows(found) == len(rows)

@@ -1,0 +1,143 @@
+"""What holds for every loss: shape by kind, masks, degenerate rows, half precision, the sign of the gradient."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from expunge.lm.logprobs import sequence_logp, token_logp
+from expunge.methods.binding import bind, import_loss
+
+LOSSES = {
+    "expunge.methods.grad_ascent:grad_ascent": {"forget": -1},
+    "expunge.methods.grad_diff:grad_diff": {"forget": -1},
+    "expunge.methods.npo:npo": {"forget": -1},
+    "expunge.methods.simnpo:simnpo": {"forget": -1},
+    "expunge.methods.dpo:dpo": {"forget": -1, "alternate": 1},
+    "expunge.methods.wga:wga": {"forget": -1},
+    "expunge.methods.satimp:satimp": {"forget": -1},
+    "expunge.methods.undial:undial": {"forget": -1},
+    "expunge.methods.forget_kl:forget_kl": {},
+    "expunge.methods.cl:cl": {"alternate": 1},
+    "expunge.methods.rl:rl": {"alternate": 1},
+    "expunge.methods.finetune:finetune": {"retain": 1},
+    "expunge.methods.retain:nll": {"retain": 1},
+    "expunge.methods.retain:kl": {},
+}
+"""Handler -> by side, whether a step down the loss raises (1) or lowers (-1) the likelihood of its labels."""
+SHAPE = (4, 6, 11)
+COUNTS = (6, 3, 1, 0)
+"""Labels of the four rows: full, partly masked, one token, fully masked."""
+
+
+class Case:
+    """Logits of policy and reference on each side, and every quantity that follows from them."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32, junk: float | None = None, scale: float = 1.0) -> None:
+        self.mask_BN = torch.arange(SHAPE[1]) < torch.tensor(COUNTS).unsqueeze(-1)
+        self.logits: dict[str, Tensor] = {}
+        self.quantities: dict[str, Tensor] = {}
+        for number, side in enumerate(("forget", "retain", "alternate")):
+            generator = torch.Generator().manual_seed(number)
+            label_BN = torch.randint(0, SHAPE[2], SHAPE[:2], generator=generator)
+            for prefix in ("", "ref_"):
+                logits_BNV = torch.randn(SHAPE, generator=generator) * scale
+                if junk is not None:
+                    logits_BNV = torch.where(self.mask_BN.unsqueeze(-1), logits_BNV, torch.full_like(logits_BNV, junk) * torch.arange(11))
+                logits_BNV = logits_BNV.to(dtype)
+                if not prefix:
+                    self.logits[side] = logits_BNV.requires_grad_()
+                logp_BN = token_logp(logits_BNV, label_BN)
+                self.quantities |= {
+                    f"{prefix}{side}_logits_BNV": logits_BNV, f"{prefix}{side}_logp_BN": logp_BN,
+                    f"{prefix}{side}_seq_logp_B": sequence_logp(logp_BN, self.mask_BN),
+                }  # fmt: skip
+            self.quantities |= {f"{side}_mask_BN": self.mask_BN, f"{side}_label_BN": label_BN, f"{side}_len_B": self.mask_BN.sum(-1)}
+
+    def __call__(self, handler: str, **hyper: Any) -> Tensor:
+        loss = import_loss(handler)
+        faults: list[Any] = []
+        kwargs = bind(loss, hyper, {}, (), faults)
+        assert not faults
+        return loss(*(self.quantities[need.name] for need in loss.spec.needs), **kwargs)
+
+
+@pytest.mark.parametrize("handler", LOSSES)
+def test_shape_is_what_the_kind_says_and_masked_places_are_zero(handler: str):
+    case, kind = Case(), import_loss(handler).spec.kind
+    value = case(handler)
+    assert value.shape == (SHAPE[:2] if kind == "token" else SHAPE[:1])
+    assert value.isfinite().all()
+    if kind == "token":
+        assert (value[~case.mask_BN] == 0).all()
+
+
+@pytest.mark.parametrize("junk", [0.0, 1e4, math.inf])
+@pytest.mark.parametrize("handler", LOSSES)
+def test_masked_positions_change_nothing(handler: str, junk: float):
+    """The logits under the mask are replaced by 0, by huge ones, and by ones that are not even finite."""
+    plain, other = Case(), Case(junk=junk)
+    ours, theirs = plain(handler), other(handler)
+    torch.testing.assert_close(theirs, ours)
+    ours.sum().backward()
+    theirs.sum().backward()
+    for side, logits_BNV in plain.logits.items():
+        if logits_BNV.grad is not None:
+            torch.testing.assert_close(other.logits[side].grad[plain.mask_BN], logits_BNV.grad[plain.mask_BN])
+            if math.isfinite(junk):
+                assert (other.logits[side].grad[~plain.mask_BN] == 0).all()
+
+
+@pytest.mark.parametrize("handler", LOSSES)
+def test_a_fully_masked_row_has_no_gradient_and_a_one_token_row_has_one(handler: str):
+    case = Case()
+    case(handler).sum().backward()
+    read = {need.side for need in import_loss(handler).spec.needs if not need.reference}
+    for side in read:
+        gradient = case.logits[side].grad
+        assert gradient is not None
+        assert (gradient[3] == 0).all()
+        assert gradient[2, 0].abs().sum() > 0
+        assert (gradient[2, 1:] == 0).all()
+
+
+@pytest.mark.parametrize("scale", [1.0, 50.0])
+@pytest.mark.parametrize("handler", LOSSES)
+def test_half_precision_is_finite_and_float32(handler: str, scale: float):
+    case = Case(torch.bfloat16, scale=scale)
+    value = case(handler)
+    assert value.dtype == torch.float32
+    assert value.isfinite().all()
+    value.sum().backward()
+    assert all(logits.grad is None or logits.grad.isfinite().all() for logits in case.logits.values())
+
+
+@pytest.mark.parametrize(("handler", "side", "sign"), [(h, s, sign) for h, sides in LOSSES.items() for s, sign in sides.items()])
+def test_a_step_down_moves_the_likelihood_the_way_it_should(handler: str, side: str, sign: int):
+    case = Case(torch.float64, scale=0.5)
+    case(handler).sum().backward()
+    gradient = case.logits[side].grad
+    label_BN = case.quantities[f"{side}_label_BN"]
+    with torch.no_grad():
+        moved = token_logp(case.logits[side] - 1e-2 * gradient, label_BN) - token_logp(case.logits[side], label_BN)
+    assert (sign * moved[case.mask_BN] > 0).all()
+
+
+@pytest.mark.parametrize("handler", LOSSES)
+def test_only_what_is_read_has_a_gradient(handler: str):
+    case = Case()
+    case(handler).sum().backward()
+    read = {need.side for need in import_loss(handler).spec.needs if not need.reference}
+    assert {side for side, logits in case.logits.items() if logits.grad is not None} == read
+
+
+@pytest.mark.parametrize("handler", LOSSES)
+def test_every_loss_says_where_it_comes_from(handler: str):
+    spec = import_loss(handler).spec
+    assert spec.paper.startswith("arXiv:")
+    assert "github.com" in spec.code
+    assert spec.name == handler.partition(":")[2]

@@ -1,0 +1,97 @@
+"""Two ranks (gloo, DDP) take the steps that one rank takes."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from expunge.training.records import WALL_CLOCK, read_records
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+
+def on_two_ranks(job: Callable[[], None]) -> None:
+    """Run `job` in two forked processes that find each other as torchrun's do."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(2):
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                from accelerate.state import AcceleratorState, GradientState
+
+                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+                os.environ |= {"MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+                AcceleratorState._reset_state(reset_partial_state=True)
+                GradientState._reset_state()
+                job()
+                torch.distributed.destroy_process_group()
+                status = 0
+            finally:
+                os._exit(status)
+        children.append(child)
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
+
+
+@pytest.mark.parametrize(("batch", "accumulation", "sequential"), [(2, 1, False), (1, 2, True)])
+def test_one_rank_is_two_ranks(
+    batch: int, accumulation: int, sequential: bool, trainer: Any, tiny_model: Any, objective: Any, tmp_path: Path
+) -> None:
+    # NPO counts sequences and its retain term tokens. 13 rows in steps of 4: the last step has one row, so a rank has none.
+    def run(name: str, rows: int, cuts: int) -> None:
+        args = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3, "logging_steps": 2, "use_cpu": True}
+        sizes = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": cuts}
+        sizes |= {"ddp_backend": "gloo"} if name == "two" else {}
+        extra = {"sequential_terms": sequential}
+        trainer(folder=tmp_path / name, model=tiny_model(seed=2), task=objective(), extra=extra, **args, **sizes).train()
+
+    run("one", 4, 1)
+    on_two_ranks(lambda: run("two", batch, accumulation))
+    # transformers counts an epoch's fraction, and operations, by padded micro-batches, which are cut otherwise.
+    apart = (*WALL_CLOCK, "total_flos", "epoch")
+    records = [
+        [{key: value for key, value in record.items() if key not in apart} for record in read_records(tmp_path / name)]
+        for name in ("one", "two")
+    ]
+    assert len(records[0]) == 5
+    for one, two in zip(*records, strict=True):
+        assert one == pytest.approx(two, rel=1e-4)
+    one, two = (load_file(str(tmp_path / name / "checkpoint-8" / "model.safetensors")) for name in ("one", "two"))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=2e-5)
+
+
+def test_two_ranks_resume_bit_for_bit(trainer: Any, tmp_path: Path) -> None:
+    """With dropout, so that each rank's own random state counts."""
+    args = {"per_device_train_batch_size": 1, "save_strategy": "steps", "save_steps": 3, "logging_steps": 2, "use_cpu": True}
+    args |= {"ddp_backend": "gloo"}
+
+    def whole_then_from_the_middle() -> None:
+        trainer(folder=tmp_path / "run", **args).train()
+        if os.environ["RANK"] == "0":
+            (tmp_path / "run" / "checkpoint-8").rename(tmp_path / "kept")
+            (tmp_path / "run" / "log.jsonl").rename(tmp_path / "log.jsonl")
+            (tmp_path / "run" / "log.jsonl").write_bytes((tmp_path / "log.jsonl").read_bytes())
+            (tmp_path / "run" / "checkpoint-6").rename(tmp_path / "six")
+        torch.distributed.barrier()
+        trainer(folder=tmp_path / "run", **args).train(resume_from_checkpoint=True)
+
+    on_two_ranks(whole_then_from_the_middle)
+    for name in ("model.safetensors", "rng_state_1.safetensors", "sums_1.safetensors"):
+        whole, resumed = load_file(str(tmp_path / "kept" / name)), load_file(str(tmp_path / "run" / "checkpoint-8" / name))
+        assert all(torch.equal(resumed[key], value) for key, value in whole.items()), name
+    logs = [
+        [{key: value for key, value in record.items() if key not in WALL_CLOCK} for record in read_records(folder)]
+        for folder in (tmp_path, tmp_path / "run")
+    ]
+    assert logs[0] == logs[1]
