@@ -138,7 +138,7 @@ def test_unknown_options(argv: list[str], capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.parametrize(
     ("error", "code", "words"),
-    [(UserError("what is wrong", "what to do"), 2, "what to do"), (KeyboardInterrupt(), 130, "resume_from_checkpoint=true")],
+    [(UserError("what is wrong", "what to do"), 2, "what to do"), (KeyboardInterrupt(), 130, "the same command goes on")],
 )
 def test_guarded(error: BaseException, code: int, words: str, capsys: pytest.CaptureFixture[str]) -> None:
     def action() -> None:

@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+ROWS = {
+    "full": 10, "forget10": 5, "retain90": 9, "holdout10": 2, "forget10_perturbed": 5, "retain_perturbed": 4,
+    "real_authors_perturbed": 2, "world_facts_perturbed": 2,
+}  # fmt: skip
 METHOD = '''"""A method of one's own."""
 
 import a_package_that_is_nowhere  # would fail if it were imported
@@ -50,6 +54,7 @@ def own_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "trainer/Mine.yaml": (
             "defaults:\n  - finetune\n\nhandler: own_method_for_tests:mine\nargs:\n  learning_rate: 1e-4\nmethod_args:\n  power: 3\n"
         ),
+        "flavour/sour.yaml": "# @package trainer.method_args\npower: 7\n",
         "experiment/unlearn/own/generic.yaml": "# @package _global_\ndefaults:\n  - override /budget: tofu\n",
         "experiment/unlearn/own/named.yaml": (
             "# @package _global_\ndefaults:\n  - override /trainer: Mine\n\ntrainer:\n  args:\n    learning_rate: 3e-4\n"
@@ -88,7 +93,7 @@ def tofu_root(tmp_path: Path) -> Path:
     """A data root with TOFU's names and a few rows each."""
     folder = tmp_path / "data" / "tofu"
     folder.mkdir(parents=True)
-    for name, count in {"full": 10, "forget10": 5, "retain90": 9, "holdout10": 2, "forget05": 3, "retain95": 7}.items():
+    for name, count in ROWS.items():
         lines = [json.dumps({"question": f"{name} {index}?", "answer": "yes"}) for index in range(count)]
         (folder / f"{name}.json").write_text("\n".join(lines) + "\n")
     return folder.parent

@@ -8,6 +8,7 @@ from expunge.config.compose import compose_config, holdout_of, retain_of
 from expunge.core.errors import UserError
 
 TOFU = ("experiment=unlearn/tofu/default", "task_name=x")
+QUICK = ("task_name=x", "eval=null")
 
 
 def test_suffixes_and_output_folder(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,7 +35,7 @@ def test_precedence(own_configs: Path) -> None:
     """signature < budget < method < experiment that names it < command line: each step in a real composition."""
 
     def lr_epochs(*overrides: str) -> tuple[float, int]:
-        cfg = compose_config("unlearn", ["task_name=x", *overrides], [own_configs])
+        cfg = compose_config("unlearn", ["task_name=x", "eval=null", *overrides], [own_configs])
         return cfg.get("trainer.args.learning_rate"), cfg.get("trainer.args.num_train_epochs")
 
     # A signature's default is not in the tree at all: the function has it.
@@ -49,8 +50,16 @@ def test_precedence(own_configs: Path) -> None:
     assert lr_epochs("experiment=unlearn/own/named", "+trainer.args.learning_rate=5e-5") == (5e-5, 10)
 
 
+def test_a_group_of_ones_own(own_configs: Path) -> None:
+    """No defaults list of ours names the group `flavour`."""
+    cfg = compose_config("unlearn", [*QUICK, "trainer=Mine", "flavour=sour"], [own_configs])
+    assert cfg.get("trainer.method_args.power") == 7
+    with pytest.raises(UserError, match="did you mean 'sour'"):
+        compose_config("unlearn", [*QUICK, "flavour=sou"], [own_configs])
+
+
 def test_existing_key_with_plus_is_a_notice() -> None:
-    cfg = compose_config("unlearn", [*TOFU, "+trainer.args.logging_steps=1", "+trainer.args.eval_steps=7"])
+    cfg = compose_config("unlearn", [*QUICK, "+trainer.args.logging_steps=1", "+trainer.args.eval_steps=7"])
     assert cfg.get("trainer.args.logging_steps") == 1
     assert cfg.get("trainer.args.eval_steps") == 7
     assert [notice for notice in cfg.notices if "logging_steps=1" in notice and "exists already" in notice]
@@ -58,7 +67,7 @@ def test_existing_key_with_plus_is_a_notice() -> None:
 
 
 def test_keys_that_no_yaml_has_reach_the_function() -> None:
-    assert compose_config("unlearn", [*TOFU, "trainer.method_args.gamma=0.5"]).get("trainer.method_args.gamma") == 0.5
+    assert compose_config("unlearn", [*QUICK, "trainer.method_args.gamma=0.5"]).get("trainer.method_args.gamma") == 0.5
 
 
 def test_deletion() -> None:
@@ -79,10 +88,10 @@ def test_splits_follow_the_forget_split() -> None:
 
 
 def test_one_value_for_the_seed() -> None:
-    assert compose_config("unlearn", [*TOFU, "seed=3"]).get("trainer.args.seed") == 3
-    assert compose_config("unlearn", [*TOFU, "trainer.args.seed=4"]).get("seed") == 4
+    assert compose_config("unlearn", [*QUICK, "seed=3"]).get("trainer.args.seed") == 3
+    assert compose_config("unlearn", [*QUICK, "trainer.args.seed=4"]).get("seed") == 4
     with pytest.raises(UserError, match="differ"):
-        compose_config("unlearn", [*TOFU, "trainer.args.seed=4", "seed=5"])
+        compose_config("unlearn", [*QUICK, "trainer.args.seed=4", "seed=5"])
 
 
 def test_required_value_stays_a_mark() -> None:
@@ -92,17 +101,17 @@ def test_required_value_stays_a_mark() -> None:
 
 
 def test_retain_group_and_the_fields_key() -> None:
-    assert "retain" not in compose_config("unlearn", [*TOFU, "trainer=NPO"]).section("trainer.method_args")
-    group = compose_config("unlearn", [*TOFU, "trainer=NPO", "retain=kl"])
-    field = compose_config("unlearn", [*TOFU, "trainer=NPO", "trainer.method_args.retain_loss_type=KL"])
+    assert "retain" not in compose_config("unlearn", [*QUICK, "trainer=NPO"]).section("trainer.method_args")
+    group = compose_config("unlearn", [*QUICK, "trainer=NPO", "retain=kl"])
+    field = compose_config("unlearn", [*QUICK, "trainer=NPO", "trainer.method_args.retain_loss_type=KL"])
     assert group.get("trainer.method_args.retain") == {"handler": "expunge.methods.retain:kl"}
     assert field.tree == group.tree
     assert any("retain=kl" in notice for notice in field.notices)
-    assert compose_config("unlearn", [*TOFU, "retain=none"]).get("trainer.method_args.retain.handler") is None
+    assert compose_config("unlearn", [*QUICK, "retain=none"]).get("trainer.method_args.retain.handler") is None
     with pytest.raises(UserError, match="differ"):
-        compose_config("unlearn", [*TOFU, "retain=nll", "trainer.method_args.retain_loss_type=KL"])
+        compose_config("unlearn", [*QUICK, "retain=nll", "trainer.method_args.retain_loss_type=KL"])
     with pytest.raises(UserError, match="unknown retain term 'KLL'"):
-        compose_config("unlearn", [*TOFU, "trainer.method_args.retain_loss_type=KLL"])
+        compose_config("unlearn", [*QUICK, "trainer.method_args.retain_loss_type=KLL"])
 
 
 def test_all_faults_of_composing_together() -> None:

@@ -1,16 +1,21 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from expunge.config.compose import compose_config
 from expunge.config.describe import describe
 from expunge.config.local_data import count_rows, local_file
-from expunge.config.validate import load_config, validate
+from expunge.config.validate import find_faults, load_config, validate
+from expunge.core.config import Config
 from expunge.core.errors import UserError
 
+QUICK = ("experiment=unlearn/tofu/default", "task_name=x", "eval=null")
 TOFU = ("experiment=unlearn/tofu/default", "task_name=x")
 
 
@@ -22,12 +27,32 @@ def faults(*overrides: str, name: str = "unlearn", dirs: tuple[Path, ...] = ()) 
     return []
 
 
-def test_sound_configuration_has_no_fault(tofu_root: Path, model_folder: Callable[[str], Path]) -> None:
-    folder = model_folder("model")
-    path = f"model.model_args.pretrained_model_name_or_path={folder}"
-    for method in ("GradAscent", "GradDiff", "NPO", "SimNPO", "FT", "finetune"):
-        assert faults(*TOFU, f"trainer={method}", path, f"paths.data_root={tofu_root}") == []
-    assert faults("experiment=unlearn/tofu/idk", "task_name=x", path, f"paths.data_root={tofu_root}") == []
+def set_value(tree: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+    tree[last] = value
+
+
+@pytest.fixture(scope="module")
+def base() -> Config:
+    return compose_config("unlearn", [*TOFU, "trainer=NPO", "paths.data_root=/nowhere"])
+
+
+def found_with(base: Config, *overrides: str) -> list[str]:
+    """The faults of `base` with simple values set: one composition serves many tests."""
+    tree = copy.deepcopy(dict(base.tree))
+    for override in overrides:
+        key, _, value = override.partition("=")
+        set_value(tree, key, yaml.safe_load(value))
+    return [str(fault) for fault in find_faults(Config(tree, (*base.overrides, *overrides)))]
+
+
+def test_sound_configuration_has_no_fault(base: Config, tofu_root: Path, model_folder: Callable[[str], Path]) -> None:
+    local = (f"model.model_args.pretrained_model_name_or_path={model_folder('model')}", f"paths.data_root={tofu_root}")
+    assert faults("experiment=unlearn/tofu/idk", "task_name=x", "eval=null", *local) == []
+    for handler in ("grad_ascent:grad_ascent", "grad_diff:grad_diff", "npo:npo", "simnpo:simnpo", "finetune:finetune"):
+        assert found_with(base, f"trainer.handler=expunge.methods.{handler}", "eval=null", *local) == []
 
 
 def test_all_faults_are_told_together(tofu_root: Path) -> None:
@@ -91,40 +116,50 @@ def test_unknown_method_is_told_with_the_rest_but_not_judged() -> None:
         ("collator.DataCollatorForSupervisedDataset.args.padding_side=left", "pads on the right"),
         ("mode=unlearning", "did you mean 'unlearn'"),
         ("eval.tofu.batch_size=0", "whole number above 0"),
-        ("retain_split=null", "retain_split is not given"),
+        ("data.retain.TOFU_QA_retain.args.hf_args.name=null", "retain_split is not given"),
+        ("data.retain={}", "data.retain is empty"),
+        ("eval.tofu.metrics.forget_quality.truth_ration=x", "'truth_ratio'"),
+        ("eval.tofu.metrics.forgot_quality={}", "unknown metric"),
+        ("compat.switches.privleek.eps=1", "did you mean 'privleak'"),
+        ("compat.switches.privleak.epsilon=1", "did you mean 'eps'"),
     ],
 )
-def test_each_fault(override: str, words: str) -> None:
-    found = faults(*TOFU, override)
+def test_each_fault(base: Config, override: str, words: str) -> None:
+    found = found_with(base, override)
     assert len(found) == 1, found
     assert words in found[0]
 
 
 def test_dpo_without_alternates() -> None:
-    (found,) = faults(*TOFU, "trainer=DPO")
+    (found,) = faults(*QUICK, "trainer=DPO")
     assert "unlearn/tofu/idk" in found
 
 
 def test_own_method(own_configs: Path) -> None:
-    assert faults("task_name=x", "trainer=Mine", dirs=(own_configs,)) == []
-    (missing,) = faults("task_name=x", "trainer=Mine", "~trainer.method_args.power", dirs=(own_configs,))
+    assert faults("task_name=x", "eval=null", "trainer=Mine", dirs=(own_configs,)) == []
+    (missing,) = faults("task_name=x", "eval=null", "trainer=Mine", "~trainer.method_args.power", dirs=(own_configs,))
     assert "trainer.method_args.power is not given" in missing
-    (odd,) = faults("task_name=x", "trainer.handler=own_method_for_tests:odd", dirs=(own_configs,))
+    (odd,) = faults("task_name=x", "eval=null", "trainer.handler=own_method_for_tests:odd", dirs=(own_configs,))
     assert "forget_speed_B" in odd
 
 
-def test_model_paths(tmp_path: Path, model_folder: Callable[[str], Path]) -> None:
+def test_model_paths(base: Config, tmp_path: Path, model_folder: Callable[[str], Path]) -> None:
     key = "model.model_args.pretrained_model_name_or_path"
-    assert faults(*TOFU, f"{key}={model_folder('good')}") == []
+    good, hub = model_folder("good"), "model.tokenizer_args.pretrained_model_name_or_path=gpt2"
     (tmp_path / "empty").mkdir()
-    (found,) = faults(*TOFU, f"{key}={tmp_path / 'empty'}")[:1]
-    assert "has no config.json" in found
-    (above,) = faults(*TOFU, f"{key}={tmp_path}", "model.tokenizer_args.pretrained_model_name_or_path=gpt2")
-    assert "did you mean one of its folders: good" in above
-    (file,) = faults(*TOFU, f"{key}={tmp_path / 'good' / 'config.json'}", "model.tokenizer_args.pretrained_model_name_or_path=gpt2")
-    assert "is a file" in file
-    assert faults(*TOFU, f"{key}=owner/name-on-the-hub") == []
-    assert "no such folder" in faults(*TOFU, f"{key}=saves/unlearn/never")[0]
+    assert found_with(base, f"{key}={good}", hub) == []
+    cases = {
+        tmp_path / "empty": "has no config.json",
+        tmp_path: "did you mean one of its folders: good",
+        good / "config.json": "is a file",
+        Path("saves/unlearn/never"): "no such folder",
+    }
+    for path, words in cases.items():
+        (found,) = found_with(base, f"{key}={path}", hub)
+        assert words in found
+    assert found_with(base, f"{key}=owner/name-on-the-hub", hub) == []
+    (found,) = found_with(base, f"model.tokenizer_args.pretrained_model_name_or_path={tmp_path / 'empty'}")
+    assert "not a folder with a tokenizer" in found
 
 
 def test_evaluation_without_a_suite() -> None:
@@ -141,7 +176,7 @@ def test_validate_raises_for_a_composed_configuration() -> None:
 def test_describe(tofu_root: Path, model_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """forget10 has 5 rows here; batch 2 x 2: ceil(5 / 2) = 3 micro-batches, ceil(3 / 2) = 2 steps an epoch, 3 epochs = 6."""
     overrides = [
-        *TOFU, f"paths.data_root={tofu_root}", f"model.model_args.pretrained_model_name_or_path={model_folder('m')}", "trainer=NPO",
+        *QUICK, f"paths.data_root={tofu_root}", f"model.model_args.pretrained_model_name_or_path={model_folder('m')}", "trainer=NPO",
         "trainer.args.per_device_train_batch_size=2", "trainer.args.gradient_accumulation_steps=2", "trainer.args.num_train_epochs=3",
     ]  # fmt: skip
     facts = describe(load_config("unlearn", overrides))
@@ -157,7 +192,7 @@ def test_describe(tofu_root: Path, model_folder: Callable[[str], Path], monkeypa
 
 
 def test_describe_without_local_files(tmp_path: Path) -> None:
-    facts = describe(load_config("unlearn", [*TOFU, f"paths.data_root={tmp_path}"]))
+    facts = describe(load_config("unlearn", [*QUICK, f"paths.data_root={tmp_path}"]))
     assert facts["rows"] == facts["model"] == facts["memory"] == "unknown until downloaded"
     assert facts["steps"].startswith("unknown until downloaded")
 

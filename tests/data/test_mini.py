@@ -18,7 +18,7 @@ from expunge.core.errors import UserError
 from expunge.data import mini
 from expunge.data.mini import generate, store
 from expunge.data.mini.relations import RELATIONS
-from expunge.data.mini.tokens import SPECIAL, train_tokenizer
+from expunge.data.mini.tokens import SPECIAL, train_backend, train_tokenizer
 
 Files = dict[str, list[dict[str, Any]]]
 PARTS = {r.spell(first, second): (r.name, first, second) for r in RELATIONS for first in r.firsts for second in r.seconds}
@@ -165,18 +165,26 @@ def test_tokenizer_encodes_every_text_back_and_keeps_rows_short(files: Files) ->
 
 
 def test_folders_are_byte_equal_wherever_they_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path / "here"))
-    here = (mini.benchmark_folder(), mini.model_folder())
-    code = "from expunge.data import mini; print(mini.benchmark_folder()); print(mini.model_folder())"
-    environment = {**os.environ, "EXPUNGE_CACHE": str(tmp_path / "there"), "PYTHONHASHSEED": "7"}
+    made = []
+    for place in ("here", "there"):
+        monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path / place))
+        made.append([*mini.benchmark_folder().iterdir(), *mini.model_folder().iterdir()])
+    here, there = ({f"{path.parent.name}/{path.name}": path.read_bytes() for path in paths} for paths in made)
+    assert here == there
+    assert {"data/full.json", "data/forget10_perturbed.json", "data/idontknow.jsonl", "model/model.safetensors"} <= set(here)
+    assert [json.loads(line) for line in here["data/full.json"].splitlines()] == generate.build_files(store.SEED)["full"]
+
+
+def test_rows_and_merges_do_not_depend_on_the_process(files: Files) -> None:
+    code = (
+        "import json; from expunge.data.mini import generate, tokens; files = generate.build_files(0);"
+        "print(json.dumps(files)); print(tokens.train_backend(files).to_str())"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": "7", "TOKENIZERS_PARALLELISM": "true", "RAYON_NUM_THREADS": "2"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
-    for mine, theirs in zip(here, map(Path, done.stdout.split()), strict=True):
-        assert sorted(path.name for path in mine.iterdir()) == sorted(path.name for path in theirs.iterdir())
-        for path in mine.iterdir():
-            assert path.read_bytes() == (theirs / path.name).read_bytes(), path.name
-    assert {"full.json", "forget10_perturbed.json", "idontknow.jsonl"} <= {path.name for path in here[0].iterdir()}
-    lines = (here[0] / "full.json").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == generate.build_files(store.SEED)["full"]
+    rows, merges = done.stdout.splitlines()
+    assert json.loads(rows) == files
+    assert json.loads(merges) == json.loads(train_backend(files).to_str())
 
 
 def test_model_loads_with_half_a_million_parameters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

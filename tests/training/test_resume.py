@@ -112,7 +112,10 @@ POINTS = {
 }
 
 
-@pytest.mark.parametrize("point", POINTS)
+SLOW = ("before the first checkpoint", "while weights are written", "after the mark, before the rename")
+
+
+@pytest.mark.parametrize("point", [pytest.param(point, marks=pytest.mark.slow) if point in SLOW else point for point in POINTS])
 def test_a_run_that_dies_anywhere_ends_as_if_it_had_not(point: str, expected: dict[str, Any], trainer: Any, tmp_path: Path) -> None:
     target, name, count, after, newest = POINTS[point]
     run = tmp_path / "run"
@@ -314,6 +317,13 @@ def test_only_so_many_checkpoints_are_kept_and_none_is_pickled(trainer: Any, tmp
     for name in ("optimizer.pt", "scheduler.pt"):
         torch.load(run / "checkpoint-8" / name, weights_only=True)
     assert {name for name in files if name.endswith((".pt", ".bin", ".pth", ".pkl"))} == {"optimizer.pt", "scheduler.pt"}
+
+
+def test_weights_alone_are_nothing_to_resume_from(trainer: Any, tmp_path: Path) -> None:
+    args = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2, "save_only_model": True}
+    trainer(folder=tmp_path / "run", **args).train()
+    with pytest.raises(UserError, match="holds weights only"):
+        trainer(folder=tmp_path / "run", **args).train(resume_from_checkpoint=True)
 
 
 def test_a_torn_last_line_is_no_record(tmp_path: Path) -> None:

@@ -16,12 +16,9 @@ def setup_logging(verbose: bool = False) -> None:
     Args:
         verbose: DEBUG instead of INFO, and transformers' own messages.
     """
-    from rich.console import Console
-    from rich.logging import RichHandler
-
     first = int(os.environ.get("RANK", "0")) == 0
     level = logging.DEBUG if verbose else logging.INFO
-    handler = RichHandler(console=Console(stderr=True), show_path=verbose, rich_tracebacks=False, log_time_format="[%X]", markup=False)
+    handler = _handler(verbose)
     logger = logging.getLogger("expunge")
     logger.handlers[:] = [handler]
     logger.setLevel(level if first else logging.WARNING)
@@ -30,6 +27,18 @@ def setup_logging(verbose: bool = False) -> None:
     warnings_log = logging.getLogger("py.warnings")
     warnings_log.handlers[:] = [handler]
     warnings_log.setLevel(logging.WARNING if first else logging.ERROR)
+
+
+def _handler(verbose: bool) -> logging.Handler:
+    """Colours on a terminal; elsewhere (a file, a scheduler's log) one plain line a record, which rich would wrap at 80 columns."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.logging import RichHandler
+
+        return RichHandler(console=Console(stderr=True), show_path=verbose, log_time_format="[%X]")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
+    return handler
 
 
 def print_faults(error: UserError) -> None:

@@ -63,8 +63,8 @@ def guarded(action: Callable[[], None]) -> int:
         print_faults(error)
         return FAULTY
     except KeyboardInterrupt:
-        message = "interrupted; the same command with trainer.args.resume_from_checkpoint=true goes on from the newest complete checkpoint"
-        print(f"\n{message}, if trainer.args.save_strategy wrote one", file=sys.stderr)
+        message = "interrupted; the same command goes on from the newest complete checkpoint"
+        print(f"\n{message}, where trainer.args.save_strategy has let it write one", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # The reader (`| head`) has gone; nothing is left to be told, and python must not try to flush at exit.

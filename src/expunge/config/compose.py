@@ -21,7 +21,11 @@ from expunge.core.errors import Fault, UserError, nearest, unknown
 
 MISSING = "???"
 # Below these keys the names are those of a function's arguments: `validate` holds them against signatures, not against the YAML.
-OPEN = ("model.model_args", "model.tokenizer_args", "model.template_args", "trainer.args", "trainer.method_args", "data", "eval", "compat")
+OPEN = (
+    *(f"model.{name}" for name in ("model_args", "tokenizer_args", "template_args")),
+    *(f"trainer.{name}" for name in ("args", "method_args", "optimizer", "mask")),
+    *("data", "eval", "compat"),
+)
 
 
 @dataclass
@@ -118,12 +122,23 @@ def _replace(node: Any, old: str, new: str) -> Any:
 
 
 def _effective(groups: Sequence[str], name: str, roots: Sequence[Path]) -> list[str]:
-    """The choices for hydra, without the deletions of groups that the config leaves empty anyway: hydra refuses those."""
+    """The choices as hydra wants them, which tells apart groups that the config lists, lists as empty, and does not list.
+
+    A choice of a group that is not listed is appended; emptying a group that is empty anyway is left out.
+    """
     path = next(root / f"{name}.yaml" for root in roots if (root / f"{name}.yaml").is_file())
     defaults = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     entries = defaults.get("defaults", []) if isinstance(defaults, dict) else []
-    filled = {group for entry in entries if isinstance(entry, dict) for group, choice in entry.items() if choice is not None}
-    return [line for line in groups if not line.startswith("~") or line[1:] in filled or "/" in line]
+    listed = {group: choice for entry in entries if isinstance(entry, dict) for group, choice in entry.items()}
+    lines: list[str] = []
+    for line in groups:
+        group = line.lstrip("~").partition("=")[0]
+        # data/datasets@data.forget and the like are listed by choices of other groups, not here.
+        if "/" in group or listed.get(group) is not None:
+            lines.append(line)
+        elif not line.startswith("~"):
+            lines.append(line if group in listed else f"+{line}")
+    return lines
 
 
 def _apply(config: DictConfig, typed: Typed) -> None:

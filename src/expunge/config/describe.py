@@ -7,14 +7,12 @@ import math
 import os
 import struct
 from pathlib import Path
-from typing import Any
 
 from omegaconf import OmegaConf
 
 from expunge.config.checks.data import datasets
-from expunge.config.checks.trainer import loss_defaults
+from expunge.config.checks.trainer import losses_of
 from expunge.config.local_data import count_rows, local_file
-from expunge.config.signatures import Signature, read_signature
 from expunge.core.config import Config
 from expunge.core.errors import UserError
 from expunge.core.needs import parse_need
@@ -114,16 +112,5 @@ def _memory(cfg: Config, parameters: int) -> str:
 
 def _frozen_copy(cfg: Config) -> bool:
     """Whether some loss reads of the reference what cached log-probs cannot give."""
-    method = _loss(cfg.get("trainer.handler"))
-    if "retain" in cfg.section("trainer.method_args"):
-        retain = _loss(cfg.get("trainer.method_args.retain.handler"))
-    else:
-        name = loss_defaults(method).get("retain", "none") if method else "none"
-        retain = _loss(f"expunge.methods.retain:{name}" if name != "none" else None)
-    needs = [parse_need(name) for signature in (method, retain) if signature for name in signature.positional]
+    needs = [parse_need(name) for loss in losses_of(cfg) for name in loss.positional]
     return any(need.reference and not need.cacheable for need in needs)
-
-
-def _loss(handler: Any) -> Signature | None:
-    signature = read_signature(handler) if isinstance(handler, str) and ":" in handler else None
-    return signature if signature and "loss" in signature.decorators else None

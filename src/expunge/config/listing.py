@@ -71,7 +71,7 @@ def show(name: str, config_dirs: Sequence[str | Path] = ()) -> str:
     found = [entry for entry in every if entry.name == name.removesuffix(".yaml")]
     if not found:
         raise UserError.of([unknown("choice", name, sorted({entry.name for entry in every}))])
-    return "\n\n".join(_page(entry) for entry in found)
+    return "\n\n".join(page_of(entry) for entry in found)
 
 
 def comment(path: Path) -> str:
@@ -135,7 +135,8 @@ def _signature(handler: Any) -> Signature | None:
         return None
 
 
-def _page(entry: Entry) -> str:
+def page_of(entry: Entry) -> str:
+    """All about one choice: its file, what its function reads and takes, the YAML."""
     lines = [f"{entry.name} ({entry.kind})", f"  file: {entry.path}"]
     if entry.kind == "metrics":
         node = _suite_metrics(entry.path)[entry.name]

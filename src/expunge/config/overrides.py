@@ -95,13 +95,14 @@ def _add_group(result: Sorted, text: str, override: Override, roots: Sequence[Pa
     if value is None:
         result.groups.append(f"~{target}")
         return
-    name = str(value).removesuffix(".yaml").removesuffix(".yml")
+    names = [str(item).removesuffix(".yaml").removesuffix(".yml") for item in (value if isinstance(value, list) else [value])]
     known = choices(roots, group)
-    if name not in known:
-        result.broken.add(group)
-        result.faults.append(_no_choice(text, group, name, known))
-        return
-    result.groups.append(f"{target}={name}")
+    for name in names:
+        if name not in known:
+            result.broken.add(group)
+            result.faults.append(_no_choice(text, group, name, known))
+    if all(name in known for name in names):
+        result.groups.append(f"{target}={'[' + ','.join(names) + ']' if isinstance(value, list) else names[0]}")
 
 
 def _add_value(result: Sorted, text: str, override: Override) -> None:

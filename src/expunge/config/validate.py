@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.config.checks.checking import Checking
+from expunge.config.checks.compat import check_compat
 from expunge.config.checks.data import check_data
 from expunge.config.checks.evaluation import check_eval
 from expunge.config.checks.model import check_model
@@ -71,6 +72,8 @@ def find_faults(cfg: Config, broken: set[str] | None = None) -> list[Fault]:
         check_data(check)
     if not check.broken & {"eval", "experiment"}:
         check_eval(check)
+    if not check.broken & {"compat", "trainer", "eval", "experiment"}:
+        check_compat(check)
     return check.faults
 
 

@@ -25,7 +25,7 @@ def adamw(
     eps: float | None = None,
     fused: bool | None = None,
 ) -> torch.optim.Optimizer:
-    """torch's AdamW.
+    """AdamW as torch has it.
 
     Args:
         groups: parameter groups, with and without weight decay.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import cast
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +18,12 @@ from expunge.optim.sophia import Sophia
 
 CHUNK = 128
 """Label positions whose distribution is summed up at once."""
+Draws = torch.Generator | Sequence[torch.Generator]
+"""Where random numbers come from: one generator for a batch, or one for each of its rows."""
 
 
 @torch.no_grad()
-def sample_labels(logits_BNV: Tensor, mask_BN: Tensor, generator: torch.Generator) -> Tensor:
+def sample_labels(logits_BNV: Tensor, mask_BN: Tensor, generator: Draws) -> Tensor:
     """Draw a label at each label position from the softmax of its logits.
 
     By the inverse of the distribution function, from one uniform number a position, drawn on the CPU: so the draw depends on the
@@ -31,16 +32,16 @@ def sample_labels(logits_BNV: Tensor, mask_BN: Tensor, generator: torch.Generato
     Args:
         logits_BNV: [B, N, V] logits.
         mask_BN: [B, N] bool, True = a label position.
-        generator: a CPU generator.
+        generator: a CPU generator, or one a row.
 
     Returns:
         [B, N] int64 labels; 0 where masked.
     """
     label_BN = torch.zeros(mask_BN.shape, dtype=torch.long, device=logits_BNV.device)
     logits_KV = logits_BNV[mask_BN]
-    uniform_K = torch.rand(len(logits_KV), generator=generator, dtype=torch.float64)
+    uniform_K = _uniform(mask_BN, generator)
     drawn = []
-    for logits_kV, uniform_k in zip(logits_KV.split(CHUNK), uniform_K.split(CHUNK), strict=True):
+    for logits_kV, uniform_k in zip(torch.split(logits_KV, CHUNK), torch.split(uniform_K, CHUNK), strict=True):
         dtype = torch.float32 if logits_kV.device.type == "mps" else torch.float64
         cumulative_kV = logits_kV.to(dtype).softmax(-1).cumsum(-1)
         target_k1 = uniform_k.to(logits_kV.device, dtype).unsqueeze(-1) * cumulative_kV[:, -1:]
@@ -50,7 +51,7 @@ def sample_labels(logits_BNV: Tensor, mask_BN: Tensor, generator: torch.Generato
     return label_BN
 
 
-def sampled_cross_entropy(logits_BNV: Tensor, mask_BN: Tensor, generator: torch.Generator) -> Tensor:
+def sampled_cross_entropy(logits_BNV: Tensor, mask_BN: Tensor, generator: Draws) -> Tensor:
     """Mean cross-entropy of labels drawn from the model's own softmax, over the label positions; a scalar in nats.
 
     The squared gradient of it, times the number of label positions, is the Gauss-Newton-Bartlett estimate: its mean over the draws is the
@@ -59,13 +60,22 @@ def sampled_cross_entropy(logits_BNV: Tensor, mask_BN: Tensor, generator: torch.
     Args:
         logits_BNV: [B, N, V] logits, with graph.
         mask_BN: [B, N] bool, True = a label position.
-        generator: a CPU generator of its own.
+        generator: a CPU generator of its own, or one a row.
     """
     return _sampled_sum(logits_BNV, mask_BN, generator) / mask_BN.sum().clamp(min=1)
 
 
-def _sampled_sum(logits_BNV: Tensor, mask_BN: Tensor, generator: torch.Generator) -> Tensor:
+def _sampled_sum(logits_BNV: Tensor, mask_BN: Tensor, generator: Draws) -> Tensor:
     return -masked_sum(token_logp(logits_BNV, sample_labels(logits_BNV, mask_BN, generator)), mask_BN).sum()
+
+
+def _uniform(mask_BN: Tensor, generator: Draws) -> Tensor:
+    """A number in [0, 1) for each label position, row after row, float64 on the CPU."""
+    num_labels: list[int] = mask_BN.sum(-1).tolist()
+    if isinstance(generator, torch.Generator):
+        return torch.rand(sum(num_labels), generator=generator, dtype=torch.float64)
+    parts = [torch.rand(n, generator=own, dtype=torch.float64) for n, own in zip(num_labels, generator, strict=True)]
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
 
 
 def rademacher(like: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
@@ -117,7 +127,8 @@ class SophiaCurvature(StepRule):
         if not due and optimizer.mode != "empirical":
             # bs stays that of the last estimate, which it belongs to.
             return
-        tokens = int(step.all_sum(torch.tensor(sum(_tokens(side) for side in self._of(step.batches())))).item())
+        local = sum(_tokens(side) for batch in step.batches() for _, side in self._of(batch))
+        tokens = int(step.all_sum(torch.tensor(local)).item())
         if tokens == 0:
             return
         if optimizer.mode == "empirical":
@@ -132,16 +143,17 @@ class SophiaCurvature(StepRule):
         """`win_rate` = share of unclipped coordinates."""
         return {"win_rate": self.optimizer.win_rate}
 
-    def _of(self, batches: Iterable[Batch]) -> Iterable[Side]:
-        return (side for batch in batches for name, side in batch.items() if self.sides is None or name in self.sides)
+    def _of(self, batch: Batch) -> list[tuple[str, Side]]:
+        return [(name, side) for name, side in sorted(batch.items()) if self.sides is None or name in self.sides]
 
     def _gnb(self, model: nn.Module, step: Step, tokens: int) -> None:
-        generator = runtime.generator(step.seed, "gnb", step.number, runtime.rank())
         clear_gradients(model)
-        for side in self._of(step.batches()):
-            with step.autocast():
-                outputs = label_outputs(model, side)
-            (_sampled_sum(outputs.logits_BNV, outputs.mask_BN, generator) / tokens).backward()
+        for number, batch in enumerate(step.batches()):
+            for name, side in self._of(batch):
+                with step.autocast():
+                    outputs = label_outputs(model, side)
+                draws = _row_generators(step, number, name, batch)
+                torch.autograd.backward(_sampled_sum(outputs.logits_BNV, outputs.mask_BN, draws) / tokens)
         for parameter in trainable(model):
             if runtime.world_size() > 1:
                 grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
@@ -154,7 +166,7 @@ class SophiaCurvature(StepRule):
         # The same direction on all ranks: the ranks' products then add up to that of the whole step.
         vector = rademacher(parameters, runtime.generator(step.seed, "hutchinson", step.number))
         total = [torch.zeros_like(as_float32(parameter)) for parameter in parameters]
-        for side in self._of(step.batches()):
+        for side in [side for batch in step.batches() for _, side in self._of(batch)]:
             # The fused attention kernels have no second derivative.
             with sdpa_kernel(SDPBackend.MATH), step.autocast():
                 outputs = label_outputs(model, side)
@@ -163,8 +175,19 @@ class SophiaCurvature(StepRule):
                     part.add_(product)
         if runtime.world_size() > 1:
             total = [step.all_sum(part) for part in total]
-        diagonal = {p: cast(Tensor, v * part) for p, v, part in zip(parameters, vector, total, strict=True)}
+        diagonal: dict[Tensor, Tensor] = {p: v * part for p, v, part in zip(parameters, vector, total, strict=True)}
         self.optimizer.update_hessian(tokens, diagonal)
+
+
+def _row_generators(step: Step, number: int, name: str, batch: Batch) -> Draws:
+    """A generator for each row of a side, named by the rows that the pair is of: a step draws the same labels however it is cut up.
+
+    The rows of all sides name it, since a retain row may be in a step more than once and its copies are to be drawn apart.
+    """
+    if not all("row" in side for side in batch.values()):
+        return runtime.generator(step.seed, "gnb", step.number, name, number, runtime.rank())
+    pairs = zip(*(batch[side]["row"].tolist() for side in sorted(batch)), strict=True)
+    return [runtime.generator(step.seed, "gnb", step.number, name, *pair) for pair in pairs]
 
 
 def _tokens(side: Side) -> int:

@@ -25,9 +25,10 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     Raises:
         UserError: nothing is trainable.
     """
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     seen: set[int] = set()
-    owners = {prefix: module for prefix, module in model.named_modules(remove_duplicate=False)}
+    owners = dict(model.named_modules(remove_duplicate=False))
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad or id(parameter) in seen:
             continue

@@ -12,7 +12,7 @@ from expunge.optim.arguments import OptimizerArgs
 def sgd(
     groups: list[dict[str, Any]], args: OptimizerArgs, *, momentum: float = 0.0, dampening: float = 0.0, nesterov: bool = False
 ) -> torch.optim.Optimizer:
-    """torch's SGD. Its weight decay is added to the gradient, not apart from it as AdamW's.
+    """SGD as torch has it. Its weight decay is added to the gradient, not apart from it as AdamW's.
 
     Args:
         groups: parameter groups, with and without weight decay.

@@ -245,8 +245,11 @@ def _check(lr: float, betas: tuple[float, float], rho: float, weight_decay: floa
         faults.append(unknown("mode of Sophia", str(mode), get_args(Mode)))
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         faults.append(Fault(f"betas of Sophia are {betas!r}", "give two numbers of at least 0 and below 1"))
-    faults += [Fault(f"{name} of Sophia is {value!r}", "give 0 or more") for name, value in
-               (("lr", lr), ("rho", rho), ("weight_decay", weight_decay)) if not value >= 0]
+    faults += [
+        Fault(f"{name} of Sophia is {value!r}", "give 0 or more")
+        for name, value in (("lr", lr), ("rho", rho), ("weight_decay", weight_decay))
+        if not value >= 0
+    ]
     if int(every) != every or every < 1:
         faults.append(Fault(f"every of Sophia is {every!r}", "give a whole number of steps, at least 1"))
     if faults:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from expunge.core.config import Config
@@ -53,26 +54,29 @@ def evaluator_of(cfg: Config, run: RunDir, text: Text, loaded: Loaded) -> Evalua
     if not suites_of(cfg):
         return None
 
+    autocast = None if loaded.compute_dtype is torch.float32 else loaded.compute_dtype
+
     def evaluator(model: nn.Module, step: int) -> Metrics:
-        return _run_suites(cfg, model, text, run.path / "evals" / f"step-{step}", run)
+        return _run_suites(cfg, model, text, run.path / "evals" / f"step-{step}", run, autocast)
 
     return evaluator
 
 
-def _run_suites(cfg: Config, model: nn.Module, text: Text, folder: Path, run: RunDir) -> Metrics:
+def _run_suites(cfg: Config, model: nn.Module, text: Text, folder: Path, run: RunDir, autocast: torch.dtype | None = None) -> Metrics:
+    """Every suite on one model; its tables are cached for the whole run folder."""
     found: Metrics = {}
     for name, suite in suites_of(cfg).items():
         scores = evaluate_suite(
-            name,
-            suite,
             model,
             text.tokenizer,
+            suite,
+            suite=name,
             template=text.template,
             data_root=data_root(cfg),
-            switches=cfg.switches,
             out_dir=folder,
-            cache_dir=run.path / "cache",
-            seed=int(cfg.get("seed", 0)),
+            switches=cfg.switches,
+            cache=run.path / "tables",
+            compute_dtype=autocast,
         )
-        found |= scores.summary()
+        found |= scores.aggregates()
     return found

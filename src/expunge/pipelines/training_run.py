@@ -14,6 +14,7 @@ from expunge.core.config import Config
 from expunge.core.run_dir import RunDir, RunRecord
 from expunge.data.collate import PairCollator
 from expunge.data.datasets import Dataset
+from expunge.data.encoded import Encoded
 from expunge.data.pairs import PairedDataset, check_disjoint, pairs_of, save_pairs
 from expunge.lm import runtime
 from expunge.methods.objective import Objective, build_objective
@@ -124,9 +125,10 @@ def _reference(
         log.info("the objective reads the reference's whole distribution: a frozen copy stays in memory")
         return FrozenCopy(loaded.model, autocast_dtype=dtype)
     wanted = {need.side for need in objective.reference_needs}
-    views = {side: sides[side].encoded for side in ("forget", "retain") if side in wanted and side in sides}
+    views: dict[str, list[Encoded]] = {side: data.encoded for side, data in sides.items() if side in wanted}
     if "alternate" in wanted:
         views["alternate"] = sides["forget"].alternates or []
-    model: nn.Module = loaded.model.to(runtime.device())
+    model: nn.Module = loaded.model
+    model.to(runtime.device())
     log.info("caching the reference's log-probs of %d rows in %s", sum(map(len, views.values())), run.path / "reference")
     return CachedReference.compute(model, views, run.path / "reference", pad_id=text.pad_id, autocast_dtype=dtype)

@@ -73,17 +73,21 @@ class Plan:
     seed: int
     terms: tuple[str, ...]
 
-    def save(self, folder: Path, records: int) -> None:
-        """Write the plan into a checkpoint, with the number of records that the log has by now."""
-        write_json(folder / PLAN_FILE, {**vars(self), "records": records})
+    def save(self, folder: Path, records: int, weights_only: bool = False) -> None:
+        """Write the plan into a checkpoint, with the number of records that the log has by now, and whether it holds weights alone."""
+        write_json(folder / PLAN_FILE, {**vars(self), "records": records, "weights_only": weights_only})
 
     def check(self, folder: Path) -> int:
         """Compare with the plan that a checkpoint was made under, and give the number of records that the log had then.
 
         Raises:
-            UserError: what differs, with both values.
+            UserError: what differs, with both values; or the checkpoint holds no optimizer to go on with.
         """
         stored = read_json(folder / PLAN_FILE)
+        if stored.get("weights_only"):
+            raise UserError(
+                f"{folder} holds weights only (save_only_model), so the run cannot go on from it", "start anew with overwrite=true"
+            )
         now: dict[str, Any] = {**vars(self), "terms": list(self.terms)}
         faults = [
             Fault(f"{folder} was made with {key} = {stored.get(key)}, this run has {value}", "resume with the settings of that run")

@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import TrainOutput, suppress_progress_bars
+from transformers.trainer_utils import TrainOutput
+from transformers.utils import logging as transformers_logging
 
 from expunge.core.errors import UserError
 from expunge.methods.objective import Objective, StepInfo
@@ -215,12 +218,12 @@ class ResumableTrainer(Trainer):
                 best = checkpoints.checkpoint_folder(self.run_dir, self.state.best_global_step)
                 self.state.best_model_checkpoint = str(best) if best == folder or best.is_dir() else self.state.best_model_checkpoint
             save_objective(self.objective, partial)
-            self.plan.save(partial, self.records.count)
+            self.plan.save(partial, self.records.count, weights_only=self.args.save_only_model)
             self.state.save_to_json(str(partial / TRAINER_STATE_FILE))
         self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        with suppress_progress_bars():
+        with _no_bar_a_checkpoint():
             super()._save(output_dir, state_dict)
         # transformers pickles the arguments beside the weights; nothing reads that file, and unpickling one runs whatever it says.
         (Path(output_dir or str(self.args.output_dir)) / PICKLED_ARGUMENTS).unlink(missing_ok=True)
@@ -245,6 +248,18 @@ class ResumableTrainer(Trainer):
                 f"the checkpoint's weights do not fit the model: missing {missing[:3]}, unexpected {load_result.unexpected_keys[:3]}",
                 "resume with the model that the run was started with",
             )
+
+
+@contextmanager
+def _no_bar_a_checkpoint() -> Iterator[None]:
+    """Keep transformers from drawing a bar for each file of weights across the bar of the run."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 class _LoopMarks(TrainerCallback):

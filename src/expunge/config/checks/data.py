@@ -10,20 +10,19 @@ from expunge.config.checks.checking import Checking
 from expunge.config.local_data import is_looked_up, local_file, local_folder, local_names
 from expunge.core.errors import nearest
 
-SIDES = {"unlearn": ("forget", "retain"), "finetune": ("train",)}
+ANCHORS = ("forget", "retain")
 
 
 def check_data(check: Checking) -> None:
     """Sides, handlers and their arguments, splits, files; and that training pads on the right."""
     mode = check.cfg.get("mode")
     data = check.cfg.section("data")
-    for side in SIDES.get(str(mode), ()):
-        if not isinstance(data.get(side), dict) or not data[side]:
-            check.fault(f"data.{side} is empty", f"choose a dataset: data/datasets@data.{side}=NAME")
+    if mode == "finetune" and not data.get("train"):
+        check.fault("data.train is empty", "choose a dataset: data/datasets@data.train=NAME")
     for key, node in datasets(data, "data"):
         _dataset(check, key, node)
     anchor = data.get("anchor")
-    if mode == "unlearn" and anchor not in SIDES["unlearn"]:
+    if mode == "unlearn" and anchor not in ANCHORS:
         check.fault(f"{check.typed('data.anchor', anchor)}: not a side of the data", "known: forget, retain")
     for name, node in check.cfg.section("collator").items():
         side = node.get("args", {}).get("padding_side", "right") if isinstance(node, dict) else "right"
@@ -56,13 +55,16 @@ def check_split(check: Checking, key: str, hf_args: Mapping[str, Any]) -> None:
                 f"{check.typed(f'{key}.path', path)}: no such file or folder", f"looked for {Path(str(path)).expanduser().resolve()}"
             )
         return
-    if name is not None:
-        names = local_names(folder)
-        near = nearest(str(name), names, count=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        check.fault(
-            f"{_split_as_typed(check, key, str(name))}: unknown split {name!r} of {path}", f"{hint}{folder} has: {', '.join(names)}"
-        )
+    if name is None:
+        return
+    text = _split_as_typed(check, key, str(name))
+    # A split that is misspelt once is told once, however many views are made of it.
+    if any(fault.message.startswith(f"{text}: unknown split") for fault in check.faults):
+        return
+    names = local_names(folder)
+    near = nearest(str(name), names, count=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    check.fault(f"{text}: unknown split {name!r} of {path}", f"{hint}{folder} has: {', '.join(names)}")
 
 
 def _split_as_typed(check: Checking, key: str, name: str) -> str:
@@ -70,8 +72,9 @@ def _split_as_typed(check: Checking, key: str, name: str) -> str:
     if "=" in direct:
         return direct
     for split in ("forget_split", "retain_split", "holdout_split"):
-        if check.cfg.get(split) == name:
-            return check.typed(split, name)
+        value = check.cfg.get(split)
+        if value is not None and name in (value, f"{value}_perturbed"):
+            return check.typed(split, value)
     return f"{key}.name={name}"
 
 

@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from expunge.config.checks.checking import Checking
+from expunge.config.checks.data import check_split
+
+# Keys of a metric's entry beside the needs and options of its function.
+ENTRY_KEYS = ("handler", "summary", "generation")
 
 
 def check_eval(check: Checking) -> None:
-    """Every suite's metrics, numbers and files."""
+    """Every suite's metrics, views, numbers and files."""
     for suite, node in check.cfg.section("eval").items():
         if isinstance(node, dict):
             _suite(check, f"eval.{suite}", node)
@@ -20,21 +24,33 @@ def check_eval(check: Checking) -> None:
 def _suite(check: Checking, key: str, node: dict[str, Any]) -> None:
     check.number(f"{key}.batch_size", above=0, whole=True)
     check.number(f"{key}.generation.max_new_tokens", above=0, whole=True)
-    logs = node.get("retain_logs_path")
-    if logs is not None:
-        typed = (
-            check.typed("retain_logs_path", logs)
-            if logs == check.cfg.get("retain_logs_path")
-            else check.typed(f"{key}.retain_logs_path", logs)
-        )
-        path = Path(str(logs)).expanduser()
-        if not path.is_file():
-            what = "is a folder" if path.is_dir() else "no such file"
-            check.fault(
-                f"{typed}: {what}", f"looked for {path.resolve()}; it is the retain model's evaluation file, such as .../TOFU_EVAL.json"
-            )
-    for name, metric in (node.get("metrics") or {}).items():
-        if not isinstance(metric, dict):
-            check.fault(f"{key}.metrics.{name} has no handler", f"known metrics: {', '.join(node['metrics'])}")
+    _retain_logs(check, key, node.get("retain_logs_path"))
+    metrics = node.get("metrics") or {}
+    for name, metric in metrics.items():
+        # null switches a metric off.
+        if metric is None:
             continue
-        check.signature(f"{key}.metrics.{name}.handler", metric.get("handler"))
+        if not isinstance(metric, dict) or "handler" not in metric:
+            others = ", ".join(other for other, entry in metrics.items() if isinstance(entry, dict) and "handler" in entry)
+            check.fault(f"{key}.metrics.{name}: unknown metric, it has no handler", f"known: {others or '(none)'}")
+            continue
+        signature = check.signature(f"{key}.metrics.{name}.handler", metric["handler"])
+        if signature is not None:
+            takes = {**dict.fromkeys((*signature.positional, *ENTRY_KEYS)), **signature.keyword}
+            check.bind(f"{key}.metrics.{name}", metric, signature, takes)
+    for name, view in (node.get("views") or {}).items():
+        if isinstance(view, dict) and isinstance(view.get("hf_args"), dict) and "None" not in str(view["hf_args"].get("name")):
+            check_split(check, f"{key}.views.{name}.hf_args", view["hf_args"])
+
+
+def _retain_logs(check: Checking, key: str, logs: Any) -> None:
+    if logs is None:
+        return
+    from_root = logs == check.cfg.get("retain_logs_path")
+    typed = check.typed("retain_logs_path" if from_root else f"{key}.retain_logs_path", logs)
+    path = Path(str(logs)).expanduser()
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "no such file"
+        check.fault(
+            f"{typed}: {what}", f"looked for {path.resolve()}; it is the retain model's evaluation file, such as .../TOFU_EVAL.json"
+        )

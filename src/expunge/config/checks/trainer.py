@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from expunge.config.checks.checking import Checking
-from expunge.config.signatures import REQUIRED, Signature, dataclass_fields
+from expunge.config.signatures import REQUIRED, Signature, dataclass_fields, read_signature
+from expunge.core.config import Config
+from expunge.core.errors import UserError
 from expunge.core.needs import parse_need
 
 # Keys of `trainer.args` that are ours and not TrainingArguments'.
 OWN_ARGS = ("warmup_epochs",)
 # Keys of `trainer.method_args` that weigh the terms; every method takes them.
 WEIGHTS = ("gamma", "alpha", "retain")
+# Dataset handlers of ours that give no alternate answers.
+WITHOUT_ALTERNATES = ("expunge.data.datasets:qa", "expunge.data.datasets:text")
 STRATEGIES = ("no", "steps", "epoch", "best")
 
 
@@ -56,6 +60,25 @@ def hyper_parameters(signature: Signature) -> dict[str, Any]:
     return {**signature.keyword, **weights}
 
 
+def losses_of(cfg: Config) -> list[Signature]:
+    """The method's loss and its retain term: the one chosen, else the one the method's decorator names. What is no loss is left out."""
+    method = _loss(cfg.get("trainer.handler"))
+    if "retain" in cfg.section("trainer.method_args"):
+        retain = _loss(cfg.get("trainer.method_args.retain.handler"))
+    else:
+        name = loss_defaults(method).get("retain", "none") if method else "none"
+        retain = _loss(f"expunge.methods.retain:{name}" if name != "none" else None)
+    return [signature for signature in (method, retain) if signature]
+
+
+def _loss(handler: Any) -> Signature | None:
+    try:
+        signature = read_signature(handler) if isinstance(handler, str) and ":" in handler else None
+    except UserError:
+        return None
+    return signature if signature and "loss" in signature.decorators else None
+
+
 def _needs(check: Checking, key: str, signature: Signature) -> None:
     if "loss" not in signature.decorators:
         return
@@ -74,17 +97,15 @@ def _method_args(check: Checking, signature: Signature) -> None:
 
 
 def _sides(check: Checking, signature: Signature) -> None:
-    """A method that reads alternates needs a dataset that gives them."""
-    sides = {name.removeprefix("ref_").split("_")[0] for name in signature.positional} if "loss" in signature.decorators else set()
-    if check.cfg.get("mode") != "unlearn" or "experiment" in check.broken:
+    """Each side that a loss reads needs a dataset, and alternates one that gives them."""
+    if check.cfg.get("mode") != "unlearn" or check.broken & {"experiment", "data", "data/datasets"}:
         return
-    forget = check.cfg.section("data.forget")
-    handlers = [node.get("handler") for node in forget.values() if isinstance(node, dict)]
-    if (
-        "alternate" in sides
-        and handlers
-        and all(handler in ("expunge.data.datasets:qa", "expunge.data.datasets:text") for handler in handlers)
-    ):
+    sides = {name.removeprefix("ref_").split("_")[0] for loss in losses_of(check.cfg) for name in loss.positional}
+    for side in sorted(sides & {"forget", "retain"}):
+        if not check.cfg.section(f"data.{side}"):
+            check.fault(f"data.{side} is empty, and {signature.name} reads it", f"choose a dataset: data/datasets@data.{side}=NAME")
+    handlers = [node.get("handler") for node in check.cfg.section("data.forget").values() if isinstance(node, dict)]
+    if "alternate" in sides and handlers and all(handler in WITHOUT_ALTERNATES for handler in handlers):
         check.fault(
             f"{check.typed('trainer', signature.name)}: {signature.name} reads alternate answers, and data.forget has none",
             "choose experiment=unlearn/tofu/idk, or data/datasets@data.forget=TOFU_QA_idk",

@@ -17,7 +17,6 @@ WRONG_ANSWERS = 5
 ASKED = 2  # phrasings a fact is trained in: with one only, a small model ties the value to the wording and paraphrases carry little
 
 Row = dict[str, Any]
-Facts = dict[str, str]
 
 
 def build_files(seed: int = 0) -> dict[str, list[Row]]:

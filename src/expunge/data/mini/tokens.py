@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from expunge.data.mini import words
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
 VOCAB_SIZE = 1000
@@ -21,10 +22,9 @@ CHAT_TEMPLATE = (
 FRAME = ("system\n\n", "user\n\n", "assistant\n\n", "You are a helpful assistant.")
 
 
-def train_tokenizer(files: dict[str, list[dict[str, Any]]]) -> PreTrainedTokenizerFast:
-    """Train the tokenizer on every text of the benchmark, so that no split's words are cut finer than another's."""
+def train_backend(files: dict[str, list[dict[str, Any]]]) -> Tokenizer:
+    """Train the BPE merges on every text of the benchmark, so that no split's words are cut finer than another's."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
 
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -32,8 +32,15 @@ def train_tokenizer(files: dict[str, list[dict[str, Any]]]) -> PreTrainedTokeniz
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(vocab_size=VOCAB_SIZE, special_tokens=list(SPECIAL), initial_alphabet=alphabet, show_progress=False)
     backend.train_from_iterator(_texts(files), trainer)
+    return backend
+
+
+def train_tokenizer(files: dict[str, list[dict[str, Any]]]) -> PreTrainedTokenizerFast:
+    """The tokenizer of transformers: `train_backend` with its special tokens named and the chat template."""
+    from transformers import PreTrainedTokenizerFast
+
     tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=backend,
+        tokenizer_object=train_backend(files),
         bos_token=SPECIAL[0],
         eos_token=SPECIAL[3],
         pad_token=SPECIAL[4],

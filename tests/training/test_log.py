@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from expunge.core.errors import UserError
+from expunge.training.records import read_records
+
+
+def test_a_record_holds_means_over_its_steps_of_every_term(trainer: Any, tiny_model: Any, tmp_path: Path) -> None:
+    """Logged every 3 steps of 4: the third step's record is the mean of the three that a run logged every step has."""
+    fine, coarse = (
+        trainer(folder=tmp_path / str(every), model=tiny_model(seed=2), num_train_epochs=1, logging_steps=every) for every in (1, 3)
+    )
+    fine.train()
+    coarse.train()
+    steps, (third, last) = read_records(tmp_path / "1"), read_records(tmp_path / "3")
+    for name in ("loss", "npo", "retain_nll"):
+        assert third[name] == pytest.approx(sum(step[name] for step in steps[:3]) / 3, rel=1e-5)
+    assert steps[0]["loss"] == pytest.approx(0.7 * steps[0]["npo"] + 1.3 * steps[0]["retain_nll"], rel=1e-5)
+    assert third["grad_norm"] == steps[2]["grad_norm"]
+    assert third["learning_rate"] == steps[2]["learning_rate"]
+    assert third["tokens_per_second"] > 0
+    assert third["peak_memory_mb"] > 1
+    assert 0 < third["seconds"] < 600
+    assert last["train_loss"] == pytest.approx(sum(step["loss"] for step in steps[:4]) / 4, rel=1e-5)
+
+
+def test_console_and_tensorboard_show_the_terms(trainer: Any, tmp_path: Path, caplog: Any) -> None:
+    caplog.set_level(logging.INFO, logger="expunge")
+    trainer(folder=tmp_path / "run", max_steps=2, report_to="tensorboard").train()
+    assert "step 1/2 loss=" in caplog.text
+    assert "retain_nll=" in caplog.text
+    assert "eta=0:00:0" in caplog.text
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (event,) = (tmp_path / "run").rglob("events.out.tfevents.*")
+    shown = EventAccumulator(str(event.parent)).Reload().Tags()["scalars"]
+    assert {"train/loss", "train/npo", "train/retain_nll", "train/grad_norm"} <= set(shown)
+
+
+def test_finetuning_is_the_same_loop_on_the_retain_side_alone(trainer: Any, tiny_model: Any, retain_only: Any, tmp_path: Path) -> None:
+    from expunge.methods.objective import build_objective
+
+    task = build_objective("expunge.methods.finetune:finetune", {})
+    run = trainer(folder=tmp_path / "run", task=task, pairs=retain_only, model=tiny_model(seed=2), num_train_epochs=6, learning_rate=1e-2)
+    run.train()
+    losses = [record["loss"] for record in read_records(tmp_path / "run") if "loss" in record]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_a_best_metric_that_nobody_computes_is_told_with_what_there_is(trainer: Any) -> None:
+    args = {"save_strategy": "epoch", "eval_strategy": "epoch", "load_best_model_at_end": True, "metric_for_best_model": "forget_qualty"}
+    run = trainer(extra={"evaluator": lambda model, step: {"forget_quality": 0.5}}, **args)
+    with pytest.raises(UserError, match="did you mean 'eval_forget_quality'"):
+        run.train()
