@@ -149,16 +149,21 @@ def test_nothing_to_train_is_told(small: Any, lab: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["adamw_8bit", "paged_adamw", "paged_adamw_8bit"])
-def test_without_a_gpu_bitsandbytes_is_replaced_and_said_so(small: Any, lab: Any, name: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_where_bitsandbytes_cannot_run_it_is_replaced_and_said_so(
+    small: Any, lab: Any, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Either bitsandbytes takes the step, or torch does and a warning says why; never one in silence for the other."""
     with caplog.at_level(logging.WARNING):
         optimizer = build_optimizer(name, small(), lab.args_of())
-    assert type(optimizer) is torch.optim.AdamW
-    assert "taken as torch's AdamW" in caplog.text
+    replaced = type(optimizer) is torch.optim.AdamW
+    assert replaced or type(optimizer).__module__.startswith("bitsandbytes")
+    assert replaced == ("taken as torch's AdamW" in caplog.text)
+    assert replaced or importlib.util.find_spec("bitsandbytes") is not None
 
 
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
 def test_without_bitsandbytes_the_reason_says_how_to_install_it() -> None:
-    assert "expunge[quantized]" in why_not_bitsandbytes({"cuda"})
+    assert "expunge[quantized]" in why_not_bitsandbytes("AdamW8bit", {"cpu"})
 
 
 @pytest.mark.gpu

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.trainer_utils import suppress_progress_bars
 
 from expunge.core.errors import MissingExtraError, UserError, unknown
 from expunge.lm import runtime
@@ -103,7 +105,8 @@ def _weights(place: Location, passed: Mapping[str, Any], dtype: torch.dtype, not
     """The model with every one of its weights read, in `dtype`."""
     gguf = {} if place.gguf_file is None else {"gguf_file": place.gguf_file}
     try:
-        with warnings.catch_warnings():
+        # A bar for a download, none for the second that reading a folder takes.
+        with warnings.catch_warnings(), suppress_progress_bars() if place.folder is not None else nullcontext():
             warnings.simplefilter("ignore", FutureWarning)
             loaded: Any = AutoModelForCausalLM.from_pretrained(place.source, dtype=dtype, output_loading_info=True, **gguf, **passed)
             model, info = loaded

@@ -14,7 +14,8 @@ from expunge.optim.arguments import OptimizerArgs
 logger = logging.getLogger(__name__)
 
 FUSED_ON = ("cuda", "cpu", "mps", "xpu")
-BITSANDBYTES_ON = ("cuda", "xpu")
+TRIAL_SIZE = 4096
+"""Weights below this number are kept in 32 bits by bitsandbytes, whatever is asked."""
 
 
 def adamw(
@@ -68,7 +69,7 @@ def paged_adamw_8bit(
 def _bitsandbytes(
     name: str, groups: list[dict[str, Any]], args: OptimizerArgs, betas: tuple[float, float] | None, eps: float | None
 ) -> torch.optim.Optimizer:
-    reason = why_not_bitsandbytes(_devices(groups))
+    reason = why_not_bitsandbytes(name, _devices(groups))
     if reason:
         logger.warning("%s cannot be used: %s; taken as torch's AdamW, which takes the same step in full precision", name, reason)
         return adamw(groups, args, betas=betas, eps=eps)
@@ -83,12 +84,20 @@ def _bitsandbytes(
     return optimizer
 
 
-def why_not_bitsandbytes(devices: set[str]) -> str:
-    """Why the optimizers of bitsandbytes cannot move parameters on these devices; empty where they can."""
-    if not devices <= set(BITSANDBYTES_ON):
-        return f"bitsandbytes' optimizers run on {' or '.join(BITSANDBYTES_ON)}, the parameters are on {', '.join(sorted(devices))}"
+def why_not_bitsandbytes(name: str, devices: set[str]) -> str:
+    """Why an optimizer of bitsandbytes cannot move parameters on these devices; empty where it can.
+
+    Which devices have which of them depends on bitsandbytes' version and build, and shows at the first step only: one is tried.
+    """
     if importlib.util.find_spec("bitsandbytes") is None:
         return 'bitsandbytes is not installed (pip install "expunge[quantized]")'
+    for device in sorted(devices):
+        trial = torch.nn.Parameter(torch.ones(TRIAL_SIZE, device=device))
+        trial.grad = torch.ones_like(trial)
+        try:
+            getattr(importlib.import_module("bitsandbytes").optim, name)([trial]).step()
+        except (RuntimeError, NotImplementedError, ValueError, AttributeError, AssertionError) as error:
+            return f"bitsandbytes cannot take its step on {device}: {type(error).__name__}: {str(error)[:200]}"
     return ""
 
 

@@ -166,7 +166,7 @@ class SophiaCurvature(StepRule):
         # The same direction on all ranks: the ranks' products then add up to that of the whole step.
         vector = rademacher(parameters, runtime.generator(step.seed, "hutchinson", step.number))
         total = [torch.zeros_like(as_float32(parameter)) for parameter in parameters]
-        for side in [side for batch in step.batches() for _, side in self._of(batch)]:
+        for side in (side for batch in step.batches() for _, side in self._of(batch)):
             # The fused attention kernels have no second derivative.
             with sdpa_kernel(SDPBackend.MATH), step.autocast():
                 outputs = label_outputs(model, side)
@@ -184,7 +184,7 @@ def _row_generators(step: Step, number: int, name: str, batch: Batch) -> Draws:
 
     The rows of all sides name it, since a retain row may be in a step more than once and its copies are to be drawn apart.
     """
-    if not all("row" in side for side in batch.values()):
+    if not all("row" in side for side in batch.values()) or len({len(side["input_ids"]) for side in batch.values()}) > 1:
         return runtime.generator(step.seed, "gnb", step.number, name, number, runtime.rank())
     pairs = zip(*(batch[side]["row"].tolist() for side in sorted(batch)), strict=True)
     return [runtime.generator(step.seed, "gnb", step.number, name, *pair) for pair in pairs]

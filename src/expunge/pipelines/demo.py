@@ -13,7 +13,7 @@ from expunge.report.table import compare
 
 log = logging.getLogger(__name__)
 
-METHODS = {"GradAscent": "default", "SimNPO": "simnpo", "NPO": "default"}
+METHODS = {"GradAscent": "default", "SimNPO": "simnpo", "NPO": "npo"}
 """Method -> the experiment under `unlearn/mini/` that has its values for the embedded benchmark."""
 
 
@@ -54,7 +54,9 @@ def run(output_dir: Path, seed: int = 0) -> None:
 
 def _evaluate(folder: Path, model: Path, seed: int, *overrides: str) -> None:
     evaluate.run(
-        _config("eval.yaml", folder, seed, "experiment=eval/mini/default", f"model.model_args.pretrained_model_name_or_path={model}", *overrides)
+        _config(
+            "eval.yaml", folder, seed, "experiment=eval/mini/default", f"model.model_args.pretrained_model_name_or_path={model}", *overrides
+        )
     )
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from transformers.trainer_utils import suppress_progress_bars
 
+from expunge.config.aliases import fit_machine
 from expunge.core.config import Config
 from expunge.core.run_dir import RunDir, RunRecord
 from expunge.data.collate import PairCollator
@@ -67,15 +69,18 @@ def _train(cfg: Config, run: RunDir) -> None:
     if "forget" in sides and "retain" in sides:
         check_disjoint(sides["forget"].rows, sides["retain"].rows)
     loaded = load_model(cfg.section("model.model_args"), for_training=True, notices=notices)
-    tell(notices, already=cfg.notices)
-    run.record.notices = notices
-    run.save()
     dataset = _paired(cfg, run, sides, objective)
-    args = cfg.section("trainer.args")
+    args, changed = fit_machine(
+        cfg.section("trainer.args"), cuda=torch.cuda.is_available(), cpu_bf16=runtime.supports_bf16(torch.device("cpu"))
+    )
+    notices += changed
     if loaded.compute_dtype is torch.bfloat16:
         args.setdefault("bf16", True)
     elif loaded.compute_dtype is torch.float16:
         args.setdefault("fp16", True)
+    tell(notices, already=cfg.notices)
+    run.record.notices = notices
+    run.save()
     # The folder belongs to this very run, so a checkpoint in it is one to go on from.
     resume = args.pop("resume_from_checkpoint", None) or True
     args.pop("output_dir", None)
@@ -94,8 +99,9 @@ def _train(cfg: Config, run: RunDir) -> None:
     trainer.train(resume_from_checkpoint=resume)
     run.record.steps = trainer.state.global_step
     if run.primary:
-        text.tokenizer.save_pretrained(run.path)
-        loaded.model.save_pretrained(run.path)
+        with suppress_progress_bars():
+            text.tokenizer.save_pretrained(run.path)
+            loaded.model.save_pretrained(run.path)
     run.mark_trained()
 
 
