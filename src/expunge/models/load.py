@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from transformers.trainer_utils import suppress_progress_bars
 
 from expunge.core.errors import MissingExtraError, UserError, unknown
 from expunge.lm import runtime
@@ -18,6 +17,7 @@ from expunge.models.attention import choose_attention
 from expunge.models.fingerprint import model_fingerprint
 from expunge.models.location import Location, check_model_folder, locate, not_found
 from expunge.models.precision import compute_dtype, parse_dtype
+from expunge.models.quiet import no_progress_bar
 from expunge.models.tokenizer import load_tokenizer
 
 __all__ = ["Loaded", "load_model", "load_tokenizer", "model_fingerprint"]
@@ -106,7 +106,7 @@ def _weights(place: Location, passed: Mapping[str, Any], dtype: torch.dtype, not
     gguf = {} if place.gguf_file is None else {"gguf_file": place.gguf_file}
     try:
         # A bar for a download, none for the second that reading a folder takes.
-        with warnings.catch_warnings(), suppress_progress_bars() if place.folder is not None else nullcontext():
+        with warnings.catch_warnings(), no_progress_bar() if place.folder is not None else nullcontext():
             warnings.simplefilter("ignore", FutureWarning)
             loaded: Any = AutoModelForCausalLM.from_pretrained(place.source, dtype=dtype, output_loading_info=True, **gguf, **passed)
             model, info = loaded

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers.trainer_utils import suppress_progress_bars
 
 from expunge.config.aliases import fit_machine
 from expunge.core.config import Config
@@ -21,6 +20,7 @@ from expunge.data.pairs import PairedDataset, check_disjoint, pairs_of, save_pai
 from expunge.lm import runtime
 from expunge.methods.objective import Objective, build_objective
 from expunge.models.load import Loaded, load_model
+from expunge.models.quiet import no_progress_bar
 from expunge.models.reference import CachedReference, FrozenCopy, plan_reference
 from expunge.pipelines.assemble import Text, sides_of, tell, text_of
 from expunge.pipelines.evaluation_run import evaluator_of, final_evaluation
@@ -99,7 +99,7 @@ def _train(cfg: Config, run: RunDir) -> None:
     trainer.train(resume_from_checkpoint=resume)
     run.record.steps = trainer.state.global_step
     if run.primary:
-        with suppress_progress_bars():
+        with no_progress_bar():
             text.tokenizer.save_pretrained(run.path)
             loaded.model.save_pretrained(run.path)
     run.mark_trained()
