@@ -134,7 +134,7 @@ def _effective(groups: Sequence[str], name: str, roots: Sequence[Path]) -> list[
     for line in groups:
         group = line.lstrip("~").partition("=")[0]
         # data/datasets@data.forget and the like are listed by choices of other groups, not here.
-        if "/" in group or listed.get(group) is not None:
+        if "@" in group or listed.get(group) is not None:
             lines.append(line)
         elif not line.startswith("~"):
             lines.append(line if group in listed else f"+{line}")

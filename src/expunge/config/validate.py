@@ -63,6 +63,7 @@ def find_faults(cfg: Config, broken: set[str] | None = None) -> list[Fault]:
     mode = cfg.get("mode")
     if mode not in MODES:
         check.faults.append(unknown("mode", str(mode), MODES))
+    check.number("seed", whole=True)
     if "model" not in check.broken:
         check_model(check)
     trains = "trainer" in cfg.tree

@@ -5,10 +5,16 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-SIDES = ("forget", "retain", "alternate")
-QUANTITIES = ("logp_BN", "seq_logp_B", "len_B", "logits_BNV", "hidden_BTD", "mask_BN", "mask_BT", "label_BN")
+SIDES = ("forget", "retain", "alternate", "expert", "novice")
+DERIVED = {"expert": "forget", "novice": "forget"}
+"""Sides that an objective makes of a side of the data."""
+QUANTITIES = (
+    "logp_BN", "seq_logp_B", "len_B", "logits_BNV", "hidden_BTD", "hidden_LBTD", "mask_BN", "attention_mask_BT", "mask_BT", "label_BN",
+)  # fmt: skip
 # Which of them a cached table of per-token log-probs can serve, without a reference model in memory.
 FROM_LOGP = ("logp_BN", "seq_logp_B", "len_B", "mask_BN")
+OWN = {"control_D": "kept by the objective", "parameters": "the parameters that are trained"}
+"""Quantities of no side of a batch."""
 
 _PATTERN = re.compile(rf"^(?P<ref>ref_)?(?P<side>{'|'.join(SIDES)})_(?P<quantity>{'|'.join(QUANTITIES)})$")
 
@@ -19,8 +25,8 @@ class Need:
 
     Attributes:
         name: the parameter's name, such as `ref_forget_seq_logp_B`.
-        side: forget, retain or alternate.
-        quantity: logp_BN, seq_logp_B, len_B, logits_BNV, hidden_BTD, mask_BN, mask_BT or label_BN.
+        side: one of `SIDES`; empty for a quantity of no side (see `OWN`).
+        quantity: logp_BN, seq_logp_B, len_B, logits_BNV, hidden_BTD, hidden_LBTD, mask_BN, mask_BT, attention_mask_BT or label_BN.
         reference: whether the quantity comes from the model before unlearning.
     """
 
@@ -34,6 +40,11 @@ class Need:
         """Whether cached per-token log-probs of the reference serve it."""
         return self.reference and self.quantity in FROM_LOGP
 
+    @property
+    def hidden(self) -> bool:
+        """Whether it is the output of a module inside the model, which `module_regex` names."""
+        return self.quantity.startswith("hidden_")
+
 
 def parse_need(name: str) -> Need:
     """Read a parameter name as a quantity.
@@ -41,7 +52,11 @@ def parse_need(name: str) -> Need:
     Raises:
         ValueError: the name is not in the vocabulary.
     """
+    if name in OWN:
+        return Need(name, "", name, False)
     match = _PATTERN.match(name)
     if match is None:
-        raise ValueError(f"{name!r} is not a quantity; a quantity is [ref_]{{{','.join(SIDES)}}}_{{{','.join(QUANTITIES)}}}")
+        raise ValueError(
+            f"{name!r} is not a quantity; a quantity is [ref_]{{{','.join(SIDES)}}}_{{{','.join(QUANTITIES)}}}, or one of {', '.join(OWN)}"
+        )
     return Need(name, match["side"], match["quantity"], match["ref"] is not None)

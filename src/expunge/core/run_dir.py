@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import shutil
 import time
@@ -15,7 +16,7 @@ from expunge.core.errors import UserError
 from expunge.core.files import read_json, write_json
 from expunge.core.fingerprint import code_version
 
-CONFIG_FILE = "config.json"
+CONFIG_FILE = "run_config.json"
 RECORD_FILE = "run.json"
 TRAINED_FILE = "trained.json"
 VERSIONS_OF = ("expunge", "torch", "transformers", "accelerate", "tokenizers", "numpy", "peft")
@@ -55,17 +56,17 @@ class RunRecord:
 
 
 class RunDir:
-    """A run's folder, opened for one configuration.
+    """A run's folder, for one configuration. Nothing in it is touched before `begin`, so that what is faulty leaves no trace.
 
     Args:
         path: the folder.
         config: what the run computes.
-        overwrite: empty a folder that holds a run instead of continuing or refusing it.
+        overwrite: replace a run that the folder holds, instead of continuing or refusing it; it is removed when the new one begins.
         primary: whether this process is the one of several that looks at the folder and writes to it.
 
     Attributes:
-        resumed: whether the folder already held this very run.
-        record: written to `run.json` by `save` and `finish`.
+        resumed: whether the folder already held this very run, and it goes on.
+        record: written to `run.json` by `save` and `finish`, once the run has begun.
 
     Raises:
         UserError: the folder holds a run of another configuration, or files that no run wrote.
@@ -75,10 +76,14 @@ class RunDir:
         self.path = path
         self.config = config
         self.primary = primary
+        self.overwrite = overwrite
+        self.begun = False
         self.started = time.monotonic()
+        self._was_there = path.exists()
         if path.exists() and not path.is_dir():
             raise UserError(f"the output folder {path} is a file", "choose another paths.output_dir or task_name")
-        self.resumed = primary and self._claim(overwrite)
+        self._held_a_run = primary and self._holds_a_run()
+        self.resumed = self._held_a_run and not overwrite
         self.record = RunRecord(
             mode=str(config.get("mode")),
             task_name=str(config.get("task_name")),
@@ -89,31 +94,55 @@ class RunDir:
             code=code_version(),
             started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         )
-        if primary:
-            write_json(path / CONFIG_FILE, {"identity": config.identity(), "overrides": config.overrides, "config": dict(config.tree)})
-        self.save()
+        if self.trained:
+            self.record.steps = read_json(path / TRAINED_FILE)["steps"]
 
-    def _claim(self, overwrite: bool) -> bool:
-        """Whether the folder already holds this very run."""
+    def _holds_a_run(self) -> bool:
+        """Whether there is a run in the folder that goes on or may be replaced."""
         if not self.path.exists() or not any(self.path.iterdir()):
             return False
         stored = self.path / CONFIG_FILE
-        if overwrite:
-            _refuse_foreign(self.path, stored)
-            shutil.rmtree(self.path)
-            return False
-        _refuse_foreign(self.path, stored)
-        if read_json(stored)["identity"] != self.config.identity():
+        if not stored.is_file():
+            raise UserError(
+                f"{self.path} is not empty and holds no run of this tool",
+                "choose another task_name or paths.output_dir; nothing was touched",
+            )
+        if not self.overwrite and read_json(stored)["identity"] != self.config.identity():
             raise UserError(
                 f"{self.path} holds a run of another configuration ({_difference(read_json(stored)['config'], dict(self.config.tree))})",
                 "choose another task_name, or overwrite=true to replace that run",
             )
         return True
 
+    def begin(self) -> None:
+        """Take the folder: remove the run that is to be replaced, and write down the configuration."""
+        self.begun = True
+        if self.primary:
+            if self._held_a_run and self.overwrite:
+                _empty(self.path)
+            tree = {"identity": self.config.identity(), "overrides": self.config.overrides, "config": dict(self.config.tree)}
+            write_json(self.path / CONFIG_FILE, tree)
+        self.save()
+
+    def abandon(self, keep: bool) -> None:
+        """End a run that a fault stopped.
+
+        Args:
+            keep: whether it has made something to go on from. A new run that has not leaves nothing; any other is marked as failed.
+        """
+        if not keep and self.begun and self.primary and not self._held_a_run:
+            _empty(self.path)
+            if not self._was_there and self.path.is_dir():
+                self.path.rmdir()
+            return
+        # A full disk, which may be the very fault, must not hide it.
+        with contextlib.suppress(UserError):
+            self.finish("failed")
+
     @property
     def trained(self) -> bool:
         """Whether the final model is in the folder: `mark_trained` was the last thing its training wrote."""
-        return (self.path / TRAINED_FILE).is_file()
+        return (self.path / TRAINED_FILE).is_file() and (self.begun or not self.overwrite)
 
     def mark_trained(self) -> None:
         """Say that the final model is in the folder, whole."""
@@ -121,9 +150,9 @@ class RunDir:
             write_json(self.path / TRAINED_FILE, {"identity": self.config.identity(), "steps": self.record.steps})
 
     def save(self) -> None:
-        """Write the record."""
+        """Write the record of a run that has begun."""
         self.record.seconds = round(time.monotonic() - self.started, 3)
-        if self.primary:
+        if self.primary and self.begun:
             write_json(self.path / RECORD_FILE, asdict(self.record))
 
     def finish(self, status: str, **facts: Any) -> None:
@@ -145,11 +174,15 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _refuse_foreign(path: Path, stored: Path) -> None:
-    if not stored.is_file():
-        raise UserError(
-            f"{path} is not empty and holds no run of this tool", "choose another task_name or paths.output_dir; nothing was touched"
-        )
+def _empty(folder: Path) -> None:
+    """Remove what a run has left, its configuration last: a folder that was emptied by half is still known as a run's."""
+    if not folder.is_dir():
+        return
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == CONFIG_FILE):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _difference(old: Any, new: Any, prefix: str = "") -> str:

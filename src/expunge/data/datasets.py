@@ -20,6 +20,7 @@ from expunge.data.alternates import drawn_refusals, find_refusals, from_file, fr
 from expunge.data.encoded import Encoded, encode_ids, text_chunks
 from expunge.data.examples import answers_of, encode_answers, encode_rows, question
 from expunge.data.rows import Row, RowSet, load_rows, number_repeats, row_ids
+from expunge.data.select import chosen_rows
 from expunge.data.template import Shot, Template
 
 log = logging.getLogger(__name__)
@@ -135,6 +136,8 @@ def qa(
     answer_key: str = "answer",
     few_shot_dataset_hf_args: Mapping[str, Any] | None = None,
     max_length: int | None = 512,
+    select: Mapping[str, Any] | None = None,
+    reshape: str | None = None,
 ) -> Dataset:
     """Questions with their answers.
 
@@ -145,8 +148,10 @@ def qa(
         answer_key: key of the assistant turn.
         few_shot_dataset_hf_args: rows that are put before each question as worked examples, in their order.
         max_length: tokens at most; an answer that is cut away whole is an error.
+        select: `{ratio, seed, complement}`: which of the rows, see `data.select`.
+        reshape: what the rows are made of, see `data.select.RESHAPES`.
     """
-    rows = load_rows(hf_args, context.data_root, (question_key, answer_key))
+    rows = chosen_rows(hf_args, context.data_root, (question_key, answer_key), select, reshape)
     shots = _few_shot(context, few_shot_dataset_hf_args, question_key, answer_key)
     answers = [row.fields[answer_key] for row in rows]
     encoded = _encode(context, rows, question_key, answers, shots, max_length)
@@ -163,6 +168,8 @@ def qa_idk(
     max_length: int | None = 512,
     idk_path: str | None = None,
     return_original: bool = True,
+    select: Mapping[str, Any] | None = None,
+    reshape: str | None = None,
 ) -> Dataset:
     """Questions with their answers, and with "I don't know" lines as alternates.
 
@@ -175,12 +182,14 @@ def qa_idk(
         max_length: tokens at most.
         idk_path: file with one refusal a line; None = `idontknow.jsonl` beside the rows, else `tofu/idontknow.jsonl` of the data root.
         return_original: False = the refusals take the answers' place (relabelling), and there are no alternates.
+        select: `{ratio, seed, complement}`: which of the rows, see `data.select`.
+        reshape: what the rows are made of, see `data.select.RESHAPES`.
     """
-    rows = load_rows(hf_args, context.data_root, (question_key, answer_key))
+    rows = chosen_rows(hf_args, context.data_root, (question_key, answer_key), select, reshape)
     path = find_refusals(idk_path, rows, context.data_root)
     shots = _few_shot(context, few_shot_dataset_hf_args, question_key, answer_key)
     others = drawn_refusals(path, rows, context.seed)
-    return _with_alternates(context, rows, question_key, answer_key, shots, max_length, others, return_original)
+    return with_alternates(context, rows, question_key, answer_key, shots, max_length, others, return_original)
 
 
 def qa_alternate(
@@ -194,6 +203,8 @@ def qa_alternate(
     alternate_key: str = "alternate",
     alternate_path: str | None = None,
     return_original: bool = True,
+    select: Mapping[str, Any] | None = None,
+    reshape: str | None = None,
 ) -> Dataset:
     """Questions with their answers, and with given alternates.
 
@@ -207,15 +218,17 @@ def qa_alternate(
         alternate_key: key of the alternate answer, in the row or in the file's entries; of a list one is drawn per (seed, row id).
         alternate_path: a file of alternates, matched by row `id` or question; None = the rows carry them.
         return_original: False = the alternates take the answers' place, and there are no alternates.
+        select: `{ratio, seed, complement}`: which of the rows, see `data.select`.
+        reshape: what the rows are made of, see `data.select.RESHAPES`.
     """
     keys = (question_key, answer_key) if alternate_path is not None else (question_key, answer_key, alternate_key)
-    rows = load_rows(hf_args, context.data_root, keys)
+    rows = chosen_rows(hf_args, context.data_root, keys, select, reshape)
     shots = _few_shot(context, few_shot_dataset_hf_args, question_key, answer_key)
     if alternate_path is None:
         others = from_key(rows, alternate_key, context.seed)
     else:
         others = from_file(Path(alternate_path).expanduser(), rows, alternate_key, question_key, context.seed)
-    return _with_alternates(context, rows, question_key, answer_key, shots, max_length, others, return_original)
+    return with_alternates(context, rows, question_key, answer_key, shots, max_length, others, return_original)
 
 
 def text(
@@ -225,6 +238,7 @@ def text(
     text_key: str = "text",
     max_length: int = 2048,
     join: str | None = "\n\n",
+    select: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """A corpus cut into pieces; all tokens but the first of a piece are labels.
 
@@ -234,11 +248,12 @@ def text(
         text_key: key of the text.
         max_length: tokens of a piece at most, BOS included.
         join: put between the rows before the whole is cut; None = each row is cut on its own, so that no piece spans two.
+        select: `{ratio, seed, complement}`: which of the source's rows, see `data.select`.
 
     Returns:
         A data set whose rows are the pieces, with ids of their own text.
     """
-    source = load_rows(hf_args, context.data_root, (text_key,))
+    source = chosen_rows(hf_args, context.data_root, (text_key,), select)
     texts = [str(row.fields[text_key]) for row in source]
     tokenizer = context.template.tokenizer
     pieces = [ids for whole in ([join.join(texts)] if join is not None else texts) for ids in text_chunks(tokenizer, whole, max_length)]
@@ -282,7 +297,7 @@ def concatenate(name: str, datasets: Sequence[Dataset]) -> Dataset:
     )
 
 
-def _with_alternates(
+def with_alternates(
     context: Context,
     rows: RowSet,
     question_key: str,
@@ -292,6 +307,7 @@ def _with_alternates(
     others: Sequence[str],
     return_original: bool,
 ) -> Dataset:
+    """The rows with another answer each: as the data set's alternates, or, if not `return_original`, in the place of its answers."""
     alternates = _encode(context, rows, question_key, others, shots, max_length)
     if not return_original:
         return Dataset(context.name, rows, alternates, _identity(context, rows, alternates, max_length))

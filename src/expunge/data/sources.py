@@ -10,6 +10,7 @@ from typing import Any
 
 from expunge.core.errors import MissingExtraError, UserError, nearest
 from expunge.data.formats import SUFFIXES, read_fields
+from expunge.data.saved import is_saved, read_saved
 
 MINI = "expunge/mini"
 """The `path` of the benchmark that the package makes itself."""
@@ -103,6 +104,9 @@ def read_source(source: Source, data_root: Path | None) -> tuple[list[dict[str, 
     if source.path in _BUILDERS and source.data_files is not None:
         files = _data_files(source, data_root)
         return [row for file in files for row in read_fields(file, source.sample_by)], ", ".join(map(str, files)), files[0]
+    if source.name is None and is_saved(source.path):
+        fields, file = read_saved(source.path, source.split)
+        return fields, source.path, file
     if source.path == MINI:
         from expunge.data.mini import benchmark_folder
 

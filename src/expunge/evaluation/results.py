@@ -22,7 +22,6 @@ class Result:
         statistic: the aggregate, to be computed as it is and on resampled rows; None where there is no result.
         columns: values a row by name, as the field names them: `prob`, `avg_loss`, `score`.
         row_ids: ids of the rows that `columns` are about.
-        texts: the rows' target texts where the metric read any, to recognise rows by.
         parts: results inside this one: `forget` and `holdout` of an attack.
         facts: further figures, written beside the aggregate.
         reported: the aggregate where it is not the statistic's value (a p-value, whose interval is on D).
@@ -35,7 +34,6 @@ class Result:
     statistic: Statistic | None
     columns: Mapping[str, Column] = field(default_factory=dict)
     row_ids: Sequence[str] = ()
-    texts: Sequence[str] = ()
     parts: Mapping[str, Result] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     reported: float | None = None

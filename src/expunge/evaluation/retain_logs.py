@@ -17,9 +17,6 @@ from expunge.evaluation.tables import Floats
 ABOUT = "_about"
 """Key of an evaluation file under which we keep what is not a metric."""
 
-TEXTS_IN = ("forget_Q_A_ROUGE",)
-"""Metrics of which files without row ids hold the answers' text, by which rows are recognised."""
-
 
 @dataclass(frozen=True)
 class RetainLogs:
@@ -82,7 +79,7 @@ class RetainLogs:
         value = node.get("agg_value") if isinstance(node, dict) else None
         return None if value is None else float(value)
 
-    def column(self, metric: str, key: str, row_ids: Sequence[str], side: str | None = None, *, texts: Sequence[str] = ()) -> Floats:
+    def column(self, metric: str, key: str, row_ids: Sequence[str], side: str | None = None) -> Floats:
         """One value a row, [R], NaN for null, in the order of this run's rows.
 
         Args:
@@ -90,23 +87,22 @@ class RetainLogs:
             key: `score`, `prob`, ...
             row_ids: of this run.
             side: `forget` or `holdout` of an attack.
-            texts: this run's answers, to recognise the rows of a file that has no ids.
 
         Raises:
             UserError: other rows than this run's.
         """
-        values = self.check(metric, row_ids, side, texts=texts)
+        values = self.check(metric, row_ids, side)
         try:
             column = [values[index][key] for index in range(len(row_ids))]
         except (KeyError, TypeError) as error:
             raise UserError(f"{self.path}: {metric} has no {key!r} for every row", "evaluate the retain model anew") from error
         return np.array([np.nan if value is None else float(value) for value in column])
 
-    def check(self, metric: str, row_ids: Sequence[str], side: str | None = None, *, texts: Sequence[str] = ()) -> dict[int, Any]:
+    def check(self, metric: str, row_ids: Sequence[str], side: str | None = None) -> dict[int, Any]:
         """The values by row position, after holding the file's rows against this run's.
 
         Raises:
-            UserError: another number of rows, other ids, or (without ids) other answers.
+            UserError: another number of rows, or other ids.
         """
         node = self.data[metric] if side is None else self.data[metric].get(side, {})
         values = {int(index): value for index, value in node.get("value_by_index", {}).items()}
@@ -121,22 +117,22 @@ class RetainLogs:
             raise UserError(
                 f"retain_logs_path={self.path}: {different} of {len(row_ids)} rows of {where} are not this run's", self._mend("other rows")
             )
-        if known is None and texts:
-            self._check_texts(texts)
         return values
 
-    def _check_texts(self, texts: Sequence[str]) -> None:
-        """Files of open-unlearning carry no ids, but the forget answers that ROUGE compared with."""
-        for metric in TEXTS_IN:
-            values = {int(index): value for index, value in (self.data.get(metric) or {}).get("value_by_index", {}).items()}
-            pairs = [(value.get("ground_truth"), texts[index].strip()) for index, value in values.items() if index < len(texts)]
-            different = sum(_spaced(theirs) != _spaced(ours) for theirs, ours in pairs if theirs is not None)
-            # A decoded text may differ from the row's in a blank or two; rows of another split differ nearly all.
-            if 2 * different > len(pairs):
-                return self._other_answers(different, len(pairs))
+    def check_texts(self, metric: str, texts: Sequence[str]) -> None:
+        """Hold the answers that ROUGE compared with against this run's: files of open-unlearning carry no ids to know rows by.
 
-    def _other_answers(self, different: int, count: int) -> None:
-        raise UserError(f"retain_logs_path={self.path}: {different} of {count} answers are not this run's", self._mend("other rows"))
+        Raises:
+            UserError: most answers differ.
+        """
+        node = self.data.get(metric) or {}
+        theirs = {int(index): row.get("ground_truth") for index, row in node.get("value_by_index", {}).items()}
+        pairs = [(text, texts[index]) for index, text in theirs.items() if text is not None and index < len(texts)]
+        different = sum(_spaced(one) != _spaced(other) for one, other in pairs)
+        # A text read back from tokens may differ from the row's in a blank; rows of another split differ nearly all.
+        if 2 * different > len(pairs):
+            told = f"retain_logs_path={self.path}: {different} of {len(pairs)} answers of {metric} are not this run's"
+            raise UserError(told, self._mend("other rows"))
 
     def _check_about(self) -> None:
         about = self.data.get(ABOUT, {})
@@ -149,8 +145,8 @@ class RetainLogs:
             )
 
     def _mend(self, what: str) -> str:
-        return f"these are logs of {what}: evaluate the retain model on {self.split or 'this split'} with the same template, and give that file"
+        return f"these are logs of {what}: evaluate the retain model on {self.split or 'this split'} with this template, and give that"
 
 
-def _spaced(text: str | None) -> str:
-    return " ".join((text or "").split())
+def _spaced(text: str) -> str:
+    return " ".join(text.split())

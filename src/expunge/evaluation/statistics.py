@@ -97,7 +97,8 @@ class Mean:
         valid_R = ~np.isnan(score_R)
         total_K = draw_KR @ np.where(valid_R, score_R, 0.0)
         size_K = draw_KR @ valid_R
-        return np.divide(total_K, size_K, out=np.full(len(draw_KR), np.nan), where=size_K > 0)
+        mean_K: Floats = np.divide(total_K, size_K, out=np.full(len(draw_KR), np.nan), where=size_K > 0)
+        return mean_K
 
     def scored(self) -> tuple[int, int]:
         """Scored and unscored rows."""
@@ -127,7 +128,8 @@ class Ratio:
         above_R, below_R = self._kept()
         draw_KR = draw(rng, count, len(above_R))
         below_K = draw_KR @ below_R
-        return np.divide(draw_KR @ above_R, below_K, out=np.full(count, np.nan), where=below_K > 0)
+        ratio_K: Floats = np.divide(draw_KR @ above_R, below_K, out=np.full(count, np.nan), where=below_K > 0)
+        return ratio_K
 
     def scored(self) -> tuple[int, int]:
         """Scored and unscored rows."""
@@ -198,11 +200,8 @@ class KolmogorovSmirnov:
 
     def value(self) -> float | None:
         """D."""
-        here_R, there_R = self.kept()
-        if not len(here_R):
-            return None
-        one = np.ones((1, len(here_R)), np.int64)
-        return float(self._distance(one)[0])
+        size = len(self.kept()[0])
+        return float(self._distance(np.ones((1, size), np.int64))[0]) if size else None
 
     def resample(self, rng: np.random.Generator, count: int) -> Floats:
         """Rows are drawn, each with both of its scores. Resampled D is on average a little above D."""
@@ -288,7 +287,7 @@ class Mapped:
 
 
 def _harmonic(value_KP: Floats) -> Floats:
-    positive_K = (value_KP > 0).all(1)
+    positive_K = np.all(value_KP > 0, axis=1)
     safe_KP = np.where(positive_K[:, None], value_KP, 1.0)
-    mean: Floats = np.where(positive_K, value_KP.shape[1] / (1 / safe_KP).sum(1), np.where(np.isnan(value_KP).any(1), np.nan, 0.0))
+    mean: Floats = np.where(positive_K, value_KP.shape[1] / (1 / safe_KP).sum(1), np.where(np.any(np.isnan(value_KP), axis=1), np.nan, 0.0))
     return mean

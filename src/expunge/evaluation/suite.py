@@ -17,6 +17,7 @@ from expunge.evaluation.collect.gradnorms import collect_gradnorms
 from expunge.evaluation.collect.sharing import from_first
 from expunge.evaluation.collect.tokens import Cost, collect_tokens
 from expunge.evaluation.plan import BoundMetric, Collection, Plan, make_plan
+from expunge.evaluation.reference_rows import hold_against
 from expunge.evaluation.results import Result
 from expunge.evaluation.retain_logs import RetainLogs
 from expunge.evaluation.scores import Scores
@@ -71,6 +72,8 @@ def evaluate_suite(
     plan = make_plan(suite_cfg, switches)
     views = load_views(plan.views, plan.view_names(), template, data_root, switches("encode"))
     logs = _retain_logs(suite_cfg, suite, template)
+    if logs is not None:
+        hold_against(logs, plan, views)
     evaluated = _Evaluated(model, tokenizer, suite_cfg, compute_dtype, fingerprint_of_model or model_fingerprint(model))
     keys = {item: evaluated.key(item, views[item.view]) for item in plan.collections if item.view in views}
     key = _key_of_all(plan, keys, suite_cfg, logs)

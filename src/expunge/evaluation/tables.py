@@ -42,14 +42,6 @@ class Examples:
         value_RA[self.row_B, self.answer_B] = value_B
         return value_RA
 
-    def row_text(self) -> tuple[str, ...]:
-        """The first answer of each row, empty where there is none."""
-        text = [""] * len(self.row_ids)
-        for row, answer, target in zip(self.row_B, self.answer_B, self.target_text, strict=True):
-            if answer == 0:
-                text[row] = target
-        return tuple(text)
-
 
 @dataclass(frozen=True)
 class TokenTable:
@@ -77,11 +69,11 @@ class TokenTable:
     turn_end_M: Bools
 
     @cached_property
-    def example_M(self) -> Ints:
+    def example_M(self) -> Ints:  # noqa: N802 - ends in its shape
         """[M] the example of each label token."""
         return np.repeat(np.arange(len(self.offset_B1) - 1), np.diff(self.offset_B1))
 
-    def mean(self, value_M: Floats, keep_M: Bools | None = None) -> Floats:
+    def mean(self, value_M: Floats | Bools, keep_M: Bools | None = None) -> Floats:
         """Mean over each example's label tokens, [B] float64.
 
         Args:
@@ -96,7 +88,8 @@ class TokenTable:
         size = len(self.offset_B1) - 1
         sum_B = np.bincount(example_M, weights=kept.astype(np.float64), minlength=size)
         count_B = np.bincount(example_M, minlength=size)
-        return np.divide(sum_B, count_B, out=np.full(size, np.nan), where=count_B > 0)
+        mean_B: Floats = np.divide(sum_B, count_B, out=np.full(size, np.nan), where=count_B > 0)
+        return mean_B
 
     def pieces(self, value_M: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
         """One array an example, the token that ends the turn left out."""
@@ -105,7 +98,7 @@ class TokenTable:
         ]
 
     @cached_property
-    def avg_nll_B(self) -> Floats:
+    def avg_nll_B(self) -> Floats:  # noqa: N802 - ends in its shape
         """[B] mean over the label tokens, end of turn counted, of -log p: the field's `avg_loss`."""
         return -self.mean(self.logp_M)
 
@@ -153,7 +146,8 @@ TABLES: Mapping[str, type[Table]] = {kind.KIND: kind for kind in (TokenTable, Ge
 def row_mean(value_RA: Floats) -> Floats:
     """Mean over a row's answers, [R]; NaN where none of them has a value."""
     count_R = (~np.isnan(value_RA)).sum(1)
-    return np.divide(np.nansum(value_RA, axis=1), count_R, out=np.full(len(value_RA), np.nan), where=count_R > 0)
+    mean_R: Floats = np.divide(np.nansum(value_RA, axis=1), count_R, out=np.full(len(value_RA), np.nan), where=count_R > 0)
+    return mean_R
 
 
 def column(value_RA: Floats) -> Floats:

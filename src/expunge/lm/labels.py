@@ -26,9 +26,11 @@ class Side(_Needed, total=False):
         attention_mask: [B, T] int64, 1 = a real token; from the encoding, never from comparing ids with the pad token.
         label_mask: [B, T] bool, True = this token is a label (counted). Never True at position 0.
         row: [B] int64, index of the row in its view; the key to cached reference values.
+        position_ids: [B, T] int64, where they are not to be counted from the first real token.
     """
 
     row: Tensor
+    position_ids: Tensor
 
 
 def on_device(side: Side, where: torch.device) -> Side:
@@ -75,3 +77,8 @@ def label_index(input_ids_BT: Tensor, label_mask_BT: Tensor) -> LabelIndex:
     predictor_BN = order_BN.masked_fill(~mask_BN, 0)
     label_BN = input_ids_BT.gather(1, order_BN + 1).masked_fill(~mask_BN, 0)
     return LabelIndex(predictor_BN, label_BN, mask_BN)
+
+
+def without_first(mask_BN: Tensor, count: int) -> Tensor:
+    """The mask without the first `count` places of each row that it counts."""
+    return mask_BN & (mask_BN.cumsum(-1) > count)

@@ -13,7 +13,7 @@ from torch import Tensor
 from expunge.core.needs import Need, parse_need
 
 F = TypeVar("F", bound=Callable[..., Tensor])
-Kind = Literal["sequence", "token"]
+Kind = Literal["sequence", "token", "model"]
 REQUIRED = inspect.Parameter.empty
 """The default of a hyper-parameter that has none."""
 
@@ -24,15 +24,20 @@ class LossSpec:
 
     Attributes:
         name: the function's name, which is also the term's name in the logs and the component's in `compat`.
-        kind: "sequence" = returns [B], averaged over sequences; "token" = returns [B, N], averaged over label tokens.
+        kind: "sequence" = returns [B], averaged over sequences; "token" = returns [B, N], averaged over label tokens; "model" = a scalar
+            of the parameters alone, counted once a step.
         gamma: weight of the loss as a method's own term; None = the user has to give it.
         alpha: weight of the retain term.
-        retain: name of the retain term unless the configuration chooses another: nll, kl, none.
+        retain: name of the retain term unless the configuration chooses another: nll, kl, embed_diff, none, or its module:function.
         paper: where the loss is defined.
         code: the authors' or the field's code, at a commit.
         needs: quantities it reads, in the order of its positional parameters.
         hyper: its keyword-only parameters with their defaults; `REQUIRED` where there is none.
         positive: the hyper-parameters that have to be above 0.
+        skip: the hyper-parameter that says how many leading labels of each row do not count; empty = all count.
+        places: the hyper-parameter that chooses the positions which are looked at, see `expunge.training.places`; empty = the labels.
+        objective: what holds the method's state, called with its terms and schedule; None = `Objective`.
+        schedule: name of the schedule of the weights unless the configuration chooses another.
     """
 
     name: str
@@ -45,15 +50,19 @@ class LossSpec:
     needs: tuple[Need, ...]
     hyper: Mapping[str, Any]
     positive: tuple[str, ...] = ()
+    skip: str = ""
+    places: str = ""
+    objective: Callable[..., Any] | None = None
+    schedule: str = "constant"
 
     @property
     def side(self) -> str:
-        """The side whose label tokens or sequences the loss is averaged over: the first it names."""
+        """The side whose label tokens or sequences the loss is averaged over: the first it names; empty for the kind "model"."""
         return self.needs[0].side
 
 
 class Loss(Protocol):
-    """A decorated loss: quantities in, a loss per sequence [B] or per label token [B, N] out."""
+    """A decorated loss: quantities in, a loss per sequence [B], per label token [B, N] or of the model [] out."""
 
     spec: LossSpec
 
@@ -68,17 +77,25 @@ def loss(
     alpha: float = 1.0,
     retain: str = "none",
     positive: tuple[str, ...] = (),
+    skip: str = "",
+    places: str = "",
+    objective: Callable[..., Any] | None = None,
+    schedule: str = "constant",
     paper: str = "",
     code: str = "",
 ) -> Callable[[F], F]:
     """Give a function of named quantities its `.spec`; nothing is registered.
 
     Args:
-        kind: "sequence" or "token".
+        kind: "sequence", "token" or "model".
         gamma: default weight of the term; None = required from the user.
         alpha: default weight of the retain term.
         retain: default retain term.
         positive: hyper-parameters that have to be above 0.
+        skip: the hyper-parameter that says how many leading labels of a row do not count.
+        places: the hyper-parameter that chooses the positions that are looked at.
+        objective: the class of a method with a state.
+        schedule: default schedule of the weights.
         paper: where it is defined.
         code: code at a commit.
 
@@ -101,7 +118,13 @@ def loss(
                 raise ValueError(f"{parameter.name!r} of {function.__name__}: a quantity has no default, a hyper-parameter is keyword-only")
         if not needs:
             raise ValueError(f"the loss {function.__name__} reads no quantity")
-        spec = LossSpec(function.__name__, kind, gamma, alpha, retain, paper, code, tuple(needs), MappingProxyType(hyper), positive)
+        unknown = [name for name in (*positive, skip, places) if name and name not in hyper]
+        if unknown:
+            raise ValueError(f"{function.__name__} has no hyper-parameter {unknown[0]!r}")
+        spec = LossSpec(
+            function.__name__, kind, gamma, alpha, retain, paper, code, tuple(needs), MappingProxyType(hyper), positive, skip, places,
+            objective, schedule,
+        )  # fmt: skip
         cast(Any, function).spec = spec
         return function
 

@@ -19,6 +19,22 @@ def import_loss(handler: str) -> Loss:
     Raises:
         UserError: malformed handler, no such module or function, or a function that `@loss` does not decorate.
     """
+    module, name = import_module(handler)
+    losses = [key for key, value in vars(module).items() if isinstance(getattr(value, "spec", None), LossSpec)]
+    function = getattr(module, name, None)
+    if function is None:
+        raise UserError.of([unknown(f"loss of {module.__name__}", name, losses)])
+    if not isinstance(getattr(function, "spec", None), LossSpec):
+        raise UserError(f"{handler} is not a loss", "decorate it with expunge.methods.base.loss")
+    return cast(Loss, function)
+
+
+def import_module(handler: str) -> tuple[types.ModuleType, str]:
+    """The module of a "module:function", and the name of the function.
+
+    Raises:
+        UserError: malformed handler, or no such module.
+    """
     module_name, colon, name = str(handler).partition(":")
     if not (module_name and colon and name):
         raise UserError(f"{handler!r} is not a handler", 'give "module:function", such as "expunge.methods.npo:npo"')
@@ -34,13 +50,7 @@ def import_loss(handler: str) -> Loss:
         ) from error
     except ValueError as error:
         raise UserError(f"{module_name} holds a loss that is not well formed: {error}", "see docs/architecture.md, losses") from error
-    losses = [key for key, value in vars(module).items() if isinstance(getattr(value, "spec", None), LossSpec)]
-    function = getattr(module, name, None)
-    if function is None:
-        raise UserError.of([unknown(f"loss of {module_name}", name, losses)])
-    if not isinstance(getattr(function, "spec", None), LossSpec):
-        raise UserError(f"{handler} is not a loss", "decorate it with expunge.methods.base.loss")
-    return cast(Loss, function)
+    return module, name
 
 
 def bind(
@@ -59,21 +69,48 @@ def bind(
         A value for every hyper-parameter that has one.
     """
     spec = loss.spec
-    hints = typing.get_type_hints(cast(Any, loss))
-    bound = {key: value for key, value in spec.hyper.items() if value is not REQUIRED}
-    for key, value in {**switches, **given}.items():
-        if key not in spec.hyper:
-            faults.append(unknown(f"hyper-parameter of {spec.name}", key, (*spec.hyper, *other_keys)))
+    return bind_keywords(loss, spec.name, {**switches, **given}, faults, hyper=spec.hyper, positive=spec.positive, other_keys=other_keys)
+
+
+def bind_keywords(
+    function: Any,
+    name: str,
+    given: Mapping[str, Any],
+    faults: list[Fault],
+    *,
+    hyper: Mapping[str, Any],
+    positive: Sequence[str] = (),
+    other_keys: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Bind values to a function's keyword-only parameters.
+
+    Args:
+        function: whose annotations the values are held against.
+        name: of the function, for the messages.
+        given: values by name.
+        faults: unknown names, missing values and wrong types are appended here.
+        hyper: the parameters with their defaults; `REQUIRED` where there is none.
+        positive: those that have to be above 0.
+        other_keys: keys that are valid beside them, for the list of choices.
+
+    Returns:
+        A value for every parameter that has one.
+    """
+    hints = typing.get_type_hints(function)
+    bound = {key: value for key, value in hyper.items() if value is not REQUIRED}
+    for key, value in given.items():
+        if key not in hyper:
+            faults.append(unknown(f"hyper-parameter of {name}", key, (*hyper, *other_keys)))
             continue
         wrong = _wrong(value, hints.get(key, Any))
-        if not wrong and key in spec.positive and value <= 0:
+        if not wrong and key in positive and value <= 0:
             wrong = "a number above 0"
         if wrong:
-            faults.append(Fault(f"{key} of {spec.name} is {value!r}", f"give {wrong}"))
+            faults.append(Fault(f"{key} of {name} is {value!r}", f"give {wrong}"))
         bound[key] = value
-    for key in spec.hyper:
+    for key in hyper:
         if key not in bound:
-            faults.append(Fault(f"{spec.name} needs the hyper-parameter {key!r}", f"give trainer.method_args.{key}"))
+            faults.append(Fault(f"{name} needs the hyper-parameter {key!r}", f"give trainer.method_args.{key}"))
     return bound
 
 
@@ -106,4 +143,7 @@ def _wrong(value: Any, hint: Any) -> str:
         return "" if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) else "a finite number"
     if hint is str:
         return "" if isinstance(value, str) else "a string"
+    if origin in (Sequence, list, tuple):
+        texts = isinstance(value, (list, tuple)) and bool(value) and all(isinstance(item, str) for item in value)
+        return "" if texts or choices[:1] != (str,) else "a list of strings"
     return ""

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from expunge.core.errors import Fault, UserError, unknown
-from expunge.core.needs import Need
+from expunge.core.needs import DERIVED, Need
+from expunge.lm.labels import Side
 from expunge.methods.base import Kind, Loss
 from expunge.methods.binding import as_number, bind, import_loss
+from expunge.methods.combine import Combination, build_combination
 from expunge.methods.retain import HANDLERS
+from expunge.methods.schedule import Schedule, build_schedule
+from expunge.methods.schedule import StepInfo as StepInfo
+from expunge.models.outputs import modules_named
+from expunge.models.selection import train_only
 
 log = logging.getLogger(__name__)
 
-WEIGHT_KEYS = ("gamma", "alpha", "retain", "retain_loss_type")
+WEIGHT_KEYS = ("gamma", "alpha", "retain", "retain_loss_type", "schedule", "combine")
 """Keys of `trainer.method_args` that are not hyper-parameters of the method's own loss."""
 
 
@@ -30,18 +37,20 @@ class Term:
         loss: the function of quantities.
         weight: what its mean is multiplied by; may change from step to step.
         kwargs: hyper-parameters, bound.
-        needs: quantities it reads, in the order of the loss's positional parameters.
-        kind: "sequence" or "token": what its mean is over.
+        is_retain: whether it is the retain term.
+        watched: whether it is computed even at weight 0, because its value is needed.
     """
 
     name: str
     loss: Loss
     weight: float
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    is_retain: bool = False
+    watched: bool = False
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        """Quantities it reads."""
+        """Quantities it reads, in the order of the loss's positional parameters."""
         return self.loss.spec.needs
 
     @property
@@ -54,44 +63,41 @@ class Term:
         """The side whose label tokens or sequences its mean is over."""
         return self.loss.spec.side
 
-    def __call__(self, quantities: Mapping[str, Tensor]) -> Tensor:
-        """The loss of quantities by name, [B] or [B, N], neither reduced nor weighted."""
+    @property
+    def skip(self) -> int:
+        """How many leading labels of each row do not count."""
+        return int(self.kwargs[self.loss.spec.skip]) if self.loss.spec.skip else 0
+
+    @property
+    def places(self) -> str:
+        """The positions it looks at: "labels", or another of `expunge.training.places`."""
+        return str(self.kwargs[self.loss.spec.places]) if self.loss.spec.places else "labels"
+
+    def __call__(self, quantities: Mapping[str, Any]) -> Tensor:
+        """The loss of quantities by name, [B], [B, N] or [], neither reduced nor weighted."""
         return self.loss(*(quantities[need.name] for need in self.needs), **self.kwargs)
 
 
-@dataclass(frozen=True)
-class StepInfo:
-    """Where training stands at the beginning of an optimizer step.
-
-    Attributes:
-        step: optimizer steps done.
-        num_steps: optimizer steps in all.
-        epoch: epochs done, a fraction.
-        num_epochs: epochs in all.
-    """
-
-    step: int
-    num_steps: int
-    epoch: float
-    num_epochs: float
-
-
 class Objective:
-    """A weighted sum of terms. One with a state or a schedule overrides the four methods at the end.
+    """A weighted sum of terms. A method with a state overrides the methods from `prepare` on.
 
     Args:
         terms: the summands; those of weight 0 are dropped, never computed.
+        schedule: what the weights are multiplied by, from step to step; None = they stay.
+        combination: how the gradients of the method's own terms and of the retain term are put together; None = added.
 
     Raises:
         UserError: nothing is left to optimise.
     """
 
-    def __init__(self, terms: tuple[Term, ...] | list[Term]) -> None:
+    def __init__(self, terms: Sequence[Term], schedule: Schedule | None = None, combination: Combination | None = None) -> None:
         self.terms = tuple(term for term in terms if term.weight != 0)
         if not self.terms:
             raise UserError(
                 "every term of the objective has weight 0: nothing to optimise", "give trainer.method_args.gamma or alpha another value"
             )
+        self.schedule, self.combination = schedule, combination
+        self._weights = [term.weight for term in self.terms]
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -100,23 +106,68 @@ class Objective:
 
     @property
     def sides(self) -> tuple[str, ...]:
-        """The sides of a batch that are read, each once."""
-        return tuple(dict.fromkeys(need.side for need in self.needs))
+        """The sides of the data that are read, each once."""
+        return tuple(dict.fromkeys(DERIVED.get(need.side, need.side) for need in self.needs if need.side))
 
     @property
     def reference_needs(self) -> tuple[Need, ...]:
         """The quantities that come from the model before unlearning."""
         return tuple(need for need in self.needs if need.reference)
 
+    @property
+    def hidden(self) -> str | tuple[str, ...] | None:
+        """The regular expression (a tuple of several) of the modules whose output is read as `hidden_BTD` (`hidden_LBTD`)."""
+        for term in self.terms:
+            if any(need.hidden for need in term.needs):
+                pattern = term.kwargs["module_regex"]
+                return pattern if isinstance(pattern, str) else tuple(pattern)
+        return None
+
+    def prepare(self, model: nn.Module, seed: int, tokenizer: Any = None) -> None:
+        """Once before the optimizer is built: look for the modules that are read, and freeze the parameters that are not to move.
+
+        Args:
+            model: the model to train, not wrapped yet.
+            seed: of the run; whatever is drawn comes from generators of it.
+            tokenizer: of the model, for methods that write text of their own.
+
+        Raises:
+            UserError: a pattern that matches no module or parameter, or several modules; it lists the near ones.
+        """
+        if self.hidden is not None:
+            modules_named(model, self.hidden)
+        for term in self.terms:
+            if (patterns := term.kwargs.get("trainable_params_regex")) is not None:
+                train_only(model, patterns)
+
+    def given(self, device: torch.device) -> dict[str, Tensor]:
+        """The quantities that the objective itself keeps, such as `control_D`, on a device."""
+        return {}
+
+    def derived(self, sides: Mapping[str, Side]) -> dict[str, Side]:
+        """Further sides of a batch, made of those that were collated; see `core.needs.DERIVED`."""
+        return {}
+
     def begin_step(self, info: StepInfo) -> None:
-        """Called before each optimizer step: the place to set the terms' weights by a schedule."""
+        """Called before each optimizer step: sets the terms' weights by the schedule."""
+        if self.schedule is not None:
+            factors = self.schedule(info)
+            for term, weight in zip(self.terms, self._weights, strict=True):
+                term.weight = weight * (factors.retain if term.is_retain else factors.own)
+
+    def on_micro_batch(self, values: Mapping[str, float]) -> None:
+        """Called after each micro-batch, where a subclass overrides it, with every term's unweighted mean over it on this rank."""
 
     def on_step(self, values: Mapping[str, float]) -> None:
         """Called after each optimizer step with every term's unweighted mean over the whole step, all ranks included."""
 
+    def report(self) -> dict[str, float]:
+        """What a log record tells beside the terms' values: the weights, where they move."""
+        return {f"weight_{term.name}": term.weight for term in self.terms} if self.schedule is not None else {}
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint has to keep, tensors and JSON values."""
-        return {}
+        return self.combination.state_dict() if self.combination is not None else {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what `state_dict` gave.
@@ -124,7 +175,9 @@ class Objective:
         Raises:
             UserError: the state belongs to another objective.
         """
-        if state:
+        if self.combination is not None:
+            self.combination.load_state_dict(state)
+        elif state:
             raise UserError(
                 f"the checkpoint holds a state ({', '.join(sorted(state))}) that this objective does not have", "resume the same method"
             )
@@ -135,8 +188,9 @@ def build_objective(handler: str, method_args: Mapping[str, Any], switches: Call
 
     Args:
         handler: the method's loss as "module:function".
-        method_args: its hyper-parameters, `gamma` and `alpha` (weights of its own and of the retain term), and `retain`: null or "none",
-            a short name, or {handler, ...hyper-parameters}. `retain_loss_type`, the field's key, is a short name too.
+        method_args: its hyper-parameters; `gamma` and `alpha` (weights of its own and of the retain term); `retain`: null or "none", a
+            short name, or {handler, ...hyper-parameters} (`retain_loss_type`, the field's key, is a short name too); `schedule` of the
+            weights and `combine`, how gradients are put together: likewise.
         switches: the keyword arguments that `compat` sets for a loss, by its name; what `method_args` says wins.
 
     Returns:
@@ -144,7 +198,7 @@ def build_objective(handler: str, method_args: Mapping[str, Any], switches: Call
 
     Raises:
         UserError: with all faults together: unknown or missing hyper-parameter, a value of the wrong type, a weight that is required, a
-            handler that is not a loss.
+            handler that is not a loss, terms that cannot go together.
     """
     faults: list[Fault] = []
     main = import_loss(handler)
@@ -160,12 +214,34 @@ def build_objective(handler: str, method_args: Mapping[str, Any], switches: Call
     if retain_handler is not None:
         retain = import_loss(retain_handler)
         retain_kwargs = bind(retain, retain_args, switches(retain.spec.name), (), faults)
-        terms.append(Term(f"retain_{retain.spec.name}", retain, alpha, retain_kwargs))
+        terms.append(Term(f"retain_{retain.spec.name}", retain, alpha, retain_kwargs, is_retain=True))
     elif "alpha" in method_args:
         log.info("alpha=%s weighs a retain term, and %s runs without one here", method_args["alpha"], spec.name)
+    _one_pattern(terms, faults)
+    schedule = build_schedule(method_args.get("schedule", spec.schedule), faults)
+    combination = build_combination(method_args.get("combine"), retain_handler is not None, faults)
     if faults:
         raise UserError.of(faults)
-    return Objective(terms)
+    return (spec.objective or Objective)(terms, schedule, combination)
+
+
+def _one_pattern(terms: list[Term], faults: list[Fault]) -> None:
+    """See to it that all terms that read hidden states read those of the same modules; the retain term takes the method's by default."""
+    readers = [term for term in terms if any(need.hidden for need in term.needs)]
+    patterns = [term.kwargs["module_regex"] for term in readers if term.kwargs.get("module_regex") is not None]
+    for term in readers:
+        pattern = term.kwargs.get("module_regex") or (patterns[0] if patterns else None)
+        if pattern is None:
+            hint = "give trainer.method_args.retain.module_regex"
+            faults.append(Fault(f"{term.name} reads the output of a module, and nothing says of which", hint))
+        elif patterns and pattern != patterns[0]:
+            message = f"{term.name} reads {pattern!r} and {readers[0].name} reads {patterns[0]!r}"
+            faults.append(Fault(message, "one pattern has to do for both"))
+        elif any(need.quantity == "hidden_BTD" for need in term.needs) and not isinstance(pattern, str):
+            faults.append(Fault(f"{term.name} reads one module, and module_regex names {len(pattern)}", "give one regular expression"))
+        elif any(need.quantity == "hidden_LBTD" for need in term.needs) and isinstance(pattern, str):
+            pattern = (pattern,)
+        term.kwargs = {**term.kwargs, "module_regex": pattern}
 
 
 def _retain_choice(method_args: Mapping[str, Any], default: str, faults: list[Fault]) -> tuple[str | None, dict[str, Any]]:

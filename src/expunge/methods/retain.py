@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor
 
 from expunge.lm import divergence
 from expunge.lm.logprobs import masked
 from expunge.methods.base import loss
+from expunge.methods.representation import Ratio, counted_tokens, squared_distance
 
-HANDLERS = {"nll": "expunge.methods.retain:nll", "kl": "expunge.methods.retain:kl"}
+HANDLERS = {name: f"expunge.methods.retain:{name}" for name in ("nll", "kl", "embed_diff")}
 """Short names of the retain terms, as `@loss(retain=...)` and the field's `retain_loss_type` say them."""
 
 
@@ -34,23 +37,63 @@ def nll(retain_logp_BN: Tensor, retain_mask_BN: Tensor) -> Tensor:
 
 @loss(
     kind="token",
+    places="mask",
     paper="arXiv:2401.06121",
     code="https://github.com/locuslab/open-unlearning/blob/19a6141d8baf4b1d25c3a888dd876a764d85def7/src/trainer/utils.py",
 )
-def kl(retain_logits_BNV: Tensor, ref_retain_logits_BNV: Tensor, retain_mask_BN: Tensor) -> Tensor:
+def kl(
+    retain_logits_BNV: Tensor, ref_retain_logits_BNV: Tensor, retain_mask_BN: Tensor, *, mask: Literal["labels", "all"] = "labels"
+) -> Tensor:
     """KL(ref || theta) of the next-token distributions at the retain labels.
 
     L_r = mean over label tokens of sum_v p_ref(v) (log p_ref(v) - log p_theta(v)).
 
     Deviation from the field's code, on purpose: that sums over every position, prompt and padding included, and divides by B * T, so
-    that its value depends on how much padding a batch has. Here only label tokens count.
+    that its value depends on how much padding a batch has. Here only label tokens count; `mask="all"` brings the field's way back.
 
     Args:
         retain_logits_BNV: [B, N, V] logits of the model.
         ref_retain_logits_BNV: [B, N, V] logits of the model before unlearning.
         retain_mask_BN: [B, N] True = a label.
+        mask: what counts: the labels, or all positions, prompt and padding included.
 
     Returns:
         [B, N] per label token, >= 0 up to rounding, 0 where masked and where both models agree.
     """
     return masked(divergence.kl(ref_retain_logits_BNV, retain_logits_BNV), retain_mask_BN)
+
+
+@loss(
+    kind="sequence",
+    paper="arXiv:2403.03218",
+    code="https://github.com/locuslab/open-unlearning/blob/7fa0b552e59bd50aef00529b43546865c6f30c7d/src/trainer/unlearn/rmu.py",
+)
+def embed_diff(
+    retain_hidden_BTD: Tensor,
+    ref_retain_hidden_BTD: Tensor,
+    retain_mask_BT: Tensor,
+    retain_attention_mask_BT: Tensor,
+    *,
+    module_regex: str | None = None,
+    ratio: Ratio = "sequence",
+) -> Tensor:
+    """EMBED_DIFF, the retain term of RMU: the squared distance of a module's output from the reference's.
+
+    L_r = mean over sequences of mean over tokens of ||h_theta - h_ref||^2 / d.
+
+    Deviation from the field's code, on purpose: that divides the [B] sums by counts of shape [B, 1], and averages the [B, B] quotients;
+    here each sequence is divided by its own count. `ratio="batch"` brings the field's way back.
+
+    Args:
+        retain_hidden_BTD: [B, T, D] output of the module in the model.
+        ref_retain_hidden_BTD: [B, T, D] in the model before unlearning.
+        retain_mask_BT: [B, T] True = a label, at its own position.
+        retain_attention_mask_BT: [B, T] True = a token, no padding.
+        module_regex: of the module whose output is read; null = the one that the method reads.
+        ratio: what a sequence's sum is divided by.
+
+    Returns:
+        [B] per sequence, >= 0, 0 where both models agree.
+    """
+    counted_BT = counted_tokens(retain_mask_BT, retain_attention_mask_BT)
+    return squared_distance(retain_hidden_BTD, ref_retain_hidden_BTD, counted_BT, ratio)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -15,18 +17,25 @@ from expunge.methods.base import loss
     gamma=1.0,
     alpha=0.0,
     retain="nll",
+    places="mask",
     paper="arXiv:2402.10052",
     code="https://github.com/locuslab/open-unlearning/blob/19a6141d8baf4b1d25c3a888dd876a764d85def7/src/trainer/utils.py",
 )
 def undial(
-    forget_logits_BNV: Tensor, ref_forget_logits_BNV: Tensor, forget_label_BN: Tensor, forget_mask_BN: Tensor, *, beta: float = 10.0
+    forget_logits_BNV: Tensor,
+    ref_forget_logits_BNV: Tensor,
+    forget_label_BN: Tensor,
+    forget_mask_BN: Tensor,
+    *,
+    beta: float = 10.0,
+    mask: Literal["labels", "predictors"] = "labels",
 ) -> Tensor:
     """UNDIAL: CE(softmax(z_ref - beta onehot(y)), p_theta) at each forget label.
 
     L = -mean over label tokens of sum_v softmax(z_ref - beta onehot(y_t))(v) log p_theta(v).
 
     Deviation from the field's code, on purpose: that averages over every position, prompt and padding included, and where there is no label
-    lowers the logit of the vocabulary's entry at -100. Here only label tokens count.
+    lowers the logit of the vocabulary's entry at -100. Here only label tokens count; `mask="predictors"` brings the field's way back.
 
     Args:
         forget_logits_BNV: [B, N, V] logits of the model.
@@ -34,11 +43,14 @@ def undial(
         forget_label_BN: [B, N] labels.
         forget_mask_BN: [B, N] True = a label.
         beta: what is taken off the true token's logit, > 0 to forget.
+        mask: what counts: the labels, or all positions that have a successor, where the label is -100 wherever there is none.
 
     Returns:
         [B, N] per label token, >= 0, 0 where masked.
     """
     teacher_BNV = as_float32(ref_forget_logits_BNV)
     lowered_BN1 = torch.full_like(teacher_BNV[..., :1], -beta)
-    teacher_BNV = teacher_BNV.scatter_add(-1, forget_label_BN.unsqueeze(-1), lowered_BN1)
+    # Labels of -100 occur with mask="predictors" alone, and mean the vocabulary's entry at -100, as in the field's code.
+    entry_BN = forget_label_BN % teacher_BNV.shape[-1]
+    teacher_BNV = teacher_BNV.scatter_add(-1, entry_BN.unsqueeze(-1), lowered_BN1)
     return masked(cross_entropy(teacher_BNV.detach(), forget_logits_BNV), forget_mask_BN)

@@ -10,6 +10,7 @@ from torch import nn
 
 from expunge.core.fingerprint import LENGTH, fingerprint, fingerprint_files
 from expunge.data import mini
+from expunge.models.adapter_folder import BaseRecord, is_adapter_folder
 
 WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
 NOT_WEIGHTS = ("optimizer", "scheduler", "rng_state", "training_args", "trainer_state", "scaler")
@@ -20,8 +21,9 @@ def model_fingerprint(model: str | Path | nn.Module, revision: str | None = None
     """Identify a model's weights.
 
     Args:
-        model: a folder (hash of the contents of its weights and configuration), a hub name (hash of name and revision, and of the commit
-            where the cache knows it), or a live model (hash of its tensors' names, dtypes, shapes and bytes).
+        model: a folder (hash of the contents of its weights and configuration; of an adapter's folder together with its base's), a hub name
+            (hash of name and revision, and of the commit where the cache knows it), or a live model (hash of its tensors' names, dtypes,
+            shapes and bytes).
         revision: of a hub name.
 
     Returns:
@@ -35,8 +37,15 @@ def model_fingerprint(model: str | Path | nn.Module, revision: str | None = None
     if path.is_file():
         return fingerprint_files([path])
     if path.is_dir():
-        return fingerprint_files(file for file in path.iterdir() if _counts(file))
+        own = fingerprint_files(file for file in path.iterdir() if _counts(file))
+        return _with_base(own, BaseRecord.read(path)) if is_adapter_folder(path) else own
     return fingerprint({"hub": str(model), "revision": revision, "commit": _cached_commit(str(model), revision)})
+
+
+def _with_base(adapter: str, base: BaseRecord) -> str:
+    """Of an adapter and what is under it: the same adapter over another base is another model."""
+    of_base = model_fingerprint(base.name, base.model_args.get("revision")) if base.name else None
+    return fingerprint({"adapter": adapter, "base": of_base, "subfolder": base.model_args.get("subfolder")})
 
 
 def _counts(file: Path) -> bool:
@@ -55,6 +64,10 @@ def _cached_commit(name: str, revision: str | None) -> str | None:
 
 def _of_tensors(model: nn.Module) -> str:
     digest = hashlib.sha256()
+    for name, config in sorted(getattr(model, "peft_config", {}).items()):
+        # An adapter's scale is in no tensor.
+        scale = [getattr(config, key, None) for key in ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")]
+        digest.update(fingerprint([name, scale]).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + b"\0")
         flat = tensor.detach().to("cpu").contiguous().reshape(-1)

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from expunge.core.errors import MissingExtraError, UserError, unknown
 from expunge.lm import runtime
+from expunge.models.adapter_folder import is_adapter_folder
 from expunge.models.attention import choose_attention
 from expunge.models.fingerprint import model_fingerprint
 from expunge.models.location import Location, check_model_folder, locate, not_found
@@ -42,17 +43,28 @@ class Loaded(NamedTuple):
     compute_dtype: torch.dtype
 
 
-def load_model(model_args: Mapping[str, Any], *, for_training: bool, notices: list[str] | None = None) -> Loaded:
+def load_model(
+    model_args: Mapping[str, Any],
+    *,
+    for_training: bool,
+    notices: list[str] | None = None,
+    frozen: bool = False,
+    quantization: Any = None,
+) -> Loaded:
     """Load a causal language model.
 
     `torch_dtype` is the dtype that is computed in. For training the weights are kept in `master_dtype`, float32 unless asked otherwise,
     since small updates round to nothing in half precision, and half precision is autocast's. For evaluation the weights are in
     `torch_dtype` itself, float32 where it is not given, and the model is put on this rank's device unless `device_map` says where.
 
+    A path that is an adapter's folder gives the adapter over its base (`adapted.load_adapted`).
+
     Args:
         model_args: keys of `from_pretrained` (`KEYS`); the path `expunge/mini` is the embedded model.
         for_training: whether it will be trained.
         notices: what the machine could not do as asked is appended here.
+        frozen: these weights stay as they are, whatever is trained beside them: they are in `torch_dtype` unless `master_dtype` is given.
+        quantization: a quantisation config of transformers; its compute dtype is set here.
 
     Returns:
         The model, in eval mode, and the dtype to compute in.
@@ -65,6 +77,10 @@ def load_model(model_args: Mapping[str, Any], *, for_training: bool, notices: li
     if faults:
         raise UserError.of(faults)
     place = locate(model_args, "model.model_args")
+    if is_adapter_folder(place.folder):
+        from expunge.models.adapted import load_adapted  # which loads the base by this very function
+
+        return load_adapted(model_args, None, for_training=for_training, notices=notices)
     check_model_folder(place)
     where = runtime.device()
     device_map = model_args.get("device_map")
@@ -76,11 +92,17 @@ def load_model(model_args: Mapping[str, Any], *, for_training: bool, notices: li
     config = _config(place, passed, model_args.get("cache_dir"))
     dtype = compute_dtype(model_args.get("torch_dtype", model_args.get("dtype")), getattr(config, "dtype", None), where, notices)
     weights = parse_dtype("master_dtype", model_args.get("master_dtype") or torch.float32) if for_training else dtype
-    if for_training and weights in (torch.bfloat16, torch.float16):
+    if frozen and not model_args.get("master_dtype"):
+        weights = dtype
+    elif for_training and weights in (torch.bfloat16, torch.float16):
         notices.append(f"master_dtype={str(weights).removeprefix('torch.')}: updates far smaller than the weights round to nothing")
     attention = choose_attention(model_args.get("attn_implementation"), config, where, dtype, notices)
     if attention is not None:
         passed["attn_implementation"] = attention
+    if quantization is not None:
+        quantization.bnb_4bit_compute_dtype = dtype
+        passed["quantization_config"] = quantization
+        device_map = {"": where} if device_map is None else device_map
     if device_map is not None:
         passed["device_map"] = device_map
     model = _weights(place, passed, weights, notices)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
+import torch
 from torch import Tensor, nn
 
 from expunge.core.errors import UserError, nearest
@@ -27,12 +28,14 @@ class LabelOutputs(NamedTuple):
         label_BN: [B, N] int64 labels; 0 where padded.
         mask_BN: [B, N] bool, True = a label.
         hidden_BTD: [B, T, D] output of the module asked for, at every position, unshifted; None where none was asked for.
+        hidden_LBTD: [L, B, T, D] outputs of the modules asked for, where a sequence of them was; else None.
     """
 
     logits_BNV: Tensor
     label_BN: Tensor
     mask_BN: Tensor
     hidden_BTD: Tensor | None = None
+    hidden_LBTD: Tensor | None = None
 
 
 def label_outputs(
@@ -40,7 +43,7 @@ def label_outputs(
     side: Side,
     *,
     index: LabelIndex | None = None,
-    hidden: str | None = None,
+    hidden: str | Sequence[str] | None = None,
     call: Callable[..., Any] | None = None,
     **kwargs: Any,
 ) -> LabelOutputs:
@@ -53,7 +56,8 @@ def label_outputs(
         model: the model, wrapped or not (DDP, FSDP, PEFT, torch.compile).
         side: tokens, attention mask and label mask, [B, T].
         index: the label positions, if they are known already.
-        hidden: regular expression that matches the whole name of one module, whose output is kept as `hidden_BTD`.
+        hidden: regular expression that matches the whole name of one module, whose output is kept as `hidden_BTD`; a sequence of them:
+            their outputs are stacked as `hidden_LBTD`.
         call: what to call in the model's place, such as a `torch.func.functional_call` of it; the model by default.
         **kwargs: further arguments of the model's forward.
 
@@ -66,13 +70,17 @@ def label_outputs(
     index = label_index(side["input_ids"], side["label_mask"]) if index is None else index
     inner = unwrapped(model)
     inputs: dict[str, Any] = {"input_ids": side["input_ids"], "attention_mask": side["attention_mask"], "use_cache": False}
-    if _takes_position_ids(inner):
+    if "position_ids" in side:
+        inputs["position_ids"] = side["position_ids"]
+    elif _takes_position_ids(inner):
         # Counted from the first real token, so that padding on the left moves no position.
         inputs["position_ids"] = (side["attention_mask"].long().cumsum(-1) - 1).clamp(min=0)
     with _gathered(inner, index.predictor_BN) as fired, _captured(inner, hidden) as kept:
         output = (call or model)(**{**inputs, **kwargs})
     assert fired == [True], f"the output embeddings of {type(inner).__name__} ran {len(fired)} times in one forward pass, not once"
-    return LabelOutputs(output.logits, index.label_BN, index.mask_BN, kept[0] if kept else None)
+    one = kept[0] if isinstance(hidden, str) else None
+    several = torch.stack(kept) if kept and one is None else None
+    return LabelOutputs(output.logits, index.label_BN, index.mask_BN, one, several)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -107,6 +115,11 @@ def module_named(model: nn.Module, pattern: str) -> nn.Module:
     raise UserError(f"module_regex {pattern!r} matches no module of {type(model).__name__}", f"the nearest are: {near}")
 
 
+def modules_named(model: nn.Module, patterns: str | Sequence[str]) -> list[nn.Module]:
+    """The module of each pattern, see `module_named`."""
+    return [module_named(model, pattern) for pattern in ([patterns] if isinstance(patterns, str) else patterns)]
+
+
 @contextmanager
 def _gathered(model: nn.Module, predictor_BN: Tensor) -> Iterator[list[bool]]:
     """While open, the output embeddings of `model` see the hidden states of `predictor_BN` only; yields a record of each time."""
@@ -129,21 +142,26 @@ def _gathered(model: nn.Module, predictor_BN: Tensor) -> Iterator[list[bool]]:
 
 
 @contextmanager
-def _captured(model: nn.Module, pattern: str | None) -> Iterator[list[Tensor]]:
-    """While open, the output of the module that `pattern` names is kept; yields the list it is put in."""
+def _captured(model: nn.Module, patterns: str | Sequence[str] | None) -> Iterator[list[Tensor]]:
+    """While open, the outputs of the modules that `patterns` name are kept; yields the list they are put in, in the patterns' order."""
+    modules = [] if patterns is None else modules_named(model, patterns)
+    outputs: dict[int, Tensor] = {}
     kept: list[Tensor] = []
-    if pattern is None:
-        yield kept
-        return
 
-    def keep(_: nn.Module, __: Any, output: Any) -> None:
-        kept.append(output[0] if isinstance(output, tuple) else output)
+    def keeper(place: int) -> Callable[..., None]:
+        def keep(_: nn.Module, __: Any, output: Any) -> None:
+            outputs[place] = output[0] if isinstance(output, tuple) else output
+            if len(outputs) == len(modules):
+                kept[:] = [outputs[number] for number in range(len(modules))]
 
-    handle = module_named(model, pattern).register_forward_hook(keep)
+        return keep
+
+    handles = [module.register_forward_hook(keeper(number)) for number, module in enumerate(modules)]
     try:
         yield kept
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def _takes_position_ids(model: nn.Module) -> bool:

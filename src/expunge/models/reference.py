@@ -28,7 +28,7 @@ from expunge.models.fingerprint import model_fingerprint
 from expunge.models.logp_table import LogpTable
 from expunge.models.outputs import label_outputs, unwrapped
 
-FROM_BATCH = ("len_B", "mask_BN", "mask_BT", "label_BN")
+FROM_BATCH = ("len_B", "mask_BN", "mask_BT", "attention_mask_BT", "label_BN")
 """Quantities that the batch alone gives: a `ref_` before them asks for no reference."""
 
 
@@ -39,11 +39,13 @@ class ReferenceOutputs(NamedTuple):
         logp_BN: [B, N] log-probabilities of the labels, float32.
         logits_BNV: [B, N, V]; None where only log-probs were cached.
         hidden_BTD: [B, T, D] output of the module asked for; None where none was, or only log-probs were cached.
+        hidden_LBTD: [L, B, T, D] outputs of the modules asked for, where a sequence of them was.
     """
 
     logp_BN: Tensor
     logits_BNV: Tensor | None = None
     hidden_BTD: Tensor | None = None
+    hidden_LBTD: Tensor | None = None
 
 
 def plan_reference(needs: Iterable[Need]) -> Literal["none", "cached", "frozen"]:
@@ -62,10 +64,10 @@ class FrozenCopy:
     Args:
         model: the model before unlearning.
         autocast_dtype: the dtype that the trained model computes in, so that the copy computes alike.
-        hidden: regular expression of the module whose output is wanted as well.
+        hidden: regular expression of the module whose output is wanted as well, or a sequence of them.
     """
 
-    def __init__(self, model: nn.Module, *, autocast_dtype: torch.dtype | None = None, hidden: str | None = None) -> None:
+    def __init__(self, model: nn.Module, *, autocast_dtype: torch.dtype | None = None, hidden: str | Sequence[str] | None = None) -> None:
         self.model = copy.deepcopy(unwrapped(model)).requires_grad_(False).eval()
         self.autocast_dtype, self.hidden = autocast_dtype, hidden
 
@@ -76,7 +78,7 @@ class FrozenCopy:
             self.model.to(where)
         with torch.no_grad(), runtime.autocast(where, self.autocast_dtype):
             out = label_outputs(self.model, side, hidden=self.hidden)
-        return ReferenceOutputs(token_logp(out.logits_BNV, out.label_BN), out.logits_BNV, out.hidden_BTD)
+        return ReferenceOutputs(token_logp(out.logits_BNV, out.label_BN), out.logits_BNV, out.hidden_BTD, out.hidden_LBTD)
 
 
 class CachedReference:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,36 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from expunge.core.config import Config
-from expunge.core.errors import UserError
+from expunge.core.errors import Fault, UserError
 from expunge.data.datasets import Dataset, build_dataset, concatenate
 from expunge.data.template import Template
 from expunge.models.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)
+
+
+class Faults:
+    """Faults of several things that are looked at one after the other, to be told together."""
+
+    def __init__(self) -> None:
+        self.found: list[Fault] = []
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note what is wrong inside, and go on after it."""
+        try:
+            yield
+        except UserError as error:
+            self.found += [fault for fault in error.faults if fault not in self.found]
+
+    def tell(self) -> None:
+        """Raise what was noted.
+
+        Raises:
+            UserError: there is something.
+        """
+        if self.found:
+            raise UserError.of(self.found)
 
 
 @dataclass(frozen=True)
@@ -34,7 +59,7 @@ class Text:
     @property
     def pad_id(self) -> int:
         """The token that fills short rows; masked everywhere."""
-        return int(self.tokenizer.pad_token_id)  # type: ignore[arg-type]  # load_tokenizer sees to it
+        return int(self.tokenizer.pad_token_id)
 
 
 def text_of(cfg: Config, notices: list[str]) -> Text:
@@ -54,10 +79,14 @@ def data_root(cfg: Config) -> Path | None:
 def dataset_of(cfg: Config, key: str, text: Text) -> Dataset | None:
     """The data sets under `data.<key>`, concatenated; None where there is none."""
     specs: Mapping[str, Any] = cfg.section(f"data.{key}")
-    built = [
-        build_dataset(name, spec, text.template, data_root(cfg), seed=int(cfg.get("seed", 0)), switches=cfg.switches("encode"))
-        for name, spec in specs.items()
-    ]
+    built: list[Dataset] = []
+    faults = Faults()
+    for name, spec in specs.items():
+        with faults.noted():
+            built.append(
+                build_dataset(name, spec, text.template, data_root(cfg), seed=int(cfg.get("seed", 0)), switches=cfg.switches("encode"))
+            )
+    faults.tell()
     return None if not built else built[0] if len(built) == 1 else concatenate(key, built)
 
 
@@ -72,7 +101,12 @@ def sides_of(cfg: Config, text: Text, needed: Sequence[str]) -> dict[str, Datase
         if train is None:
             raise UserError("data.train names no data set", "add one, such as data/datasets@data.train=TOFU_QA_full")
         return {"retain": train}
-    found = {side: dataset_of(cfg, side, text) for side in ("forget", "retain")}
+    faults = Faults()
+    found: dict[str, Dataset | None] = {}
+    for side in ("forget", "retain"):
+        with faults.noted():
+            found[side] = dataset_of(cfg, side, text)
+    faults.tell()
     for side in needed:
         if found.get("forget" if side == "alternate" else side) is None:
             raise UserError(f"the method reads the {side} side, but data.{side} names no data set", f"add one under data.{side}")

@@ -12,41 +12,87 @@ from torch import nn
 
 from expunge.core.config import Config
 from expunge.core.run_dir import RunDir
+from expunge.evaluation.plan import make_plan
+from expunge.evaluation.retain_logs import RetainLogs
 from expunge.evaluation.suite import evaluate_suite
+from expunge.evaluation.views import load_views
 from expunge.lm import runtime
 from expunge.models.load import Loaded, load_model
-from expunge.pipelines.assemble import Text, data_root, tell, text_of
+from expunge.pipelines.assemble import Faults, Text, data_root, tell, text_of
 from expunge.training.trainer import Evaluator
 
 log = logging.getLogger(__name__)
 
 Metrics = dict[str, float | None]
 
+TABLES = "tables"
+"""Folder of the tables of a run, by what they depend on."""
+
 # Of `model.model_args`, what does not hold for the model a run has saved: a folder of safetensors, whatever it was started from.
 NOT_OF_THE_SAVED = ("gguf_file", "revision", "subfolder", "master_dtype")
 
 
 def suites_of(cfg: Config) -> dict[str, dict[str, Any]]:
-    """The suites under `eval`, by name."""
-    return {name: dict(suite) for name, suite in cfg.section("eval").items() if isinstance(suite, Mapping)}
+    """The suites under `eval`, by name; values that an experiment left for a suite that was switched off are none."""
+    return {name: dict(suite) for name, suite in cfg.section("eval").items() if isinstance(suite, Mapping) and "metrics" in suite}
 
 
-def evaluate_saved(cfg: Config, model_args: Mapping[str, Any], run: RunDir, folder: Path) -> Metrics:
-    """Load a model for evaluation and run every suite; result files go to `folder`."""
-    notices: list[str] = []
-    text = text_of(cfg, notices)
+def check_suites(cfg: Config, text: Text, encode: bool = True) -> None:
+    """Read what the suites will read, the model aside: metrics, rows, retain logs. A fault after hours of training would come late.
+
+    Args:
+        cfg: the run's configuration.
+        text: tokenizer and template.
+        encode: encode the rows as well, which finds the ones that lack a key or whose answer is cut away.
+
+    Raises:
+        UserError: all that is wrong, together.
+    """
+    faults = Faults()
+    for name, suite in suites_of(cfg).items():
+        with faults.noted():
+            plan = make_plan(suite, cfg.switches)
+            with faults.noted():
+                views = load_views(plan.views, plan.view_names(), text.template, data_root(cfg), cfg.switches("encode"))
+                for view in views.values() if encode else ():
+                    with faults.noted():
+                        _ = view.encoded
+            if suite.get("retain_logs_path") is not None:
+                RetainLogs.read(suite["retain_logs_path"], name, split=suite.get("forget_split"), template=text.template.fingerprint)
+    faults.tell()
+
+
+def load_for_evaluation(model_args: Mapping[str, Any], run: RunDir, notices: list[str]) -> nn.Module:
+    """The model; `notices`, and what the machine could not do as asked, are logged and go into the run's record."""
     loaded = load_model(model_args, for_training=False, notices=notices)
     tell(notices, already=run.record.notices)
     run.record.notices += [notice for notice in notices if notice not in run.record.notices]
-    return _run_suites(cfg, loaded.model, text, folder, run)
+    return loaded.model
 
 
 def final_evaluation(cfg: Config, run: RunDir) -> Metrics:
     """Evaluate the model that a training run has saved, as `expunge eval` would; files in `evals/`."""
-    if not suites_of(cfg) or not cfg.get("trainer.args.do_eval", True) or not runtime.is_primary():
+    if not _evaluates(cfg) or not runtime.is_primary():
         return {}
     model_args = {key: value for key, value in cfg.section("model.model_args").items() if key not in NOT_OF_THE_SAVED}
-    return evaluate_saved(cfg, {**model_args, "pretrained_model_name_or_path": str(run.path)}, run, run.path / "evals")
+    notices: list[str] = []
+    text = text_of(cfg, notices)
+    model = load_for_evaluation({**model_args, "pretrained_model_name_or_path": str(run.path)}, run, notices)
+    return run_suites(cfg, model, text, run.path / "evals", run)
+
+
+def check_final_evaluation(cfg: Config, run: RunDir, text: Text | None = None) -> None:
+    """Do before training what can be done of the evaluation after it.
+
+    Raises:
+        UserError: as `check_suites`.
+    """
+    if _evaluates(cfg):
+        check_suites(cfg, text_of(cfg, []) if text is None else text, encode=not run.resumed)
+
+
+def _evaluates(cfg: Config) -> bool:
+    return bool(suites_of(cfg)) and bool(cfg.get("trainer.args.do_eval", True))
 
 
 def evaluator_of(cfg: Config, run: RunDir, text: Text, loaded: Loaded) -> Evaluator | None:
@@ -57,12 +103,12 @@ def evaluator_of(cfg: Config, run: RunDir, text: Text, loaded: Loaded) -> Evalua
     autocast = None if loaded.compute_dtype is torch.float32 else loaded.compute_dtype
 
     def evaluator(model: nn.Module, step: int) -> Metrics:
-        return _run_suites(cfg, model, text, run.path / "evals" / f"step-{step}", run, autocast)
+        return run_suites(cfg, model, text, run.path / "evals" / f"step-{step}", run, autocast)
 
     return evaluator
 
 
-def _run_suites(cfg: Config, model: nn.Module, text: Text, folder: Path, run: RunDir, autocast: torch.dtype | None = None) -> Metrics:
+def run_suites(cfg: Config, model: nn.Module, text: Text, folder: Path, run: RunDir, autocast: torch.dtype | None = None) -> Metrics:
     """Every suite on one model; its tables are cached for the whole run folder."""
     found: Metrics = {}
     for name, suite in suites_of(cfg).items():
@@ -75,7 +121,7 @@ def _run_suites(cfg: Config, model: nn.Module, text: Text, folder: Path, run: Ru
             data_root=data_root(cfg),
             out_dir=folder,
             switches=cfg.switches,
-            cache=run.path / "tables",
+            cache=run.path / TABLES,
             compute_dtype=autocast,
         )
         found |= scores.aggregates()

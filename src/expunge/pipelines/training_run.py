@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,18 +17,21 @@ from expunge.core.run_dir import RunDir, RunRecord
 from expunge.data.collate import PairCollator
 from expunge.data.datasets import Dataset
 from expunge.data.encoded import Encoded
-from expunge.data.pairs import PairedDataset, check_disjoint, pairs_of, save_pairs
+from expunge.data.pairs import PairedDataset, check_disjoint, load_pairs, pairs_of, save_pairs
 from expunge.lm import runtime
 from expunge.methods.objective import Objective, build_objective
 from expunge.models.load import Loaded, load_model
 from expunge.models.quiet import no_progress_bar
 from expunge.models.reference import CachedReference, FrozenCopy, plan_reference
-from expunge.pipelines.assemble import Text, sides_of, tell, text_of
-from expunge.pipelines.evaluation_run import evaluator_of, final_evaluation
+from expunge.pipelines.assemble import Faults, Text, sides_of, tell, text_of
+from expunge.pipelines.evaluation_run import check_final_evaluation, evaluator_of, final_evaluation
+from expunge.pipelines.stepping import stepping_of
 from expunge.training.arguments import training_arguments
+from expunge.training.checkpoint import disk_full_told
 from expunge.training.trainer import UnlearnTrainer, peak_memory_mb
 
 log = logging.getLogger(__name__)
+PAIRS_FILE = Path("pairs") / "pairs.json"
 
 
 def run_training(cfg: Config) -> RunRecord:
@@ -43,32 +47,63 @@ def run_training(cfg: Config) -> RunRecord:
         UserError: whatever the user can mend.
     """
     run = RunDir(Path(cfg.get("paths.output_dir")), cfg, overwrite=bool(cfg.get("overwrite")), primary=runtime.is_primary())
+    # What can be wrong with tokenizer, rows, model and suites shows here, before anything in the folder is touched.
+    prepared = None if run.trained else _prepare(cfg, run)
+    if prepared is None:
+        log.info("%s is trained already; overwrite=true trains it anew", run.path)
+        check_final_evaluation(cfg, run)
     try:
-        if run.trained:
-            log.info("%s is trained already; overwrite=true trains it anew", run.path)
-        else:
-            _train(cfg, run)
-        metrics = final_evaluation(cfg, run)
+        with disk_full_told(run.path):
+            run.begin()
+            if prepared is not None:
+                _train(cfg, run, prepared)
+                # The evaluation loads what was saved: two models need not be in memory.
+                prepared = None
+            metrics = final_evaluation(cfg, run)
     except KeyboardInterrupt:
         run.finish("interrupted")
         raise
     except Exception:
-        run.finish("failed")
+        run.abandon(keep=bool(run.record.steps))
         raise
     run.finish("complete", metrics=metrics, peak_memory_mb=peak_memory_mb())
     return run.record
 
 
-def _train(cfg: Config, run: RunDir) -> None:
-    """From the configuration to the trained model in the run folder."""
-    seed, notices = int(cfg.get("seed", 0)), list(cfg.notices)
-    runtime.seed_everything(seed)
+@dataclass(frozen=True)
+class _Prepared:
+    """What a training run needs of the world outside its folder."""
+
+    objective: Objective
+    text: Text
+    sides: dict[str, Dataset]
+    loaded: Loaded
+    notices: list[str]
+
+
+def _prepare(cfg: Config, run: RunDir) -> _Prepared:
+    """Read everything that the run reads; the faults of rows and suites are told together."""
+    notices = list(cfg.notices)
+    runtime.seed_everything(int(cfg.get("seed", 0)))
     objective = build_objective(cfg.get("trainer.handler"), cfg.section("trainer.method_args"), cfg.switches)
     text = text_of(cfg, notices)
-    sides = sides_of(cfg, text, objective.sides)
-    if "forget" in sides and "retain" in sides:
-        check_disjoint(sides["forget"].rows, sides["retain"].rows)
+    faults, sides = Faults(), dict[str, Dataset]()
+    with faults.noted():
+        sides = sides_of(cfg, text, objective.sides)
+        if "forget" in sides and "retain" in sides:
+            check_disjoint(sides["forget"].rows, sides["retain"].rows)
+    with faults.noted():
+        check_final_evaluation(cfg, run, text)
+    faults.tell()
     loaded = load_model(cfg.section("model.model_args"), for_training=True, notices=notices)
+    objective.prepare(loaded.model, int(cfg.get("seed", 0)), text.tokenizer)
+    return _Prepared(objective, text, sides, loaded, notices)
+
+
+def _train(cfg: Config, run: RunDir, prepared: _Prepared) -> None:
+    """From rows and model to the trained model in the run folder."""
+    objective, text, sides = prepared.objective, prepared.text, prepared.sides
+    loaded, notices = prepared.loaded, prepared.notices
     dataset = _paired(cfg, run, sides, objective)
     args, changed = fit_machine(
         cfg.section("trainer.args"), cuda=torch.cuda.is_available(), cpu_bf16=runtime.supports_bf16(torch.device("cpu"))
@@ -84,7 +119,7 @@ def _train(cfg: Config, run: RunDir) -> None:
     # The folder belongs to this very run, so a checkpoint in it is one to go on from.
     resume = args.pop("resume_from_checkpoint", None) or True
     args.pop("output_dir", None)
-    arguments = training_arguments(args, run.path, len(dataset), seed=seed)
+    arguments = training_arguments(args, run.path, len(dataset), seed=int(cfg.get("seed", 0)))
     trainer = UnlearnTrainer(
         loaded.model,
         arguments,
@@ -94,10 +129,13 @@ def _train(cfg: Config, run: RunDir) -> None:
         reference=_reference(loaded, objective, sides, dataset, run, text),
         evaluator=evaluator_of(cfg, run, text, loaded),
         processing_class=text.tokenizer,
+        **stepping_of(cfg, run, loaded.model, sides, arguments, text.pad_id),
         **cfg.switches("driver"),
     )
-    trainer.train(resume_from_checkpoint=resume)
-    run.record.steps = trainer.state.global_step
+    try:
+        trainer.train(resume_from_checkpoint=resume)
+    finally:
+        run.record.steps = trainer.state.global_step
     if run.primary:
         with no_progress_bar():
             text.tokenizer.save_pretrained(run.path)
@@ -113,9 +151,11 @@ def _paired(cfg: Config, run: RunDir, sides: Mapping[str, Dataset], objective: O
     pairs = None
     if forget is not None and retain is not None:
         epochs = math.ceil(float(cfg.get("trainer.args.num_train_epochs", 3)))
-        pairs = pairs_of(forget, retain, int(cfg.get("seed", 0)), epochs, anchor)
-        if read == {"forget", "retain"} and runtime.rank() == 0:
-            save_pairs(run.path / "pairs.json", pairs)
+        stored = run.path / PAIRS_FILE
+        # Rows that changed on disk since a run was interrupted are other rows: its own pairs refuse them.
+        pairs = load_pairs(stored) if stored.is_file() else pairs_of(forget, retain, int(cfg.get("seed", 0)), epochs, anchor)
+        if read == {"forget", "retain"} and runtime.rank() == 0 and not stored.is_file():
+            save_pairs(stored, pairs)
     return PairedDataset(forget, retain, pairs, sides=objective.sides)
 
 
@@ -129,7 +169,7 @@ def _reference(
         return None
     if plan == "frozen":
         log.info("the objective reads the reference's whole distribution: a frozen copy stays in memory")
-        return FrozenCopy(loaded.model, autocast_dtype=dtype)
+        return FrozenCopy(loaded.model, autocast_dtype=dtype, hidden=objective.hidden)
     wanted = {need.side for need in objective.reference_needs}
     views: dict[str, list[Encoded]] = {side: data.encoded for side, data in sides.items() if side in wanted}
     if "alternate" in wanted:

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from expunge.core.errors import UserError
+from expunge.lm.labels import Batch, without_first
 from expunge.lm.logprobs import as_float32, masked_sum
 from expunge.methods.objective import Objective, Term
+from expunge.training.combining import StepGradients
 from expunge.training.order import MicroBatch
-from expunge.training.quantities import FROM_LOGITS, Reference, build_quantities
+from expunge.training.places import Place, count_labels
+from expunge.training.quantities import FROM_MODEL, Reference, build_quantities
 
 Normalise = Literal["step", "micro_batch"]
 
@@ -32,41 +35,61 @@ class StepCounts:
         tokens: label tokens by side.
         sequences: sequences by side.
         batches: micro-batches that count.
+        placed: label tokens where a term does not simply look at all labels of its side.
+        local: micro-batches of this rank, those that do not count included.
     """
 
     tokens: Mapping[str, int]
     sequences: Mapping[str, int]
     batches: int
+    placed: Mapping[Place, int] = field(default_factory=dict)
+    local: int = field(default=0, compare=False)
+
+    def of(self, term: Term) -> int:
+        """What the mean of a term is over: label tokens, sequences, or, of a loss of the model alone, micro-batches."""
+        if term.kind == "model":
+            return self.batches
+        if term.kind == "sequence":
+            return self.sequences[term.side]
+        return self.tokens[term.side] if (term.places, term.skip) == ("labels", 0) else self.placed[place_of(term)]
 
 
-def count_step(batches: Sequence[MicroBatch], sides: Sequence[str], all_sum: Callable[[Tensor], Tensor]) -> StepCounts:
+def place_of(term: Term) -> Place:
+    """What a term's token mean is over."""
+    return (term.side, term.places, term.skip)
+
+
+def count_step(
+    batches: Sequence[MicroBatch], sides: Sequence[str], all_sum: Callable[[Tensor], Tensor], places: Sequence[Place] = ()
+) -> StepCounts:
     """Count the micro-batches of one step.
 
     Args:
         batches: this rank's micro-batches, from first to last.
         sides: the sides to count, in an order all ranks share.
         all_sum: sums an int64 vector over the ranks.
+        places: what else to count, in an order all ranks share, see `training.places.special`.
 
     Returns:
         Counts over all ranks. A label at position 0 does not count, since nothing predicts it.
     """
-    local = torch.zeros(2 * len(sides) + 1, dtype=torch.int64)
-    for batch in batches:
-        if not batch["counted"]:
-            continue
-        for column, side in enumerate(sides):
-            local[column] += batch["sides"][side]["label_mask"][:, 1:].sum().cpu()
-            local[len(sides) + column] += batch["sides"][side]["label_mask"].shape[0]
-        local[-1] += 1
+    plain: list[Place] = [(side, "labels", 0) for side in sides]
+    local = torch.zeros(2 * len(sides) + len(places) + 1, dtype=torch.int64)
+    for batch in (batch for batch in batches if batch["counted"]):
+        labels = [count_labels(batch["sides"][side], where, skip) for side, where, skip in (*plain, *places)]
+        rows = [batch["sides"][side]["label_mask"].shape[0] for side in sides]
+        local += torch.tensor([*labels, *rows, 1])
     total: list[int] = all_sum(local).tolist()
-    return StepCounts(dict(zip(sides, total, strict=False)), dict(zip(sides, total[len(sides) :], strict=False)), total[-1])
+    first, second = len(sides), len(sides) + len(places)
+    tokens, placed = dict(zip(sides, total, strict=False)), dict(zip(places, total[first:], strict=False))
+    return StepCounts(tokens, dict(zip(sides, total[second:], strict=False)), total[-1], placed, len(batches))
 
 
 def independent_groups(terms: Sequence[Term]) -> list[list[Term]]:
     """Terms grouped so that no two groups read the same side of the model in training: each group can be back-propagated on its own."""
     groups: list[tuple[set[str], list[Term]]] = []
     for term in terms:
-        sides = {need.side for need in term.needs if not need.reference and need.quantity in FROM_LOGITS}
+        sides = {need.side for need in term.needs if not need.reference and need.side and need.quantity in FROM_MODEL}
         members = [term]
         apart: list[tuple[set[str], list[Term]]] = []
         for group in groups:
@@ -104,6 +127,8 @@ class Driver:
             raise UserError(f"driver.normalise is {normalise!r}", "choose 'step' or 'micro_batch'")
         self.objective, self.reference, self.world_size = objective, reference, world_size
         self.normalise, self.sequential_terms = normalise, sequential_terms
+        self.gradients = StepGradients(objective.combination, world_size) if objective.combination is not None else None
+        self.listens = type(objective).on_micro_batch is not Objective.on_micro_batch
 
     def backward(
         self,
@@ -130,48 +155,95 @@ class Driver:
             for a term of weight 0, which is not computed.
         """
         terms = list(self.objective.terms)
-        active = [term for term in terms if term.weight != 0]
-        groups = independent_groups(active) if self.sequential_terms else [active]
+        active = [term for term in terms if term.weight != 0 or term.watched]
+        groups = self._groups(active)
         values: dict[str, Tensor] = {}
         total = next(iter(batch["sides"].values()))["input_ids"].new_zeros((), dtype=torch.float32)
         for number, group in enumerate(groups):
-            with nullcontext() if number == len(groups) - 1 else no_sync():
-                needs = [need for term in group for need in term.needs]
-                quantities = build_quantities(needs, model, batch["sides"], self.reference, autocast)
-                shares = {term.name: self._scale(term, batch, counts) * summed(term, quantities) for term in group}
-                del quantities
+            with nullcontext() if number == len(groups) - 1 and self.gradients is None else no_sync():
+                shares = self._shares(group, model, batch, counts, autocast)
                 loss = torch.stack([term.weight * self.world_size * shares[term.name] for term in group]).sum()
                 values |= {name: share.detach() for name, share in shares.items()}
-                backward(loss)
+                if self.gradients is None:
+                    backward(loss)
+                else:
+                    self.gradients.backward(model, backward, loss, retain=group[0].is_retain)
                 total = total + loss.detach()
                 del loss, shares
+        if self.gradients is not None:
+            self.gradients.micro_batch_done(model, counts.local)
+        if self.listens:
+            self._tell(terms, values, batch, counts)
         absent = total.new_full((), torch.nan)
         return total, torch.stack([values.get(term.name, absent) for term in terms])
+
+    def _groups(self, active: list[Term]) -> list[list[Term]]:
+        """The terms that are back-propagated together."""
+        if self.gradients is not None:
+            parts = [[term for term in active if not term.is_retain], [term for term in active if term.is_retain]]
+            return [part for part in parts if part]
+        return independent_groups(active) if self.sequential_terms else [active]
+
+    def _shares(
+        self,
+        group: list[Term],
+        model: nn.Module,
+        batch: MicroBatch,
+        counts: StepCounts,
+        autocast: Callable[[], AbstractContextManager[object]],
+    ) -> dict[str, Tensor]:
+        """This micro-batch's share of the mean of each term, by name."""
+        device = next(iter(batch["sides"].values()))["input_ids"].device
+        own: dict[str, Any] = dict(self.objective.given(device))
+        if any(term.kind == "model" for term in group):
+            own["parameters"] = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        shares: dict[str, Tensor] = {}
+        sides: Batch = {**batch["sides"], **self.objective.derived(batch["sides"])}
+        for places in dict.fromkeys(term.places for term in group):
+            members = [term for term in group if term.places == places]
+            needs = [need for term in members for need in term.needs]
+            hidden = self.objective.hidden
+            quantities = build_quantities(needs, model, sides, self.reference, autocast, hidden=hidden, places=places, own=own)
+            shares |= {term.name: self._scale(term, batch, counts) * summed(term, quantities) for term in members}
+        return shares
 
     def _scale(self, term: Term, batch: MicroBatch, counts: StepCounts) -> float:
         """What a sum over the micro-batch is multiplied by, the number of ranks aside."""
         if not batch["counted"]:
             return 0.0
-        side = term.side
-        if self.normalise == "step":
-            return 1.0 / max(1, (counts.tokens if term.kind == "token" else counts.sequences)[side])
-        mask_BT = batch["sides"][side]["label_mask"]
-        local = int(mask_BT[:, 1:].sum()) if term.kind == "token" else mask_BT.shape[0]
-        return 1.0 / (max(1, local) * max(1, counts.batches))
+        if self.normalise == "step" or term.kind == "model":
+            return 1.0 / max(1, counts.of(term))
+        return 1.0 / (max(1, _local(term, batch)) * max(1, counts.batches))
+
+    def _tell(self, terms: list[Term], values: Mapping[str, Tensor], batch: MicroBatch, counts: StepCounts) -> None:
+        """Tell the objective each term's mean over this micro-batch alone."""
+        if batch["counted"]:
+            scales = {term.name: self._scale(term, batch, counts) * max(1, _local(term, batch)) for term in terms}
+            self.objective.on_micro_batch({name: float(value) / scales[name] for name, value in values.items()})
 
 
-def summed(term: Term, quantities: Mapping[str, Tensor]) -> Tensor:
-    """Sum of a term's loss over the sequences (kind "sequence") or label tokens (kind "token") of a micro-batch, a float32 scalar.
+def _local(term: Term, batch: MicroBatch) -> int:
+    """What a term counts in a micro-batch."""
+    if term.kind == "model":
+        return 1
+    side = batch["sides"][term.side]
+    return count_labels(side, term.places, term.skip) if term.kind == "token" else side["label_mask"].shape[0]
+
+
+def summed(term: Term, quantities: Mapping[str, Any]) -> Tensor:
+    """Sum of a term's loss over the sequences or label tokens of a micro-batch, or its loss of the model alone; a float32 scalar.
 
     Raises:
         UserError: the loss returned another shape than its kind says.
     """
     value = as_float32(term(quantities))
-    mask_BN = quantities[f"{term.side}_mask_BN"]
+    mask_BN = quantities[f"{term.side}_mask_BN"] if term.side else value.new_ones(())
     expected = mask_BN.shape[:1] if term.kind == "sequence" else mask_BN.shape
     if value.shape != expected:
         raise UserError(
             f"the loss of {term.name!r} is of kind {term.kind!r} and returned {list(value.shape)} instead of {list(expected)}",
             "return one value a sequence [B] or a label [B, N], as the kind says, without a mean over the batch",
         )
-    return value.sum() if term.kind == "sequence" else masked_sum(value, mask_BN).sum()
+    if term.kind != "token":
+        return value.sum()
+    return masked_sum(value, without_first(mask_BN, term.skip) if term.skip else mask_BN).sum()

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging as transformers_logging
 
 from expunge.core.errors import UserError
 from expunge.methods.objective import Objective, StepInfo
+from expunge.models.adapters import is_adapted, save_model
 from expunge.training import checkpoint as checkpoints
 from expunge.training.progress import Plan, RunningSums, load_objective, save_objective
 from expunge.training.records import RecordLog
@@ -223,10 +224,22 @@ class ResumableTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        folder = Path(output_dir or str(self.args.output_dir))
         with _no_bar_a_checkpoint():
-            super()._save(output_dir, state_dict)
+            if is_adapted(cast(nn.Module, self.model)):
+                self._save_adapter(folder, state_dict)
+            else:
+                super()._save(str(folder), state_dict)
         # transformers pickles the arguments beside the weights; nothing reads that file, and unpickling one runs whatever it says.
-        (Path(output_dir or str(self.args.output_dir)) / PICKLED_ARGUMENTS).unlink(missing_ok=True)
+        (folder / PICKLED_ARGUMENTS).unlink(missing_ok=True)
+
+    def _save_adapter(self, folder: Path, state_dict: dict[str, Any] | None) -> None:
+        """The adapter in training and the record of its base; transformers would save a frozen reference adapter as well."""
+        if not self.args.should_save:
+            return
+        save_model(cast(nn.Module, self.model), folder, state_dict=state_dict)
+        if self.processing_class is not None:
+            cast(Any, self.processing_class).save_pretrained(str(folder))
 
     def _save_rng_state(self, output_dir: str) -> None:
         save_rng_state(Path(output_dir) / f"rng_state_{self.args.process_index}.safetensors")

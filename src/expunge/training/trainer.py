@@ -23,8 +23,9 @@ from expunge.core.errors import UserError, unknown
 from expunge.core.files import without_nan
 from expunge.lm import runtime
 from expunge.methods.objective import Objective
+from expunge.optim.masks import WeightMask
 from expunge.training.callbacks import ProgressCallback, RecordCallback
-from expunge.training.driver import Driver, Normalise, StepCounts, count_step
+from expunge.training.driver import Driver, Normalise, StepCounts, count_step, place_of
 from expunge.training.order import (
     ORDER_FILE,
     Collate,
@@ -36,11 +37,12 @@ from expunge.training.order import (
     MicroBatches,
     save_order,
 )
+from expunge.training.places import special
 from expunge.training.progress import Plan
 from expunge.training.quantities import Reference, check_servable
 from expunge.training.records import RecordLog
-from expunge.training.resumable import ResumableTrainer
 from expunge.training.rng import preserved_rng
+from expunge.training.stepping import OptimizerFactory, RulesFactory, SteppingTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +50,7 @@ Evaluator = Callable[[nn.Module, int], Mapping[str, float | None]]
 """Evaluates the model at a step: metric values by name, None where a metric could not be computed."""
 
 
-class UnlearnTrainer(ResumableTrainer):
+class UnlearnTrainer(SteppingTrainer):
     """Minimises an objective's terms over pairs of rows.
 
     Args:
@@ -63,6 +65,9 @@ class UnlearnTrainer(ResumableTrainer):
         normalise: see `Driver`; compat switch `driver.normalise`.
         sequential_terms: see `Driver`.
         optimizers: optimizer and scheduler, where they are not TrainingArguments' own.
+        optimizer_factory: see `SteppingTrainer`; of `trainer.optimizer`.
+        rules_factory: see `SteppingTrainer`; of `trainer.optimizer.rules`.
+        mask: see `SteppingTrainer`; of `trainer.mask`.
         callbacks: further callbacks.
 
     Raises:
@@ -83,6 +88,9 @@ class UnlearnTrainer(ResumableTrainer):
         normalise: Normalise = "step",
         sequential_terms: bool = True,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LRScheduler | None] = (None, None),
+        optimizer_factory: OptimizerFactory | None = None,
+        rules_factory: RulesFactory | None = None,
+        mask: WeightMask | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         _check(args, objective, dataset, reference, evaluator)
@@ -100,6 +108,9 @@ class UnlearnTrainer(ResumableTrainer):
             data_collator=CollateMicroBatch(collate),
             processing_class=processing_class,
             optimizers=optimizers,
+            optimizer_factory=optimizer_factory,
+            rules_factory=rules_factory,
+            mask=mask,
             callbacks=list(callbacks),
         )
         if use_cache is not None:
@@ -114,7 +125,7 @@ class UnlearnTrainer(ResumableTrainer):
             # DeepSpeed counts backward passes to know where a step ends.
             sequential_terms=sequential_terms and not self.is_deepspeed_enabled,
         )
-        self.sides = sorted(objective.sides)
+        self.sides, self.places = sorted(objective.sides), special(place_of(term) for term in objective.terms if term.kind == "token")
         self.order_seed = args.seed if args.data_seed is None else args.data_seed
         rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * self.accelerator.num_processes
         self.plan = Plan(rows_per_step, len(dataset), self.order_seed, tuple(term.name for term in objective.terms))
@@ -169,14 +180,10 @@ class UnlearnTrainer(ResumableTrainer):
         batches: list[MicroBatch] = []
         for _, batch in zip(range(num_batches), epoch_iterator, strict=False):
             batches.append(batch)
-        self._counts = count_step(batches, self.sides, self._all_sum)
+        self._counts = count_step(batches, self.sides, self._all_sum, self.places)
         self.tokens += sum(int(side["attention_mask"].sum()) for batch in batches if batch["counted"] for side in batch["sides"].values())
+        self.step_of(batches)
         return batches, None
-
-    def _all_sum(self, value: Tensor) -> Tensor:
-        total = self.accelerator.reduce(value.to(self.args.device), reduction="sum")
-        assert isinstance(total, Tensor)
-        return total
 
     # The step
 
@@ -192,13 +199,11 @@ class UnlearnTrainer(ResumableTrainer):
                 model, batch, self._counts, self._backward, self.accelerator.autocast, partial(self.accelerator.no_sync, model)
             )
         self.step_values_K += value_K
+        self.micro_batch_done(model)
         every = self.args.torch_empty_cache_steps
         if every is not None and self.state.global_step % every == 0 and torch.cuda.is_available():
             torch.cuda.empty_cache()
         return loss
-
-    def _backward(self, loss: Tensor) -> None:
-        self.accelerator.backward(loss, **({"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}))
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Six operations a token and parameter, over all sides."""
@@ -213,7 +218,8 @@ class UnlearnTrainer(ResumableTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Complete a record and hand it to the callbacks."""
         if "loss" in logs:
-            record = {"loss": logs.pop("loss"), **self._term_means(), **logs, **self._pace()}
+            told = {**self._term_means(), **self.objective.report()}
+            record = {"loss": logs.pop("loss"), **told, **logs, **self.rule_metrics(), **self._pace()}
             # The loop goes on with this very dict.
             logs.clear()
             logs.update(record)
@@ -287,4 +293,4 @@ def _check(
     strategy = IntervalStrategy(args.eval_strategy)
     if evaluator is None and strategy is not IntervalStrategy.NO:
         raise UserError(f"eval_strategy is {strategy.value!r}, but there is nothing to evaluate", "set up `eval`, or eval_strategy=no")
-    check_servable(objective.needs, tuple(dataset[0]), reference)
+    check_servable(objective.needs, tuple(dataset[0]), reference, objective.hidden)

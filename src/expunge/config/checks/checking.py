@@ -85,10 +85,10 @@ class Checking:
         bound = f" above {above:g}" if above is not None else f" of at least {at_least:g}" if at_least is not None else ""
         good = isinstance(value, int | float) and not isinstance(value, bool) and (not whole or float(value).is_integer())
         if not good or value != value or (above is not None and value <= above) or (at_least is not None and value < at_least):
-            self.fault(f"{self.typed(key, value)}: must be {kind}{bound}", f"for example {key}={_example(above, at_least, whole)}")
+            self.fault(f"{self.typed(key, value)}: must be {kind}{bound}", f"for example {key}={_example(key, at_least, whole)}")
 
 
-def _example(above: float | None, at_least: float | None, whole: bool) -> str:
+def _example(key: str, at_least: float | None, whole: bool) -> str:
     if whole:
         return "4"
-    return "1e-5" if above == 0 else f"{at_least:g}" if at_least is not None else "1"
+    return "1e-5" if key.endswith("learning_rate") else f"{at_least:g}" if at_least is not None else "1"

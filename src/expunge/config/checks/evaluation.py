@@ -7,6 +7,7 @@ from typing import Any
 
 from expunge.config.checks.checking import Checking
 from expunge.config.checks.data import check_split
+from expunge.core.errors import nearest
 
 # Keys of a metric's entry beside the needs and options of its function.
 ENTRY_KEYS = ("handler", "summary", "generation")
@@ -15,9 +16,11 @@ ENTRY_KEYS = ("handler", "summary", "generation")
 def check_eval(check: Checking) -> None:
     """Every suite's metrics, views, numbers and files."""
     for suite, node in check.cfg.section("eval").items():
-        if isinstance(node, dict):
+        if isinstance(node, dict) and "metrics" in node:
             _suite(check, f"eval.{suite}", node)
-    if check.cfg.get("mode") == "eval" and not check.cfg.section("eval"):
+    # An experiment leaves values for a suite behind even where the command line says eval=null.
+    suites = [node for node in check.cfg.section("eval").values() if isinstance(node, dict) and "metrics" in node]
+    if check.cfg.get("mode") == "eval" and not suites:
         check.fault("there is nothing to evaluate: the group eval is empty", "choose a suite: eval=tofu")
 
 
@@ -31,8 +34,10 @@ def _suite(check: Checking, key: str, node: dict[str, Any]) -> None:
         if metric is None:
             continue
         if not isinstance(metric, dict) or "handler" not in metric:
-            others = ", ".join(other for other, entry in metrics.items() if isinstance(entry, dict) and "handler" in entry)
-            check.fault(f"{key}.metrics.{name}: unknown metric, it has no handler", f"known: {others or '(none)'}")
+            known = [other for other, entry in metrics.items() if isinstance(entry, dict) and "handler" in entry]
+            near = nearest(name, known, count=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            check.fault(f"{key}.metrics.{name}: unknown metric, it has no handler", f"{hint}known: {', '.join(known) or '(none)'}")
             continue
         signature = check.signature(f"{key}.metrics.{name}.handler", metric["handler"])
         if signature is not None:

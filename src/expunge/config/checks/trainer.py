@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.config.checks.checking import Checking
+from expunge.config.checks.stepping import check_stepping
 from expunge.config.signatures import REQUIRED, Signature, dataclass_fields, read_signature
 from expunge.core.config import Config
 from expunge.core.errors import UserError
@@ -32,6 +33,7 @@ def check_trainer(check: Checking) -> None:
         _sides(check, signature)
     _retain(check)
     _training_arguments(check)
+    check_stepping(check)
 
 
 @cache

@@ -72,8 +72,8 @@ def collect_generations(
     try:
         with torch.inference_mode():
             for batch in mine(batches):
-                texts = _generate(model, tokenizer, [firsts[prompts[line]] for line in batch], config, pad_id, compute_dtype, cost)
-                found |= dict(zip(batch, texts, strict=True))
+                written = _generate(model, tokenizer, [firsts[prompts[line]] for line in batch], config, pad_id, compute_dtype, cost)
+                found |= dict(zip(batch, written, strict=True))
     finally:
         model.train(was_training)
     texts = gather(found)
@@ -107,21 +107,27 @@ def _generation_config(model: Any, tokenizer: Any, encoded: Sequence[Encoded], n
     turn_ends = {item.input_ids[item.turn_end] for item in encoded if item.turn_end is not None}
     ends |= turn_ends & set(tokenizer.all_special_ids)
     bos = getattr(model.generation_config, "bos_token_id", None)
-    return GenerationConfig(
-        max_new_tokens=new_tokens, do_sample=False, num_beams=1, eos_token_id=sorted(ends) or None, pad_token_id=pad_id, bos_token_id=bos
+    made: Any = GenerationConfig  # untyped in transformers
+    return made(
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        num_beams=1,
+        use_cache=True,
+        eos_token_id=sorted(ends) or None,
+        pad_token_id=pad_id,
+        bos_token_id=bos,
     )
 
 
 def _generate(
     model: Any, tokenizer: Any, prompts: Sequence[Encoded], config: Any, pad_id: int, compute_dtype: torch.dtype | None, cost: Cost
 ) -> list[str]:
-    where = next(model.parameters()).device
+    inner: Any = unwrapped(model)
+    where = next(inner.parameters()).device
     side = collate(prompts, pad_id, side="left")
     input_ids_BT = side["input_ids"].to(where)
     with runtime.autocast(where, compute_dtype):
-        output_BT = unwrapped(model).generate(
-            input_ids=input_ids_BT, attention_mask=side["attention_mask"].to(where), generation_config=config, use_cache=True
-        )
+        output_BT = inner.generate(input_ids=input_ids_BT, attention_mask=side["attention_mask"].to(where), generation_config=config)
     written_BT = output_BT[:, input_ids_BT.shape[1] :]
     cost.forward_tokens += int(side["attention_mask"].sum())
     cost.padded_tokens += input_ids_BT.numel()

@@ -92,7 +92,8 @@ def _norms(
 
 
 def _norm(gradient: Tensor, p: float) -> Tensor:
-    return torch.linalg.vector_norm(gradient.float(), ord=p)
+    norm: Tensor = torch.linalg.vector_norm(gradient.float(), ord=p)
+    return norm
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Examples that begin alike, packed so that their common beginning goes through the model once.
 
-The answers of one question share its prompt, which is most of their tokens. Packed, they are one sequence: the prompt, then each answer, under a
-mask that lets an answer see the prompt and itself, at the positions that it has on its own. The numbers are those of separate passes.
+The answers of one question share its prompt, which is most of their tokens. Packed, they are one sequence: the prompt, then each answer,
+under a mask that lets an answer see the prompt and itself, at the positions that it has on its own. The numbers are those of separate
+passes.
 """
 
 from __future__ import annotations
@@ -55,14 +56,14 @@ class Packed(NamedTuple):
 
     Attributes:
         side: tokens and masks, [B, T].
-        index: label positions, [B, N].
+        labels: label positions, [B, N].
         kwargs: attention mask [B, 1, T, T] and positions of shared prefixes; empty where each sequence is one example.
         pieces: (example, label tokens) in the order of the labels.
         tokens: that are not padding.
     """
 
     side: Side
-    index: LabelIndex
+    labels: LabelIndex
     kwargs: dict[str, Tensor]
     pieces: list[tuple[int, int]]
     tokens: int

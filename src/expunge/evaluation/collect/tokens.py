@@ -22,8 +22,11 @@ from expunge.lm.packing import token_budgeted_batches
 from expunge.models.outputs import label_outputs, unwrapped
 
 log = logging.getLogger(__name__)
-POSITIONS_AT_ONCE = 1024
-"""Label positions whose whole vocabulary is held in float32 at once."""
+POSITIONS_AT_ONCE = {"cpu": 32}
+"""Label positions whose whole vocabulary is held in float32 at once, by device: what stays in a CPU's cache."""
+
+POSITIONS = 1024
+"""As above, on any other device."""
 
 
 @dataclass
@@ -128,10 +131,10 @@ def _pass(
 def _forward(model: Any, groups: Sequence[Group], pad_id: int, compute_dtype: torch.dtype | None, cost: Cost) -> dict[int, Statistics]:
     where = next(model.parameters()).device
     packed = _moved(pack(groups, pad_id, next(model.parameters()).dtype), where)
+    arguments: dict[str, Any] = dict(packed.kwargs)
     with runtime.autocast(where, compute_dtype):
-        outputs = label_outputs(model, packed.side, index=packed.index, **packed.kwargs)
-    chunk = max(1, POSITIONS_AT_ONCE // len(groups))
-    statistics = token_statistics(outputs.logits_BNV, outputs.label_BN, chunk)
+        outputs = label_outputs(model, packed.side, index=packed.labels, **arguments)
+    statistics = token_statistics(outputs.logits_BNV, outputs.label_BN, POSITIONS_AT_ONCE.get(where.type, POSITIONS))
     cost.forward_tokens += packed.tokens
     cost.padded_tokens += packed.side["input_ids"].numel()
     flat = [value_BN[outputs.mask_BN].cpu().numpy() for value_BN in statistics]
@@ -147,7 +150,7 @@ def _moved(packed: Packed, where: torch.device) -> Packed:
         "label_mask": packed.side["label_mask"].to(where),
     }
     kwargs = {name: value.to(where) for name, value in packed.kwargs.items()}
-    return packed._replace(side=side, index=LabelIndex(*[value.to(where) for value in packed.index]), kwargs=kwargs)
+    return packed._replace(side=side, labels=LabelIndex(*[value.to(where) for value in packed.labels]), kwargs=kwargs)
 
 
 def _table(encoded: Sequence[Encoded], rows: Examples, found: Sequence[Statistics | None]) -> TokenTable:

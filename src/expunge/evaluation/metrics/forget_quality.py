@@ -22,7 +22,7 @@ def forget_quality(truth_ratio: Result, retain_logs: RetainLogs | None) -> Resul
     name = truth_ratio.name or "forget_truth_ratio"
     if not retain_logs.has(name):
         return Result.missing(f"{retain_logs.path} has no {name}")
-    reference_R = retain_logs.column(name, "score", truth_ratio.row_ids, texts=truth_ratio.texts)
+    reference_R = retain_logs.column(name, "score", truth_ratio.row_ids)
     statistic = KolmogorovSmirnov(truth_ratio.columns["score"], reference_R)
     distance = statistic.value()
     if distance is None:

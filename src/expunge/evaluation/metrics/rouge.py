@@ -36,7 +36,7 @@ def rouge(generations: GenerationTable, *, variant: str = "rougeL_recall") -> Re
     columns: dict[str, Any] = {name: np.array([score[name] for score in scores]) for name in VARIANTS}
     score_R = columns[variant]
     columns |= {"input": generations.prompt, "ground_truth": tuple(targets), "generation": generations.generation}
-    return Result(Mean(score_R), columns=columns, row_ids=examples.row_ids, texts=examples.target_text)
+    return Result(Mean(score_R), columns=columns, row_ids=examples.row_ids)
 
 
 def _scores(target: str, text: str) -> dict[str, float]:

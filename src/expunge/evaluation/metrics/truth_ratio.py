@@ -48,11 +48,11 @@ def truth_ratio(
     with np.errstate(over="ignore"):
         ratio_R = np.exp(log_w_R) / (np.exp(log_c_R) + eps) if eps else np.exp(log_ratio_R)
     score_R = _score(aggregate, ratio_R, log_ratio_R, eps)
-    return Result(Mean(score_R), columns={"score": ratio_R, "log_ratio": log_ratio_R}, row_ids=correct.row_ids, texts=correct.texts)
+    return Result(Mean(score_R), columns={"score": ratio_R, "log_ratio": log_ratio_R}, row_ids=correct.row_ids)
 
 
 def _log_wrong(logp_RA: Floats, wrong_mean: str) -> Floats:
-    """log w of each row, from mean log-probabilities of the wrong answers."""
+    """Log w of each row, from mean log-probabilities of the wrong answers."""
     if wrong_mean == "geometric":
         return row_mean(logp_RA)
     top_R = np.fmax.reduce(logp_RA, axis=1)

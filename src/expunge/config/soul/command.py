@@ -1,0 +1,191 @@
+"""Reading a command line of the SOUL family: flags, the file that `--config_file` names, and overrides of ours behind them."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from expunge.config.soul.flags import Flag, spellings
+from expunge.core.errors import Fault, UserError, nearest, unknown
+from expunge.core.files import read_json
+
+OVERRIDE = re.compile(r"[+~]{0,2}[A-Za-z_][\w./@]*=.*|~[A-Za-z_][\w./@]*", re.DOTALL)
+TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+EPILOG = """\
+A switch is on without a value, or with 1; 0 is off. Behind the flags may stand overrides as in `expunge unlearn`, KEY=VALUE or
+GROUP=CHOICE, which win over what the flags are translated to.
+"""
+ALONE = object()
+"""A flag that was typed without a value."""
+
+
+@dataclass
+class Given:
+    """What a command line says.
+
+    Attributes:
+        values: by the flag's dotted name.
+        where: how each was given, for messages: `--unlearn.lr 5e-6`, or `unlearn.lr in FILE`.
+        overrides: overrides of ours, as typed.
+        faults: what cannot be read.
+        notices: what was read otherwise than typed.
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    where: dict[str, str] = field(default_factory=dict)
+    overrides: tuple[str, ...] = ()
+    faults: list[Fault] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value of a flag, `default` where it was not given."""
+        return self.values.get(name, default)
+
+    def told(self, name: str) -> str:
+        """The flag as it was given."""
+        return self.where.get(name, f"--{name}")
+
+    def fault(self, message: str, hint: str = "") -> None:
+        """Note a fault."""
+        self.faults.append(Fault(message, hint))
+
+
+def build_parser(prog: str, flags: tuple[Flag, ...], summary: str, with_file: bool) -> argparse.ArgumentParser:
+    """The parser of a script; its values are texts, which `read` makes sense of, so that all faults are told together."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description=summary, epilog=EPILOG, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    if with_file:
+        parser.add_argument("--config_file", "--config-file", metavar="FILE.json", help="flags in a file, nested by their dots; flags win")
+    names: dict[str, list[str]] = {flag.name: [] for flag in flags}
+    for spelling, flag in spellings(flags).items():
+        names[flag.name].append(f"--{spelling}")
+    for flag in flags:
+        listed = f": {', '.join(flag.choices)}" if flag.choices else ""
+        options = {"nargs": "?", "const": ALONE, "default": None, "metavar": "0|1" if flag.kind == "switch" else "VALUE"}
+        parser.add_argument(*names[flag.name], dest=flag.name, help=(flag.help + listed).replace("%", "%%"), **options)  # type: ignore[arg-type]
+    return parser
+
+
+def read(parser: argparse.ArgumentParser, flags: tuple[Flag, ...], argv: Sequence[str] | argparse.Namespace) -> Given:
+    """Read a command line.
+
+    Args:
+        parser: from `build_parser`.
+        flags: the same.
+        argv: the arguments, or what the parser made of them.
+
+    Returns:
+        What was given; unknown flags, values of the wrong kind and unreadable files are among its faults.
+    """
+    given = Given()
+    known = {flag.name: flag for flag in flags}
+    rest: list[str] = []
+    if isinstance(argv, argparse.Namespace):
+        args = argv
+        given.overrides = tuple(getattr(args, "overrides", ()) or ())
+    else:
+        words, given.overrides = _without_overrides(argv, spellings(flags))
+        args, rest = parser.parse_known_args(words)
+    given.faults += _unknown_flags(rest, [*spellings(flags), "config_file"])
+    if file := getattr(args, "config_file", None):
+        _read_file(Path(str(file)).expanduser(), known, given)
+    for name, flag in known.items():
+        text = getattr(args, name, None)
+        if text is not None:
+            _take(given, flag, text, f"--{name}" if text is ALONE else f"--{name} {text}")
+    return given
+
+
+def _without_overrides(argv: Sequence[str], names: Mapping[str, Flag]) -> tuple[list[str], tuple[str, ...]]:
+    """The words without the overrides: KEY=VALUE where it cannot be the value of the flag before it."""
+    words: list[str] = []
+    overrides: list[str] = []
+    takes_value = False
+    for word in argv:
+        if OVERRIDE.fullmatch(word) and not takes_value:
+            overrides.append(word)
+            continue
+        words.append(word)
+        flag = names.get(word.lstrip("-"))
+        takes_value = word.startswith("--") and "=" not in word and (flag is None or flag.kind != "switch")
+    return words, tuple(overrides)
+
+
+def _unknown_flags(rest: Sequence[str], names: Sequence[str]) -> Iterator[Fault]:
+    after_flag = False
+    for word in rest:
+        if word.startswith("-"):
+            name = word.lstrip("-").partition("=")[0]
+            near = nearest(name, names, count=1)
+            yield Fault(f"unknown flag --{name}", f"did you mean --{near[0]}?" if near else "--help lists the flags")
+        elif not after_flag:
+            yield Fault(f"{word!r} is neither a flag nor its value", "a flag begins with --, an override of ours is KEY=VALUE")
+        after_flag = word.startswith("-")
+
+
+def _read_file(path: Path, known: Mapping[str, Flag], given: Given) -> None:
+    try:
+        content = read_json(path)
+    except UserError as error:
+        given.faults += error.faults
+        return
+    if not isinstance(content, dict):
+        given.fault(f"{path} is not a JSON object", 'write {"overall": {...}, "unlearn": {...}, "dataset": {...}, "logger": {...}}')
+        return
+    for name, value in _flat(content):
+        if name not in known:
+            near = nearest(name, list(known), count=1)
+            given.fault(
+                f"{path}: unknown key {name!r}", f"did you mean {near[0]!r}?" if near else "--help lists the flags, which are the keys"
+            )
+        elif value is not None:
+            text = ("1" if value else "0") if isinstance(value, bool) else value if isinstance(value, str) else repr(value)
+            _take(given, known[name], text, f"{name}={text} in {path}")
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _take(given: Given, flag: Flag, text: Any, where: str) -> None:
+    """Note a flag's value, or what is wrong with it."""
+    if text is ALONE and flag.kind != "switch":
+        given.fault(f"--{flag.name} is given without a value", f"write --{flag.name} VALUE")
+        return
+    value, wrong = (True, "") if text is ALONE else _value(flag.kind, str(text))
+    if wrong:
+        given.fault(f"{where}: {text!r} is not {wrong}", f"for example --{flag.name} {_EXAMPLES[flag.kind]}")
+    elif flag.choices and value not in flag.choices:
+        kind = flag.name.rpartition(".")[2].removeprefix("unlearn_").removesuffix("_name")
+        fault = unknown(kind, str(value), flag.choices)
+        given.fault(f"{where}: {fault.message}", fault.hint)
+    else:
+        given.values[flag.name], given.where[flag.name] = value, where
+
+
+_EXAMPLES = {"switch": "1", "whole": "4", "number": "1e-4", "text": "NAME"}
+
+
+def _value(kind: str, text: str) -> tuple[Any, str]:
+    """A text as a value of its kind, and what it should have been where it is none."""
+    if kind == "text":
+        return text, ""
+    if kind == "switch":
+        return text.lower() in TRUE, "" if text.lower() in (*TRUE, *FALSE) else "0 or 1"
+    try:
+        number = float(text)
+    except ValueError:
+        return None, "a whole number" if kind == "whole" else "a number"
+    if not math.isfinite(number) or (kind == "whole" and not number.is_integer()):
+        return None, "a whole number" if kind == "whole" else "a finite number"
+    return int(number) if number.is_integer() and (kind == "whole" or ("." not in text and "e" not in text.lower())) else number, ""

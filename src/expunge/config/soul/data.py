@@ -1,0 +1,134 @@
+"""The data of `exec/unlearn_model.py`: forget and retain rows, and which of the forget rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from expunge.config.soul.command import Given
+from expunge.config.soul.methods import Method
+from expunge.config.soul.router import Routed, Side, route
+from expunge.config.soul.writing import assign
+from expunge.core.errors import UserError
+
+DEFAULTS = {"forget": "SafePku", "retain": "C4"}
+RATIO = 200
+IDK = "expunge.data.datasets:qa_idk"
+RANDOM = "expunge.data.random_labels:qa_random_labels"
+GROUP = "data/datasets@data"
+
+
+def data_overrides(given: Given, name: str, method: Method, data_root: str) -> list[str]:
+    """Overrides of the `data` section; faults and notices are added to `given`."""
+    self_retain = bool(given.get("dataset.self_retain"))
+    forget = _side(given, "forget", "forget" in method.sides or self_retain, data_root)
+    reads_retain = "retain" in method.sides or (name == "NPO" and given.get("unlearn.NPO.gamma", given.get("unlearn.gamma")) is not None)
+    retain = _complement(given, forget, data_root) if self_retain else _side(given, "retain", reads_retain, data_root)
+    for side, routed in (("forget", forget), ("retain", retain)):
+        if routed is None and side in method.sides and not given.faults:
+            given.fault(
+                f"{given.told(f'dataset.{side}_dataset_name')}: {name} reads {side} rows", "name a data set of the router, or a local file"
+            )
+    overrides = [] if forget is None else _written("forget", forget)
+    overrides += _written("retain", retain) if retain is not None else [f"~{GROUP}.retain"]
+    if forget is None:
+        overrides += [f"~{GROUP}.forget", "data.anchor=retain"]
+        return overrides
+    overrides += _selection(given, forget, retain if self_retain else None)
+    overrides += _alternates(given, name, method, forget, retain)
+    task = given.get("unlearn.task_name")
+    if task == "tofu" and forget.subset is None and not any(text.startswith(("eval=", "forget_split=")) for text in given.overrides):
+        given.fault(
+            f"{given.told('unlearn.task_name')}: {given.get('dataset.forget_dataset_name', DEFAULTS['forget'])} is not TOFU",
+            "name a forget set such as Tofu_forget10, or eval=null behind the flags to train without evaluating",
+        )
+    return overrides
+
+
+def check_names(given: Given, data_root: str) -> None:
+    """Note the faults of the data sets that are named, for a run that reads neither."""
+    sides: tuple[Side, ...] = ("forget", "retain")
+    for side in sides:
+        _side(given, side, False, data_root)
+
+
+def _side(given: Given, side: Side, read: bool, data_root: str) -> Routed | None:
+    """What a side's flag names; where it is not given, SOUL's default, if the method reads the side at all."""
+    flag = f"dataset.{side}_dataset_name"
+    if flag not in given.values:
+        # Files of another side than the ones that are read are never asked for.
+        if not read:
+            return None
+        given.notices.append(f"--{flag} is not given: {DEFAULTS[side]}")
+    try:
+        routed = route(str(given.get(flag, DEFAULTS[side])), side, data_root, given.get("dataset.custom_split_path"))
+    except UserError as error:
+        given.faults += error.faults
+        return None
+    if routed is not None:
+        given.notices += routed.notices
+    return routed
+
+
+def _complement(given: Given, forget: Routed | None, data_root: str) -> Routed | None:
+    """The forget data set once more, on the other side."""
+    if forget is None:
+        return None
+    if "dataset.retain_dataset_name" in given.values:
+        given.notices.append(
+            f"{given.told('dataset.retain_dataset_name')}: left out, --dataset.self_retain keeps the rest of the forget set"
+        )
+    name = str(given.get("dataset.forget_dataset_name", DEFAULTS["forget"]))
+    if forget.subset is not None:
+        return route(name, "retain", data_root)
+    return Routed(forget.choices, dict(forget.values), texts=forget.texts)
+
+
+def _written(side: Side, routed: Routed) -> list[str]:
+    chosen = routed.choices[0] if len(routed.choices) == 1 else f"[{','.join(routed.choices)}]"
+    overrides = [f"{GROUP}.{side}={chosen}", *(assign(key, value) for key, value in routed.root.items())]
+    return overrides + [assign(f"data.{side}.{routed.choices[0]}.{key}", value) for key, value in routed.values.items()]
+
+
+def _selection(given: Given, forget: Routed, rest: Routed | None) -> list[str]:
+    """Which rows are forgotten, and, with `self_retain`, that the rest are kept."""
+    ratio = given.get("dataset.forget_ratio", RATIO)
+    if "dataset.forget_ratio" not in given.values:
+        given.notices.append(f"--dataset.forget_ratio is not given: {RATIO} rows")
+    told = given.told("dataset.forget_ratio")
+    if ratio <= 0 or (ratio > 1 and not float(ratio).is_integer()):
+        given.fault(f"{told}: above 1 it is a count of rows, a whole number; at most 1 a share above 0", "for example 200, or 0.1")
+        return []
+    if ratio > 1 and len(forget.choices) > 1:
+        given.fault(
+            f"{told}: a count over {len(forget.choices)} data sets ({', '.join(forget.choices)})",
+            "give a share at most 1, or name one of them",
+        )
+    select: dict[str, Any] = {"ratio": int(ratio) if ratio > 1 else float(ratio), "seed": given.get("dataset.dataset_seed", 0)}
+    if rest is not None and ratio == 1:
+        given.fault(f"{told}: with --dataset.self_retain nothing is left to keep", "give a share below 1, or a count")
+    overrides = []
+    if ratio != 1:
+        overrides += [assign(f"data.forget.{choice}.args.select", select) for choice in forget.choices]
+    if rest is not None:
+        overrides += [assign(f"data.retain.{choice}.args.select", {**select, "complement": True}) for choice in rest.choices]
+    return overrides
+
+
+def _alternates(given: Given, name: str, method: Method, forget: Routed, retain: Routed | None) -> list[str]:
+    """The handler that gives the forget rows the other answers which the method learns."""
+    if method.alternates is None:
+        return []
+    told = given.told("dataset.forget_dataset_name")
+    if forget.texts:
+        given.fault(f"{told}: {name} answers questions otherwise, and these rows are texts without questions", "name questions and answers")
+        return []
+    choice = forget.choices[0]
+    if method.alternates == "refusals":
+        return [assign(f"data.forget.{choice}.handler", IDK)]
+    if retain is None or retain.texts:
+        given.fault(
+            f"{given.told('dataset.retain_dataset_name')}: {name} draws answers from the retain rows",
+            "name questions and answers to retain",
+        )
+        return []
+    return [assign(f"data.forget.{choice}.handler", RANDOM), f"data.forget.{choice}.args.answers=${{data.retain}}"]

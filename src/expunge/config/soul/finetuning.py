@@ -1,0 +1,96 @@
+"""`exec/Fine_tune_{tofu,hp,wmdp}.py`: their flags as overrides of the one configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from expunge.config.soul.command import Given
+from expunge.config.soul.models import adapter_overrides, model_overrides
+from expunge.config.soul.router import DOMAINS, Routed, Side, hp_files, route
+from expunge.config.soul.writing import assign
+from expunge.core.errors import UserError
+
+DIRECT = {
+    "seed": "seed",
+    "epochs": "trainer.args.num_train_epochs",
+    "max_steps": "trainer.args.max_steps",
+    "batch_size": "trainer.args.per_device_train_batch_size",
+    "gradient_accumulation_steps": "trainer.args.gradient_accumulation_steps",
+    "lr": "trainer.args.learning_rate",
+    "weight_decay": "trainer.args.weight_decay",
+    "num_warmup_steps": "trainer.args.warmup_steps",
+    "ddp_find_unused_parameters": "trainer.args.ddp_find_unused_parameters",
+}
+LORA = {"lora_r": ("r", 8), "lora_alpha": ("alpha", 16), "lora_dropout": ("dropout", 0.05)}
+GROUP = "data/datasets@data.train"
+
+
+def translate_finetuning(script: str, given: Given, data_root: str) -> tuple[str, list[str], list[str]]:
+    """The configuration's name, overrides and notices; faults are added to `given`.
+
+    Args:
+        script: tofu, hp or wmdp.
+        given: the command line.
+        data_root: the folder of local data.
+    """
+    for flag in ("model_name", "save_dir"):
+        if flag not in given.values:
+            given.fault(f"--{flag} is not given", f"add --{flag} PATH")
+    folder = str(given.get("save_dir", ""))
+    overrides = [assign("task_name", Path(folder).name or script), assign("paths.output_dir", folder), "budget=soul_finetune"]
+    if "model_name" in given.values:
+        overrides += _model(given)
+    try:
+        overrides += {"tofu": _tofu, "hp": _hp, "wmdp": _wmdp}[script](given, data_root)
+    except UserError as error:
+        given.faults += error.faults
+    overrides += [assign(key, given.get(flag)) for flag, key in DIRECT.items() if flag in given.values]
+    overrides += ["trainer.args.logging_steps=10", "trainer.args.save_strategy=epoch", "trainer.args.save_total_limit=1"]
+    return "train", [*overrides, "trainer.args.report_to=none"], given.notices
+
+
+def _model(given: Given) -> list[str]:
+    name = str(given.get("model_name"))
+    settings: dict[str, Any] | None = {key: given.get(flag, default) for flag, (key, default) in LORA.items()}
+    if settings is not None and settings["r"] == 0:
+        settings = None
+        given.notices.append(f"{given.told('lora_r')}: no adapter, all weights are trained")
+    found: list[str] = []
+    try:
+        for overrides, notices in (model_overrides(name, given.get("cache_dir")), adapter_overrides(name, settings)):
+            found += overrides
+            given.notices += notices
+    except UserError as error:
+        given.faults += error.faults
+    return found
+
+
+def _tofu(given: Given, data_root: str) -> list[str]:
+    subset = str(given.get("subset", "full"))
+    if subset == "full":
+        return [f"{GROUP}=TOFU_QA_full"]
+    side: Side = "retain" if subset.startswith("retain") else "forget"
+    return [f"{GROUP}=TOFU_QA_{side}", assign(f"{side}_split", subset)]
+
+
+def _hp(given: Given, data_root: str) -> list[str]:
+    found = hp_files(data_root) or ["HP_QA"]
+    given.notices.append(f"HP: {', '.join(found)}")
+    return [f"{GROUP}=[{','.join(found)}]"]
+
+
+def _wmdp(given: Given, data_root: str) -> list[str]:
+    domain = next(name for name in DOMAINS if name.lower() == f"wmdp{given.get('domain', 'cyber')}")
+    sides: tuple[Side, ...] = (given.get("subset"),) if "subset" in given.values else ("forget", "retain")
+    routed: list[Routed] = []
+    for side in sides:
+        found = route(domain, side, data_root, given.get("custom_split_path"))
+        if found is not None:
+            routed.append(found)
+    given.notices += dict.fromkeys(notice for item in routed for notice in item.notices)
+    names = [choice for item in routed for choice in item.choices]
+    if "custom_split_path" in given.values and len(sides) > 1:
+        given.fault("--custom_split_path is given without --subset", "say which rows are learnt: --subset forget or --subset retain")
+    values = [assign(f"data.train.{item.choices[0]}.{key}", value) for item in routed for key, value in item.values.items()]
+    return [f"{GROUP}=[{','.join(dict.fromkeys(names))}]", *values]

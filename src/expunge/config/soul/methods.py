@@ -1,0 +1,61 @@
+"""The methods of the SOUL family: which choice of `trainer` each is, what it reads, and where its gamma goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Alternates = Literal["refusals", "random_answers"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method.
+
+    Attributes:
+        trainer: the choice of the group `trainer`; None where nothing is trained.
+        sides: the sides of the data that it reads.
+        alternates: what its alternate answers are; None where it reads none.
+        keys: its own hyper-parameters by SOUL's name -> the key of `trainer.method_args`.
+        required: the hyper-parameter that has to be given, for public defaults of 0 drop a term in silence.
+        overrides: further choices it needs.
+    """
+
+    trainer: str | None
+    sides: tuple[str, ...] = ("forget",)
+    alternates: Alternates | None = None
+    keys: dict[str, str] = field(default_factory=dict)
+    required: str | None = None
+    overrides: tuple[str, ...] = ()
+
+
+BOTH = ("forget", "retain")
+# SOUL's gamma stands before the retain term of a composite; ours before the forget term, and alpha before the retain term.
+RETAIN_WEIGHT = {"gamma": "alpha"}
+
+
+def _composite(trainer: str, alternates: Alternates | None = None, **keys: str) -> Method:
+    return Method(trainer, BOTH, alternates, {**RETAIN_WEIGHT, **keys}, "gamma")
+
+
+METHODS = {
+    "FT": Method("FT", ("retain",)),
+    "l1_sparse": Method("l1_sparse", ("retain",), keys={"alpha": "alpha_l1"}),
+    "GA": Method("GradAscent"),
+    "GA+FT": _composite("GA_FT"),
+    "GA+KL": _composite("GA_KL"),
+    "CL": Method("CL", alternates="refusals"),
+    "CL+FT": _composite("CL_FT", "refusals"),
+    "CL+KL": _composite("CL_KL", "refusals"),
+    "RL": Method("RL", BOTH, "random_answers"),
+    "KL": Method("KL", BOTH, keys={"gamma": "gamma"}, required="gamma"),
+    # In SOUL's code NPO has a retain term of weight gamma, 0 unless it is given.
+    "NPO": Method("NPO", keys={"gamma": "alpha", "beta": "beta"}, overrides=("retain=none",)),
+    "NPO+FT": _composite("NPO_FT", beta="beta"),
+    "SimNPO+FT": _composite("SimNPO_FT", beta="beta"),
+    "GA_FT_epoch": _composite("GA_FT_epoch"),
+    "GA_KL_epoch": _composite("GA_KL_epoch"),
+    "CL_FT_epoch": _composite("CL_FT_epoch", "refusals"),
+    "origin": Method(None, ()),
+    "sys": Method(None, ()),
+}

@@ -1,0 +1,66 @@
+"""Which model a name of a command line is: its prompt template, its adapter, where its files of the hub lie."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from expunge.config.soul.writing import assign
+from expunge.core.errors import UserError
+from expunge.core.files import read_json
+
+ADAPTER_FILE = "adapter_config.json"
+LLAMA2 = re.compile(r"llama-?2", re.IGNORECASE)
+CHAT = re.compile(r"chat|tofu", re.IGNORECASE)
+# What SOUL's code gives its LoRA adapter.
+SOUL_LORA = {"r": 8, "alpha": 32, "dropout": 0.05, "target_modules": ["q_proj", "v_proj"]}
+
+
+def model_overrides(name: str, cache_dir: str | None, *, refuses: bool = False) -> tuple[list[str], list[str]]:
+    """Overrides and notices for a model, without its adapter.
+
+    Args:
+        name: of the hub, or a folder, also one that holds a LoRA adapter.
+        cache_dir: where files of the hub are kept.
+        refuses: with the system prompt of the baseline `sys`.
+
+    Raises:
+        UserError: an adapter that does not say which model it belongs to.
+    """
+    base = base_of(name) or name
+    choice = "soul_llama2" if LLAMA2.search(base) and CHAT.search(base) else "soul"
+    asked = "[INST] ... [/INST] ..." if choice == "soul_llama2" else "### Question: ... ### Answer: ..."
+    notices = [f"{base} is prompted with {asked!r}; model=soul or model=soul_llama2 behind the flags chooses"]
+    if refuses:
+        choice += "_sys"
+    overrides = [f"model={choice}", assign("model.model_args.pretrained_model_name_or_path", name)]
+    if cache_dir is not None:
+        overrides += [assign("model.model_args.cache_dir", cache_dir), assign("model.tokenizer_args.cache_dir", cache_dir)]
+    return overrides, notices
+
+
+def base_of(name: str) -> str | None:
+    """The base model of a folder that holds a LoRA adapter; None for any other name."""
+    folder = Path(name).expanduser()
+    # A merged model may lie beside its adapter; then the folder is a model like any other.
+    if not (folder / ADAPTER_FILE).is_file() or (folder / "config.json").is_file():
+        return None
+    base = read_json(folder / ADAPTER_FILE).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise UserError(f"{folder / ADAPTER_FILE} names no base model", "set its base_model_name_or_path to the model it was trained on")
+    return base
+
+
+def adapter_overrides(name: str, settings: dict[str, object] | None) -> tuple[list[str], list[str]]:
+    """Overrides and notices for a model's adapter.
+
+    Args:
+        name: the model; an adapter that its folder holds is taken up as it is, never made anew.
+        settings: of a new adapter (`r`, `alpha`, `dropout`, `target_modules`); None = no new adapter is wanted.
+    """
+    base = base_of(name)
+    if base is not None:
+        return ["model/adapter=lora"], [f"{name} is a LoRA adapter of {base}; it is taken up as it is, never made anew"]
+    if settings is None:
+        return [], []
+    return ["model/adapter=lora", *(assign(f"model.adapter.{key}", value) for key, value in settings.items())], []

@@ -1,0 +1,64 @@
+"""Which columns a local file of rows has, so that questions and texts are told apart before anything runs."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from expunge.core.errors import MissingExtraError, UserError
+from expunge.core.files import read_json
+
+
+def columns(path: Path) -> tuple[set[str], list[str]]:
+    """The columns of a file or of a folder that `datasets.save_to_disk` wrote, and the splits of such a folder.
+
+    Args:
+        path: JSON, JSON Lines, CSV, TSV, parquet or text, told apart by content; or a saved folder.
+
+    Raises:
+        UserError: a folder of another kind, or a file that cannot be read.
+    """
+    if path.is_dir():
+        return _saved(path)
+    with path.open("rb") as handle:
+        start = handle.read(4)
+    if start == b"PAR1":
+        return _parquet(path), []
+    if path.suffix.lower() in (".csv", ".tsv"):
+        with path.open(encoding="utf-8-sig", newline="") as text:
+            return set(next(csv.reader(text, delimiter="\t" if path.suffix.lower() == ".tsv" else ","), [])), []
+    with path.open(encoding="utf-8-sig", errors="replace") as text:
+        line = next((line for line in text if line.strip()), "")
+    return (_json(path, line) if line.lstrip()[:1] in ("{", "[") else {"text"}), []
+
+
+def _json(path: Path, line: str) -> set[str]:
+    """The keys of the first record: of the first line where that is one, else of the whole document."""
+    try:
+        record: Any = json.loads(line)
+    except json.JSONDecodeError:
+        record = read_json(path)
+    if isinstance(record, list):
+        record = record[0] if record else {}
+    return set(record) if isinstance(record, dict) else {"text"}
+
+
+def _parquet(path: Path) -> set[str]:
+    try:
+        from pyarrow import ArrowInvalid, parquet
+    except ImportError as error:
+        raise MissingExtraError("pyarrow", "parquet", f"reading {path}") from error
+    try:
+        return set(parquet.read_schema(path).names)
+    except ArrowInvalid as error:
+        raise UserError(f"{path} is damaged: {error}", "fetch or write the parquet file anew") from error
+
+
+def _saved(folder: Path) -> tuple[set[str], list[str]]:
+    splits = list(read_json(folder / "dataset_dict.json")["splits"]) if (folder / "dataset_dict.json").is_file() else []
+    info = folder / splits[0] / "dataset_info.json" if splits else folder / "dataset_info.json"
+    if not info.is_file():
+        raise UserError(f"{folder} is not a folder that datasets.save_to_disk wrote", "name one of the files in it, or such a folder")
+    return set(read_json(info).get("features") or {}), splits

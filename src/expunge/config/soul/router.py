@@ -1,0 +1,137 @@
+"""Which data set of ours a name of the SOUL family's data router stands for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from expunge.config.local_data import SUFFIXES, local_file
+from expunge.config.soul.peek import columns
+from expunge.core.errors import UserError, unknown
+
+Side = Literal["forget", "retain"]
+
+DOMAINS = {"WMDPCyber": ("cyber",), "WMDPBio": ("bio",), "WMDPChem": ("chem",), "WMDPALL": ("bio", "cyber")}
+PLAIN = ("SafePku", "C4", "wikitext", "BookCorpus")
+TEXTS = ("C4", "wikitext", "BookCorpus")
+TOFU = tuple(
+    f"Tofu_{name}"
+    for name in (
+        "full",
+        *(f"forget{n}" for n in ("01", "05", "10")),
+        *(f"retain{n}" for n in ("99", "95", "90")),
+        "real_authors",
+        "world_facts",
+    )
+)
+NAMES = (*TOFU, *DOMAINS, "HP", *PLAIN)
+NOTHING = ("none", "null", "")
+QUESTION_KEYS = (("question", "answer"), ("prompt", "response"), ("instruction", "output"), ("input", "output"), ("query", "answer"))
+
+
+@dataclass
+class Routed:
+    """What a name stands for on one side of the data.
+
+    Attributes:
+        choices: of the group `data/datasets`; several are concatenated.
+        values: keys below `data.SIDE.CHOICE` -> value, for the first choice.
+        root: keys at the top of the configuration -> value.
+        texts: whether the rows are texts, without question and answer.
+        subset: TOFU's subset; None for other data.
+        notices: what the user should know.
+    """
+
+    choices: list[str]
+    values: dict[str, Any] = field(default_factory=dict)
+    root: dict[str, Any] = field(default_factory=dict)
+    texts: bool = False
+    subset: str | None = None
+    notices: list[str] = field(default_factory=list)
+
+
+def route(name: str, side: Side, data_root: str = "data", custom_split_path: str | None = None) -> Routed | None:
+    """The data sets that a name stands for; None for `none`.
+
+    Args:
+        name: one of `NAMES`, `Tofu_<subset>`, a local file, or a folder that `datasets.save_to_disk` wrote.
+        side: the side it is for.
+        data_root: the folder of local data, in which is looked which of HP's files are there.
+        custom_split_path: a folder that `save_to_disk` wrote, in the place of WMDP's corpora.
+
+    Raises:
+        UserError: an unknown name, or a local file that is not there or has no column that could be learnt from.
+    """
+    if name.lower() in NOTHING:
+        return None
+    if match := re.fullmatch(r"Tofu_(\w+)", name):
+        choice = "TOFU_QA_forget" if side == "forget" else "TOFU_QA_retain"
+        return Routed([choice], root={f"{side}_split": match[1]}, subset=match[1])
+    if name in DOMAINS:
+        return _wmdp(name, side, custom_split_path)
+    if name == "HP":
+        found = hp_files(data_root) or ["HP_QA"]
+        return Routed(found[:1], texts=found[0] == "HP_text")
+    if name in PLAIN:
+        return Routed([name], texts=name in TEXTS)
+    if looks_local(name):
+        return local(name, side)
+    raise UserError.of([unknown("data set", name, [*NAMES, "a local file"])])
+
+
+def hp_files(data_root: str) -> list[str]:
+    """The choices whose file is there, questions before passages."""
+    there = [
+        (choice, local_file({"path": "hp", "name": stem, "split": "train"}, data_root))
+        for choice, stem in (("HP_QA", "hp_qa"), ("HP_text", "hp"))
+    ]
+    return [choice for choice, file in there if file is not None]
+
+
+def looks_local(name: str) -> bool:
+    """Whether a name means a file or a folder on this machine."""
+    return name.startswith((".", "/", "~")) or Path(name).suffix.lower() in SUFFIXES or Path(name).exists()
+
+
+def local(name: str, split: str) -> Routed:
+    """A local file, or a folder that `save_to_disk` wrote, by the columns it has.
+
+    Args:
+        name: the file or folder.
+        split: of a folder with several splits the one that is wanted; `train` is taken where it has no such split.
+
+    Raises:
+        UserError: it is not there, or has neither questions and answers nor text.
+    """
+    path = Path(name).expanduser()
+    if not path.exists():
+        raise UserError(f"data set {name!r}: no such file", f"looked for {path.resolve()}; the router knows: {', '.join(NAMES)}")
+    names, splits = columns(path)
+    values: dict[str, Any] = {"args.hf_args.path": name}
+    if (splits and "train" not in splits) or split in splits:
+        values["args.hf_args.split"] = split
+    for question, answer in QUESTION_KEYS:
+        if question in names and answer in names:
+            keys = {"args.question_key": question, "args.answer_key": answer} if (question, answer) != QUESTION_KEYS[0] else {}
+            return Routed(["LOCAL_QA"], {**values, **keys})
+    if "text" in names:
+        return Routed(["LOCAL_text"], values, texts=True)
+    told = ", ".join(sorted(names)) or "none"
+    raise UserError(
+        f"data set {name!r} has no question and answer and no text; its columns: {told}",
+        f"rename them to one of {_pairs(QUESTION_KEYS)}, or to text",
+    )
+
+
+def _wmdp(name: str, side: Side, custom_split_path: str | None) -> Routed:
+    if custom_split_path is not None:
+        return local(custom_split_path, side)
+    notices = [f"{name} is the corpora for biology and cyber-security: there is none for chemistry"] if name == "WMDPALL" else []
+    return Routed([f"WMDP_{domain}_{side}" for domain in DOMAINS[name]], texts=True, notices=notices)
+
+
+def _pairs(pairs: Iterable[tuple[str, str]]) -> str:
+    return ", ".join(f"{question} and {answer}" for question, answer in pairs)

@@ -1,0 +1,76 @@
+"""A command line of the SOUL family as a configuration's name, overrides and notices."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from expunge.config.soul.command import Given, build_parser, read
+from expunge.config.soul.finetuning import translate_finetuning
+from expunge.config.soul.flags import FINETUNE, UNLEARN, Flag
+from expunge.config.soul.unlearning import translate_unlearning
+from expunge.config.soul.writing import key_of, replaced
+from expunge.core.errors import UserError
+
+SCRIPTS = {
+    "unlearn_model": "Make a model forget, and evaluate it; the SOUL family's command line.",
+    "Fine_tune_tofu": "Finetune on TOFU; the SOUL family's command line.",
+    "Fine_tune_hp": "Finetune on the questions and passages of a book of one's own; the SOUL family's command line.",
+    "Fine_tune_wmdp": "Finetune on WMDP's corpora; the SOUL family's command line.",
+}
+
+
+class Translation(NamedTuple):
+    """What a command line comes to.
+
+    Attributes:
+        config_name: a YAML at the top of the configs.
+        overrides: choices and values, the user's own overrides last.
+        notices: what was read otherwise than typed, or taken from a default that matters.
+    """
+
+    config_name: str
+    overrides: tuple[str, ...]
+    notices: tuple[str, ...]
+
+
+def flags_of(script: str) -> tuple[Flag, ...]:
+    """The flags of a script."""
+    return UNLEARN if script == "unlearn_model" else FINETUNE[script.removeprefix("Fine_tune_")]
+
+
+def parser_of(script: str) -> argparse.ArgumentParser:
+    """The parser of a script."""
+    return build_parser(f"{script}.py", flags_of(script), SCRIPTS[script], with_file=script == "unlearn_model")
+
+
+def translate(argv: Sequence[str] | argparse.Namespace, script: str = "unlearn_model", config_dirs: tuple[str, ...] = ()) -> Translation:
+    """Translate a command line. Local files are looked at, nothing is loaded.
+
+    Args:
+        argv: the arguments, or what `parser_of(script)` made of them.
+        script: one of `SCRIPTS`.
+        config_dirs: folders of the user's with further choices.
+
+    Returns:
+        Name, overrides and notices, for `config.validate.load_config`.
+
+    Raises:
+        UserError: all faults of the command line together.
+    """
+    flags = flags_of(script)
+    given = read(parser_of(script), flags, argv)
+    if script == "unlearn_model":
+        name, overrides, notices = translate_unlearning(given, _data_root(given), config_dirs)
+    else:
+        name, overrides, notices = translate_finetuning(script.removeprefix("Fine_tune_"), given, _data_root(given))
+    if given.faults:
+        raise UserError.of(dict.fromkeys(given.faults))
+    return Translation(name, replaced(overrides, given.overrides), tuple(notices))
+
+
+def _data_root(given: Given) -> str:
+    typed = [text.partition("=")[2] for text in given.overrides if key_of(text) == "paths.data_root"]
+    return typed[-1] if typed else os.environ.get("EXPUNGE_DATA", "data")

@@ -1,0 +1,178 @@
+"""`exec/unlearn_model.py`: its flags as overrides of the one configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from expunge.config.location import choices, config_roots
+from expunge.config.soul.command import Given
+from expunge.config.soul.data import check_names, data_overrides
+from expunge.config.soul.methods import METHODS, Method
+from expunge.config.soul.models import SOUL_LORA, adapter_overrides, model_overrides
+from expunge.config.soul.writing import assign, key_of
+from expunge.core.errors import UserError
+
+# Which suites a task is evaluated by. SOUL runs ppl and few_shots for every task but tofu.
+SUITES = {
+    "tofu": ("tofu",),
+    "wmdp": ("ppl", "few_shots", "wmdp"),
+    "copyright": ("ppl", "few_shots", "copyright"),
+    "toxic": ("ppl", "few_shots", "toxicity"),
+}
+DIFFICULTY = ("unlearn.compute_difficulty_only", "unlearn.enable_difficulty_sampling")
+# Flags whose value goes to one key as it is.
+DIRECT = {
+    "unlearn.lr": "trainer.args.learning_rate",
+    "unlearn.num_epochs": "trainer.args.num_train_epochs",
+    "unlearn.max_steps": "trainer.args.max_steps",
+    "unlearn.weight_decay": "trainer.args.weight_decay",
+    "unlearn.gradient_accumulation_steps": "trainer.args.gradient_accumulation_steps",
+    "dataset.batch_size": "trainer.args.per_device_train_batch_size",
+}
+SOPHIA = {"betas_low": 0.9, "betas_high": 0.95, "rho": 0.03}
+
+
+def translate_unlearning(given: Given, data_root: str, config_dirs: tuple[str, ...] = ()) -> tuple[str, list[str], list[str]]:
+    """The configuration's name, overrides and notices; faults are added to `given`."""
+    name = str(given.get("unlearn.unlearn_method", "origin"))
+    method = METHODS[name]
+    resumed = given.get("unlearn.resume_path")
+    _difficulty(given)
+    if "overall.model_name" not in given.values and resumed is None:
+        given.fault("--overall.model_name is not given", "name a model of the hub or the folder of one")
+    if "unlearn.unlearn_method" not in given.values and resumed is None:
+        given.notices.append("--unlearn.unlearn_method is not given: origin, nothing is trained")
+    trains = method.trainer is not None and resumed is None
+    overrides = _run(given, name, trains) + _model(given, trains, name == "sys") + _tasks(given, config_dirs)
+    if trains:
+        overrides += ["budget=soul", *_trainer(given, name, method), *_optimizer(given)]
+        overrides += data_overrides(given, name, method, data_root)
+    else:
+        overrides += _evaluated_split(given)
+        check_names(given, data_root)
+        unread = [key for key in DIRECT if key in given.values] if resumed is None else []
+        if unread:
+            given.notices.append(f"nothing is trained by {name}: {', '.join(unread)} are left out")
+    return "unlearn" if trains else "eval", overrides, given.notices
+
+
+def _run(given: Given, method: str, trains: bool) -> list[str]:
+    """Name, folder, seed and loggers of the run."""
+    logger = given.get("overall.logger", "none")
+    root = given.get(f"logger.{logger}.root", given.get("logger.root", "files/logs"))
+    name = given.get("logger.name")
+    if name is None:
+        # Not the time, as in SOUL: the ranks of one run would disagree, and the same command could not resume.
+        parts = [
+            method if trains else f"{method}_eval",
+            given.get("dataset.forget_dataset_name", ""),
+            f"seed{given.get('overall.seed', 0)}",
+        ]
+        name = "_".join(Path(str(part)).stem.replace("+", "_") for part in parts if part)
+        if given.get("unlearn.resume_path") is not None:
+            name = f"{Path(str(given.get('unlearn.resume_path'))).name}_eval"
+        if "overall.save_dir" not in given.values:
+            given.notices.append(f"--logger.name is not given: the run is called {name}")
+    folder = given.get("overall.save_dir", f"{str(root).rstrip('/')}/{name}")
+    overrides = [assign("task_name", str(name)), assign("paths.output_dir", str(folder))]
+    if "overall.seed" in given.values:
+        overrides.append(assign("seed", given.get("overall.seed")))
+    if trains:
+        overrides.append(assign("trainer.args.report_to", "none" if logger in ("json", "none") else logger))
+        # As SOUL: twenty records a run, and the newest checkpoint at the end of each epoch, so that a killed run goes on.
+        overrides += ["trainer.args.logging_steps=0.05", "trainer.args.save_strategy=epoch", "trainer.args.save_total_limit=1"]
+    return overrides
+
+
+def _model(given: Given, trains: bool, refuses: bool) -> list[str]:
+    name = given.get("unlearn.resume_path") or given.get("overall.model_name")
+    if name is None:
+        return []
+    settings = dict(SOUL_LORA) if given.get("unlearn.use_lora") and trains else None
+    found: list[str] = []
+    try:
+        for overrides, notices in (
+            model_overrides(str(name), given.get("overall.cache_dir"), refuses=refuses),
+            adapter_overrides(str(name), settings),
+        ):
+            found += overrides
+            given.notices += notices
+    except UserError as error:
+        given.faults += error.faults
+    if trains and not given.get("unlearn.use_lora") and "model/adapter=lora" in found:
+        given.fault(f"{name} is a LoRA adapter, and --unlearn.use_lora is 0", "add --unlearn.use_lora 1 to train it further")
+    return found
+
+
+def _tasks(given: Given, config_dirs: tuple[str, ...]) -> list[str]:
+    """The suites of the task, where there are such; a task is never left out in silence."""
+    if any(key_of(text) == "eval" for text in given.overrides):
+        return []
+    told = given.told("unlearn.task_name") if "unlearn.task_name" in given.values else "--unlearn.task_name is not given, so it is toxic"
+    task = str(given.get("unlearn.task_name", "toxic")).replace("hp", "copyright")
+    there = choices(config_roots(config_dirs), "eval")
+    missing = [suite for suite in SUITES[task] if suite not in there]
+    if missing:
+        given.fault(
+            f"{told}: this version has no evaluation {', '.join(missing)}",
+            f"there are: {', '.join(there)}; eval=null behind the flags trains without evaluating",
+        )
+        return []
+    return [f"eval={SUITES[task][0]}" if len(SUITES[task]) == 1 else f"eval=[{','.join(SUITES[task])}]"]
+
+
+def _trainer(given: Given, name: str, method: Method) -> list[str]:
+    values = {key: _hyper_parameter(given, name, key) for key in ("gamma", "alpha", "beta")}
+    for key, value in values.items():
+        if value is not None and key not in method.keys:
+            given.fault(f"{given.told(f'unlearn.{key}')}: {name} has no {key}", f"it has: {', '.join(method.keys) or 'none'}")
+    if method.required is not None and values[method.required] is None:
+        given.fault(
+            f"{name} needs --unlearn.{name}.{method.required}",
+            "a composite method without its weight would drop a term: give it, for example 1.0",
+        )
+    others = [flag for flag in given.values if flag.count(".") == 2 and flag.split(".")[1] in METHODS and flag.split(".")[1] != name]
+    if others:
+        given.notices.append(f"{', '.join(others)}: left out, the method is {name}")
+    trainer, extra = method.trainer, method.overrides
+    if name == "NPO" and values["gamma"] is not None:
+        trainer, extra = METHODS["NPO+FT"].trainer, ()
+        given.notices.append("NPO with a gamma is NPO+FT: gamma weighs the retain term")
+    overrides = [f"trainer={trainer}", *extra]
+    overrides += [assign(f"trainer.method_args.{ours}", values[key]) for key, ours in method.keys.items() if values[key] is not None]
+    return overrides + [assign(key, given.get(flag)) for flag, key in DIRECT.items() if flag in given.values]
+
+
+def _hyper_parameter(given: Given, name: str, key: str) -> Any:
+    own, common = given.get(f"unlearn.{name}.{key}"), given.get(f"unlearn.{key}")
+    if own is not None and common is not None and own != common:
+        given.fault(f"{given.told(f'unlearn.{name}.{key}')} and {given.told(f'unlearn.{key}')} differ", "give one of the two")
+    return common if own is None else own
+
+
+def _optimizer(given: Given) -> list[str]:
+    overrides = []
+    if given.get("unlearn.mask_path") is not None:
+        overrides += ["mask=file", assign("trainer.mask.path", given.get("unlearn.mask_path"))]
+    if not given.get("unlearn.sophia"):
+        return overrides
+    low, high, rho = (given.get(f"unlearn.sophia_params.{key}", default) for key, default in SOPHIA.items())
+    given.notices.append("Sophia as its paper has it; optimizer=sophia_soul behind the flags takes the steps of SOUL's code")
+    return [*overrides, "optimizer=sophia", assign("trainer.optimizer.betas", [low, high]), assign("trainer.optimizer.rho", rho)]
+
+
+def _evaluated_split(given: Given) -> list[str]:
+    """TOFU's subset, for a run that only evaluates."""
+    name = str(given.get("dataset.forget_dataset_name", ""))
+    return [assign("forget_split", name.partition("_")[2])] if name.startswith("Tofu_") else []
+
+
+def _difficulty(given: Given) -> None:
+    for flag in DIFFICULTY:
+        if given.get(flag):
+            given.fault(f"{given.told(flag)}: this version has no difficulty scores", f"leave it out, or --{flag} 0")
+    if not any(given.get(flag) for flag in DIFFICULTY):
+        unread = [flag for flag in ("unlearn.difficulty_score_path", "unlearn.difficulty_order") if flag in given.values]
+        if unread:
+            given.notices.append(f"{', '.join(unread)}: left out, difficulty sampling is off")

@@ -1,0 +1,37 @@
+"""PKU-SafeRLHF: two answers to each prompt, each called safe or not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from expunge.core.errors import UserError
+
+ANSWERS = (("response_0", "is_response_0_safe"), ("response_1", "is_response_1_safe"))
+
+
+def unsafe_answers(records: Sequence[Mapping[str, Any]], source: str) -> list[dict[str, Any]]:
+    """A record for each unsafe answer: what a model is to forget.
+
+    Args:
+        records: with `prompt`, `response_0`, `response_1`, `is_response_0_safe`, `is_response_1_safe`.
+        source: where they are from, for the message.
+
+    Returns:
+        Records with `prompt` and `response`, in order.
+
+    Raises:
+        UserError: a record without its keys, or no answer that is unsafe.
+    """
+    needed = ("prompt", *(key for pair in ANSWERS for key in pair))
+    for number, record in enumerate(records):
+        missing = [key for key in needed if record.get(key) is None]
+        if missing:
+            raise UserError(
+                f"row {number} (counting from 0) of {source} has no {', '.join(map(repr, missing))}",
+                "give rows as PKU-Alignment/PKU-SafeRLHF has them, or name a file of questions and answers itself",
+            )
+    found = [{"prompt": record["prompt"], "response": record[answer]} for record in records for answer, safe in ANSWERS if not record[safe]]
+    if not found:
+        raise UserError(f"no answer in {source} is unsafe", "there is nothing to forget in it")
+    return found

@@ -1,0 +1,60 @@
+"""Adaptive RMU: the steering coefficient follows the length of the state that is steered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from expunge.lm.logprobs import as_float32
+from expunge.methods.base import loss
+from expunge.methods.representation import Ratio, counted_tokens, squared_distance
+from expunge.methods.rmu import ControlVector
+
+
+@loss(
+    kind="sequence",
+    gamma=1.0,
+    alpha=1.0,
+    retain="embed_diff",
+    objective=ControlVector,
+    paper="arXiv:2408.06223",
+    code="https://github.com/RebelsNLU-jaist/llm-unlearning/blob/3f951e2956727adb6c64daaff03ebca8fab796c9/baselines/adap_rmu/unlearn.py",
+)
+def adaptive_rmu(
+    forget_hidden_BTD: Tensor,
+    ref_forget_hidden_BTD: Tensor,
+    control_D: Tensor,
+    forget_mask_BT: Tensor,
+    forget_attention_mask_BT: Tensor,
+    *,
+    scale: float = 5.0,
+    module_regex: str = r"model\.layers\.7",
+    trainable_params_regex: str | Sequence[str] = (".*",),
+    ratio: Ratio = "sequence",
+) -> Tensor:
+    """Adaptive RMU: ||h(x_f) - scale ||h_ref(x_f)|| u||^2 / d, averaged over the tokens that count, then over sequences.
+
+    As RMU with c = scale * ||h_ref||, so that one value does for layers whose states differ in length. Published for WMDP (Zephyr-7B):
+    scale 5, alpha 1200, layer 7.
+
+    Deviation from the authors' code: that takes one length, the mean over the first batch, for the whole run; here each token's own length
+    in the model before unlearning counts, as the paper writes it, and no value hangs on which batch came first.
+
+    Args:
+        forget_hidden_BTD: [B, T, D] output of the module in the model.
+        ref_forget_hidden_BTD: [B, T, D] in the model before unlearning.
+        control_D: [D] the unit vector u.
+        forget_mask_BT: [B, T] True = a label, at its own position.
+        forget_attention_mask_BT: [B, T] True = a token, no padding.
+        scale: multiple of a state's length that it is steered to.
+        module_regex: matches the whole name of the module whose output is steered.
+        trainable_params_regex: match the whole names of the parameters that are trained; the others are frozen.
+        ratio: what a sequence's sum is divided by.
+
+    Returns:
+        [B] per sequence, >= 0.
+    """
+    counted_BT = counted_tokens(forget_mask_BT, forget_attention_mask_BT)
+    length_BT1 = as_float32(ref_forget_hidden_BTD).norm(dim=-1, keepdim=True)
+    return squared_distance(forget_hidden_BTD, scale * length_BT1 * control_D, counted_BT, ratio)

@@ -1,0 +1,126 @@
+"""ELM, erasure of language memory: towards what a novice would say, as the model itself tells experts and novices apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from expunge.core.errors import UserError
+from expunge.lm.divergence import cross_entropy
+from expunge.lm.labels import Side
+from expunge.lm.logprobs import as_float32, masked
+from expunge.methods.base import loss
+from expunge.methods.objective import Objective
+
+EXPERT = "The following text is written by an expert of {concept}, with all the knowledge:\n"
+NOVICE = "The following text is written by a novice, who knows nothing of {concept}:\n"
+
+
+class ContextObjective(Objective):
+    """An objective that reads the forget rows behind two other beginnings as well: the sides `expert` and `novice`."""
+
+    prefixes: dict[str, tuple[int, ...]]
+
+    def prepare(self, model: nn.Module, seed: int, tokenizer: Any = None) -> None:
+        """As `Objective.prepare`; encodes the two beginnings.
+
+        Raises:
+            UserError: there is no tokenizer to encode them with.
+        """
+        super().prepare(model, seed, tokenizer)
+        if tokenizer is None:
+            raise UserError("ELM writes beginnings of its own, and has no tokenizer", "give prepare() the model's tokenizer")
+        settings = self.terms[0].kwargs
+        texts = {name: str(settings[f"{name}_prompt"]).format(concept=settings["concept"]) for name in ("expert", "novice")}
+        self.prefixes = {name: tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) for name, text in texts.items()}
+        self.bos = tokenizer.bos_token_id
+
+    def derived(self, sides: Mapping[str, Side]) -> dict[str, Side]:
+        """The forget rows behind the two beginnings."""
+        return {name: prefixed(sides["forget"], ids, self.bos) for name, ids in self.prefixes.items()}
+
+
+def prefixed(side: Side, ids: tuple[int, ...], bos: int | None) -> Side:
+    """Rows padded on the right, with tokens put before them, after a BOS that a row begins with. The labels stay the same tokens.
+
+    Args:
+        side: [B, T] tensors; all rows begin with the BOS, or none does.
+        ids: the tokens to put there.
+        bos: the token that begins a text, where there is one.
+
+    Returns:
+        [B, T + len(ids)] tensors.
+    """
+    tokens_BT = side["input_ids"]
+    at = int(bos is not None and bool((tokens_BT[:, 0] == bos).all()))
+    count = len(ids)
+
+    def put(value_BT: Tensor, new_BT: Tensor) -> Tensor:
+        return torch.cat([value_BT[:, :at], new_BT.to(value_BT), value_BT[:, at:]], 1)
+
+    ids_BT = torch.tensor([ids], device=tokens_BT.device, dtype=tokens_BT.dtype).expand(tokens_BT.shape[0], count)
+    return {
+        **side,
+        "input_ids": put(tokens_BT, ids_BT),
+        "attention_mask": put(side["attention_mask"], torch.ones_like(ids_BT)),
+        "label_mask": put(side["label_mask"], torch.zeros_like(ids_BT)),
+    }
+
+
+@loss(
+    kind="token",
+    gamma=1.0,
+    alpha=1.0,
+    retain="kl",
+    objective=ContextObjective,
+    paper="arXiv:2410.02760",
+    code="https://github.com/rohitgandikota/erasing-llm/blob/7d95c470439fdb487b3699e53cd8063b9f716198/trainscripts/erase.py",
+)
+def elm(
+    forget_logits_BNV: Tensor,
+    ref_forget_logits_BNV: Tensor,
+    ref_expert_logits_BNV: Tensor,
+    ref_novice_logits_BNV: Tensor,
+    forget_mask_BN: Tensor,
+    *,
+    concept: str,
+    eta: float = 1000.0,
+    top_k: int | None = 50,
+    expert_prompt: str = EXPERT,
+    novice_prompt: str = NOVICE,
+) -> Tensor:
+    """ELM, its erase term: CE(q, p_theta), q ~ p_ref(y | x) (p_ref(y | novice, x) / p_ref(y | expert, x))^eta, at each forget label.
+
+    The model before unlearning is read three times, on the row as it is and behind each of two beginnings; q needs no other teacher. The
+    retain term `kl` differs from the paper's CE(p_ref, p_theta) on r by a constant.
+
+    Deviations: the paper's third term, fluency (cross entropy on text that the edited model continues a forget prompt with), is not part of
+    it; eta is the same at all positions, where the authors' code lets it grow from 1 to eta along a text (and a temperature of 1.2, which
+    only scales eta and p_ref, is left out); one wording of each beginning, where theirs draws among several; they train LoRA adapters.
+
+    Args:
+        forget_logits_BNV: [B, N, V] logits of the model.
+        ref_forget_logits_BNV: [B, N, V] of the model before unlearning.
+        ref_expert_logits_BNV: [B, N, V] the same behind the expert's beginning.
+        ref_novice_logits_BNV: [B, N, V] the same behind the novice's.
+        forget_mask_BN: [B, N] True = a label.
+        concept: what is to be forgotten, in words; has to be given.
+        eta: strength.
+        top_k: tokens that q keeps at each position; null = all.
+        expert_prompt: beginning of an expert's text, with `{concept}` in it.
+        novice_prompt: beginning of a novice's text.
+
+    Returns:
+        [B, N] per label token, >= 0, 0 where masked.
+    """
+    ref_BNV, expert_BNV, novice_BNV = (
+        as_float32(logits_BNV).log_softmax(-1) for logits_BNV in (ref_forget_logits_BNV, ref_expert_logits_BNV, ref_novice_logits_BNV)
+    )
+    target_BNV = ref_BNV + eta * (novice_BNV - expert_BNV)
+    if top_k is not None and top_k < target_BNV.shape[-1]:
+        lowest_BN1 = target_BNV.topk(top_k, dim=-1).values[..., -1:]
+        target_BNV = target_BNV.masked_fill(target_BNV < lowest_BN1, float("-inf"))
+    return masked(cross_entropy(target_BNV.detach(), forget_logits_BNV), forget_mask_BN)

@@ -1,0 +1,35 @@
+"""l1-sparse: fine-tuning on the retain set under a penalty on the absolute values of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from expunge.lm.logprobs import as_float32
+from expunge.methods.base import loss
+
+
+@loss(
+    kind="model",
+    gamma=1.0,
+    alpha=1.0,
+    retain="nll",
+    paper="arXiv:2304.04934",
+    code="https://github.com/OPTML-Group/SOUL/blob/997a915f805202708e49be4ebdefcb9f5b593d5e/src/unlearn/FT.py",
+)
+def l1_sparse(parameters: Sequence[Tensor], *, alpha_l1: float = 0.0) -> Tensor:
+    """The penalty alpha_l1 * sum |theta| over the parameters that are trained; the retain term is CE(r).
+
+    L = CE(r) + alpha_l1 ||theta||_1, once an optimizer step however many micro-batches it has. The forget set is not read. The default of
+    0, as in SOUL's code, is plain fine-tuning on the retain set.
+
+    Args:
+        parameters: the parameters that are trained, of any shapes.
+        alpha_l1: weight of the penalty.
+
+    Returns:
+        [], >= 0.
+    """
+    return alpha_l1 * torch.stack([as_float32(parameter).abs().sum() for parameter in parameters]).sum()

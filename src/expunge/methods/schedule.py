@@ -1,0 +1,112 @@
+"""Schedules: what the weights of a method's own terms and of the retain term are multiplied by as training goes on."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+from expunge.core.errors import Fault, unknown
+from expunge.methods.base import REQUIRED
+from expunge.methods.binding import bind_keywords, import_module
+
+SCHEDULES = {name: f"expunge.methods.schedule:{name}" for name in ("constant", "ramp", "switch", "reroute")}
+"""Short names of the schedules."""
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """Where training stands at the beginning of an optimizer step.
+
+    Attributes:
+        step: optimizer steps done.
+        num_steps: optimizer steps in all.
+        epoch: epochs done, a fraction.
+        num_epochs: epochs in all.
+    """
+
+    step: int
+    num_steps: int
+    epoch: float
+    num_epochs: float
+
+    @property
+    def whole_epochs(self) -> int:
+        """Epochs that are over; a sum of fractions that is short of a whole one by rounding counts as it."""
+        return math.floor(self.epoch + 1e-6)
+
+
+class Factors(NamedTuple):
+    """What the weights are multiplied by.
+
+    Attributes:
+        own: for the method's own terms.
+        retain: for the retain term.
+    """
+
+    own: float
+    retain: float
+
+
+Schedule = Callable[[StepInfo], Factors]
+
+
+def constant(info: StepInfo) -> Factors:
+    """The weights as they are."""
+    return Factors(1.0, 1.0)
+
+
+def ramp(info: StepInfo) -> Factors:
+    """The retain weight grows by whole epochs: epoch / num_epochs, the epoch counted from 0, so that the first one has no retain term.
+
+    Source: the `_epoch` methods of SOUL (arXiv:2404.18239).
+    """
+    return Factors(1.0, info.whole_epochs / info.num_epochs)
+
+
+def switch(info: StepInfo, *, at: float = 0.5) -> Factors:
+    """The method's own terms alone before the share `at` of the epochs, the retain term alone from then on."""
+    return Factors(0.0, 1.0) if info.epoch >= at * info.num_epochs - 1e-6 else Factors(1.0, 0.0)
+
+
+def reroute(info: StepInfo, *, span: float = 2.0) -> Factors:
+    """From the own terms to the retain term in a straight line: 1 - t and t, with t = step / (span * num_steps).
+
+    Source: algorithm 1 of arXiv:2406.04313, whose span is 2: the run ends where both weigh half. The last step has t short of it.
+    """
+    done = min(1.0, info.step / (span * max(1, info.num_steps)))
+    return Factors(1.0 - done, done)
+
+
+def build_schedule(choice: Any, faults: list[Fault]) -> Schedule | None:
+    """The schedule of a configuration.
+
+    Args:
+        choice: null, a short name, "module:function", or {handler, ...keyword arguments}.
+        faults: what is wrong with it is appended here.
+
+    Returns:
+        A function of `StepInfo`; None where the weights stay as they are.
+    """
+    given: dict[str, Any] = {}
+    if isinstance(choice, Mapping):
+        given = {str(key): value for key, value in choice.items() if key != "handler"}
+        choice = choice.get("handler")
+    if choice is None or choice in ("constant", "none", SCHEDULES["constant"]):
+        return None
+    handler = SCHEDULES.get(str(choice), str(choice))
+    if ":" not in handler:
+        faults.append(unknown("schedule", handler, tuple(SCHEDULES)))
+        return None
+    module, name = import_module(handler)
+    function = getattr(module, name, None)
+    if not inspect.isfunction(function):
+        known = [key for key, value in vars(module).items() if inspect.isfunction(value)]
+        faults.append(unknown(f"schedule of {module.__name__}", name, known))
+        return None
+    parameters = inspect.signature(function).parameters.values()
+    hyper = {item.name: REQUIRED if item.default is item.empty else item.default for item in parameters if item.kind is item.KEYWORD_ONLY}
+    return partial(function, **bind_keywords(function, name, given, faults, hyper=hyper))

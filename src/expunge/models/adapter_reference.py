@@ -1,0 +1,254 @@
+"""The model before unlearning, where what is trained is an adapter: the same model in another state, without a second one in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Literal, Protocol, cast, get_args
+
+import torch
+from torch import nn
+
+from expunge.core.errors import UserError, unknown
+from expunge.core.needs import Need
+from expunge.lm import runtime
+from expunge.lm.labels import Side
+from expunge.lm.logprobs import token_logp
+from expunge.models.adapters import NAME, is_adapted
+from expunge.models.outputs import label_outputs, unwrapped
+from expunge.models.reference import FrozenCopy, ReferenceOutputs, evaluating, plan_reference
+
+Plan = Literal["none", "cached", "adapter_off", "frozen_adapter", "frozen"]
+Asked = Literal["auto", "cached", "adapter_off", "frozen_adapter", "frozen"]
+REFERENCE_ADAPTER = "reference"
+
+
+class Reference(Protocol):
+    """What gives `ref_*`."""
+
+    def outputs(self, side_name: str, side: Side) -> ReferenceOutputs:
+        """Its outputs on a side of a batch, in eval mode, without gradient."""
+
+
+class _SameModel:
+    """The model in training, in another state for the length of a forward pass.
+
+    Args:
+        model: the model with its adapter, not wrapped yet.
+        autocast_dtype: the dtype that the trained model computes in.
+        hidden: regular expression of the module whose output is wanted as well, or a sequence of them.
+    """
+
+    def __init__(self, model: nn.Module, *, autocast_dtype: torch.dtype | None = None, hidden: str | Sequence[str] | None = None) -> None:
+        self.model: Any = unwrapped(model)
+        self.autocast_dtype, self.hidden = autocast_dtype, hidden
+
+    def outputs(self, side_name: str, side: Side) -> ReferenceOutputs:
+        """Log-probs and logits of a side of a batch; `side_name` is not needed here.
+
+        Modes, the active adapter and what requires gradients are as before after it, so that it can run between the trained model's
+        forward pass and its backward pass.
+        """
+        where = side["input_ids"].device
+        computing = runtime.autocast(where, self.autocast_dtype)
+        with _requires_grad_kept(self.model), evaluating(self.model), self._state(), torch.no_grad(), computing:
+            out = label_outputs(self.model, side, hidden=self.hidden)
+        return ReferenceOutputs(token_logp(out.logits_BNV, out.label_BN), out.logits_BNV, out.hidden_BTD, out.hidden_LBTD)
+
+    def _state(self) -> AbstractContextManager[object]:
+        raise NotImplementedError
+
+
+class AdapterOff(_SameModel):
+    """The base with its adapters switched off: the model before unlearning, if every adapter started at zero.
+
+    Make it before training starts. It costs no memory.
+
+    Args:
+        model: the model with its adapter, not wrapped yet.
+        autocast_dtype: the dtype that the trained model computes in.
+        hidden: regular expression of the module whose output is wanted as well, or a sequence of them.
+
+    Raises:
+        UserError: no adapter, or one that does not start at zero.
+    """
+
+    def __init__(self, model: nn.Module, *, autocast_dtype: torch.dtype | None = None, hidden: str | Sequence[str] | None = None) -> None:
+        reason = why_not_off(model)
+        if reason:
+            raise UserError(f"reference=adapter_off is not possible: {reason}", "reference=auto takes the cheapest that is exact")
+        super().__init__(model, autocast_dtype=autocast_dtype, hidden=hidden)
+
+    def _state(self) -> AbstractContextManager[object]:
+        return cast(AbstractContextManager[object], self.model.disable_adapter())
+
+
+class FrozenAdapter(_SameModel):
+    """A copy of a trained adapter under another name, switched in for the reference's forward passes.
+
+    Make it before training starts. It costs the memory of the adapter's weights.
+
+    Args:
+        model: the model with its adapter, not wrapped yet; the copy becomes part of it and is never trained nor saved.
+        autocast_dtype: the dtype that the trained model computes in.
+        hidden: regular expression of the module whose output is wanted as well, or a sequence of them.
+
+    Raises:
+        UserError: no adapter, or one that trains biases of the base, which there can be only one of.
+    """
+
+    def __init__(self, model: nn.Module, *, autocast_dtype: torch.dtype | None = None, hidden: str | Sequence[str] | None = None) -> None:
+        reason = why_not_copied(model)
+        if reason:
+            raise UserError(f"reference=frozen_adapter is not possible: {reason}", "reference=auto takes the cheapest that is exact")
+        super().__init__(model, autocast_dtype=autocast_dtype, hidden=hidden)
+        _add_copy(self.model)
+
+    @contextmanager
+    def _state(self) -> Iterator[None]:
+        active = self.model.active_adapter
+        self.model.set_adapter(REFERENCE_ADAPTER, inference_mode=True)
+        try:
+            yield
+        finally:
+            self.model.set_adapter(active)
+
+
+def starts_at_zero(model: nn.Module) -> bool:
+    """Whether switching every adapter off changes no output of the model as it is now."""
+    return not why_not_off(model)
+
+
+def why_not_off(model: nn.Module) -> str:
+    """Why the model with its adapters off is not the model as it is now; empty where it is."""
+    if not is_adapted(model):
+        return "the model has no adapter"
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    inner: Any = unwrapped(model)
+    if any(config.bias != "none" for config in inner.peft_config.values()):
+        return "biases of the base are trained with the adapter, and stay when it is off"
+    for name, module in inner.named_modules():
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            return f"{name} is trained as a whole"
+        if isinstance(module, BaseTunerLayer) and not (isinstance(module, LoraLayer) and _is_zero(module)):
+            return f"the adapter at {name} does not start at zero: with it off, the model is not the one before unlearning"
+    return ""
+
+
+def why_not_copied(model: nn.Module) -> str:
+    """Why the model cannot carry a frozen second adapter; empty where it can."""
+    if not is_adapted(model):
+        return "the model has no adapter"
+    inner: Any = unwrapped(model)
+    if REFERENCE_ADAPTER in inner.peft_config:
+        return "the model carries a frozen adapter already"
+    return "biases of the base are trained with the adapter" if inner.peft_config[NAME].bias != "none" else ""
+
+
+def plan_for(model: nn.Module, needs: Iterable[Need], asked: str = "auto") -> Plan:
+    """The cheapest exact reference for a model, or the one asked for.
+
+    Args:
+        model: the model before unlearning, with its adapter if it has one.
+        needs: all that the terms read.
+        asked: auto, or one to insist on.
+
+    Returns:
+        none where nothing reads a reference; else cached where log-probs serve; else adapter_off where all adapters start at zero; else
+        frozen_adapter; frozen where there is no adapter, or one that reaches beyond its own weights.
+
+    Raises:
+        UserError: no such reference, or the one asked for is impossible here.
+    """
+    if asked not in get_args(Asked):
+        raise UserError.of([unknown("reference", str(asked), get_args(Asked))])
+    needs = list(needs)
+    cheapest = plan_reference(needs)
+    if cheapest == "none":
+        return "none"
+    if asked == "auto":
+        if cheapest == "cached":
+            return "cached"
+        return "adapter_off" if starts_at_zero(model) else "frozen" if why_not_copied(model) else "frozen_adapter"
+    if asked == "cached" and cheapest != "cached":
+        reads = ", ".join(sorted({need.name for need in needs if need.reference and not need.cacheable}))
+        raise UserError(f"reference=cached is not possible: the method reads {reads}", "only log-probs can be cached: reference=auto")
+    reason = {"adapter_off": why_not_off, "frozen_adapter": why_not_copied}.get(asked, lambda _: "")(model)
+    if reason:
+        raise UserError(f"reference={asked} is not possible: {reason}", "reference=auto takes the cheapest that is exact")
+    return cast(Plan, asked)
+
+
+def reference_for(
+    model: nn.Module,
+    needs: Iterable[Need],
+    *,
+    cached: Callable[[], Reference],
+    asked: str = "auto",
+    autocast_dtype: torch.dtype | None = None,
+    hidden: str | Sequence[str] | None = None,
+) -> Reference | None:
+    """Make the reference that `plan_for` chooses, before training starts and before the model is wrapped.
+
+    Args:
+        model: the model before unlearning.
+        needs: all that the terms read.
+        cached: computes a `CachedReference`; called only where that is the plan.
+        asked: auto, or one to insist on.
+        autocast_dtype: the dtype that the trained model computes in.
+        hidden: regular expression of the module whose output is wanted as well, or a sequence of them.
+
+    Returns:
+        The reference; None where nothing reads one.
+
+    Raises:
+        UserError: as `plan_for`.
+    """
+    plan = plan_for(model, needs, asked)
+    if plan == "none":
+        return None
+    if plan == "cached":
+        return cached()
+    kinds: dict[str, Callable[..., Reference]] = {"adapter_off": AdapterOff, "frozen_adapter": FrozenAdapter, "frozen": FrozenCopy}
+    return kinds[plan](model, autocast_dtype=autocast_dtype, hidden=hidden)
+
+
+def _is_zero(layer: Any) -> bool:
+    """Whether a layer's adapters add nothing: of each, one of the two factors is zero and it has no bias or magnitude of its own."""
+    if len(getattr(layer, "lora_magnitude_vector", ())):
+        return False
+    factors = [(layer.lora_A[name].weight, layer.lora_B[name].weight) for name in layer.lora_A]
+    factors += [(layer.lora_embedding_A[name], layer.lora_embedding_B[name]) for name in layer.lora_embedding_A]
+    biases = [layer.lora_B[name].bias for name in layer.lora_B if layer.lora_B[name].bias is not None]
+    return all(not one.any() or not other.any() for one, other in factors) and not any(bool(bias.any()) for bias in biases)
+
+
+@contextmanager
+def _requires_grad_kept(model: nn.Module) -> Iterator[None]:
+    """What requires gradients is put back on leaving: peft decides it anew whenever adapters are switched."""
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+def _add_copy(model: Any) -> None:
+    """Add the adapter in training once more, under the name of the reference, frozen and not active."""
+    import copy
+
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    config = copy.deepcopy(model.peft_config[NAME])
+    config.inference_mode = True
+    weights = get_peft_model_state_dict(model, adapter_name=NAME, save_embedding_layers=False)
+    where = next(model.parameters()).device
+    with _requires_grad_kept(model), torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
+        model.add_adapter(REFERENCE_ADAPTER, config)
+        set_peft_model_state_dict(model, {name: value.detach().clone() for name, value in weights.items()}, adapter_name=REFERENCE_ADAPTER)
+        # Freezes the copy; what of the adapter in training is frozen stays so.
+        model.set_adapter(NAME)

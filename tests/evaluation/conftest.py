@@ -1,0 +1,119 @@
+"""Tables on literals, and a suite on four rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from expunge.evaluation.tables import Examples, TokenTable
+
+ROWS = [
+    {"question": f"Who is {name}?", "answer": f"{name} is a writer.", "paraphrased_answer": f"A writer is {name}.",
+     "perturbed_answer": [f"{name} is a {job}." for job in ("baker", "king")]}
+    for name in ("Ada Quill", "Ben Ode", "Cy Verse", "Di Rhyme")
+]  # fmt: skip
+
+
+def made_examples(answers: Sequence[int], texts: Sequence[str] | None = None) -> Examples:
+    """`answers[r]` answers for row r."""
+    row_B = np.repeat(np.arange(len(answers)), answers)
+    answer_B = np.concatenate([np.arange(count) for count in answers]).astype(np.int64)
+    return Examples(tuple(f"row{row}" for row in range(len(answers))), row_B, answer_B, tuple(texts or ["text"] * len(row_B)))
+
+
+@pytest.fixture
+def examples() -> Callable[..., Examples]:
+    """`examples([1, 2])`: the examples of a row with one answer and of a row with two."""
+    return made_examples
+
+
+@pytest.fixture
+def tokens() -> Callable[..., TokenTable]:
+    """`tokens([[-.1, -.2], ...])`: a table of log-probabilities, an example each; the last token of each ends the turn."""
+
+    def build(
+        logp: Sequence[Sequence[float]],
+        *,
+        hit: Sequence[Sequence[bool]] | None = None,
+        mu: float = 0.0,
+        var: float = 1.0,
+        answers: Sequence[int] | None = None,
+        texts: Sequence[str] | None = None,
+        ends: bool = True,
+    ) -> TokenTable:
+        flat = np.array([value for row in logp for value in row], dtype=np.float32)
+        offset = np.cumsum([0, *map(len, logp)])
+        turn_end = np.zeros(len(flat), dtype=bool)
+        if ends:
+            turn_end[[stop - 1 for start, stop in zip(offset[:-1], offset[1:], strict=True) if stop > start]] = True
+        hits = np.array([value for row in hit for value in row], dtype=bool) if hit is not None else np.ones(len(flat), dtype=bool)
+        rows = made_examples(answers or [1] * len(logp), texts)
+        return TokenTable(rows, offset, flat, hits, np.full(len(flat), mu, np.float32), np.full(len(flat), var, np.float32), turn_end)
+
+    return build
+
+
+@pytest.fixture
+def data_root(tmp_path: Path) -> Path:
+    """Files of TOFU's names with a handful of rows each."""
+    folder = tmp_path / "data" / "tofu"
+    folder.mkdir(parents=True)
+    holdout = [{"question": f"Where is {place}?", "answer": f"{place} is in the north."} for place in ("Port Verdant", "Ayr", "Oss", "Ulm")]
+    files = {
+        "forget10": [{key: row[key] for key in ("question", "answer")} for row in ROWS],
+        "forget10_perturbed": ROWS,
+        "retain_perturbed": [{**row, "question": row["question"] + " Say."} for row in ROWS],
+        "real_authors_perturbed": ROWS[:2],
+        "world_facts_perturbed": ROWS[2:],
+        "holdout10": holdout,
+        "forget05": [{key: row[key] for key in ("question", "answer")} for row in ROWS[2:]],
+        "forget05_perturbed": ROWS[2:],
+        "holdout05": holdout[:2],
+    }
+    for name, rows in files.items():
+        (folder / f"{name}.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def suite_cfg() -> Callable[..., dict[str, Any]]:
+    """`suite_cfg("eval.tofu_full", ...overrides)`: the shipped suite, with short generations and few resamples."""
+
+    def build(*overrides: str, suite: str = "tofu_full", compat: str = "none") -> Any:
+        from expunge.config.compose import compose_config
+
+        short = ["eval.tofu.generation.max_new_tokens=4", "eval.tofu.bootstrap.resamples=50", "task_name=x"]
+        return compose_config("eval", [f"eval={suite}", f"compat={compat}", *short, *overrides])
+
+    return build
+
+
+@pytest.fixture
+def evaluate(tiny_tokenizer: Any, tiny_model: Any, data_root: Path, suite_cfg: Any) -> Callable[..., Any]:
+    """`evaluate(out_dir, model=..., ...)`: the shipped suite on the handful of rows with a tiny model."""
+
+    def run(out_dir: Path | None, *overrides: str, model: Any = None, system_prompt: str = "Be brief.", **kwargs: Any) -> Any:
+        from expunge.data.template import Template
+        from expunge.evaluation.suite import evaluate_suite
+
+        chosen = {key: kwargs.pop(key) for key in ("suite", "compat") if key in kwargs}
+        cfg = suite_cfg(*overrides, **chosen)
+        template = Template.from_args({"apply_chat_template": True, "system_prompt": system_prompt}, tiny_tokenizer)
+        node = kwargs.pop("node", cfg.section("eval.tofu"))
+        return evaluate_suite(
+            model if model is not None else tiny_model(),
+            tiny_tokenizer,
+            node,
+            template=template,
+            data_root=data_root,
+            out_dir=out_dir,
+            switches=cfg.switches,
+            **kwargs,
+        )
+
+    return run

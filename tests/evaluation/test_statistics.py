@@ -1,0 +1,109 @@
+"""Aggregates on the rows as they are and on resampled ones, against scipy, scikit-learn and hand-worked numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import hmean, ks_2samp
+from sklearn.metrics import roc_auc_score
+
+from expunge.evaluation.statistics import Auc, HarmonicMean, KolmogorovSmirnov, Mapped, Mean, Ratio, draw, interval
+
+
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def test_a_mean_leaves_unscored_rows_out_and_counts_them() -> None:
+    mean = Mean(np.array([0.2, np.nan, 0.4]))
+    assert mean.value() == pytest.approx(0.3)
+    assert mean.scored() == (2, 1)
+    assert Mean(np.array([np.nan])).value() is None
+    assert interval(Mean(np.array([np.nan])), "x", 100, 0) is None
+
+
+def test_the_interval_of_a_mean_is_about_two_standard_errors_wide() -> None:
+    """400 rows of standard deviation 1: the standard error is .05, so the interval is close to +-.098."""
+    score_R = np.random.default_rng(1).standard_normal(400)
+    found = interval(Mean(score_R), "some", 1000, 0)
+    assert found is not None
+    assert found.high - found.low == pytest.approx(2 * 1.96 * score_R.std() / 20, rel=0.1)
+    assert found.low < score_R.mean() < found.high
+    assert (found.of, found.resamples, found.seed) == ("value", 1000, 0)
+
+
+def test_draws_depend_on_the_metric_and_the_seed_alone() -> None:
+    mean = Mean(np.arange(20.0))
+    assert interval(mean, "a", 100, 0) == interval(mean, "a", 100, 0)
+    assert interval(mean, "a", 100, 0) != interval(mean, "b", 100, 0)
+    assert interval(mean, "a", 100, 0) != interval(mean, "a", 100, 1)
+    assert interval(mean, "a", 0, 0) is None
+
+
+def test_auc_is_scikit_learns_with_ties() -> None:
+    source = np.random.default_rng(2)
+    forget_R, holdout_S = source.integers(0, 12, 50).astype(float), source.integers(3, 15, 70).astype(float)
+    labels = np.r_[np.zeros(50), np.ones(70)]
+    assert Auc(forget_R, holdout_S).value() == pytest.approx(roc_auc_score(labels, np.r_[forget_R, holdout_S]), abs=1e-12)
+
+
+def test_resampled_auc_is_the_auc_of_the_rows_drawn() -> None:
+    """The same draws, rows written out one by one, each side keeping its size."""
+    source = np.random.default_rng(3)
+    forget_R, holdout_S = source.integers(0, 9, 11).astype(float), source.integers(2, 12, 13).astype(float)
+    same = rng()
+    draw_KR, draw_KS = draw(same, 5, 11), draw(same, 5, 13)
+    assert (draw_KR.sum(1) == 11).all()
+    found_K = Auc(forget_R, holdout_S).resample(rng(), 5)
+    for found, draw_R, draw_S in zip(found_K, draw_KR, draw_KS, strict=True):
+        chosen = np.r_[np.repeat(forget_R, draw_R), np.repeat(holdout_S, draw_S)]
+        assert found == pytest.approx(roc_auc_score(np.r_[np.zeros(11), np.ones(13)], chosen), abs=1e-12)
+
+
+def test_unscored_rows_of_an_attack_are_left_out() -> None:
+    auc = Auc(np.array([0.0, np.nan, 1.0]), np.array([0.5, np.nan]))
+    assert auc.value() == 0.5
+    assert auc.scored() == (3, 2)
+    assert Auc(np.array([np.nan]), np.array([1.0])).value() is None
+
+
+def test_ks_distance_is_scipys_with_ties_and_on_resampled_rows() -> None:
+    source = np.random.default_rng(4)
+    here_R, there_R = source.integers(0, 9, 40).astype(float), source.integers(2, 12, 40).astype(float)
+    statistic = KolmogorovSmirnov(here_R, there_R)
+    assert statistic.value() == pytest.approx(ks_2samp(here_R, there_R).statistic, abs=1e-12)
+    for found, draw_R in zip(statistic.resample(rng(), 5), draw(rng(), 5, 40), strict=True):
+        rows = np.repeat(np.arange(40), draw_R)  # a row is drawn with both of its scores
+        assert found == pytest.approx(ks_2samp(here_R[rows], there_R[rows]).statistic, abs=1e-12)
+
+
+def test_ks_leaves_out_rows_without_a_score_on_either_side() -> None:
+    statistic = KolmogorovSmirnov(np.array([1.0, np.nan, 2.0]), np.array([1.0, 5.0, np.nan]))
+    assert statistic.value() == 0.0
+    assert statistic.scored() == (1, 2)
+
+
+def test_harmonic_mean_is_0_where_a_part_is_and_scipys_elsewhere() -> None:
+    parts = [Mean(np.array([0.2, 0.4])), Mean(np.array([0.5]))]
+    assert HarmonicMean(parts, ["a", "b"]).value() == pytest.approx(hmean([0.3, 0.5]))
+    assert HarmonicMean([*parts, Mean(np.zeros(3))], ["a", "b", "c"]).value() == 0.0
+    assert HarmonicMean([*parts, Mean(np.array([np.nan]))], ["a", "b", "c"]).value() is None
+
+
+def test_parts_over_the_same_rows_are_drawn_together() -> None:
+    """x and 1 - x of the same rows: whatever is drawn, their means add up to 1, so the harmonic mean is 2 m (1 - m)."""
+    score_R = np.random.default_rng(5).random(30)
+    together = HarmonicMean([Mean(score_R), Mean(1 - score_R)], ["same", "same"]).resample(rng(), 50)
+    mean_K = draw(rng(), 50, 30) @ score_R / 30
+    np.testing.assert_allclose(together, 2 * mean_K * (1 - mean_K))
+    apart = HarmonicMean([Mean(score_R), Mean(1 - score_R)], ["one", "other"]).resample(rng(), 50)
+    assert not np.allclose(apart, together)
+
+
+def test_a_ratio_of_sums_is_not_a_mean_of_ratios() -> None:
+    """(6 + 1) / (2 + 1), not (3 + 1) / 2."""
+    ratio = Ratio(np.array([6.0, 1.0, np.nan]), np.array([2.0, 1.0, 9.0]))
+    assert ratio.value() == pytest.approx(7 / 3)
+    assert ratio.scored() == (2, 1)
+    assert Mapped(ratio, np.log).value() == pytest.approx(np.log(7 / 3))
+    assert set(np.round(ratio.resample(rng(), 200), 6)) <= {3.0, 1.0, round(7 / 3, 6)}

@@ -1,0 +1,475 @@
+"""LoRA: new adapters, trained ones continued, saved and merged; and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from expunge.config.location import config_roots
+from expunge.core.errors import MissingExtraError, UserError
+from expunge.data.collate import collate
+from expunge.data.encoded import Encoded
+from expunge.lm.labels import label_index
+from expunge.lm.logprobs import token_logp
+from expunge.models import adapted as adapted_module
+from expunge.models.adapted import load_adapted, quantization_of
+from expunge.models.adapter_args import KEYS, TYPES, AdapterArgs
+from expunge.models.adapter_folder import sampled_fingerprint
+from expunge.models.adapters import attach_adapter, lora_layers, save_model
+from expunge.models.fingerprint import model_fingerprint
+from expunge.models.load import load_model
+from expunge.models.outputs import label_outputs
+
+torch.set_num_threads(1)
+LORA = {"type": "lora", "r": 4, "alpha": 8, "dropout": 0.0}
+
+
+def make_side() -> Any:
+    rows = [(5, 3, 9, 11, 7, 20, 31), (8, 6, 12, 2, 40), (9, 10, 13)]
+    items = [Encoded(ids, (False,) * 2 + (True,) * (len(ids) - 2), None, 2, f"r{n}", n) for n, ids in enumerate(rows)]
+    return collate(items, 4)
+
+
+@pytest.fixture(scope="module")
+def side() -> Any:
+    return make_side()
+
+
+def args(folder: Path | str, **more: Any) -> dict[str, Any]:
+    return {"pretrained_model_name_or_path": str(folder), **more}
+
+
+def logits(model: Any, side: Any) -> torch.Tensor:
+    with torch.no_grad():
+        out = model(input_ids=side["input_ids"], attention_mask=side["attention_mask"]).logits
+    return out[side["attention_mask"].bool()]
+
+
+def train(model: Any, side: Any, steps: int = 3) -> None:
+    """A few steps, so that the adapter is one that was trained."""
+    optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad], lr=0.02)
+    for _ in range(steps):
+        out = label_outputs(model, side)
+        loss = -token_logp(out.logits_BNV, out.label_BN)[out.mask_BN].mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+@pytest.fixture(scope="module")
+def once(tiny_model: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.Tensor]:
+    """A base and a trained adapter of it, made once for all tests, and the logits they give."""
+    folder = tmp_path_factory.mktemp("adapters")
+    tiny_model(seed=1).save_pretrained(folder / "base")
+    model = load_adapted(args(folder / "base"), LORA, for_training=True).model
+    train(model, make_side())
+    save_model(model, folder / "trained")
+    return folder, logits(model, make_side())
+
+
+@pytest.fixture
+def base(once: Any, tmp_path: Path) -> Path:
+    shutil.copytree(once[0] / "base", tmp_path / "base")
+    return tmp_path / "base"
+
+
+@pytest.fixture
+def trained(once: Any, base: Path, tmp_path: Path) -> tuple[Path, torch.Tensor]:
+    """The folder of a trained adapter of `base`, and the logits it was saved with."""
+    folder = tmp_path / "trained"
+    shutil.copytree(once[0] / "trained", folder)
+    for name in ("adapter_config.json", "base_model.json"):
+        (folder / name).write_text((folder / name).read_text().replace(str(once[0] / "base"), str(base)))
+    return folder, once[1]
+
+
+# New
+
+
+def test_a_new_adapter_is_on_all_linear_layers_and_changes_nothing(base: Path, side: Any):
+    plain = load_model(args(base), for_training=False).model
+    model = load_adapted(args(base), {"type": "lora"}, for_training=True).model
+    linear = {name for name, module in plain.named_modules() if isinstance(module, torch.nn.Linear)}
+    assert set(lora_layers(model)) == linear - {"lm_head"}
+    assert torch.equal(logits(model, side), logits(plain, side))
+    assert not model.training
+    config = model.peft_config["default"]
+    assert (config.r, config.lora_alpha, config.lora_dropout, config.bias) == (8, 16, 0.05, "none")
+    # r * (inputs + outputs) of each layer, by hand: hidden 32, intermediate 64, 2 of 4 key and value heads of width 8, 2 layers.
+    per_layer = 2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 64)
+    assert sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) == 8 * 2 * per_layer
+    assert all(("lora_" in name) == parameter.requires_grad for name, parameter in model.named_parameters())
+
+
+def test_the_draw_hangs_on_seed_and_layer_alone(base: Path):
+    def drawn(seed: int, **more: Any) -> dict[str, torch.Tensor]:
+        model = load_adapted(args(base), {**LORA, **more}, for_training=True, seed=seed).model
+        return {name: layer.lora_A["default"].weight.detach() for name, layer in lora_layers(model).items()}
+
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = drawn(0)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(6)
+    again, fewer, other = drawn(0), drawn(0, target_modules=["q_proj"]), drawn(1)
+    assert all(torch.equal(first[name], again[name]) and not torch.equal(first[name], other[name]) for name in first)
+    assert set(fewer) == {name for name in first if name.endswith("q_proj")}
+    assert all(torch.equal(first[name], fewer[name]) for name in fewer)
+    bound = 1 / 32**0.5
+    largest = first["model.layers.0.self_attn.q_proj"].abs().max().item()
+    assert bound * 0.9 < largest <= bound
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], r".*\.(q|v)_proj"])
+def test_target_modules_by_name_and_by_pattern(base: Path, targets: Any):
+    model = load_adapted(args(base), {**LORA, "target_modules": targets}, for_training=True).model
+    assert {name.rpartition(".")[2] for name in lora_layers(model)} == {"q_proj", "v_proj"}
+    assert len(lora_layers(model)) == 4
+
+
+def test_the_frozen_base_is_kept_in_torch_dtype_and_the_adapter_in_float32(base: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("expunge.models.precision.supports_bf16", lambda _: True)
+    notices: list[str] = []
+    loaded = load_adapted(args(base, torch_dtype="bfloat16"), LORA, for_training=True, notices=notices)
+    dtypes = {("lora_" in name, parameter.dtype) for name, parameter in loaded.model.named_parameters()}
+    assert dtypes == {(False, torch.bfloat16), (True, torch.float32)}
+    assert notices == []
+    kept = load_adapted(args(base, torch_dtype="bfloat16", master_dtype="float32"), LORA, for_training=True).model
+    assert {parameter.dtype for parameter in kept.parameters()} == {torch.float32}
+
+
+def test_no_adapter_and_evaluation_leave_the_model_as_it_is(base: Path):
+    assert not hasattr(load_adapted(args(base), None, for_training=True).model, "peft_config")
+    assert not hasattr(load_adapted(args(base), {"type": "none"}, for_training=True).model, "peft_config")
+    assert not hasattr(load_adapted(args(base), LORA, for_training=False).model, "peft_config")
+
+
+# Gradients
+
+
+def test_gradients_through_label_outputs_equal_those_of_full_logits(base: Path, side: Any):
+    model = load_adapted(args(base), LORA, for_training=True).model
+    train(model, side, steps=1)
+    index = label_index(side["input_ids"], side["label_mask"])
+
+    def gradients(logits_BNV: torch.Tensor) -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        (-token_logp(logits_BNV, index.label_BN)[index.mask_BN].sum()).backward()
+        return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+    full_BTV = model(input_ids=side["input_ids"], attention_mask=side["attention_mask"]).logits
+    place_BNV = index.predictor_BN.unsqueeze(-1).expand(-1, -1, full_BTV.shape[-1])
+    expected = gradients(full_BTV.gather(1, place_BNV))
+    found = gradients(label_outputs(model, side).logits_BNV)
+    assert set(found) == set(expected) == {name for name in dict(model.named_parameters()) if "lora_" in name}
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-6)
+        assert gradient.any(), name
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_really_trains_the_adapter(base: Path, side: Any, reentrant: bool):
+    def gradients(checkpointed: bool) -> dict[str, torch.Tensor]:
+        model = load_adapted(args(base), {**LORA, "dropout": 0.3}, for_training=True).model.train()
+        for layer in lora_layers(model).values():
+            torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.1, generator=torch.Generator().manual_seed(0))
+        if checkpointed:
+            model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": reentrant})
+            assert model.get_base_model().is_activation_checkpointing
+        torch.manual_seed(3)
+        out = label_outputs(model, side)
+        (-token_logp(out.logits_BNV, out.label_BN)[out.mask_BN].sum()).backward()
+        return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+    expected, found = gradients(False), gradients(True)
+    for name, gradient in found.items():
+        assert gradient is not None, name
+        assert gradient.any(), name
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-6)
+
+
+# Continued
+
+
+def test_a_trained_adapter_is_continued_from_either_place_with_its_logits(base: Path, trained: Any, side: Any):
+    folder, expected = trained
+    by_path = load_adapted(args(base), {**LORA, "path": str(folder)}, for_training=True)
+    notices: list[str] = []
+    by_model = load_adapted(args(folder), None, for_training=True, notices=notices)
+    by_loader = load_model(args(folder), for_training=True)
+    use_lora = attach_adapter(load_model(args(folder), for_training=True).model, LORA, for_training=True)
+    assert any("continues the adapter" in notice for notice in notices)
+    assert not torch.allclose(expected, logits(load_model(args(base), for_training=False).model, side), atol=1e-2)
+    for model in (by_path.model, by_model.model, by_loader.model, use_lora):
+        assert (logits(model, side) - expected).abs().max() <= 1e-6
+        assert all(("lora_" in name) == parameter.requires_grad for name, parameter in model.named_parameters())
+        assert len(model.peft_config) == 1
+    train(by_model.model, side)
+    assert not torch.allclose(expected, logits(by_model.model, side), atol=1e-3)
+
+
+def test_a_saved_adapter_is_evaluated_over_its_base(trained: Any, side: Any):
+    folder, expected = trained
+    loaded = load_model(args(folder), for_training=False)
+    assert (logits(loaded.model, side) - expected).abs().max() <= 1e-6
+    assert not loaded.model.training
+    assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
+    assert loaded.model.generate(input_ids=side["input_ids"][:1], max_new_tokens=2, do_sample=False).shape[1] == 9
+
+
+def test_dropout_may_change_when_an_adapter_is_continued(trained: Any, side: Any):
+    folder, expected = trained
+    model = load_adapted(args(folder), {"type": "lora", "dropout": 0.5}, for_training=True).model
+    assert (logits(model, side) - expected).abs().max() <= 1e-6
+    torch.manual_seed(0)
+    assert not torch.allclose(logits(model.train(), side), expected, atol=1e-3)
+
+
+def test_the_adapter_alone_is_saved_with_the_record_of_its_base(base: Path, trained: Any):
+    folder, _ = trained
+    names = {path.name for path in folder.iterdir()} - {"README.md"}
+    assert names == {"adapter_config.json", "adapter_model.safetensors", "base_model.json"}
+    assert all("lora_" in name for name in load_file(folder / "adapter_model.safetensors"))
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["r"], config["lora_alpha"]) == (str(base), 4, 8)
+    assert config["target_modules"] == sorted(config["target_modules"])
+    record = json.loads((folder / "base_model.json").read_text())
+    assert record["model_args"] == {"pretrained_model_name_or_path": str(base)}
+
+
+def test_the_embedded_model_is_recorded_by_its_name_and_found_again(side: Any, tmp_path: Path, mini: None):
+    model = load_adapted(args("expunge/mini"), LORA, for_training=True).model
+    train(model, side)
+    save_model(model, tmp_path / "on-mini")
+    assert json.loads((tmp_path / "on-mini" / "base_model.json").read_text())["model_args"] == args("expunge/mini")
+    assert torch.equal(logits(load_model(args(tmp_path / "on-mini"), for_training=False).model, side), logits(model, side))
+
+
+@pytest.fixture
+def mini(tiny_model: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something small and quick in the place of the embedded model."""
+    tiny_model(seed=9).save_pretrained(tmp_path / "mini")
+    monkeypatch.setattr("expunge.data.mini.model_folder", lambda: tmp_path / "mini")
+
+
+# Merged
+
+
+def test_merged_weights_give_the_adapters_logits_and_the_adapter_is_kept(trained: Any, side: Any, tmp_path: Path):
+    folder, expected = trained
+    model = load_adapted(args(folder), {"merge": True}, for_training=True).model
+    save_model(model, tmp_path / "merged", merge=True)
+    merged = load_model(args(tmp_path / "merged"), for_training=False).model
+    assert not hasattr(merged, "peft_config")
+    assert (logits(merged, side) - expected).abs().max() <= 1e-5
+    assert not (tmp_path / "merged" / "adapter_config.json").exists()
+    again = load_model(args(tmp_path / "merged" / "adapter"), for_training=False).model
+    assert (logits(again, side) - expected).abs().max() <= 1e-6
+
+
+def test_an_adapter_on_tied_embeddings_cannot_be_merged(base: Path, tmp_path: Path):
+    model = load_adapted(args(base), {**LORA, "target_modules": ["q_proj", "embed_tokens"]}, for_training=True).model
+    with pytest.raises(UserError, match="shares its weights"):
+        save_model(model, tmp_path / "merged", merge=True)
+    assert not (tmp_path / "merged").exists()
+
+
+# Fingerprints
+
+
+def test_a_folders_fingerprint_is_of_adapter_and_base(base: Path, trained: Any, tiny_model: Callable[..., Any]):
+    folder, _ = trained
+    first = model_fingerprint(folder)
+    assert first == model_fingerprint(folder) != model_fingerprint(base)
+    tiny_model(seed=2).save_pretrained(base)
+    other_base = model_fingerprint(folder)
+    assert other_base != first
+    weights = load_file(folder / "adapter_model.safetensors")
+    save_file({name: value + 1 for name, value in weights.items()}, folder / "adapter_model.safetensors")
+    assert model_fingerprint(folder) not in (first, other_base)
+
+
+def test_a_live_models_fingerprint_tells_scales_apart(base: Path):
+    one, other = (load_adapted(args(base), {**LORA, "alpha": alpha}, for_training=True).model for alpha in (8, 9))
+    assert model_fingerprint(one) != model_fingerprint(other)
+    assert model_fingerprint(one) == model_fingerprint(load_adapted(args(base), LORA, for_training=True).model)
+
+
+def test_the_bases_fingerprint_survives_another_dtype_and_sees_a_small_change(tiny_model: Callable[..., Any]):
+    model = tiny_model(seed=1)
+    first = sampled_fingerprint(model)
+    assert sampled_fingerprint(tiny_model(seed=1).to(torch.bfloat16)) == first
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight.mul_(1.02)
+    assert sampled_fingerprint(model) != first
+    assert sampled_fingerprint(tiny_model(seed=1).half()) is None
+
+
+# Refused
+
+
+@pytest.mark.parametrize(
+    ("asked", "has"),
+    [({"r": 8}, "r is 8, .* has 4"), ({"alpha": 16}, "alpha is 16, .* has 8"), ({"bias": "all"}, "bias is all"),
+     ({"target_modules": ["q_proj"]}, "down_proj, gate_proj")],
+)  # fmt: skip
+def test_continuing_as_another_adapter_is_refused(base: Path, trained: Any, asked: dict[str, Any], has: str):
+    folder, _ = trained
+    with pytest.raises(UserError, match=has):
+        load_adapted(args(folder), {"type": "lora", **asked}, for_training=True)
+    with pytest.raises(UserError, match=has):
+        load_adapted(args(base), {"path": str(folder), **asked}, for_training=True)
+    with pytest.raises(UserError, match=has):
+        attach_adapter(load_model(args(folder), for_training=True).model, {"type": "lora", **asked}, for_training=True)
+
+
+def test_continuing_with_its_own_settings_passes(trained: Any):
+    folder, _ = trained
+    names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    load_adapted(args(folder), {**LORA, "target_modules": names, "bias": "none"}, for_training=True)
+
+
+def test_both_faults_are_told_together(trained: Any):
+    with pytest.raises(UserError) as caught:
+        load_adapted(args(trained[0]), {"type": "lora", "r": 8, "alpha": 16}, for_training=True)
+    assert len(caught.value.faults) == 2
+
+
+def test_an_adapter_of_another_base_is_refused(trained: Any, tiny_model: Callable[..., Any], tmp_path: Path, side: Any):
+    folder, expected = trained
+    tiny_model(seed=2).save_pretrained(tmp_path / "other")
+    tiny_model(seed=1).save_pretrained(tmp_path / "copy")
+    tiny_model(seed=2, hidden_size=48).save_pretrained(tmp_path / "wider")
+    tiny_model(seed=2, num_hidden_layers=1).save_pretrained(tmp_path / "flatter")
+    section = {"path": str(folder)}
+    with pytest.raises(UserError, match="another base"):
+        load_adapted(args(tmp_path / "other"), section, for_training=True)
+    copied = load_adapted(args(tmp_path / "copy"), section, for_training=True).model
+    assert (logits(copied, side) - expected).abs().max() <= 1e-6
+    notices: list[str] = []
+    load_adapted(args(tmp_path / "other"), {**section, "allow_other_base": True}, for_training=True, notices=notices)
+    assert "another base" in notices[0]
+    for name in ("wider", "flatter"):
+        with pytest.raises(UserError, match="does not fit the base"):
+            load_adapted(args(tmp_path / name), {**section, "allow_other_base": True}, for_training=True)
+
+
+def test_without_our_record_the_bases_name_decides(base: Path, trained: Any, tiny_model: Callable[..., Any], tmp_path: Path):
+    folder, _ = trained
+    (folder / "base_model.json").unlink()
+    load_adapted(args(base), {"path": str(folder)}, for_training=True)
+    load_adapted(args(folder), None, for_training=False)
+    tiny_model(seed=1).save_pretrained(tmp_path / "copy")
+    with pytest.raises(UserError, match=r"the adapter names .*base"):
+        load_adapted(args(tmp_path / "copy"), {"path": str(folder)}, for_training=True)
+
+
+def test_damaged_and_incomplete_adapters_are_refused(trained: Any):
+    folder, _ = trained
+    path = folder / "adapter_model.safetensors"
+    weights = load_file(path)
+    lacking = dict(list(weights.items())[1:])
+    save_file(lacking, path)
+    with pytest.raises(UserError, match="lacks 1 weights"):
+        load_model(args(folder), for_training=False)
+    save_file({**weights, "base_model.model.model.layers.7.self_attn.q_proj.lora_A.weight": torch.zeros(4, 32)}, path)
+    with pytest.raises(UserError, match=r"1 weights .* too many"):
+        load_model(args(folder), for_training=False)
+    path.write_bytes(b"nothing")
+    with pytest.raises(UserError, match="damaged"):
+        load_model(args(folder), for_training=False)
+    path.unlink()
+    with pytest.raises(UserError, match="has no weights"):
+        load_model(args(folder), for_training=False)
+
+
+def test_a_base_that_is_gone_and_two_adapters_are_told(base: Path, trained: Any):
+    folder, _ = trained
+    with pytest.raises(UserError, match="there can be one"):
+        load_adapted(args(folder), {"path": str(folder)}, for_training=True)
+    with pytest.raises(UserError, match="one of the two"):
+        attach_adapter(load_model(args(folder), for_training=True).model, {"path": str(folder)}, for_training=True)
+    base.rename(base.with_name("moved"))
+    with pytest.raises(UserError, match=r"base of the adapter .* cannot be loaded") as caught:
+        load_model(args(folder), for_training=False)
+    assert "model.adapter.path" in caught.value.faults[0].hint
+
+
+def test_a_folder_with_adapter_and_whole_model_is_refused(base: Path, trained: Any):
+    (base / "adapter_config.json").write_text((trained[0] / "adapter_config.json").read_text())
+    with pytest.raises(UserError, match="both an adapter and a whole model"):
+        load_model(args(base), for_training=False)
+
+
+def test_adapters_of_other_kinds_are_refused(base: Path, trained: Any):
+    folder, _ = trained
+    config = {"peft_type": "IA3", "task_type": "CAUSAL_LM", "target_modules": ["k_proj"], "feedforward_modules": []}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="only LoRA"):
+        load_adapted(args(base), {"path": str(folder)}, for_training=True)
+
+
+def test_layers_that_are_not_there_are_told_with_the_near_match(base: Path):
+    with pytest.raises(UserError, match="did you mean 'q_proj'"):
+        load_adapted(args(base), {**LORA, "target_modules": ["q_prj", "v_proj"]}, for_training=True)
+    with pytest.raises(UserError, match="matches the whole name of no layer"):
+        load_adapted(args(base), {**LORA, "target_modules": "q_proj"}, for_training=True)
+    with pytest.raises(UserError, match="not a regular expression"):
+        load_adapted(args(base), {**LORA, "target_modules": "(q_proj"}, for_training=True)
+
+
+def test_bad_values_are_told_together(tmp_path: Path):
+    bad = {"type": "lara", "rank": 3, "r": 0, "alpha": -1, "dropout": 1.0, "bias": "some", "target_modules": [], "path": str(tmp_path)}
+    with pytest.raises(UserError) as caught:
+        AdapterArgs.parse({**bad, "merge": "yes"})
+    assert len(caught.value.faults) == 9
+    assert AdapterArgs.parse({"r": None, "target_modules": "all-linear"}) == AdapterArgs()
+
+
+def test_missing_packages_are_named(base: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"expunge\[lora\]"):
+        load_adapted(args(base), LORA, for_training=True)
+    with pytest.raises(MissingExtraError, match=r"CUDA[\s\S]*expunge\[quantized\]"):
+        quantization_of(AdapterArgs(type="qlora"), [])
+
+
+def test_qlora_needs_a_base_in_4_bits(base: Path):
+    with pytest.raises(UserError, match="not loaded in 4 bits"):
+        attach_adapter(load_model(args(base), for_training=True).model, {"type": "qlora"}, for_training=True)
+
+
+def test_qlora_over_a_base_in_4_bits(tiny_model: Callable[..., Any], side: Any, tmp_path: Path):
+    pytest.importorskip("bitsandbytes", reason="needs bitsandbytes")
+    # Weights are quantised in blocks of 64, which must fit into a row.
+    tiny_model(seed=1, hidden_size=64, intermediate_size=128).save_pretrained(tmp_path / "base")
+    section = {**LORA, "type": "qlora"}
+    model = load_adapted(args(tmp_path / "base"), section, for_training=True).model
+    assert model.get_base_model().is_loaded_in_4bit
+    train(model, side)
+    save_model(model, tmp_path / "qlora")
+    again = load_adapted(args(tmp_path / "qlora"), section, for_training=False).model
+    assert (logits(again, side) - logits(model, side)).abs().max() <= 1e-6
+    with pytest.raises(UserError, match="cannot be merged"):
+        save_model(model, tmp_path / "merged", merge=True)
+
+
+# Configs
+
+
+@pytest.mark.parametrize("choice", TYPES)
+def test_the_configs_name_every_key_and_no_other_defaults(choice: str):
+    text = (config_roots([])[0] / "model" / "adapter" / f"{choice}.yaml").read_text()
+    section = yaml.safe_load(text)
+    assert text.startswith("# @package model.adapter\n")
+    assert set(section) == set(KEYS)
+    assert AdapterArgs.parse(section) == AdapterArgs(type=choice)
+    assert adapted_module.AdapterArgs is AdapterArgs
