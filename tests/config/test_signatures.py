@@ -34,7 +34,7 @@ def test_agrees_with_inspect(name: str) -> None:
     handler = f"expunge.methods.{name}"
     read, spec = read_signature(handler), import_loss(handler).spec
     assert read.positional == tuple(need.name for need in spec.needs)
-    weights = {"gamma": spec.gamma, "alpha": spec.alpha, "retain": spec.retain}
+    weights = {"gamma": spec.gamma, "alpha": spec.alpha, "retain": spec.retain, "schedule": spec.schedule, "combine": "sum"}
     assert hyper_parameters(read) == {**spec.hyper, **weights}
 
 

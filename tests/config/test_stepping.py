@@ -85,7 +85,12 @@ SOPHIA, WAGLE = {"handler": "expunge.optim.sophia:sophia"}, {"handler": "expunge
         ({"optimizer": {**SOPHIA, "lr": 1}}, "trainer.optimizer.lr=1: sophia does not read it", "trainer.args.learning_rate=1"),
         ({"optimizer": {"rho": 1}}, "trainer.optimizer has no handler, and rho are given", "optimizer=adamw|"),
         ({"optimizer": {"handler": "sofia"}}, "unknown optimizer 'sofia'", "did you mean 'sophia'"),
-        ({"optimizer": {"handler": "expunge.optim.sophia:sofia"}}, "unknown name", "did you mean 'sophia'"),
+        ({"optimizer": {"handler": "expunge.optim.sophia:sofia"}}, "unknown name", "did you mean 'Sophia'"),
+        (
+            {"optimizer": {"handler": "expunge.optim.sophia:Sophia"}},
+            "Sophia does not build an optimizer",
+            "parameter groups and the arguments",
+        ),
         ({"optimizer": "sophia"}, "trainer.optimizer=sophia: this is a choice of the group optimizer", "write optimizer=sophia"),
         ({"optimizer": {**SOPHIA, "rules": {"samm": {}}}}, "unknown rule 'samm'", "did you mean 'sam'"),
         (

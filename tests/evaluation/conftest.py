@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,12 @@ def tokens() -> Callable[..., TokenTable]:
         offset = np.cumsum([0, *map(len, logp)])
         turn_end = np.zeros(len(flat), dtype=bool)
         if ends:
-            turn_end[[stop - 1 for start, stop in zip(offset[:-1], offset[1:], strict=True) if stop > start]] = True
+            turn_end[[stop - 1 for start, stop in pairwise(offset) if stop > start]] = True
         hits = np.array([value for row in hit for value in row], dtype=bool) if hit is not None else np.ones(len(flat), dtype=bool)
         rows = made_examples(answers or [1] * len(logp), texts)
-        return TokenTable(rows, offset, flat, hits, np.full(len(flat), mu, np.float32), np.full(len(flat), var, np.float32), turn_end)
+        return TokenTable(
+            rows, offset, flat, hits, np.full(len(flat), mu, np.float32), np.full(len(flat), var, np.float32), turn_end, -flat
+        )
 
     return build
 

@@ -108,7 +108,7 @@ def test_truth_ratio_refuses_what_it_does_not_know(tokens: Tokens) -> None:
 
 
 def test_rouge(examples: Any) -> None:
-    """"the cat sat" against "the cat": recall of the longest common subsequence 2/2; of "a dog" 0. Words are stemmed: cats = cat."""
+    """ "the cat sat" against "the cat": recall of the longest common subsequence 2/2; of "a dog" 0. Words are stemmed: cats = cat."""
     table = GenerationTable(examples([1] * 4, ["the cat", "a dog", "cats", "..."]), ("q",) * 4, ("the cat sat", "the cat", "cat", "x"))
     found = rouge(table)
     assert found.columns["rougeL_recall"][:3] == pytest.approx([1.0, 0.0, 1.0])

@@ -27,8 +27,18 @@ LOSSES = {
     "expunge.methods.finetune:finetune": {"retain": 1},
     "expunge.methods.retain:nll": {"retain": 1},
     "expunge.methods.retain:kl": {},
+    "expunge.methods.ceu:ceu": {"forget": -1},
+    "expunge.methods.pdu:pdu": {},
+    "expunge.methods.me:me": {},
+    "expunge.methods.elm:elm": {},
 }
 """Handler -> by side, whether a step down the loss raises (1) or lowers (-1) the likelihood of its labels."""
+HYPER: dict[str, dict[str, Any]] = {
+    # Rows of one label are to have a gradient here; the skipping has its own tests.
+    "expunge.methods.ceu:ceu": {"ignore_first_n_answer_tokens": 0},
+    "expunge.methods.pdu:pdu": {"retain_loss_eps": 0.3},
+    "expunge.methods.elm:elm": {"concept": "ships", "eta": 2.0, "top_k": None},
+}
 SHAPE = (4, 6, 11)
 COUNTS = (6, 3, 1, 0)
 """Labels of the four rows: full, partly masked, one token, fully masked."""
@@ -41,7 +51,7 @@ class Case:
         self.mask_BN = torch.arange(SHAPE[1]) < torch.tensor(COUNTS).unsqueeze(-1)
         self.logits: dict[str, Tensor] = {}
         self.quantities: dict[str, Tensor] = {}
-        for number, side in enumerate(("forget", "retain", "alternate")):
+        for number, side in enumerate(("forget", "retain", "alternate", "expert", "novice")):
             generator = torch.Generator().manual_seed(number)
             label_BN = torch.randint(0, SHAPE[2], SHAPE[:2], generator=generator)
             for prefix in ("", "ref_"):
@@ -61,7 +71,7 @@ class Case:
     def __call__(self, handler: str, **hyper: Any) -> Tensor:
         loss = import_loss(handler)
         faults: list[Any] = []
-        kwargs = bind(loss, hyper, {}, (), faults)
+        kwargs = bind(loss, {**HYPER.get(handler, {}), **hyper}, {}, (), faults)
         assert not faults
         return loss(*(self.quantities[need.name] for need in loss.spec.needs), **kwargs)
 

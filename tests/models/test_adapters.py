@@ -27,6 +27,7 @@ from expunge.models.adapters import attach_adapter, lora_layers, save_model
 from expunge.models.fingerprint import model_fingerprint
 from expunge.models.load import load_model
 from expunge.models.outputs import label_outputs
+from expunge.models.tokenizer import load_tokenizer
 
 torch.set_num_threads(1)
 LORA = {"type": "lora", "r": 4, "alpha": 8, "dropout": 0.0}
@@ -280,6 +281,25 @@ def test_an_adapter_on_tied_embeddings_cannot_be_merged(base: Path, tmp_path: Pa
     with pytest.raises(UserError, match="shares its weights"):
         save_model(model, tmp_path / "merged", merge=True)
     assert not (tmp_path / "merged").exists()
+    with pytest.raises(UserError, match="shares its weights"):
+        load_adapted(args(base), {**LORA, "target_modules": ["embed_tokens"], "merge": True}, for_training=True)
+
+
+def test_merging_into_half_precision_is_told(base: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("expunge.models.precision.supports_bf16", lambda _: True)
+    for more, told in (({}, 1), ({"master_dtype": "float32"}, 0)):
+        notices: list[str] = []
+        load_adapted(args(base, torch_dtype="bfloat16", **more), {**LORA, "merge": True}, for_training=True, notices=notices)
+        assert sum("merged weights are rounded to bfloat16" in notice for notice in notices) == told
+
+
+def test_an_adapter_without_a_tokenizer_has_that_of_its_base(base: Path, trained: Any, tiny_tokenizer: Any):
+    folder, _ = trained
+    tiny_tokenizer.save_pretrained(base)
+    assert load_tokenizer(args(folder)).get_vocab() == tiny_tokenizer.get_vocab()
+    tiny_tokenizer.save_pretrained(folder)
+    shutil.rmtree(base)
+    assert load_tokenizer(args(folder)).get_vocab() == tiny_tokenizer.get_vocab()
 
 
 # Fingerprints
@@ -454,10 +474,14 @@ def test_qlora_over_a_base_in_4_bits(tiny_model: Callable[..., Any], side: Any, 
     section = {**LORA, "type": "qlora"}
     model = load_adapted(args(tmp_path / "base"), section, for_training=True).model
     assert model.get_base_model().is_loaded_in_4bit
+    before = logits(model, side)
     train(model, side)
+    # Before saving: bitsandbytes 0.50 packs weights anew on a CPU after their state was read, and rounds their scales then.
+    expected = logits(model, side)
+    assert not torch.allclose(before, expected, atol=1e-2)
     save_model(model, tmp_path / "qlora")
     again = load_adapted(args(tmp_path / "qlora"), section, for_training=False).model
-    assert (logits(again, side) - logits(model, side)).abs().max() <= 1e-6
+    assert (logits(again, side) - expected).abs().max() <= 1e-6
     with pytest.raises(UserError, match="cannot be merged"):
         save_model(model, tmp_path / "merged", merge=True)
 

@@ -142,7 +142,7 @@ def test_a_place_without_a_model_is_told_with_where_it_was_looked_for(folder: Pa
         load_model(args(tmp_path / "notes"), for_training=False)
     assert "readme.txt" in str(error.value)
     (tmp_path / "notes" / "adapter_config.json").write_text("{}")
-    with pytest.raises(UserError, match="holds an adapter"):
+    with pytest.raises(UserError, match="does not say which base"):
         load_model(args(tmp_path / "notes"), for_training=False)
     with pytest.raises(UserError, match="is a file"):
         load_model(args(folder / "config.json"), for_training=False)

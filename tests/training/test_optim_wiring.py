@@ -112,7 +112,7 @@ def test_nothing_chosen_changes_nothing_and_adamw_is_the_default(trainer: Any, t
 @pytest.mark.parametrize("mode", ["gnb", "hutchinson", "empirical"])
 def test_sophia_sums_up_the_same_however_a_step_is_cut(trainer: Any, plain: Any, tmp_path: Path, mode: str) -> None:
     states = []
-    for rows, cuts in ((4, 1), (2, 2), (1, 4)):
+    for rows, cuts in ((4, 1), (1, 4)):
         run = trainer(
             folder=tmp_path / str(rows), model=plain(), extra=given({"handler": "sophia", "mode": mode, "every": 2}),
             per_device_train_batch_size=rows, gradient_accumulation_steps=cuts, **STILL,
@@ -131,7 +131,7 @@ def test_sophia_sums_up_the_same_however_a_step_is_cut(trainer: Any, plain: Any,
 @pytest.mark.parametrize("rule", [{"sam": {"rho": 0.05}}, {"random_smoothing": {"samples": 2, "sigma": 0.02}}])
 def test_rules_that_move_weights_do_the_same_however_a_step_is_cut(trainer: Any, plain: Any, tmp_path: Path, rule: Any) -> None:
     ends, start = [], flat(plain())
-    for rows, cuts in ((4, 1), (2, 2), (1, 4)):
+    for rows, cuts in ((4, 1), (1, 4)):
         run = trainer(
             folder=tmp_path / str(rows), model=plain(), extra=given({"handler": "sgd", "rules": rule}),
             per_device_train_batch_size=rows, gradient_accumulation_steps=cuts, max_steps=4, learning_rate=0.1, warmup_epochs=0,

@@ -58,7 +58,7 @@ DATASETS = {
     "QAwithAlternateDataset": "expunge.data.datasets:qa_alternate",
     "PretrainingDataset": "expunge.data.datasets:text",
 }
-LOGGERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "comet_ml": "comet_ml"}
+LOGGERS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio", "mlflow": "mlflow", "comet_ml": "comet_ml"}
 
 
 @dataclass

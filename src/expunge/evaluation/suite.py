@@ -26,9 +26,12 @@ from expunge.evaluation.tables import GenerationTable, GradNormTable, Table, Tok
 from expunge.evaluation.views import View, load_views
 from expunge.lm import runtime
 from expunge.models.fingerprint import model_fingerprint
+from expunge.models.outputs import unwrapped
 
 log = logging.getLogger(__name__)
 RESAMPLES = 1000
+NOT_COMPUTED = ("_name_or_path", "architectures", "dtype", "transformers_version", "use_cache")
+"""Keys of a model's configuration on which no number depends, or that are in the key already."""
 
 
 def evaluate_suite(
@@ -53,7 +56,8 @@ def evaluate_suite(
         model: causal language model, wrapped or not; it is left in the mode it was in.
         tokenizer: of the model.
         suite_cfg: the suite's section of the configuration (`eval.tofu`): `views`, `metrics`, `generation`, `batch_size`, `overwrite`,
-            `forget_split`, `retain_logs_path`, `bootstrap: {resamples, seed}`, `share_prefixes`.
+            `forget_split`, `retain_logs_path`, `bootstrap: {resamples, seed}`, `share_prefixes`,
+            `field_rounding`.
         template: of the model.
         data_root: folder of local data.
         out_dir: where `<SUITE>_EVAL.json` and `<SUITE>_SUMMARY.json` go; None = they are not written.
@@ -74,7 +78,7 @@ def evaluate_suite(
     logs = _retain_logs(suite_cfg, suite, template)
     if logs is not None:
         hold_against(logs, plan, views)
-    evaluated = _Evaluated(model, tokenizer, suite_cfg, compute_dtype, fingerprint_of_model or model_fingerprint(model))
+    evaluated = _Evaluated(model, tokenizer, suite_cfg, compute_dtype, _identity(model, fingerprint_of_model))
     keys = {item: evaluated.key(item, views[item.view]) for item in plan.collections if item.view in views}
     key = _key_of_all(plan, keys, suite_cfg, logs)
     overwrite = bool(suite_cfg.get("overwrite", False))
@@ -134,18 +138,27 @@ class _Evaluated:
         known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
         return int(next(token for token in known if token is not None))
 
+    @property
+    def share_prefixes(self) -> bool:
+        return bool(self.suite_cfg.get("share_prefixes", True))
+
+    @property
+    def field_rounding(self) -> bool:
+        return bool(self.suite_cfg.get("field_rounding", True))
+
     def key(self, item: Collection, view: View) -> str:
         """What a table depends on."""
-        return fingerprint([item.kind, item.settings, view.fingerprint, self.model_key, self.dtype, code_version()])
+        how = self.field_rounding if item.kind == TokenTable.KIND else None
+        return fingerprint([item.kind, item.settings, how, view.fingerprint, self.model_key, self.dtype, code_version()])
 
     def collect(self, kind: str, wanted: Mapping[Collection, View], cost: Cost) -> dict[Collection, Table]:
         """The tables of one kind."""
         common: dict[str, Any] = {"compute_dtype": self.compute_dtype, "cost": cost}
         sized: dict[str, Any] = {**common, "pad_id": self.pad_id, "batch_size": self.batch_size}
         if kind == TokenTable.KIND:
-            share = bool(self.suite_cfg.get("share_prefixes", True))
+            sized |= {"share_prefixes": self.share_prefixes, "field_rounding": self.field_rounding}
             named = {item.view: (view.encoded, view.examples) for item, view in wanted.items()}
-            found = collect_tokens(self.model, named, share_prefixes=share, **sized)
+            found = collect_tokens(self.model, named, **sized)
             return {item: found[item.view] for item in wanted}
         made: dict[Collection, Table] = {}
         for item, view in wanted.items():
@@ -211,6 +224,14 @@ def _compute(
         else:
             arguments[name] = logs if need is None else results[need]
     return metric.function(**arguments, **metric.options)
+
+
+def _identity(model: Any, of_weights: str | None) -> str:
+    """What the numbers depend on of a model: its weights, how its configuration combines them, and what ends its generations."""
+    inner: Any = unwrapped(model)
+    config = {key: value for key, value in inner.config.to_dict().items() if key not in NOT_COMPUTED}
+    ends = getattr(getattr(inner, "generation_config", None), "eos_token_id", None)
+    return fingerprint([of_weights or model_fingerprint(inner), config, ends])
 
 
 def _retain_logs(suite_cfg: Mapping[str, Any], suite: str, template: Template) -> RetainLogs | None:

@@ -55,10 +55,11 @@ class TokenTable:
         mu_M: mean of log p over the vocabulary under p, float32.
         var_M: variance of log p over the vocabulary under p, float32.
         turn_end_M: whether the label is the token that ends the turn.
+        nll_M: cross entropy of the label, float32: -logp_M, but for rounding that published numbers carry.
     """
 
     KIND: ClassVar[str] = "tokens"
-    ARRAYS: ClassVar[tuple[str, ...]] = ("offset_B1", "logp_M", "hit_M", "mu_M", "var_M", "turn_end_M")
+    ARRAYS: ClassVar[tuple[str, ...]] = ("offset_B1", "logp_M", "hit_M", "mu_M", "var_M", "turn_end_M", "nll_M")
 
     examples: Examples
     offset_B1: Ints
@@ -67,6 +68,7 @@ class TokenTable:
     mu_M: Floats
     var_M: Floats
     turn_end_M: Bools
+    nll_M: Floats
 
     @cached_property
     def example_M(self) -> Ints:  # noqa: N802 - ends in its shape
@@ -99,8 +101,8 @@ class TokenTable:
 
     @cached_property
     def avg_nll_B(self) -> Floats:  # noqa: N802 - ends in its shape
-        """[B] mean over the label tokens, end of turn counted, of -log p: the field's `avg_loss`."""
-        return -self.mean(self.logp_M)
+        """[B] mean over the label tokens, end of turn counted, of the cross entropy: the field's `avg_loss`."""
+        return self.mean(self.nll_M)
 
 
 @dataclass(frozen=True)

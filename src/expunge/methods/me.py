@@ -27,7 +27,7 @@ def me(forget_logits_BNV: Tensor, forget_mask_BN: Tensor, *, direction: Literal[
     in its place. Bounded: 0 <= L <= ln V. The weights, gamma 0.1 and alpha 1, are the authors' for TOFU (lr 1e-5, 5 epochs).
 
     The authors' code computes KL(uniform || p_theta) instead, which is not bounded, and whose gradient does not fade where p_theta is
-    nearly one-hot: `direction="from_uniform"`. (It also adds 1e-12 to p_theta before the logarithm; here the logarithm is taken of the logits.)
+    nearly one-hot: `direction="from_uniform"`. (It adds 1e-12 to p_theta before the logarithm; here the logits give it exactly.)
 
     Args:
         forget_logits_BNV: [B, N, V] logits of the model.

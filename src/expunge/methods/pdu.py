@@ -124,7 +124,7 @@ def pdu(
     """PDU, its forget term: (max_v z - mean_v z)^2, logit margin flattening, where labels are predicted.
 
     min over theta, max over lambda >= 0 of mean over forget labels of (max z - mean z)^2 + lambda (CE(r) - eps). The retain term's weight
-    is lambda, which starts at alpha and moves as `DualObjective` says. Published for TOFU: alpha 100, dual_step_size 5, retain_loss_eps 0.3.
+    is lambda, which starts at alpha and moves as `DualObjective` says. For TOFU: alpha 100, dual_step_size 5, retain_loss_eps 0.3.
 
     Deviations from the field's code, on purpose: that masks the logits at the labels' own positions, one late (`mask="own"` brings it
     back), and moves lambda after each micro-batch of each rank by itself (`dual_unit="micro_batch"`). With `dual_update_upon="epoch"` it

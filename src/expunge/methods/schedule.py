@@ -13,7 +13,12 @@ from expunge.core.errors import Fault, unknown
 from expunge.methods.base import REQUIRED
 from expunge.methods.binding import bind_keywords, import_module
 
-SCHEDULES = {name: f"expunge.methods.schedule:{name}" for name in ("constant", "ramp", "switch", "reroute")}
+SCHEDULES = {
+    "constant": "expunge.methods.schedule:constant",
+    "ramp": "expunge.methods.schedule:ramp",
+    "switch": "expunge.methods.schedule:switch",
+    "reroute": "expunge.methods.schedule:reroute",
+}
 """Short names of the schedules."""
 
 

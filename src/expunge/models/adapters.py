@@ -67,7 +67,7 @@ def attach_adapter(
     if is_adapted(model):
         if args.path is not None:
             raise UserError(f"model.adapter.path is {args.path}, but the model's path is an adapter already", "give one of the two")
-        return _ready(_check_continued(model, args, notices if for_training else []), for_training)
+        return _ready(_check_continued(model, args, notices if for_training else []), args, for_training, notices)
     if args.path is None and (args.type == "none" or not for_training):
         return model
     _need_peft()
@@ -83,7 +83,7 @@ def attach_adapter(
     adapted.peft_config[NAME].base_model_name_or_path = record.name or None
     adapted.peft_config[NAME].revision = record.model_args.get("revision")
     adapted.expunge_base = record
-    return _ready(adapted, for_training)
+    return _ready(adapted, args, for_training, notices)
 
 
 def is_adapted(model: nn.Module) -> bool:
@@ -262,14 +262,23 @@ def _check_continued(adapted: Any, args: AdapterArgs, notices: list[str]) -> Any
     return adapted
 
 
-def _ready(adapted: Any, for_training: bool) -> Any:
+def _ready(adapted: Any, args: AdapterArgs, for_training: bool, notices: list[str]) -> Any:
+    """The model in eval mode, with what will be trained requiring gradients; what cannot be merged is refused before the training."""
     if not for_training:
         adapted.requires_grad_(False)
-    elif not any(parameter.requires_grad for parameter in adapted.parameters()):
+        return adapted.eval()
+    if not any(parameter.requires_grad for parameter in adapted.parameters()):
         adapted.set_adapter(NAME)
+    base = adapted.get_base_model()
+    if args.merge:
+        check_mergeable(adapted)
+        if base.dtype in (torch.bfloat16, torch.float16):
+            dtype = str(base.dtype).removeprefix("torch.")
+            notices.append(
+                f"model.adapter.merge=true: merged weights are rounded to {dtype}; model.model_args.master_dtype=float32 keeps them"
+            )
     trained = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
-    if for_training:
-        log.info("training %d weights of an adapter over %s", trained, type(adapted.get_base_model()).__name__)
+    log.info("training %d weights of an adapter over %s", trained, type(base).__name__)
     return adapted.eval()
 
 

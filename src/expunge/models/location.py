@@ -61,7 +61,7 @@ def check_model_folder(place: Location) -> None:
     """Refuse a folder that cannot be a model before anything slow is imported or read.
 
     Raises:
-        UserError: no configuration file in it; an adapter alone; a GGUF file that is not there.
+        UserError: no configuration file in it; a GGUF file that is not there.
     """
     if place.folder is None:
         return
@@ -71,8 +71,6 @@ def check_model_folder(place: Location) -> None:
         return
     if (place.folder / "config.json").is_file():
         return
-    if (place.folder / "adapter_config.json").is_file():
-        raise UserError(f"{place.given} holds an adapter, not a whole model", "give the base model, or merge the adapter into it")
     found = ", ".join(sorted(path.name for path in place.folder.iterdir())[:8]) or "nothing"
     raise UserError(f"{place.given} is not a model folder: it has no config.json", f"looked in {place.folder.absolute()}, found {found}")
 

@@ -8,12 +8,14 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from expunge.core.errors import UserError, unknown
+from expunge.models.adapter_folder import BaseRecord, is_adapter_folder
 from expunge.models.location import locate, not_found
 
 KEYS = (
     "pretrained_model_name_or_path", "revision", "cache_dir", "trust_remote_code", "token", "subfolder", "local_files_only",
     "gguf_file", "use_fast", "padding_side", "pad_token", "add_bos_token", "legacy",
 )  # fmt: skip
+FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 RESERVED = ("<|finetune_right_pad_id|>", "<|pad|>", "<pad>", "[PAD]", "<|endoftext|>", "<|vision_pad|>", "<unk>", "[UNK]")
 """Tokens that vocabularies carry and answers do not, in the order of preference. Masks come from the encoding, so that even one that also
 ends texts hides no label."""
@@ -39,6 +41,9 @@ def load_tokenizer(tokenizer_args: Mapping[str, Any], *, notices: list[str] | No
     if faults:
         raise UserError.of(faults)
     place = locate(tokenizer_args, "model.tokenizer_args")
+    if is_adapter_folder(place.folder) and place.folder is not None and not any((place.folder / name).is_file() for name in FILES):
+        # An adapter saved without a tokenizer has that of its base.
+        place = locate(BaseRecord.read(place.folder).model_args, "the base of the adapter in model.tokenizer_args")
     given = {key: value for key, value in tokenizer_args.items() if value is not None}
     for key in ("pretrained_model_name_or_path", "gguf_file", "pad_token"):
         given.pop(key, None)

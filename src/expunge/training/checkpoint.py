@@ -148,7 +148,7 @@ def disk_full_told(path: Path) -> Iterator[None]:
             yield
     except (SafetensorError, RuntimeError) as error:
         # safetensors and torch.save report a failed write in errors of their own, without an error number.
-        if "No space left" in str(error) or "file write failed" in str(error):
+        if any(words in str(error) for words in ("No space left", "file write failed", "unexpected pos")):
             with told_to_user(path):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         raise

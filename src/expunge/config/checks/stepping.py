@@ -69,6 +69,12 @@ def _optimizer(check: Checking) -> None:
     signature = _signature(check, f"{key}.handler", node["handler"], named("OPTIMIZERS"), "optimizer")
     if signature is None:
         return
+    if len(signature.positional) != 2:
+        text = check.typed(f"{key}.handler", signature.handler)
+        check.fault(
+            f"{text}: {signature.name} does not build an optimizer", "one takes two things by place, the parameter groups and the arguments"
+        )
+        return
     of_args = named("OF_ARGS")
     given = {name: value for name, value in node.items() if name not in ("handler", "rules")}
     for name in [name for name in given if name in of_args and name not in signature.keyword]:

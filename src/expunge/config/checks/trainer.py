@@ -10,15 +10,17 @@ from typing import Any
 
 from expunge.config.checks.checking import Checking
 from expunge.config.checks.stepping import check_stepping
-from expunge.config.signatures import REQUIRED, Signature, dataclass_fields, read_signature
+from expunge.config.signatures import REQUIRED, Signature, dataclass_fields, read_names, read_signature
 from expunge.core.config import Config
-from expunge.core.errors import UserError
+from expunge.core.errors import UserError, nearest
 from expunge.core.needs import parse_need
 
 # Keys of `trainer.args` that are ours and not TrainingArguments'.
 OWN_ARGS = ("warmup_epochs",)
 # Keys of `trainer.method_args` that weigh the terms; every method takes them.
-WEIGHTS = ("gamma", "alpha", "retain")
+WEIGHTS = ("gamma", "alpha", "retain", "schedule", "combine")
+# Those of them that name code by a short name or a handler, and where the short names are.
+BY_NAME = {"schedule": ("expunge.methods.schedule", "SCHEDULES"), "combine": ("expunge.methods.combine", "COMBINATIONS")}
 # Dataset handlers of ours that give no alternate answers.
 WITHOUT_ALTERNATES = ("expunge.data.datasets:qa", "expunge.data.datasets:text")
 STRATEGIES = ("no", "steps", "epoch", "best")
@@ -32,6 +34,8 @@ def check_trainer(check: Checking) -> None:
         _method_args(check, signature)
         _sides(check, signature)
     _retain(check)
+    for name in BY_NAME:
+        _by_name(check, name)
     _training_arguments(check)
     check_stepping(check)
 
@@ -58,6 +62,8 @@ def hyper_parameters(signature: Signature) -> dict[str, Any]:
         "gamma": REQUIRED if gamma is None else gamma,
         "alpha": decorator.get("alpha", 1.0),
         "retain": decorator.get("retain", "none"),
+        "schedule": decorator.get("schedule", "constant"),
+        "combine": "sum",
     }
     return {**signature.keyword, **weights}
 
@@ -69,7 +75,7 @@ def losses_of(cfg: Config) -> list[Signature]:
         retain = _loss(cfg.get("trainer.method_args.retain.handler"))
     else:
         name = loss_defaults(method).get("retain", "none") if method else "none"
-        retain = _loss(f"expunge.methods.retain:{name}" if name != "none" else None)
+        retain = _loss((name if ":" in name else f"expunge.methods.retain:{name}") if name != "none" else None)
     return [signature for signature in (method, retain) if signature]
 
 
@@ -129,6 +135,24 @@ def _retain(check: Checking) -> None:
     if signature is not None:
         _needs(check, f"{key}.handler", signature)
         check.bind(key, {name: value for name, value in node.items() if name != "handler"}, signature, signature.keyword)
+
+
+def _by_name(check: Checking, name: str) -> None:
+    """A schedule or combination: null, a short name, a handler, or {handler, ...keyword arguments}."""
+    key = f"trainer.method_args.{name}"
+    node = check.cfg.get(key)
+    handler, given = (node.get("handler"), node) if isinstance(node, dict) else (node, {})
+    short = (*read_names(*BY_NAME[name]), "sum" if name == "combine" else "none")
+    if handler is None or handler in short:
+        return
+    if not isinstance(handler, str) or ":" not in handler:
+        near = nearest(str(handler), short, count=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        check.fault(f"{check.typed(key, handler)}: there is no such {name}", f"{hint}known: {', '.join(short)}, or module:function")
+        return
+    signature = check.signature(f"{key}.handler", handler)
+    if signature is not None:
+        check.bind(key, {item: value for item, value in given.items() if item != "handler"}, signature, signature.keyword)
 
 
 def _training_arguments(check: Checking) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from expunge.config.soul.command import Given
 from expunge.config.soul.methods import Method
-from expunge.config.soul.router import Routed, Side, route
+from expunge.config.soul.router import NOTHING, Routed, Side, route
 from expunge.config.soul.writing import assign
 from expunge.core.errors import UserError
 
@@ -23,11 +23,10 @@ def data_overrides(given: Given, name: str, method: Method, data_root: str) -> l
     forget = _side(given, "forget", "forget" in method.sides or self_retain, data_root)
     reads_retain = "retain" in method.sides or (name == "NPO" and given.get("unlearn.NPO.gamma", given.get("unlearn.gamma")) is not None)
     retain = _complement(given, forget, data_root) if self_retain else _side(given, "retain", reads_retain, data_root)
-    for side, routed in (("forget", forget), ("retain", retain)):
-        if routed is None and side in method.sides and not given.faults:
-            given.fault(
-                f"{given.told(f'dataset.{side}_dataset_name')}: {name} reads {side} rows", "name a data set of the router, or a local file"
-            )
+    for side in method.sides:
+        flag = f"dataset.{side}_dataset_name"
+        if str(given.get(flag, DEFAULTS[side])).lower() in NOTHING and not (side == "retain" and self_retain):
+            given.fault(f"{given.told(flag)}: {name} reads {side} rows", "name a data set of the router, or a local file")
     overrides = [] if forget is None else _written("forget", forget)
     overrides += _written("retain", retain) if retain is not None else [f"~{GROUP}.retain"]
     if forget is None:

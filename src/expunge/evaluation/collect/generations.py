@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -126,14 +127,28 @@ def _generate(
     where = next(inner.parameters()).device
     side = collate(prompts, pad_id, side="left")
     input_ids_BT = side["input_ids"].to(where)
-    with runtime.autocast(where, compute_dtype):
-        output_BT = inner.generate(input_ids=input_ids_BT, attention_mask=side["attention_mask"].to(where), generation_config=config)
+    with runtime.autocast(where, compute_dtype), _only(inner, config):
+        output_BT = inner.generate(input_ids=input_ids_BT, attention_mask=side["attention_mask"].to(where))
     written_BT = output_BT[:, input_ids_BT.shape[1] :]
     cost.forward_tokens += int(side["attention_mask"].sum())
     cost.padded_tokens += input_ids_BT.numel()
     cost.generated_tokens += written_BT.numel()
     texts: list[str] = tokenizer.batch_decode(written_BT, skip_special_tokens=True)
     return texts
+
+
+@contextmanager
+def _only(model: Any, config: Any) -> Iterator[None]:
+    """Our settings in the place of the model's own, with which transformers (5.23) fills whatever ours leave unset, such as penalties."""
+    # An adapter hands its settings down to the model underneath and leaves them there.
+    owners = [model, model.get_base_model()] if hasattr(model, "get_base_model") else [model]
+    own = [owner.generation_config for owner in owners]
+    try:
+        model.generation_config = config
+        yield
+    finally:
+        for owner, kept in zip(owners, own, strict=True):
+            owner.generation_config = kept
 
 
 def _cut(text: str, stops: Sequence[str]) -> str:

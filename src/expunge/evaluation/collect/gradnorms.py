@@ -19,7 +19,7 @@ from expunge.evaluation.collect.tokens import Cost
 from expunge.evaluation.tables import Examples, GradNormTable
 from expunge.lm import runtime
 from expunge.lm.labels import label_index
-from expunge.lm.logprobs import token_logp
+from expunge.lm.logprobs import as_float32
 from expunge.models.outputs import label_outputs
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,9 @@ def _norms(
         return float("nan"), float("nan")
     with runtime.autocast(where, compute_dtype):
         outputs = label_outputs(model, side, index=index)
-    loss = -token_logp(outputs.logits_BNV, outputs.label_BN).mean()
+    # Not `token_logp`: of a certain token the gradient is 1 - p, and what is left of it in float32 depends on how p was come by.
+    logp_BNV = as_float32(outputs.logits_BNV).log_softmax(-1)
+    loss = -logp_BNV.gather(-1, outputs.label_BN.unsqueeze(-1)).mean()
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     norm_K = torch.stack([_norm(gradient, p) for gradient in gradients if gradient is not None])
     return float(torch.linalg.vector_norm(norm_K, ord=p)), float(norm_K.mean())

@@ -13,6 +13,7 @@ import torch
 
 from expunge.data.encoded import Encoded
 from expunge.evaluation.collect.packing import Group, Packed, can_share, group_by_prefix, pack
+from expunge.evaluation.collect.rounding import Rounded, as_published
 from expunge.evaluation.collect.sharing import gather, mine
 from expunge.evaluation.tables import Examples, TokenTable, as_ints
 from expunge.lm import runtime
@@ -59,6 +60,7 @@ class Statistics(NamedTuple):
     hit: np.ndarray[Any, np.dtype[np.bool_]]
     mu: np.ndarray[Any, np.dtype[np.float32]]
     var: np.ndarray[Any, np.dtype[np.float32]]
+    nll: np.ndarray[Any, np.dtype[np.float32]]
 
 
 def collect_tokens(
@@ -69,6 +71,7 @@ def collect_tokens(
     batch_size: int = 32,
     compute_dtype: torch.dtype | None = None,
     share_prefixes: bool = True,
+    field_rounding: bool = True,
     cost: Cost | None = None,
 ) -> dict[str, TokenTable]:
     """Tables of several views from one pass: an example that several of them have is computed once.
@@ -80,6 +83,7 @@ def collect_tokens(
         batch_size: a batch has the tokens of that many of the longest examples at most, so usually far more rows.
         compute_dtype: autocast to it.
         share_prefixes: let the answers of one question share the pass over it, where the model can.
+        field_rounding: round log-probabilities as published numbers are (`as_published`).
         cost: counts are added to it.
 
     Returns:
@@ -91,7 +95,12 @@ def collect_tokens(
     numbers = {name: [unique.setdefault(_key(item), len(unique)) for item in encoded] for name, (encoded, _) in views.items()}
     firsts = {_key(item): item for encoded, _ in views.values() for item in encoded}
     examples = [firsts[key] for key in unique]
-    found = _pass(model, examples, pad_id, batch_size, compute_dtype, share_prefixes, cost)
+    longest = max(map(len, examples), default=1)
+    groups = group_by_prefix(examples, share_prefixes and can_share(unwrapped(model), longest))
+    batches = token_budgeted_batches([group.size for group in groups], batch_size * longest)
+    log.info("tokens: %d examples in %d sequences, %d batches", len(examples), len(groups), len(batches))
+    work = [[groups[line] for line in batch] for batch in mine(batches)]
+    found = gather(_pass(model, work, pad_id, compute_dtype, field_rounding, cost))
     cost.examples += sum(map(len, numbers.values()))
     cost.unique += len(examples)
     cost.seconds += time.monotonic() - started
@@ -104,31 +113,27 @@ def _key(example: Encoded) -> tuple[Any, ...]:
 
 def _pass(
     model: Any,
-    examples: Sequence[Encoded],
+    batches: Sequence[Sequence[Group]],
     pad_id: int,
-    batch_size: int,
     compute_dtype: torch.dtype | None,
-    share: bool,
+    field_rounding: bool,
     cost: Cost,
 ) -> dict[int, Statistics]:
-    longest = max(map(len, examples), default=1)
-    inner = unwrapped(model)
-    groups = group_by_prefix(examples, share and can_share(inner, longest))
-    batches = token_budgeted_batches([group.size for group in groups], batch_size * longest)
-    log.info("tokens: %d examples in %d sequences, %d batches", len(examples), len(groups), len(batches))
     was_training = model.training
     model.eval()
     found: dict[int, Statistics] = {}
     try:
         with torch.inference_mode():
-            for batch in mine(batches):
-                found |= _forward(model, [groups[line] for line in batch], pad_id, compute_dtype, cost)
+            for groups in batches:
+                found |= _forward(model, groups, pad_id, compute_dtype, field_rounding, cost)
     finally:
         model.train(was_training)
-    return gather(found)
+    return found
 
 
-def _forward(model: Any, groups: Sequence[Group], pad_id: int, compute_dtype: torch.dtype | None, cost: Cost) -> dict[int, Statistics]:
+def _forward(
+    model: Any, groups: Sequence[Group], pad_id: int, compute_dtype: torch.dtype | None, field_rounding: bool, cost: Cost
+) -> dict[int, Statistics]:
     where = next(model.parameters()).device
     packed = _moved(pack(groups, pad_id, next(model.parameters()).dtype), where)
     arguments: dict[str, Any] = dict(packed.kwargs)
@@ -137,7 +142,10 @@ def _forward(model: Any, groups: Sequence[Group], pad_id: int, compute_dtype: to
     statistics = token_statistics(outputs.logits_BNV, outputs.label_BN, POSITIONS_AT_ONCE.get(where.type, POSITIONS))
     cost.forward_tokens += packed.tokens
     cost.padded_tokens += packed.side["input_ids"].numel()
-    flat = [value_BN[outputs.mask_BN].cpu().numpy() for value_BN in statistics]
+    rounded = Rounded(statistics.logp_BN, -statistics.logp_BN)
+    if field_rounding:
+        rounded = as_published(outputs.logits_BNV, outputs.label_BN, statistics.logp_BN)
+    flat = [value_BN[outputs.mask_BN].cpu().numpy() for value_BN in (rounded.logp_BN, *statistics[1:], rounded.nll_BN)]
     ends = np.cumsum([size for _, size in packed.pieces])[:-1]
     split = [np.split(value_M, ends) for value_M in flat]
     return {example: Statistics(*values) for (example, _), *values in zip(packed.pieces, *split, strict=True)}
@@ -154,10 +162,11 @@ def _moved(packed: Packed, where: torch.device) -> Packed:
 
 
 def _table(encoded: Sequence[Encoded], rows: Examples, found: Sequence[Statistics | None]) -> TokenTable:
-    empty = Statistics(np.zeros(0, np.float32), np.zeros(0, bool), np.zeros(0, np.float32), np.zeros(0, np.float32))
+    none = np.zeros(0, np.float32)
+    empty = Statistics(none, np.zeros(0, bool), none, none, none)
     known = [statistics if statistics is not None else empty for statistics in found]
     columns = [np.concatenate([statistics[field] for statistics in known] or [empty[field]]) for field in range(len(empty))]
     ends = [position == example.turn_end for example in encoded for position, counted in enumerate(example.label_mask) if counted]
     offset_B1 = as_ints(np.cumsum([0, *[len(statistics.logp) for statistics in known]]).tolist())
-    logp_M, hit_M, mu_M, var_M = columns
-    return TokenTable(rows, offset_B1, logp_M, hit_M, mu_M, var_M, np.array(ends, dtype=bool))
+    logp_M, hit_M, mu_M, var_M, nll_M = columns
+    return TokenTable(rows, offset_B1, logp_M, hit_M, mu_M, var_M, np.array(ends, dtype=bool), nll_M)

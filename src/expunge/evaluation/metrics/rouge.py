@@ -35,7 +35,11 @@ def rouge(generations: GenerationTable, *, variant: str = "rougeL_recall") -> Re
     scores = [_scores(target, text) for target, text in zip(targets, generations.generation, strict=True)]
     columns: dict[str, Any] = {name: np.array([score[name] for score in scores]) for name in VARIANTS}
     score_R = columns[variant]
-    columns |= {"input": generations.prompt, "ground_truth": tuple(targets), "generation": generations.generation}
+    columns |= {
+        "input": generations.prompt,
+        "ground_truth": tuple(targets),
+        "generation": tuple(text.strip() for text in generations.generation),
+    }
     return Result(Mean(score_R), columns=columns, row_ids=examples.row_ids)
 
 
