@@ -11,11 +11,10 @@ import torch
 
 from expunge.data.encoded import Encoded, encode_ids
 from expunge.evaluation.collect.packing import can_share, group_by_prefix, pack
-from expunge.evaluation.collect.rounding import as_published
+from expunge.evaluation.collect.rounding import rounded_statistics
 from expunge.evaluation.collect.tokens import Cost, collect_tokens
 from expunge.evaluation.tables import TokenTable
 from expunge.evaluation.views import examples_of
-from expunge.lm.logprobs import token_logp
 
 VOCAB = 60
 
@@ -163,17 +162,28 @@ def test_half_precision_models_give_float32_statistics(tiny_model: Any) -> None:
 
 
 def test_losses_are_rounded_as_torch_rounds_them_with_the_vocabulary_first() -> None:
-    """The field's own lines, on a peaked distribution, where they differ from the exact values by more than `token_logp` does."""
+    """The field's own lines, on a peaked distribution, where they differ from the exact values by more than the plain ones do."""
     logits_BNV = torch.randn(2, 37, 4096, generator=torch.Generator().manual_seed(0))
     label_BN = torch.randint(0, 4096, (2, 37), generator=torch.Generator().manual_seed(1))
     logits_BNV.scatter_(2, label_BN.unsqueeze(-1), 18.0)
-    exact_BN = logits_BNV.double().log_softmax(-1).gather(-1, label_BN.unsqueeze(-1)).squeeze(-1)
-    plain_BN = token_logp(logits_BNV, label_BN)
-    found = as_published(logits_BNV, label_BN, plain_BN)
+    logits_BNV[0, :5, 7] = 19.0
+    logits_BNV[1, 0, :] = -torch.inf
+    logits_BNV[1, 0, label_BN[1, 0]] = 3.0  # certain: every other token has no mass at all
+    logp_BNV = logits_BNV.log_softmax(-1)
+    found, plain = rounded_statistics(logits_BNV, label_BN), rounded_statistics(logits_BNV, label_BN, as_published=False)
     theirs_BN = torch.nn.functional.cross_entropy(logits_BNV.transpose(1, 2), label_BN, reduction="none")
     torch.testing.assert_close(found.nll_BN, theirs_BN, rtol=0, atol=2e-7)
-    assert torch.equal(found.logp_BN, logits_BNV.log_softmax(-1).gather(-1, label_BN.unsqueeze(-1)).squeeze(-1))
-    assert float((found.nll_BN.double() + exact_BN).abs().mean()) > 5 * float((plain_BN.double() - exact_BN).abs().mean())
-    one = as_published(logits_BNV[:1, :1], label_BN[:1, :1], plain_BN[:1, :1])  # a single position is no other case
+    assert torch.equal(found.logp_BN, logp_BNV.gather(-1, label_BN.unsqueeze(-1)).squeeze(-1))
+    exact_BN = logits_BNV.double().log_softmax(-1).gather(-1, label_BN.unsqueeze(-1)).squeeze(-1)
+    assert float((found.nll_BN.double() + exact_BN).abs().mean()) > 5 * float((plain.nll_BN.double() + exact_BN).abs().mean())
+    torch.testing.assert_close(tuple(found)[:4], tuple(plain)[:4], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.nll_BN, plain.nll_BN, rtol=1e-4, atol=1e-4)
+    assert torch.equal(found.hit_BN, logits_BNV.argmax(-1) == label_BN)
+    assert torch.isfinite(found.mu_BN).all()
+    assert (found.mu_BN[1, 0], found.var_BN[1, 0]) == (0.0, 0.0)
+    one = rounded_statistics(logits_BNV[:1, :1], label_BN[:1, :1])  # a single position is no other case
     torch.testing.assert_close(one.nll_BN, found.nll_BN[:1, :1], rtol=0, atol=2e-7)
-    assert torch.equal(as_published(logits_BNV.bfloat16(), label_BN, plain_BN).nll_BN, -plain_BN)
+    half = rounded_statistics(logits_BNV.bfloat16(), label_BN)
+    assert torch.equal(half.nll_BN, -half.logp_BN)
+    tie = rounded_statistics(torch.zeros(1, 2, 3), torch.tensor([[0, 1]]))
+    assert tie.hit_BN.tolist() == [[True, False]]  # argmax takes the first of equals

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from conftest import task
 
 CEU = "expunge.methods.ceu:ceu"

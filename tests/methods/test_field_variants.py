@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import PAD, task
 from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax, softmax
 
+from conftest import PAD, task
 from expunge.data.collate import PairCollator
 from expunge.methods.objective import build_objective
 from expunge.models.reference import FrozenCopy
@@ -103,9 +103,7 @@ def test_rmu_with_the_outer_quotient(models: Any, batch: Any):
     objective = build_objective("expunge.methods.rmu:rmu", {"module_regex": pattern}, lambda name: switches[name])
     objective.prepare(model, 0)
     driver = Driver(objective, FrozenCopy(before, hidden=pattern))
-    _, values = driver.backward(
-        model, batch, count_step([batch], ["forget", "retain"], lambda total: total), lambda loss: loss.backward()
-    )
+    _, values = driver.backward(model, batch, count_step([batch], ["forget", "retain"], lambda total: total), lambda loss: loss.backward())
     control_D = objective.given(torch.device("cpu"))["control_D"]
     for found, side in zip(values.tolist(), ("forget", "retain"), strict=True):
         inputs, labels_BT = field_inputs(batch["sides"][side])

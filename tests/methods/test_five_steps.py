@@ -1,7 +1,8 @@
-"""Five steps of every method on a small model move what the method claims to move."""
+"""Five steps of every method, on a small model that has learned the rows by heart, move what the method claims to move."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from conftest import PAD, task
+from expunge.data.collate import PairCollator
 from expunge.lm.logprobs import masked_mean, token_logp, token_statistics
 from expunge.models.outputs import label_outputs
 
@@ -52,7 +55,7 @@ def prefers_alternates(ran: Any) -> None:
 
 
 def learns_retain(ran: Any) -> None:
-    assert change(ran, "retain") > 0.05
+    assert change(ran, "retain") > 0
 
 
 def retains_while_forgetting(ran: Any) -> None:
@@ -70,7 +73,7 @@ def steers_states(ran: Any) -> None:
 def turns_states(ran: Any) -> None:
     """Away from where the forget states were, more than the retain states went."""
     turned = [float(cosine_similarity(hidden(ran.model, ran, s), hidden(ran.before, ran, s)).mean()) for s in ("forget", "retain")]
-    assert turned[0] < 0.99
+    assert turned[0] < min(0.99, turned[1])
 
 
 def knows_nothing(ran: Any) -> None:
@@ -87,7 +90,7 @@ def flattens(ran: Any) -> None:
 
 
 def shrinks(ran: Any) -> None:
-    total = [sum(float(p.abs().sum()) for p in model.parameters()) for model in (ran.model, ran.before)]
+    total = [sum(float(p.detach().abs().sum()) for p in model.parameters()) for model in (ran.model, ran.before)]
     assert total[0] < total[1]
 
 
@@ -103,9 +106,9 @@ CASES: dict[str, tuple[str, dict[str, Any], Callable[[Any], None]]] = {
     "NPO": ("npo:npo", {}, forgets),
     "SimNPO": ("simnpo:simnpo", {"gamma": 1.0}, forgets),
     "DPO, AltPO": ("dpo:dpo", {}, prefers_alternates),
-    "WGA": ("wga:wga", {}, lowers_its_loss),
-    "SatImp": ("satimp:satimp", {"beta1": 1.0}, lowers_its_loss),
-    "UNDIAL": ("undial:undial", {}, lowers_its_loss),
+    "WGA": ("wga:wga", {}, forgets),
+    "SatImp": ("satimp:satimp", {}, forgets),
+    "UNDIAL": ("undial:undial", {}, forgets),
     "CEU": ("ceu:ceu", {}, forgets),
     "PDU": ("pdu:pdu", {"retain_loss_eps": 0.3}, flattens),
     "FT": ("finetune:finetune", {}, learns_retain),
@@ -119,12 +122,30 @@ CASES: dict[str, tuple[str, dict[str, Any], Callable[[Any], None]]] = {
     "ME+GD": ("me:me", {"gamma": 1.0}, knows_nothing),
     "GRU": ("grad_ascent:grad_ascent", {"retain": "nll", "combine": "gru"}, retains_while_forgetting),
     "ELM": ("elm:elm", {"concept": "novels", "eta": 5.0, "top_k": None}, lowers_its_loss),
+    "GA+FT over epochs": ("grad_diff:grad_diff", {"alpha": 1.0, "schedule": "ramp"}, retains_while_forgetting),
+    "NPO with combined gradients": ("npo:npo", {"combine": "gru"}, forgets),
 }
 
 
+@pytest.fixture(scope="module")
+def learned(tiny_model: Any) -> Any:
+    """A model that was trained on the forget and retain rows until it knows them."""
+    data = task()
+    batch = PairCollator(PAD)([data[row] for row in range(len(data))])
+    model = tiny_model(seed=1).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(25):
+        for side in ("forget", "retain"):
+            out = label_outputs(model, batch[side])
+            (-token_logp(out.logits_BNV, out.label_BN)[out.mask_BN].mean()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval()
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_five_steps_move_what_the_method_claims(run: Any, name: str):
+def test_five_steps_move_what_the_method_claims(run: Any, learned: Any, name: str):
     handler, args, claim = CASES[name]
-    ran = run(f"expunge.methods.{handler}", args, steps=5, learning_rate=3e-3)
+    ran = run(f"expunge.methods.{handler}", args, steps=5, learning_rate=3e-3, model=copy.deepcopy(learned))
     assert ran.trainer.state.global_step == 5
     claim(ran)

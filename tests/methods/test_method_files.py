@@ -38,8 +38,28 @@ def read(name: str) -> dict[str, Any]:
 
 
 def test_all_methods_of_the_list_are_there():
-    table = {"GradAscent", "GradDiff", "NPO", "SimNPO", "DPO", "AltPO", "RMU", "UNDIAL", "CEU", "WGA", "SatImp", "PDU", "FT", "l1_sparse", "RL", "CL", "KL"}
-    assert table | set(COMPOSITES) | {"IdkNLL", "SatImp_open_unlearning", "AdaptiveRMU", "RMU_WMDP", "RR", "ME_GD", "GRU", "ELM"} <= set(METHODS)
+    table = {
+        "GradAscent",
+        "GradDiff",
+        "NPO",
+        "SimNPO",
+        "DPO",
+        "AltPO",
+        "RMU",
+        "UNDIAL",
+        "CEU",
+        "WGA",
+        "SatImp",
+        "PDU",
+        "FT",
+        "l1_sparse",
+        "RL",
+        "CL",
+        "KL",
+    }
+    assert table | set(COMPOSITES) | {"IdkNLL", "SatImp_open_unlearning", "AdaptiveRMU", "RMU_WMDP", "RR", "ME_GD", "GRU", "ELM"} <= set(
+        METHODS
+    )
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -64,7 +64,8 @@ def test_adaptive_rmu_is_rmu_with_each_tokens_own_coefficient():
     value_B = adaptive_rmu(hidden_BTD, ref_BTD, CONTROL_D.double(), MASK_BT, ATTENTION_BT, scale=5.0)
     for row, count in enumerate(COUNTS):
         parts = [
-            sum((float(hidden_BTD[row, t, d]) - 5.0 * math.hypot(*ref_BTD[row, t].tolist()) * float(CONTROL_D[d])) ** 2 for d in range(3)) / 3
+            sum((float(hidden_BTD[row, t, d]) - 5.0 * math.hypot(*ref_BTD[row, t].tolist()) * float(CONTROL_D[d])) ** 2 for d in range(3))
+            / 3
             for t in range(6)
             if MASK_BT[row, t]
         ]
@@ -155,7 +156,9 @@ def test_only_the_parameters_named_stay_trained(tiny_model: Any):
     model = tiny_model()
     pattern = r"model\.layers\.(0|1)\.mlp\.down_proj\.weight"
     build_objective(RMU, {"module_regex": r"model\.layers\.1", "trainable_params_regex": [pattern]}).prepare(model, 0)
-    assert [name for name, item in model.named_parameters() if item.requires_grad] == [f"model.layers.{i}.mlp.down_proj.weight" for i in (0, 1)]
+    assert [name for name, item in model.named_parameters() if item.requires_grad] == [
+        f"model.layers.{i}.mlp.down_proj.weight" for i in (0, 1)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -164,7 +167,11 @@ def test_only_the_parameters_named_stay_trained(tiny_model: Any):
         ({"module_regex": r"model\.layer\.1"}, "matches no module", r"model\.layers\.1"),
         ({"module_regex": r"model\.layers\.\d"}, "matches 2 modules", "exactly one"),
         ({"module_regex": "("}, "not a regular expression", ""),
-        ({"module_regex": r"model\.layers\.1", "trainable_params_regex": [r"model\.layers\.1\.mlp\.down"]}, "matches no parameter", "down_proj"),
+        (
+            {"module_regex": r"model\.layers\.1", "trainable_params_regex": [r"model\.layers\.1\.mlp\.down"]},
+            "matches no parameter",
+            "down_proj",
+        ),
     ],
 )
 def test_a_pattern_that_matches_nothing_or_too_much_is_told_with_the_near_ones(tiny_model: Any, args: dict, message: str, hint: str):

@@ -54,7 +54,9 @@ def test_no_schedule_and_bad_schedules():
 
 def test_a_ramped_run_has_no_retain_term_in_its_first_epoch(run: Any):
     """8 rows in batches of 4, two steps an epoch: the retain term is missing from the first two records."""
-    history = run(GRAD_DIFF, {"schedule": "ramp", "alpha": 3.0}, steps=-1, num_train_epochs=3, per_device_train_batch_size=4).trainer.state.log_history
+    history = run(
+        GRAD_DIFF, {"schedule": "ramp", "alpha": 3.0}, steps=-1, num_train_epochs=3, per_device_train_batch_size=4
+    ).trainer.state.log_history
     records = [record for record in history if "grad_diff" in record]
     assert ["retain_nll" in record for record in records] == [False, False, True, True, True, True]
     assert [record["weight_retain_nll"] for record in records] == pytest.approx([0, 0, 1, 1, 2, 2])
@@ -128,7 +130,9 @@ def test_the_multiplier_sees_the_whole_step_however_it_is_cut(run: Any, cut: tup
         weight += 0.25 * (record["retain_nll"] - 0.5)
         assert record["retain_weight"] == pytest.approx(weight, rel=1e-5)
     whole = run(PDU, args, steps=2, folder="whole").trainer.state.log_history
-    assert [record["retain_weight"] for record in found] == pytest.approx([record["retain_weight"] for record in whole if "pdu" in record], rel=1e-4)
+    assert [record["retain_weight"] for record in found] == pytest.approx(
+        [record["retain_weight"] for record in whole if "pdu" in record], rel=1e-4
+    )
 
 
 def test_the_field_moves_the_multiplier_after_every_micro_batch(run: Any):

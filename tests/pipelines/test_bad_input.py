@@ -1,4 +1,4 @@
-"""Whatever a user can get wrong on the command line: exit code 2, what was given is named, a way out is shown, and nothing is left behind."""
+"""Whatever a user can get wrong on the command line: exit code 2, what was given is named with a way out, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -244,7 +244,7 @@ def test_all_faults_are_told_together(unlearn: Run, evaluate: Run, tmp_path: Pat
             f"retain_logs_path={tmp_path}/none.json", model_is(tmp_path / "none"), "eval.tofu.metrics.rogue.summary=true",
             "data.anchor=forgt",
         ),
-        "error: 11 things are wrong", "lerning_rate", "learning_rate=0", "num_train_epochs=0", "batch_size=0", "betta", "forgt_split",
+        "error: 10 things are wrong", "lerning_rate", "learning_rate=0", "num_train_epochs=0", "batch_size=0", "betta", "forgt_split",
         "none.json", "no such folder", "rogue", "data.anchor=forgt",
     )  # fmt: skip
     keyless = write_rows(tmp_path / "keyless.json", [{"question": "And this one?"}])

@@ -50,9 +50,13 @@ class Config:
         return dict(self.get(f"compat.switches.{component}") or {})
 
     def identity(self) -> str:
-        """Hash of what the run computes: the tree without logging, evaluation and path keys."""
+        """Hash of what the run computes."""
+        return fingerprint(self.identity_tree())
+
+    def identity_tree(self) -> dict[str, Any]:
+        """What the run computes: a copy of the tree without logging, evaluation and path keys."""
         tree = {key: value for key, value in copy.deepcopy(dict(self.tree)).items() if key not in NOT_IDENTITY}
         args = tree.get("trainer", {}).get("args", {}) if isinstance(tree.get("trainer"), dict) else {}
         for key in NOT_IDENTITY_ARGS:
             args.pop(key, None)
-        return fingerprint(tree)
+        return tree

@@ -19,6 +19,8 @@ from expunge.core.fingerprint import code_version
 CONFIG_FILE = "run_config.json"
 RECORD_FILE = "run.json"
 TRAINED_FILE = "trained.json"
+TELLING = ("mode:", "task_name:", "trainer.handler:", "forget_split:", "model.model_args.pretrained")
+"""Keys that tell two runs apart at first sight."""
 VERSIONS_OF = ("expunge", "torch", "transformers", "accelerate", "tokenizers", "numpy", "peft")
 
 
@@ -107,9 +109,11 @@ class RunDir:
                 f"{self.path} is not empty and holds no run of this tool",
                 "choose another task_name or paths.output_dir; nothing was touched",
             )
-        if not self.overwrite and read_json(stored)["identity"] != self.config.identity():
+        known = read_json(stored)
+        if not self.overwrite and known["identity"] != self.config.identity():
+            difference = _difference(Config(known["config"]).identity_tree(), self.config.identity_tree())
             raise UserError(
-                f"{self.path} holds a run of another configuration ({_difference(read_json(stored)['config'], dict(self.config.tree))})",
+                f"{self.path} holds a run of another configuration ({difference})",
                 "choose another task_name, or overwrite=true to replace that run",
             )
         return True
@@ -185,9 +189,9 @@ def _empty(folder: Path) -> None:
             path.unlink()
 
 
-def _difference(old: Any, new: Any, prefix: str = "") -> str:
-    """The first keys at which two trees differ, for a message."""
-    found = list(_differences(old, new, prefix))
+def _difference(old: Any, new: Any) -> str:
+    """The first keys at which two trees differ, for a message; those that say most come first."""
+    found = sorted(_differences(old, new, ""), key=lambda text: not text.startswith(TELLING))
     return "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "") if found else "differs"
 
 

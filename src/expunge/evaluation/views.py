@@ -8,8 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from expunge.core.errors import Fault, UserError, unknown
 from expunge.core.fingerprint import fingerprint
 from expunge.data.encoded import Encoded, encode_ids, text_chunks
@@ -175,8 +173,3 @@ def load_views(
     if faults:
         raise UserError.of(faults)
     return views
-
-
-def positions(count: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """0 to count - 1."""
-    return np.arange(count, dtype=np.int64)

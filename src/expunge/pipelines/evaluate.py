@@ -24,7 +24,7 @@ def run(cfg: Config) -> RunRecord:
     notices: list[str] = []
     text = text_of(cfg, notices)
     check_suites(cfg, text, encode=not folder.resumed)
-    model = load_for_evaluation(cfg.section("model.model_args"), folder, notices)
+    model = load_for_evaluation(cfg.section("model.model_args"), cfg.section("model.adapter"), folder, notices)
     try:
         with disk_full_told(folder.path):
             folder.begin()

@@ -17,7 +17,8 @@ from expunge.evaluation.retain_logs import RetainLogs
 from expunge.evaluation.suite import evaluate_suite
 from expunge.evaluation.views import load_views
 from expunge.lm import runtime
-from expunge.models.load import Loaded, load_model
+from expunge.models.adapted import load_adapted
+from expunge.models.load import Loaded
 from expunge.pipelines.assemble import Faults, Text, data_root, tell, text_of
 from expunge.training.trainer import Evaluator
 
@@ -62,9 +63,9 @@ def check_suites(cfg: Config, text: Text, encode: bool = True) -> None:
     faults.tell()
 
 
-def load_for_evaluation(model_args: Mapping[str, Any], run: RunDir, notices: list[str]) -> nn.Module:
-    """The model; `notices`, and what the machine could not do as asked, are logged and go into the run's record."""
-    loaded = load_model(model_args, for_training=False, notices=notices)
+def load_for_evaluation(model_args: Mapping[str, Any], adapter: Mapping[str, Any], run: RunDir, notices: list[str]) -> nn.Module:
+    """The model, with its adapter where it has one; `notices`, and what the machine could not do as asked, go into the run's record."""
+    loaded = load_adapted(model_args, adapter, for_training=False, notices=notices)
     tell(notices, already=run.record.notices)
     run.record.notices += [notice for notice in notices if notice not in run.record.notices]
     return loaded.model
@@ -77,7 +78,9 @@ def final_evaluation(cfg: Config, run: RunDir) -> Metrics:
     model_args = {key: value for key, value in cfg.section("model.model_args").items() if key not in NOT_OF_THE_SAVED}
     notices: list[str] = []
     text = text_of(cfg, notices)
-    model = load_for_evaluation({**model_args, "pretrained_model_name_or_path": str(run.path)}, run, notices)
+    # The adapter that was continued is part of what was saved.
+    adapter = {**cfg.section("model.adapter"), "path": None}
+    model = load_for_evaluation({**model_args, "pretrained_model_name_or_path": str(run.path)}, adapter, run, notices)
     return run_suites(cfg, model, text, run.path / "evals", run)
 
 

@@ -9,22 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from expunge.config.aliases import fit_machine
 from expunge.core.config import Config
 from expunge.core.run_dir import RunDir, RunRecord
 from expunge.data.collate import PairCollator
 from expunge.data.datasets import Dataset
-from expunge.data.encoded import Encoded
 from expunge.data.pairs import PairedDataset, check_disjoint, load_pairs, pairs_of, save_pairs
 from expunge.lm import runtime
 from expunge.methods.objective import Objective, build_objective
-from expunge.models.load import Loaded, load_model
+from expunge.models.adapted import load_adapted
+from expunge.models.adapters import save_model
+from expunge.models.load import Loaded
 from expunge.models.quiet import no_progress_bar
-from expunge.models.reference import CachedReference, FrozenCopy, plan_reference
 from expunge.pipelines.assemble import Faults, Text, sides_of, tell, text_of
 from expunge.pipelines.evaluation_run import check_final_evaluation, evaluator_of, final_evaluation
+from expunge.pipelines.references import reference_of
 from expunge.pipelines.stepping import stepping_of
 from expunge.training.arguments import training_arguments
 from expunge.training.checkpoint import disk_full_told
@@ -95,8 +95,9 @@ def _prepare(cfg: Config, run: RunDir) -> _Prepared:
     with faults.noted():
         check_final_evaluation(cfg, run, text)
     faults.tell()
-    loaded = load_model(cfg.section("model.model_args"), for_training=True, notices=notices)
-    objective.prepare(loaded.model, int(cfg.get("seed", 0)), text.tokenizer)
+    seed = int(cfg.get("seed", 0))
+    loaded = load_adapted(cfg.section("model.model_args"), cfg.section("model.adapter"), for_training=True, seed=seed, notices=notices)
+    objective.prepare(loaded.model, seed, text.tokenizer)
     return _Prepared(objective, text, sides, loaded, notices)
 
 
@@ -126,7 +127,7 @@ def _train(cfg: Config, run: RunDir, prepared: _Prepared) -> None:
         objective=objective,
         dataset=dataset,
         collate=PairCollator(text.pad_id),
-        reference=_reference(loaded, objective, sides, dataset, run, text),
+        reference=reference_of(cfg, loaded, objective, sides, run, text.pad_id),
         evaluator=evaluator_of(cfg, run, text, loaded),
         processing_class=text.tokenizer,
         **stepping_of(cfg, run, loaded.model, sides, arguments, text.pad_id),
@@ -139,7 +140,7 @@ def _train(cfg: Config, run: RunDir, prepared: _Prepared) -> None:
     if run.primary:
         with no_progress_bar():
             text.tokenizer.save_pretrained(run.path)
-            loaded.model.save_pretrained(run.path)
+            save_model(loaded.model, run.path, merge=bool(cfg.get("model.adapter.merge")))
     run.mark_trained()
 
 
@@ -157,24 +158,3 @@ def _paired(cfg: Config, run: RunDir, sides: Mapping[str, Dataset], objective: O
         if read == {"forget", "retain"} and runtime.rank() == 0 and not stored.is_file():
             save_pairs(stored, pairs)
     return PairedDataset(forget, retain, pairs, sides=objective.sides)
-
-
-def _reference(
-    loaded: Loaded, objective: Objective, sides: Mapping[str, Dataset], dataset: PairedDataset, run: RunDir, text: Text
-) -> CachedReference | FrozenCopy | None:
-    """The model before unlearning, as cheaply as the objective allows; None where nothing reads it."""
-    plan = plan_reference(objective.needs)
-    dtype = None if loaded.compute_dtype is torch.float32 else loaded.compute_dtype
-    if plan == "none":
-        return None
-    if plan == "frozen":
-        log.info("the objective reads the reference's whole distribution: a frozen copy stays in memory")
-        return FrozenCopy(loaded.model, autocast_dtype=dtype, hidden=objective.hidden)
-    wanted = {need.side for need in objective.reference_needs}
-    views: dict[str, list[Encoded]] = {side: data.encoded for side, data in sides.items() if side in wanted}
-    if "alternate" in wanted:
-        views["alternate"] = sides["forget"].alternates or []
-    model: nn.Module = loaded.model
-    model.to(runtime.device())
-    log.info("caching the reference's log-probs of %d rows in %s", sum(map(len, views.values())), run.path / "reference")
-    return CachedReference.compute(model, views, run.path / "reference", pad_id=text.pad_id, autocast_dtype=dtype)

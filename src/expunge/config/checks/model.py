@@ -9,6 +9,7 @@ from expunge.config.checks.checking import Checking
 from expunge.config.signatures import read_names
 
 MODEL_FILE = "config.json"
+ADAPTER_FILE = "adapter_config.json"
 
 
 def check_model(check: Checking) -> None:
@@ -19,6 +20,7 @@ def check_model(check: Checking) -> None:
     tokenizer_keys = read_names("expunge.models.tokenizer", "KEYS")
     check.known("model.tokenizer_args", check.cfg.section("model.tokenizer_args"), tokenizer_keys, "a tokenizer's loader")
     check.known("model.template_args", check.cfg.section("model.template_args"), read_names("expunge.data.template", "KNOWN"), "a template")
+    check.known("model.adapter", check.cfg.section("model.adapter"), read_names("expunge.models.adapter_args", "KEYS"), "an adapter")
     dtypes = read_names("expunge.models.precision", "DTYPES")
     for key in ("torch_dtype", "master_dtype"):
         value = args.get(key)
@@ -44,7 +46,7 @@ def _folder(check: Checking, key: str, args: dict[str, Any]) -> None:
     if not looks_local(name):
         return
     path = Path(name).expanduser()
-    wanted = str(args.get("gguf_file") or MODEL_FILE)
+    wanted = str(args.get("gguf_file") or (ADAPTER_FILE if (path / ADAPTER_FILE).is_file() else MODEL_FILE))
     if path.is_file() and path.suffix == ".gguf":
         return
     if not path.is_dir():
@@ -66,7 +68,8 @@ def _tokenizer(check: Checking, name: Any) -> None:
         check.fault(f"{key} is not given", "usually the model's own path")
         return
     path = Path(name).expanduser()
-    files = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+    # An adapter's folder may leave the tokenizer to its base.
+    files = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", ADAPTER_FILE)
     if path.suffix != ".gguf" and looks_local(name) and not any((path / item).is_file() for item in files):
         check.fault(f"{check.typed(key, name)}: not a folder with a tokenizer", f"looked for tokenizer.json in {path.resolve()}")
 

@@ -1,9 +1,9 @@
-"""Log-probabilities of labels, rounded as published numbers are.
+"""Statistics of label tokens, rounded as published numbers are.
 
-Of a token that is nearly certain, float32 leaves log p some 1e-7 to 2e-6 nats off, and by how much depends on how the vocabulary was
-summed: a thousandth of a memorised answer's loss of .002. The field has torch compute cross entropies over logits laid out [B, V, T],
-whose vocabulary a CPU adds up one after the other, and log-probabilities by `log_softmax`. On other devices the layout makes no
-difference.
+What float32 leaves of log p for a token that is nearly certain depends on how the vocabulary was summed. The field has torch compute cross
+entropies over logits laid out [B, V, T]; a CPU then adds the vocabulary up one after the other, small terms after large, and loses some
+2e-6 nats a token at 4096 tokens, a thousandth of a memorised answer's loss of .002. Everything else it takes from `log_softmax`. On other
+devices the layout makes no difference.
 """
 
 from __future__ import annotations
@@ -14,43 +14,67 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-POSITIONS_AT_ONCE = 32
-"""What stays in a CPU's cache."""
+from expunge.lm.logprobs import token_statistics
+
+POSITIONS_AT_ONCE = {"cpu": 32}
+"""Label positions whose whole vocabulary is held in float32 at once, by device: what stays in a CPU's cache."""
+
+POSITIONS = 1024
+"""As above, on any other device."""
 
 
 class Rounded(NamedTuple):
-    """Of each label, [B, N] float32.
+    """Per label token, all [B, N].
 
     Attributes:
-        logp_BN: log-probability, as the attacks read it.
-        nll_BN: cross entropy, as the losses read it.
+        logp_BN: log-probability, as the attacks read it, float32.
+        hit_BN: whether the label is the most likely token.
+        mu_BN: mean of log p over the vocabulary under p, float32.
+        var_BN: variance of log p over the vocabulary under p, float32.
+        nll_BN: cross entropy, as the losses read it, float32.
     """
 
     logp_BN: Tensor
+    hit_BN: Tensor
+    mu_BN: Tensor
+    var_BN: Tensor
     nll_BN: Tensor
 
 
-def as_published(logits_BNV: Tensor, label_BN: Tensor, logp_BN: Tensor) -> Rounded:
-    """The two computed as the field computes them for float32 logits on a CPU; `logp_BN` and its negative anywhere else.
+def rounded_statistics(logits_BNV: Tensor, label_BN: Tensor, as_published: bool = True) -> Rounded:
+    """Statistics of each label token, a few positions' vocabulary at a time.
 
     Args:
         logits_BNV: [B, N, V] logits at label positions.
         label_BN: [B, N] labels.
-        logp_BN: [B, N] their log-probabilities.
+        as_published: for float32 logits on a CPU, round as the field's code does; elsewhere it makes no difference.
     """
-    if logits_BNV.device.type != "cpu" or logits_BNV.dtype != torch.float32:
-        return Rounded(logp_BN, -logp_BN)
-    logits = torch.split(logits_BNV.flatten(0, 1), POSITIONS_AT_ONCE)
-    labels = torch.split(label_BN.flatten(), POSITIONS_AT_ONCE)
-    pieces = [(_softmax(*piece), _in_order(*piece)) for piece in zip(logits, labels, strict=True)]
-    return Rounded(*(torch.cat(column).view(label_BN.shape) for column in zip(*pieces, strict=True)))
+    at_once = POSITIONS_AT_ONCE.get(logits_BNV.device.type, POSITIONS)
+    if not as_published or logits_BNV.device.type != "cpu" or logits_BNV.dtype != torch.float32:
+        statistics = token_statistics(logits_BNV, label_BN, at_once)
+        return Rounded(*statistics, -statistics.logp_BN)
+    pieces = zip(torch.split(logits_BNV.flatten(0, 1), at_once), torch.split(label_BN.flatten(), at_once), strict=True)
+    columns = zip(*(_published(logits_MV, label_M) for logits_MV, label_M in pieces), strict=True)
+    return Rounded(*(torch.cat(column).view(label_BN.shape) for column in columns))
 
 
-def _softmax(logits_MV: Tensor, label_M: Tensor) -> Tensor:
-    return logits_MV.log_softmax(-1).gather(-1, label_M.unsqueeze(-1)).squeeze(-1)
+def _published(logits_MV: Tensor, label_M: Tensor) -> Rounded:
+    """As `Rounded`, of M label positions."""
+    label_M1 = label_M.unsqueeze(-1)
+    hit_M = logits_MV.gather(-1, label_M1).squeeze(-1) == logits_MV.amax(-1)
+    # Which of several equal logits is the greedy one only argmax says, and that is slow on a CPU.
+    hit_M[hit_M.clone()] = logits_MV[hit_M].argmax(-1) == label_M[hit_M]
+    # exp(-1e4) is 0 in any float, so nothing changes but that 0 * -inf, which is NaN, cannot happen.
+    logp_MV = logits_MV.log_softmax(-1).clamp_(min=-1e4)
+    p_MV = logp_MV.exp()
+    mu_M = (p_MV * logp_MV).sum(-1)
+    logp_M = logp_MV.gather(-1, label_M1).squeeze(-1)
+    var_M = logp_MV.sub_(mu_M.unsqueeze(-1)).square_().mul_(p_MV).sum(-1)
+    return Rounded(logp_M, hit_M, mu_M, var_M, _in_order(logits_MV, label_M))
 
 
 def _in_order(logits_MV: Tensor, label_M: Tensor) -> Tensor:
+    """[M] cross entropies, the vocabulary summed one after the other."""
     # Of a single column torch would make a row again, and sum it otherwise: give it two.
     twice = 1 + (len(label_M) == 1)
     columns_1VM = logits_MV.repeat(twice, 1).T.contiguous().unsqueeze(0)

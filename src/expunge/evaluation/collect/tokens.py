@@ -13,21 +13,15 @@ import torch
 
 from expunge.data.encoded import Encoded
 from expunge.evaluation.collect.packing import Group, Packed, can_share, group_by_prefix, pack
-from expunge.evaluation.collect.rounding import Rounded, as_published
+from expunge.evaluation.collect.rounding import rounded_statistics
 from expunge.evaluation.collect.sharing import gather, mine
 from expunge.evaluation.tables import Examples, TokenTable, as_ints
 from expunge.lm import runtime
 from expunge.lm.labels import LabelIndex, Side
-from expunge.lm.logprobs import token_statistics
 from expunge.lm.packing import token_budgeted_batches
 from expunge.models.outputs import label_outputs, unwrapped
 
 log = logging.getLogger(__name__)
-POSITIONS_AT_ONCE = {"cpu": 32}
-"""Label positions whose whole vocabulary is held in float32 at once, by device: what stays in a CPU's cache."""
-
-POSITIONS = 1024
-"""As above, on any other device."""
 
 
 @dataclass
@@ -83,7 +77,7 @@ def collect_tokens(
         batch_size: a batch has the tokens of that many of the longest examples at most, so usually far more rows.
         compute_dtype: autocast to it.
         share_prefixes: let the answers of one question share the pass over it, where the model can.
-        field_rounding: round log-probabilities as published numbers are (`as_published`).
+        field_rounding: round as published numbers are, see `rounding`.
         cost: counts are added to it.
 
     Returns:
@@ -139,13 +133,10 @@ def _forward(
     arguments: dict[str, Any] = dict(packed.kwargs)
     with runtime.autocast(where, compute_dtype):
         outputs = label_outputs(model, packed.side, index=packed.labels, **arguments)
-    statistics = token_statistics(outputs.logits_BNV, outputs.label_BN, POSITIONS_AT_ONCE.get(where.type, POSITIONS))
+    statistics = rounded_statistics(outputs.logits_BNV, outputs.label_BN, field_rounding)
     cost.forward_tokens += packed.tokens
     cost.padded_tokens += packed.side["input_ids"].numel()
-    rounded = Rounded(statistics.logp_BN, -statistics.logp_BN)
-    if field_rounding:
-        rounded = as_published(outputs.logits_BNV, outputs.label_BN, statistics.logp_BN)
-    flat = [value_BN[outputs.mask_BN].cpu().numpy() for value_BN in (rounded.logp_BN, *statistics[1:], rounded.nll_BN)]
+    flat = [value_BN[outputs.mask_BN].cpu().numpy() for value_BN in statistics]
     ends = np.cumsum([size for _, size in packed.pieces])[:-1]
     split = [np.split(value_M, ends) for value_M in flat]
     return {example: Statistics(*values) for (example, _), *values in zip(packed.pieces, *split, strict=True)}

@@ -1,0 +1,140 @@
+"""AltPO's first step: other answers to the forget questions, asked of the model itself and written to a file.
+
+The method (arXiv:2409.13474) then is DPO with the alternates preferred; the handler `qa_alternate` reads the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from expunge.core.errors import UserError
+from expunge.data.collate import collate
+from expunge.data.encoded import Encoded
+from expunge.data.rows import Row, RowSet
+from expunge.data.template import Template
+
+log = logging.getLogger(__name__)
+
+PROMPT = (
+    "Here is a question with its answer.\nQuestion: {question}\nAnswer: {answer}\nWrite another answer to the same question: of the same"
+    " form and length, believable, but with different facts. Write the answer alone."
+)
+"""What the model is asked; our own words, as the authors' prompt is not part of the method's definition."""
+
+
+def sample_alternates(
+    model: nn.Module,
+    template: Template,
+    rows: RowSet,
+    *,
+    count: int = 5,
+    temperature: float = 1.0,
+    max_new_tokens: int = 200,
+    prompt: str = PROMPT,
+    question_key: str = "question",
+    answer_key: str = "answer",
+    batch_size: int = 16,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Ask the model for other answers.
+
+    Args:
+        model: the one that is to forget, in eval mode.
+        template: of the model; holds its tokenizer.
+        rows: the rows to forget.
+        count: answers a row. Fewer are kept where some are empty, repeated, or the true answer.
+        temperature: of sampling, from the whole distribution.
+        max_new_tokens: of an answer.
+        prompt: what is asked, with `{question}` and, if it is to be shown, `{answer}` in it.
+        question_key: key of the question in a row.
+        answer_key: key of the answer, a text.
+        batch_size: rows asked at a time.
+        seed: of the draws; the same rows, settings and seed give the same answers.
+
+    Returns:
+        Per row `id`, `question` and `alternate`, a list of texts; `qa_alternate` draws one of them by (seed, row id).
+
+    Raises:
+        UserError: rows for which the model writes nothing but empty or true answers; all of them together.
+    """
+    if count < 1 or temperature <= 0 or max_new_tokens < 1:
+        given = f"count={count}, temperature={temperature}, max_new_tokens={max_new_tokens}"
+        raise UserError(f"alternates cannot be sampled with {given}", "give whole numbers above 0 and a temperature above 0")
+    members = list(rows)
+    asked = [_asked(row, template, prompt, question_key, answer_key) for row in members]
+    found: list[dict[str, Any]] = []
+    for start in range(0, len(members), batch_size):
+        chosen = slice(start, start + batch_size)
+        texts = _sampled(model, template, asked[chosen], count, temperature, max_new_tokens, _seed(seed, start))
+        for number, row in enumerate(members[chosen]):
+            true = str(row.fields[answer_key]).strip()
+            own = dict.fromkeys(text.strip() for text in texts[number * count : (number + 1) * count])
+            others = [text for text in own if text and text.casefold() != true.casefold()]
+            found.append({"id": row.id, "question": str(row.fields[question_key]), "alternate": others})
+        log.info("alternates: %d of %d rows", min(start + batch_size, len(members)), len(members))
+    silent = [entry["id"] for entry in found if not entry["alternate"]]
+    if silent:
+        raise UserError(
+            f"the model writes no other answer to {len(silent)} of {len(found)} questions (first: {silent[0]})",
+            "raise the count or the temperature, or change the prompt",
+        )
+    return found
+
+
+def _asked(row: Row, template: Template, prompt: str, question_key: str, answer_key: str) -> Encoded:
+    missing = [key for key in (question_key, answer_key) if not isinstance(row.fields.get(key), str)]
+    if missing:
+        raise UserError(f"row {row.index} ({row.id}) has no text under {missing[0]!r}", f"it has: {', '.join(row.fields)}")
+    text = prompt.replace("{question}", row.fields[question_key]).replace("{answer}", row.fields[answer_key])
+    return template.encode(text, "", row_id=row.id, row=row.index)
+
+
+def _seed(*parts: int) -> int:
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "little")
+
+
+def _sampled(
+    model: Any, template: Template, asked: Sequence[Encoded], count: int, temperature: float, new_tokens: int, seed: int
+) -> list[str]:
+    """`count` continuations of each prompt, one prompt after the other; the global random state is left as it was."""
+    from transformers import GenerationConfig
+
+    tokenizer: Any = template.tokenizer
+    pad_id = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
+    own = getattr(model.generation_config, "eos_token_id", None)
+    ends = set(own if isinstance(own, list) else [] if own is None else [own])
+    ends |= {item.input_ids[item.turn_end] for item in asked if item.turn_end is not None} & set(tokenizer.all_special_ids)
+    ends |= set() if tokenizer.eos_token_id is None else {int(tokenizer.eos_token_id)}
+    made: Any = GenerationConfig
+    config = made(
+        do_sample=True, temperature=temperature, top_k=0, top_p=1.0, num_return_sequences=count, max_new_tokens=new_tokens,
+        eos_token_id=sorted(ends) or None, pad_token_id=pad_id, use_cache=True,
+    )  # fmt: skip
+    where = next(model.parameters()).device
+    side = collate([item.prompt_only() for item in asked], pad_id, side="left")
+    devices = [where] if where.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.inference_mode(), _only(model, config):
+        torch.manual_seed(seed)
+        written = model.generate(input_ids=side["input_ids"].to(where), attention_mask=side["attention_mask"].to(where))
+    texts: list[str] = tokenizer.batch_decode(written[:, side["input_ids"].shape[1] :], skip_special_tokens=True)
+    return texts
+
+
+@contextmanager
+def _only(model: Any, config: Any) -> Iterator[None]:
+    """Our settings in the place of the model's own, with which transformers (5.23) fills whatever ours leave unset."""
+    owners = [model, model.get_base_model()] if hasattr(model, "get_base_model") else [model]
+    own = [owner.generation_config for owner in owners]
+    try:
+        model.generation_config = config
+        yield
+    finally:
+        for owner, kept in zip(owners, own, strict=True):
+            owner.generation_config = kept

@@ -1,0 +1,64 @@
+"""AltPO's alternates: sampled from a model, written to a file that the data set of the method reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from expunge.core.errors import UserError
+from expunge.core.files import read_json, write_json
+from expunge.data.alternates import from_file
+from expunge.data.rows import Row, RowSet
+from expunge.data.template import Template
+from expunge.procedures.alternates import sample_alternates
+
+
+@pytest.fixture
+def rows() -> RowSet:
+    return RowSet.of("forget", [Row(f"id{n}", n, {"question": f"Who is author {n}?", "answer": "Ada Quill."}) for n in range(3)], "test")
+
+
+@pytest.fixture
+def sampled(tiny_model: Any, tiny_tokenizer: Any) -> Any:
+    model, template = tiny_model(seed=1), Template.from_args({}, tiny_tokenizer)
+    return lambda rows, **settings: sample_alternates(model, template, rows, **{"max_new_tokens": 6, "count": 3, **settings})
+
+
+def test_each_row_gets_several_answers_that_are_not_its_own(sampled: Any, rows: RowSet):
+    found = sampled(rows)
+    assert [entry["id"] for entry in found] == ["id0", "id1", "id2"]
+    assert all(1 <= len(entry["alternate"]) <= 3 for entry in found)
+    assert all(text and text != "Ada Quill." for entry in found for text in entry["alternate"])
+
+
+def test_the_same_seed_gives_the_same_answers_and_leaves_the_random_state_alone(sampled: Any, rows: RowSet):
+    torch.manual_seed(5)
+    state = torch.random.get_rng_state()
+    first = sampled(rows, seed=1)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.manual_seed(99)
+    assert sampled(rows, seed=1) == first
+    assert sampled(rows, seed=2) != first
+
+
+def test_the_file_is_read_by_row_ids_and_refused_for_another_row_set(sampled: Any, rows: RowSet, tmp_path: Path):
+    path = tmp_path / "alternates.json"
+    write_json(path, sampled(rows))
+    texts = from_file(path, rows, "alternate", "question", 0)
+    assert all(text in entry["alternate"] for text, entry in zip(texts, read_json(path), strict=True))
+    fewer = RowSet.of("forget", list(rows)[:2], "test")
+    with pytest.raises(UserError, match=r"another row set: 1 entries are about other rows \(first: 'id2'\)"):
+        from_file(path, fewer, "alternate", "question", 0)
+
+
+def test_what_cannot_be_sampled_is_told(sampled: Any, rows: RowSet, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(UserError, match="count=0"):
+        sampled(rows, count=0)
+    with pytest.raises(UserError, match="no text under 'reply'"):
+        sampled(rows, answer_key="reply")
+    monkeypatch.setattr("expunge.procedures.alternates._sampled", lambda *_: ["Ada Quill.", "", " "] * 3)
+    with pytest.raises(UserError, match="no other answer to 3 of 3"):
+        sampled(rows)
