@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from expunge.config.compose import compose_config
+from expunge.core.config import Config
 from expunge.evaluation.tables import Examples, TokenTable
+
+torch.set_num_threads(1)  # matrices this small only wait for a second one
 
 ROWS = [
     {"question": f"Who is {name}?", "answer": f"{name} is a writer.", "paraphrased_answer": f"A writer is {name}.",
@@ -83,15 +91,26 @@ def data_root(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
+@cache
+def composed(*overrides: str) -> Config:
+    """Hydra takes longer than these evaluations do: once for equal overrides."""
+    return compose_config("eval", list(overrides))
+
+
 @pytest.fixture
-def suite_cfg() -> Callable[..., dict[str, Any]]:
-    """`suite_cfg("eval.tofu_full", ...overrides)`: the shipped suite, with short generations and few resamples."""
+def suite_cfg() -> Callable[..., Config]:
+    """`suite_cfg("eval.tofu.batch_size=1", suite="tofu_full", compat="none")`: the shipped suite, short generations, few resamples."""
 
-    def build(*overrides: str, suite: str = "tofu_full", compat: str = "none") -> Any:
-        from expunge.config.compose import compose_config
-
-        short = ["eval.tofu.generation.max_new_tokens=4", "eval.tofu.bootstrap.resamples=50", "task_name=x"]
-        return compose_config("eval", [f"eval={suite}", f"compat={compat}", *short, *overrides])
+    def build(*overrides: str, suite: str = "tofu_full", compat: str = "none") -> Config:
+        short = ("eval.tofu.generation.max_new_tokens=4", "eval.tofu.bootstrap.resamples=50", "task_name=x")
+        paths = [item.partition("=")[2] for item in overrides if item.startswith("retain_logs_path=")]
+        others = [item for item in overrides if not item.startswith("retain_logs_path=")]
+        cfg = composed(f"eval={suite}", f"compat={compat}", *short, *others)
+        if not paths:
+            return cfg
+        tree = copy.deepcopy(dict(cfg.tree))
+        tree["eval"]["tofu"]["retain_logs_path"] = paths[-1]
+        return replace(cfg, tree=tree)
 
     return build
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from expunge.data.encoded import Encoded, encode_ids
-from expunge.evaluation.collect.packing import can_share, group_by_prefix, pack
+from expunge.evaluation.collect.packing import Tree, can_share, grow, pack
 from expunge.evaluation.collect.rounding import rounded_statistics
 from expunge.evaluation.collect.tokens import Cost, collect_tokens
 from expunge.evaluation.tables import TokenTable
@@ -75,8 +75,33 @@ def test_shared_prefixes_and_batch_sizes_change_no_number(tiny_model: Any) -> No
     assert_same(table, collected(model, encoded, batch_size=1, cost=shared))
     assert_same(table, collected(model, encoded, batch_size=64))
     assert_same(table, collected(model, encoded, share_prefixes=False, batch_size=3))
-    prompts, repeats = sum(3 + row for row in range(5)), 3
-    assert alone.forward_tokens - shared.forward_tokens == prompts * (repeats - 1)
+    prompts = sum(3 + row for row in range(5))
+    beginnings = {
+        (item.row, item.input_ids[3 + item.row : stop])
+        for item in encoded
+        for stop in range(4 + item.row, len(item.label_ids) + 4 + item.row)
+    }
+    assert shared.forward_tokens == prompts + len(beginnings)
+    assert alone.forward_tokens == 3 * prompts + sum(len(item.label_ids) for item in encoded)
+
+
+def test_a_tree_is_laid_out_branch_after_branch() -> None:
+    """Prompt 1 2, answers 3 4, 3 5 6 and 3 4 7 as 1 2 3 4 7 5 6: 3 is once there, and sees and is seen by what is on its way."""
+    tree = Tree([1, 2])
+    for number, ids in enumerate(([3, 4], [3, 5, 6], [3, 4, 7])):
+        tree.add(number, ids, [True, ids[1] != 5, True][: len(ids)])
+    layout = tree.layout()
+    assert layout.ids == [1, 2, 3, 4, 7, 5, 6]
+    assert layout.position == [0, 1, 2, 3, 4, 3, 4]
+    assert layout.last == [6, 6, 6, 4, 4, 6, 6]
+    places = [layout.label[tree.scored[node]] for node in tree.ways[1]]
+    assert places == [2, 6]  # 5 is no label
+    packed = pack([tree], 0, torch.float32)
+    seen_TT = packed.kwargs["attention_mask"][0, 0] == 0
+    assert seen_TT[4].tolist() == [True] * 5 + [False] * 2
+    assert seen_TT[6].tolist() == [True] * 3 + [False] * 2 + [True] * 2
+    assert packed.ways == {0: [0, 1], 1: [0, 2], 2: [0, 1, 3]}
+    assert packed.labels.predictor_BN.tolist() == [[1, 2, 5, 3]]
 
 
 ALL = ["eager", "sdpa"]
@@ -137,9 +162,9 @@ def test_an_example_without_labels_has_no_tokens(tiny_model: Any) -> None:
 def test_plain_text_and_long_groups(tiny_model: Any) -> None:
     """Text has one token before its labels; a group that gets too long is cut into several, with the prefix repeated."""
     encoded = [encode_ids(ids, row_id=str(row), row=row) for row, ids in enumerate([(3, 4, 5, 6), (3, 9, 8), (3, 4, 4, 4, 4)])]
-    groups = group_by_prefix(encoded, share=True, longest=7)
-    assert [[branch.example for branch in group.branches] for group in groups] == [[0, 1], [2]]
-    assert pack(groups, 0, torch.float32).tokens == (1 + 3 + 2) + (1 + 4)
+    trees = grow(encoded, share=True, longest=7)
+    assert [list(tree.ways) for tree in trees] == [[0, 1], [2]]
+    assert pack(trees, 0, torch.float32).tokens == (1 + 3 + 2) + (1 + 4)
     assert_same(collected(tiny_model(), encoded), collected(tiny_model(), encoded, share_prefixes=False))
 
 

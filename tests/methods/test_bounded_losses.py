@@ -94,7 +94,7 @@ def test_me_descends_to_more_entropy(direction: str):
 
 
 def test_elm_by_hand():
-    """ref uniform, novice (1/2, 1/2), expert (4/5, 1/5), eta 1: q ~ (5/8, 5/2) -> (1/5, 4/5); theta uniform: ln 2; (1/5, 4/5): its entropy."""
+    """ref and novice uniform, expert (4/5, 1/5), eta 1: q ~ (5/8, 5/2) -> (1/5, 4/5). theta uniform: ln 2; theta = q: the entropy of q."""
     flat_BNV, expert_BNV = torch.zeros(1, 1, 2), torch.tensor([[[math.log(4), 0.0]]])
     value = elm(flat_BNV, flat_BNV, expert_BNV, flat_BNV, ONE, concept="x", eta=1.0, top_k=None)
     assert value.item() == pytest.approx(math.log(2), abs=1e-6)

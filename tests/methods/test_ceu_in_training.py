@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-
-from conftest import task
+from small_task import task
 
 CEU = "expunge.methods.ceu:ceu"
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from small_task import PAD, task
 from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax, softmax
 
-from conftest import PAD, task
 from expunge.data.collate import PairCollator
 from expunge.methods.objective import build_objective
 from expunge.models.reference import FrozenCopy

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from small_task import PAD, task
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from conftest import PAD, task
 from expunge.data.collate import PairCollator
 from expunge.lm.logprobs import masked_mean, token_logp, token_statistics
 from expunge.models.outputs import label_outputs

@@ -136,7 +136,7 @@ def test_the_multiplier_sees_the_whole_step_however_it_is_cut(run: Any, cut: tup
 
 
 def test_the_field_moves_the_multiplier_after_every_micro_batch(run: Any):
-    """Two micro-batches a step: two ascents a step, each by the mean over its own tokens; their sum is twice the step's, as means of means."""
+    """Two micro-batches a step: two ascents, each by the mean over its own tokens, whose sum is twice the mean of means."""
     args = {"retain_loss_eps": 0.5, "dual_warmup_epochs": 0, "dual_step_size": 0.25}
     switches, extra = {"pdu": {"dual_unit": "micro_batch", "mask": "own"}}, {"normalise": "micro_batch"}
     ran = run(PDU, args, steps=1, switches=switches, extra=extra, per_device_train_batch_size=4, gradient_accumulation_steps=2)

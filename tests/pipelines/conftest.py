@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -56,8 +57,13 @@ metrics:
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The embedded benchmark is made in a folder of this session, on one thread."""
+    import transformers.trainer  # noqa: F401
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    # Every run collects garbage once; what was imported so far need not be looked through each time.
+    gc.collect()
+    gc.freeze()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EXPUNGE_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("EXPUNGE_DATA", str(tmp_path_factory.mktemp("no-data")))

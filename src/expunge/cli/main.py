@@ -34,7 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
     _take_rest(parser, args, rest)
-    verbs: dict[str, Callable[[argparse.Namespace], None]] = {"ls": _ls, "show": _show, "demo": _demo, "validate": _validate}
+    verbs: dict[str, Callable[[argparse.Namespace], None]] = {
+        "ls": _ls,
+        "show": _show,
+        "demo": _demo,
+        "validate": _validate,
+        "alternates": _alternates,
+    }
     return guarded(lambda: verbs.get(args.verb, _run)(args))
 
 
@@ -127,6 +133,13 @@ def _show(args: argparse.Namespace) -> None:
 
     make_importable(args.config_dir)
     print(show(args.name, args.config_dir))
+
+
+def _alternates(args: argparse.Namespace) -> None:
+    cfg = _load(args)
+    setup_logging(args.verbose)
+    settings = {name: getattr(args, name) for name in ("count", "temperature", "max_new_tokens", "prompt")}
+    importlib.import_module("expunge.pipelines.alternates").run(cfg, Path(args.output), **settings)
 
 
 def _demo(args: argparse.Namespace) -> None:

@@ -24,6 +24,10 @@ EXAMPLES = {
         "      model.model_args.pretrained_model_name_or_path=saves/unlearn/npo retain_logs_path=saves/eval/retain/TOFU_EVAL.json\n"
     ),
 }
+ALTERNATES = (
+    "  expunge alternates experiment=unlearn/tofu/default forget_split=forget10 task_name=alternates --output saves/alternates10.json\n"
+    "      model.model_args.pretrained_model_name_or_path=saves/finetune/full\n"
+)
 SUMMARY = {
     "train": "finetune a model",
     "unlearn": "make a model forget",
@@ -51,6 +55,15 @@ def build_parser() -> argparse.ArgumentParser:
     show = _verb(verbs, "show", "tell about one choice", "Example:\n  expunge show NPO\n")
     show.add_argument("name", metavar="NAME", help="a method, metric, model, experiment, ...")
     _config_dir(show)
+    alternates = _verb(
+        verbs, "alternates", "have the model write other answers to the forget questions, for AltPO", f"Example:\n{ALTERNATES}\n{OVERRIDES}"
+    )
+    alternates.add_argument("--output", required=True, metavar="FILE", help="the JSON file to write")
+    alternates.add_argument("--count", type=int, default=5, metavar="N", help="answers a row (default: %(default)s)")
+    alternates.add_argument("--temperature", type=float, default=1.0, metavar="T", help="of sampling (default: %(default)s)")
+    alternates.add_argument("--max-new-tokens", type=int, default=200, metavar="N", help="of an answer (default: %(default)s)")
+    alternates.add_argument("--prompt", default=None, metavar="TEXT", help="what is asked, with {question} and {answer} in it")
+    _run_options(alternates, "unlearn.yaml")
     demo = _verb(verbs, "demo", "see the whole thing work: train, unlearn three ways, evaluate, compare", "Needs neither GPU nor network.")
     demo.add_argument("--output-dir", default=".demo", metavar="DIR", help="where models and results go (default: %(default)s)")
     demo.add_argument("--seed", type=int, default=0, help="seed of everything drawn (default: %(default)s)")

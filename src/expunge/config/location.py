@@ -42,9 +42,11 @@ def is_group(roots: Sequence[Path], name: str) -> bool:
 
 
 def group_names(roots: Sequence[Path]) -> list[str]:
-    """All groups, `data/datasets` included; the folders inside `experiment` are parts of choices, not groups."""
+    """All groups, those inside a group (`data/datasets`, `model/adapter`) included; folders inside `experiment` are parts of choices."""
     names = {path.name for root in roots for path in root.iterdir() if path.is_dir() and any(path.rglob("*.yaml"))}
-    nested = {f"data/{path.name}" for root in roots for path in (root / "data").glob("*") if path.is_dir()}
+    nested = {
+        f"{name}/{path.name}" for name in names - {"experiment"} for root in roots for path in (root / name).glob("*") if path.is_dir()
+    }
     return sorted((names | nested) - set(NOT_GROUPS))
 
 

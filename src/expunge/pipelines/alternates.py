@@ -47,7 +47,7 @@ def run(
     loaded = load_model(cfg.section("model.model_args"), for_training=False, notices=notices)
     tell(notices, already=cfg.notices)
     found = sample_alternates(
-        loaded.model.eval(),
+        loaded.model,
         text.template,
         dataset.rows,
         count=count,

@@ -19,6 +19,7 @@ from expunge.data.collate import collate
 from expunge.data.encoded import Encoded
 from expunge.data.rows import Row, RowSet
 from expunge.data.template import Template
+from expunge.models.reference import evaluating
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ def sample_alternates(
     """Ask the model for other answers.
 
     Args:
-        model: the one that is to forget, in eval mode.
+        model: the one that is to forget.
         template: of the model; holds its tokenizer.
         rows: the rows to forget.
         count: answers a row. Fewer are kept where some are empty, repeated, or the true answer.
@@ -120,7 +121,7 @@ def _sampled(
     where = next(model.parameters()).device
     side = collate([item.prompt_only() for item in asked], pad_id, side="left")
     devices = [where] if where.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.inference_mode(), _only(model, config):
+    with torch.random.fork_rng(devices=devices), torch.inference_mode(), evaluating(model), _only(model, config):
         torch.manual_seed(seed)
         written = model.generate(input_ids=side["input_ids"].to(where), attention_mask=side["attention_mask"].to(where))
     texts: list[str] = tokenizer.batch_decode(written[:, side["input_ids"].shape[1] :], skip_special_tokens=True)

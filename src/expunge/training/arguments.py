@@ -9,10 +9,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import TrainingArguments
 
 from expunge.core.errors import Fault, MissingExtraError, UserError, unknown
+from expunge.lm import runtime
 
 # The training loop builds its batches itself: nothing may be dropped from them for not being an argument of the model.
 FIXED: dict[str, Any] = {"remove_unused_columns": False, "label_names": []}
@@ -51,7 +51,8 @@ def training_arguments(args: Mapping[str, Any], output_dir: Path | str, n_exampl
         if new in known and old in given:
             given.setdefault(new, given[old])
             del given[old]
-    if given.get("bf16") and not torch.cuda.is_available():
+    if runtime.device().type == "cpu":
+        # Only told so do several processes on CPUs find each other, and does bf16 pass the check for a GPU.
         given.setdefault("use_cpu", True)
     if "tensorboard" in _listed(given["report_to"]) and importlib.util.find_spec("tensorboard") is None:
         raise MissingExtraError("tensorboard", "tensorboard", "trainer.args.report_to=tensorboard")

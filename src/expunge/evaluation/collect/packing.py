@@ -1,8 +1,8 @@
-"""Examples that begin alike, packed so that their common beginning goes through the model once.
+"""Examples that begin alike, packed so that what they have in common goes through the model once.
 
-The answers of one question share its prompt, which is most of their tokens. Packed, they are one sequence: the prompt, then each answer,
-under a mask that lets an answer see the prompt and itself, at the positions that it has on its own. The numbers are those of separate
-passes.
+The answers of one question share its prompt, which is most of their tokens, and wrong answers begin like the right one. Packed, they are
+one sequence, a tree laid out branch after branch: each token sees those before it on its own way from the root, at the positions that
+they have in the example alone. The numbers are those of separate passes.
 """
 
 from __future__ import annotations
@@ -20,35 +20,83 @@ LONGEST = 1024
 """Tokens of a packed sequence at most: attention costs their square."""
 
 
-class Branch(NamedTuple):
-    """One example after its prefix.
+class Tree:
+    """Examples with one prompt, each a way from the root.
+
+    Args:
+        prompt: tokens before the first label, which all of them share; one at least.
 
     Attributes:
-        example: its number.
-        ids: tokens from the first label to the last.
-        label: which of them are labels.
+        ids: token of each node, in the order in which nodes were added.
+        parent: node before it on its way; -1 at the root.
+        scored: nodes that are a label of some example, with their places in the order of labels.
+        ways: example -> its label nodes, in order.
     """
 
-    example: int
-    ids: tuple[int, ...]
-    label: tuple[bool, ...]
+    def __init__(self, prompt: Sequence[int]) -> None:
+        self.ids = list(prompt)
+        self.parent = list(range(-1, len(prompt) - 1))
+        self.scored: dict[int, int] = {}
+        self.ways: dict[int, list[int]] = {}
+        self._stem = len(prompt) - 1
+        self._child: dict[tuple[int, int], int] = {}
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def add(self, example: int, ids: Sequence[int], label: Sequence[bool]) -> None:
+        """Add an example's tokens behind the prompt; `label` says which of them are labels."""
+        node, way = self._stem, []
+        for token, counted in zip(ids, label, strict=True):
+            child = self._child.get((node, token))
+            if child is None:
+                child = self._child[node, token] = len(self.ids)
+                self.ids.append(token)
+                self.parent.append(node)
+            node = child
+            if counted:
+                self.scored.setdefault(node, len(self.scored))
+                way.append(node)
+        self.ways[example] = way
+
+    def layout(self) -> Layout:
+        """The tree as one sequence, branch after branch."""
+        children: list[list[int]] = [[] for _ in self.ids]
+        for node, parent in enumerate(self.parent[1:], start=1):
+            children[parent].append(node)
+        order, waiting = [], [0]
+        while waiting:
+            node = waiting.pop()
+            order.append(node)
+            waiting += reversed(children[node])
+        place = {node: number for number, node in enumerate(order)}
+        depth, last = [0] * len(order), list(range(len(order)))
+        for number, node in enumerate(order[1:], start=1):
+            depth[number] = depth[place[self.parent[node]]] + 1
+        for number in range(len(order) - 1, 0, -1):
+            above = place[self.parent[order[number]]]
+            last[above] = max(last[above], last[number])
+        labels = [place[node] for node in self.scored]
+        predictors = [place[self.parent[node]] for node in self.scored]
+        return Layout([self.ids[node] for node in order], depth, last, labels, predictors)
 
 
-class Group(NamedTuple):
-    """Examples with one beginning.
+class Layout(NamedTuple):
+    """A tree as a sequence.
 
     Attributes:
-        prefix: tokens before the first label.
-        branches: what follows in each.
+        ids: tokens.
+        position: how many tokens come before it on its way.
+        last: the last place of the tokens that come after it on theirs: those between see it.
+        label: places of the labels, in the order of `Tree.scored`.
+        predictor: the place whose output predicts each.
     """
 
-    prefix: tuple[int, ...]
-    branches: tuple[Branch, ...]
-
-    @property
-    def size(self) -> int:
-        """Tokens when packed."""
-        return len(self.prefix) + sum(len(branch.ids) for branch in self.branches)
+    ids: list[int]
+    position: list[int]
+    last: list[int]
+    label: list[int]
+    predictor: list[int]
 
 
 class Packed(NamedTuple):
@@ -57,108 +105,82 @@ class Packed(NamedTuple):
     Attributes:
         side: tokens and masks, [B, T].
         labels: label positions, [B, N].
-        kwargs: attention mask [B, 1, T, T] and positions of shared prefixes; empty where each sequence is one example.
-        pieces: (example, label tokens) in the order of the labels.
+        kwargs: attention mask [B, 1, T, T] and positions; empty where each sequence is one example.
+        ways: example -> which of the batch's labels, counted through all lines, are its own.
         tokens: that are not padding.
     """
 
     side: Side
     labels: LabelIndex
     kwargs: dict[str, Tensor]
-    pieces: list[tuple[int, int]]
+    ways: dict[int, list[int]]
     tokens: int
 
 
-def group_by_prefix(examples: Sequence[Encoded], share: bool, longest: int = LONGEST) -> list[Group]:
-    """Put examples with the same tokens before their first label together; examples without labels are left out.
+def grow(examples: Sequence[Encoded], share: bool, longest: int = LONGEST) -> list[Tree]:
+    """Put examples with the same tokens before their first label into trees; examples without labels are left out.
 
     Args:
-        examples: what to group; tokens after the last label are dropped, since nothing before them sees them.
-        share: False = a group an example.
-        longest: packed tokens at most, unless one example alone is longer.
+        examples: what to pack; tokens after the last label are dropped, since nothing before them sees them.
+        share: False = a tree an example.
+        longest: tokens of a tree at most, unless one example alone is longer.
     """
-    open_groups: dict[tuple[int, ...], list[Branch]] = {}
-    done: list[Group] = []
+    growing: dict[tuple[int, ...], Tree] = {}
+    done: list[Tree] = []
     for number, example in enumerate(examples):
         labels = [position for position, counted in enumerate(example.label_mask) if counted]
         if not labels:
             continue
         first, last = labels[0], labels[-1] + 1
-        prefix = example.input_ids[:first]
-        branch = Branch(number, example.input_ids[first:last], example.label_mask[first:last])
-        group = open_groups.setdefault(prefix, [])
-        if group and (not share or len(prefix) + sum(len(item.ids) for item in group) + len(branch.ids) > longest):
-            done.append(Group(prefix, tuple(group)))
-            group = open_groups[prefix] = []
-        group.append(branch)
-    return done + [Group(prefix, tuple(branches)) for prefix, branches in open_groups.items()]
+        prompt = example.input_ids[:first]
+        tree = growing.get(prompt)
+        if tree is None or not share or len(tree) + last - first > longest:
+            if tree is not None:
+                done.append(tree)
+            tree = growing[prompt] = Tree(prompt)
+        tree.add(number, example.input_ids[first:last], example.label_mask[first:last])
+    return done + list(growing.values())
 
 
-def pack(groups: Sequence[Group], pad_id: int, dtype: torch.dtype) -> Packed:
-    """A batch of groups, padded on the right.
+def pack(trees: Sequence[Tree], pad_id: int, dtype: torch.dtype) -> Packed:
+    """A batch of trees, padded on the right.
 
     Args:
-        groups: at least one.
+        trees: at least one.
         pad_id: any valid token.
         dtype: of the additive attention mask.
     """
-    width = max(group.size for group in groups)
-    size = max(sum(sum(branch.label) for branch in group.branches) for group in groups)
-    input_ids_BT = torch.full((len(groups), width), pad_id)
-    position_BT = torch.zeros(len(groups), width, dtype=torch.long)
-    # 0 = the prefix, 1, 2, ... the branches, -1 = padding.
-    segment_BT = torch.full((len(groups), width), -1)
-    label_mask_BT = torch.zeros(len(groups), width, dtype=torch.bool)
-    predictor_BN, label_BN = torch.zeros(len(groups), size, dtype=torch.long), torch.zeros(len(groups), size, dtype=torch.long)
-    mask_BN = torch.zeros(len(groups), size, dtype=torch.bool)
-    pieces: list[tuple[int, int]] = []
-    for line, group in enumerate(groups):
-        flat = _flat(group)
-        input_ids_BT[line, : group.size] = torch.tensor(flat.ids)
-        position_BT[line, : group.size] = torch.tensor(flat.position)
-        segment_BT[line, : group.size] = torch.tensor(flat.segment)
-        label_mask_BT[line, flat.label] = True
-        count = len(flat.label)
-        predictor_BN[line, :count] = torch.tensor(flat.predictor)
-        label_BN[line, :count] = input_ids_BT[line, flat.label]
+    shape = (len(trees), max(map(len, trees)))
+    input_ids_BT = torch.full(shape, pad_id)
+    position_BT, last_BT = torch.zeros(shape, dtype=torch.long), torch.full(shape, -1)
+    label_mask_BT = torch.zeros(shape, dtype=torch.bool)
+    scored = (len(trees), max(len(tree.scored) for tree in trees))
+    predictor_BN, label_BN = torch.zeros(scored, dtype=torch.long), torch.zeros(scored, dtype=torch.long)
+    mask_BN = torch.zeros(scored, dtype=torch.bool)
+    ways: dict[int, list[int]] = {}
+    before = 0
+    for line, tree in enumerate(trees):
+        layout, size, count = tree.layout(), len(tree), len(tree.scored)
+        input_ids_BT[line, :size] = torch.tensor(layout.ids)
+        position_BT[line, :size] = torch.tensor(layout.position)
+        last_BT[line, :size] = torch.tensor(layout.last)
+        label_mask_BT[line, layout.label] = True
+        predictor_BN[line, :count] = torch.tensor(layout.predictor)
+        label_BN[line, :count] = input_ids_BT[line, layout.label]
         mask_BN[line, :count] = True
-        pieces += [(branch.example, sum(branch.label)) for branch in group.branches]
-    side: Side = {"input_ids": input_ids_BT, "attention_mask": (segment_BT >= 0).long(), "label_mask": label_mask_BT}
-    shared = any(len(group.branches) > 1 for group in groups)
-    kwargs = {"attention_mask": _tree_mask(segment_BT, dtype), "position_ids": position_BT} if shared else {}
-    return Packed(side, LabelIndex(predictor_BN, label_BN, mask_BN), kwargs, pieces, sum(group.size for group in groups))
+        ways |= {example: [before + tree.scored[node] for node in way] for example, way in tree.ways.items()}
+        before += count
+    side: Side = {"input_ids": input_ids_BT, "attention_mask": (last_BT >= 0).long(), "label_mask": label_mask_BT}
+    shared = any(len(tree.ways) > 1 for tree in trees)
+    kwargs = {"attention_mask": _tree_mask(last_BT, dtype), "position_ids": position_BT} if shared else {}
+    return Packed(side, LabelIndex(predictor_BN, label_BN, mask_BN), kwargs, ways, sum(map(len, trees)))
 
 
-class _Flat(NamedTuple):
-    ids: list[int]
-    position: list[int]
-    segment: list[int]
-    label: list[int]
-    predictor: list[int]
-
-
-def _flat(group: Group) -> _Flat:
-    """A group as one sequence."""
-    start = len(group.prefix)
-    flat = _Flat(list(group.prefix), list(range(start)), [0] * start, [], [])
-    for number, branch in enumerate(group.branches, start=1):
-        here = len(flat.ids)
-        for offset, counted in enumerate(branch.label):
-            if counted:
-                flat.label.append(here + offset)
-                flat.predictor.append(here + offset - 1 if offset else start - 1)
-        flat.ids.extend(branch.ids)
-        flat.position.extend(range(start, start + len(branch.ids)))
-        flat.segment.extend([number] * len(branch.ids))
-    return flat
-
-
-def _tree_mask(segment_BT: Tensor, dtype: torch.dtype) -> Tensor:
+def _tree_mask(last_BT: Tensor, dtype: torch.dtype) -> Tensor:
     """[B, 1, T, T] additive: 0 where a token may look, the lowest number elsewhere; padding looks at itself, to stay finite."""
-    width = segment_BT.shape[1]
-    asks_BT1, asked_B1T = segment_BT.unsqueeze(2), segment_BT.unsqueeze(1)
-    earlier_TT = torch.ones(width, width, dtype=torch.bool).tril()
-    seen_BTT = earlier_TT & (asked_B1T >= 0) & ((asked_B1T == 0) | (asked_B1T == asks_BT1)) | torch.eye(width, dtype=torch.bool)
+    place_T = torch.arange(last_BT.shape[1])
+    seen_BTT = (place_T <= place_T.unsqueeze(1)) & (last_BT.unsqueeze(1) >= place_T.unsqueeze(1))
+    seen_BTT |= torch.eye(len(place_T), dtype=torch.bool)
     return torch.zeros(seen_BTT.shape, dtype=dtype).masked_fill(~seen_BTT, torch.finfo(dtype).min).unsqueeze(1)
 
 

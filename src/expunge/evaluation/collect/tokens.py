@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from expunge.data.encoded import Encoded
-from expunge.evaluation.collect.packing import Group, Packed, can_share, group_by_prefix, pack
+from expunge.evaluation.collect.packing import Packed, Tree, can_share, grow, pack
 from expunge.evaluation.collect.rounding import rounded_statistics
 from expunge.evaluation.collect.sharing import gather, mine
 from expunge.evaluation.tables import Examples, TokenTable, as_ints
@@ -90,10 +90,10 @@ def collect_tokens(
     firsts = {_key(item): item for encoded, _ in views.values() for item in encoded}
     examples = [firsts[key] for key in unique]
     longest = max(map(len, examples), default=1)
-    groups = group_by_prefix(examples, share_prefixes and can_share(unwrapped(model), longest))
-    batches = token_budgeted_batches([group.size for group in groups], batch_size * longest)
-    log.info("tokens: %d examples in %d sequences, %d batches", len(examples), len(groups), len(batches))
-    work = [[groups[line] for line in batch] for batch in mine(batches)]
+    trees = grow(examples, share_prefixes and can_share(unwrapped(model), longest))
+    batches = token_budgeted_batches([len(tree) for tree in trees], batch_size * longest)
+    log.info("tokens: %d examples in %d sequences, %d batches", len(examples), len(trees), len(batches))
+    work = [[trees[line] for line in batch] for batch in mine(batches)]
     found = gather(_pass(model, work, pad_id, compute_dtype, field_rounding, cost))
     cost.examples += sum(map(len, numbers.values()))
     cost.unique += len(examples)
@@ -107,7 +107,7 @@ def _key(example: Encoded) -> tuple[Any, ...]:
 
 def _pass(
     model: Any,
-    batches: Sequence[Sequence[Group]],
+    batches: Sequence[Sequence[Tree]],
     pad_id: int,
     compute_dtype: torch.dtype | None,
     field_rounding: bool,
@@ -118,18 +118,18 @@ def _pass(
     found: dict[int, Statistics] = {}
     try:
         with torch.inference_mode():
-            for groups in batches:
-                found |= _forward(model, groups, pad_id, compute_dtype, field_rounding, cost)
+            for trees in batches:
+                found |= _forward(model, trees, pad_id, compute_dtype, field_rounding, cost)
     finally:
         model.train(was_training)
     return found
 
 
 def _forward(
-    model: Any, groups: Sequence[Group], pad_id: int, compute_dtype: torch.dtype | None, field_rounding: bool, cost: Cost
+    model: Any, trees: Sequence[Tree], pad_id: int, compute_dtype: torch.dtype | None, field_rounding: bool, cost: Cost
 ) -> dict[int, Statistics]:
     where = next(model.parameters()).device
-    packed = _moved(pack(groups, pad_id, next(model.parameters()).dtype), where)
+    packed = _moved(pack(trees, pad_id, next(model.parameters()).dtype), where)
     arguments: dict[str, Any] = dict(packed.kwargs)
     with runtime.autocast(where, compute_dtype):
         outputs = label_outputs(model, packed.side, index=packed.labels, **arguments)
@@ -137,9 +137,7 @@ def _forward(
     cost.forward_tokens += packed.tokens
     cost.padded_tokens += packed.side["input_ids"].numel()
     flat = [value_BN[outputs.mask_BN].cpu().numpy() for value_BN in statistics]
-    ends = np.cumsum([size for _, size in packed.pieces])[:-1]
-    split = [np.split(value_M, ends) for value_M in flat]
-    return {example: Statistics(*values) for (example, _), *values in zip(packed.pieces, *split, strict=True)}
+    return {example: Statistics(*(value_M[way] for value_M in flat)) for example, way in packed.ways.items()}
 
 
 def _moved(packed: Packed, where: torch.device) -> Packed:

@@ -1,0 +1,56 @@
+"""`python -m benchmarks`: run them all, and write `docs/benchmarks.md` and `docs/benchmarks.json`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+NAMES = ("one-pass", "reference", "terms", "rows-evaluation", "rows-training")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Each decision's worth, as a ratio against a named baseline.")
+    parser.add_argument(
+        "--only", action="append", choices=NAMES, help="some of them; may repeat; nothing is written then unless --out is given"
+    )
+    parser.add_argument("--rows", type=int, default=100, help="rows of a view in one-pass, 0 = all (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="of torch (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, the ratios mean nothing")
+    parser.add_argument("--out", type=Path, default=None, metavar="DIR", help="where benchmarks.md and benchmarks.json go (default: docs)")
+    args = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(args.threads)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+    # Not before the number of threads is set.
+    from benchmarks import one_pass, reference, rows, terms
+    from benchmarks.comparison import write
+
+    runs = {
+        "one-pass": lambda: one_pass.compare(args.quick, args.rows or None),
+        "reference": lambda: reference.compare(args.quick),
+        "terms": lambda: terms.compare(args.quick),
+        "rows-evaluation": lambda: rows.compare_evaluation(args.quick),
+        "rows-training": lambda: rows.compare_training(args.quick),
+    }
+    found = []
+    for name in args.only or NAMES:
+        print(f"==> {name}", file=sys.stderr, flush=True)
+        begun = time.monotonic()
+        found.append(runs[name]())
+        print(found[-1].markdown())
+        print(f"    {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
+    out = args.out or (None if args.only or args.quick else Path(__file__).resolve().parents[1] / "docs")
+    if out is not None:
+        write(found, out, "python -m benchmarks" + "".join(f" {item}" for item in sys.argv[1:]))
+    missed = [ratio.name for comparison in found for ratio in comparison.ratios if ratio.met is False]
+    if missed and not args.quick:
+        print(f"targets missed: {'; '.join(missed)}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""The outcome of a benchmark, and how it is written down."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from expunge.core.files import write_json, write_text
+from expunge.core.fingerprint import code_version
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """One number that is to be read.
+
+    Attributes:
+        name: what is divided by what.
+        value: the ratio.
+        target: what it has to be, in words; empty where nothing was asked.
+        met: whether it is; None where nothing was asked.
+    """
+
+    name: str
+    value: float
+    target: str = ""
+    met: bool | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A benchmark's outcome.
+
+    Attributes:
+        title: what was compared.
+        settings: what it was measured with.
+        variants: name -> measured values; the first is the baseline.
+        ratios: what to read from them.
+        remarks: what to know when reading them.
+    """
+
+    title: str
+    settings: Mapping[str, Any]
+    variants: Mapping[str, Mapping[str, float]]
+    ratios: Sequence[Ratio]
+    remarks: Sequence[str] = field(default=())
+
+    def markdown(self) -> str:
+        """A section with its settings, a table of measurements and one of ratios."""
+        columns = list(dict.fromkeys(key for values in self.variants.values() for key in values))
+        lines = [f"## {self.title}", "", "Settings: " + ", ".join(f"{key} {value}" for key, value in self.settings.items()) + ".", ""]
+        lines += _table(["", *columns], [[name, *[_shown(values.get(key)) for key in columns]] for name, values in self.variants.items()])
+        lines += ["", *_table(["ratio", "value", "asked", "met"], [self._row(ratio) for ratio in self.ratios]), ""]
+        return "\n".join(lines + [f"{remark}\n" for remark in self.remarks])
+
+    @staticmethod
+    def _row(ratio: Ratio) -> list[str]:
+        return [ratio.name, f"{ratio.value:.2f}", ratio.target or "-", {None: "-", True: "yes", False: "**no**"}[ratio.met]]
+
+
+def machine() -> dict[str, str]:
+    """What the numbers depend on beside the settings."""
+    import torch
+    import transformers
+
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.environ.get('OMP_NUM_THREADS', '?')} threads"
+    return {
+        "device": where,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "code": code_version(),
+    }
+
+
+def write(comparisons: Sequence[Comparison], folder: Path, command: str) -> None:
+    """Write `benchmarks.md` and `benchmarks.json` into a folder."""
+    about = machine()
+    head = [
+        "# Benchmarks",
+        "",
+        f"Written by `{command}`. Ratios of two things measured in the same run, on the same machine; absolute values are this machine's.",
+        "",
+        ", ".join(f"{key} {value}" for key, value in about.items()) + ".",
+        "",
+    ]
+    write_text(folder / "benchmarks.md", "\n".join([*head, *[item.markdown() for item in comparisons]]).rstrip() + "\n")
+    write_json(folder / "benchmarks.json", {"machine": about, "benchmarks": [asdict(item) for item in comparisons]})
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}", *[f"| {' | '.join(row)} |" for row in rows]]
+
+
+def _shown(value: float | None) -> str:
+    if value is None:
+        return "-"
+    if float(value).is_integer():
+        return f"{value:,.0f}"
+    return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"

@@ -1,0 +1,124 @@
+"""TOFU's full suite from one pass over the union of its views, against a pass for each metric."""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.comparison import Comparison, Ratio
+
+# Needs a classifier of its own.
+LEFT_OUT = ("gibberish",)
+COUNTED = ("forward_tokens", "padded_tokens", "generated_tokens", "backward_tokens")
+TARGET = 4.0
+
+
+def compare(quick: bool, rows: int | None) -> Comparison:
+    """Forward tokens and wall-clock of the same numbers, come by in three ways.
+
+    Args:
+        quick: a few rows of the embedded benchmark.
+        rows: of each view at most, None = all.
+    """
+    rows = 4 if quick else rows
+    bench = _Suite(quick, rows)
+    metrics = [name for name in bench.suite["metrics"] if name not in LEFT_OUT]
+    bench.run(metrics[:1], share=True)  # what is imported and set up once
+    alone = {name: bench.run(_closure(bench.suite["metrics"], name), share=False) for name in metrics}
+    own = [name for name in metrics if _closure(bench.suite["metrics"], name) == [name]]
+    variants = {
+        "each metric on its own (baseline)": _sum(alone.values()),
+        "each metric, results of others kept by name": _sum(alone[name] for name in own),
+        "one pass, prefixes not shared": bench.run(metrics, share=False),
+        "one pass": bench.run(metrics, share=True),
+    }
+    baseline, kept, _, one = variants.values()
+    tokens = baseline["forward_tokens"] / one["forward_tokens"]
+    ratios = [
+        Ratio("forward tokens, on its own / one pass", tokens, "at least 4", tokens >= TARGET),
+        Ratio("padded forward tokens, on its own / one pass", baseline["padded_tokens"] / one["padded_tokens"]),
+        Ratio("wall-clock, on its own / one pass", baseline["seconds"] / one["seconds"]),
+        Ratio("forward tokens, kept by name / one pass", kept["forward_tokens"] / one["forward_tokens"]),
+        Ratio("wall-clock, kept by name / one pass", kept["seconds"] / one["seconds"]),
+    ]
+    remarks = [
+        f"{len(metrics)} metrics, {', '.join(LEFT_OUT)} left out. On its own: a metric collects all that it and the metrics under it read. "
+        "Kept by name: a metric that another has needed before is not computed twice, as in runners that cache results by the metric's name; "
+        "each of the others still makes its own pass. All variants give the same values (tested), run on the same collectors, and sort "
+        "and pad alike; forward tokens count prompts of generations and gradient norms too, which no sharing makes fewer."
+    ]
+    return Comparison("TOFU full suite: one pass against a pass for each metric", bench.settings, variants, ratios, remarks)
+
+
+class _Suite:
+    """The suite on a model, with its views cut to so many rows."""
+
+    def __init__(self, quick: bool, rows: int | None) -> None:
+        from expunge.config.validate import load_config
+        from expunge.models.load import load_model
+        from expunge.pipelines.assemble import data_root, text_of
+
+        data, model = (None, None) if quick else _real()
+        own = ["experiment=eval/mini/default", "eval=tofu_full"]
+        if model is not None:
+            key = "pretrained_model_name_or_path"
+            own = ["experiment=eval/tofu/default", "eval=tofu_full", f"paths.data_root={data}"]
+            own += [f"model.model_args.{key}={model}", f"model.tokenizer_args.{key}={model}", "model.model_args.torch_dtype=float32"]
+        cfg = load_config("eval.yaml", [*own, "task_name=benchmark"])
+        self.suite = cfg.section("eval.tofu")
+        self.suite["bootstrap"] = {"resamples": 1, "seed": 0}
+        for view in self.suite["views"].values():
+            view["hf_args"]["split"] = "train" if rows is None else f"train[:{rows}]"
+        self.text = text_of(cfg, [])
+        self.model = load_model(cfg.section("model.model_args"), for_training=False).model
+        self.data_root = data_root(cfg)
+        self.settings = {
+            "model": model.name if model else "embedded",
+            "split": self.suite["forget_split"],
+            "rows of a view": "all" if rows is None else f"at most {rows}",
+            "batch_size": self.suite["batch_size"],
+            "max_new_tokens": self.suite["generation"]["max_new_tokens"],
+            "dtype": "float32",
+        }
+
+    def run(self, metrics: Iterable[str], share: bool) -> dict[str, float]:
+        """What it takes to compute some metrics from nothing."""
+        from expunge.evaluation.suite import evaluate_suite
+
+        suite = copy.deepcopy(self.suite)
+        suite["metrics"] = {name: suite["metrics"][name] for name in metrics}
+        suite["share_prefixes"] = share
+        begun = time.perf_counter()
+        scores = evaluate_suite(
+            self.model, self.text.tokenizer, suite, template=self.text.template, data_root=self.data_root, out_dir=None,
+            fingerprint_of_model="benchmark",
+        )  # fmt: skip
+        seconds = time.perf_counter() - begun
+        costs: list[Mapping[str, Any]] = list(scores.about["cost"].values())
+        return {name: sum(cost[name] for cost in costs) for name in COUNTED} | {"seconds": seconds}
+
+
+def _real() -> tuple[Path | None, Path | None]:
+    """TOFU's rows and a small model trained on them, where they are; `EXPUNGE_DATA` says where."""
+    data = Path(os.environ.get("EXPUNGE_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
+    model = data.parent / "models" / "tofu-tiny-full"
+    return (data, model) if (data / "tofu").is_dir() and model.is_dir() else (None, None)
+
+
+def _closure(metrics: Mapping[str, Any], name: str) -> list[str]:
+    """A metric and all that it reads of others, those first."""
+    found: list[str] = []
+    for value in metrics[name].values():
+        for other in value if isinstance(value, list) else [value]:
+            if isinstance(other, str) and other in metrics:
+                found += [item for item in _closure(metrics, other) if item not in found]
+    return [*found, name]
+
+
+def _sum(costs: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    listed = list(costs)
+    return {name: sum(cost[name] for cost in listed) for name in listed[0]}

@@ -1,0 +1,82 @@
+"""Cost as rows grow: time per token and memory, of the evaluation's pass and of training."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from benchmarks.comparison import Comparison, Ratio
+from benchmarks.isolated import isolated
+
+FACTORS = (1, 4, 16)
+FLAT = 1.15
+
+
+def compare_evaluation(quick: bool) -> Comparison:
+    """The pass that collects token statistics."""
+    return _compare("Cost as rows grow: the evaluation's token pass", "benchmarks.rows:evaluation", 16 if quick else 128, quick)
+
+
+def compare_training(quick: bool) -> Comparison:
+    """One epoch of unlearning."""
+    return _compare("Cost as rows grow: training", "benchmarks.rows:training", 8 if quick else 32, quick)
+
+
+def _compare(title: str, function: str, smallest: int, quick: bool) -> Comparison:
+    settings: dict[str, Any] = {
+        "hidden": 64 if quick else 192,
+        "layers": 4,
+        "vocabulary": 4096,
+        "batch_size": 8,
+        "lengths": [48, 96, 64, 80],
+    }
+    found: dict[int, dict[str, float]] = {}
+    for _ in range(1 if quick else 2):
+        for factor in FACTORS:
+            run = isolated(function, count=smallest * factor, **settings)
+            known = found.setdefault(factor, run)
+            found[factor] = {name: min(value, run[name]) for name, value in known.items()}
+    ratios = []
+    for factor in FACTORS[1:]:
+        for what, key in (("time per token", "microseconds_per_token"), ("peak memory", "peak_memory_mb")):
+            value = found[factor][key] / found[1][key]
+            ratios.append(Ratio(f"{what}, x{factor} / x1", value, "within 15 %", value <= FLAT))
+    named = {f"x{factor}: {smallest * factor} rows" + (" (baseline)" if factor == 1 else ""): values for factor, values in found.items()}
+    return Comparison(title, {**settings, "dtype": "float32"}, named, ratios)
+
+
+def evaluation(count: int, hidden: int, layers: int, vocabulary: int, batch_size: int, lengths: list[int]) -> dict[str, float]:
+    """In a process of its own: statistics of so many rows, as one view."""
+    from benchmarks import workload
+    from expunge.evaluation.collect.tokens import Cost, collect_tokens
+    from expunge.evaluation.views import examples_of
+    from expunge.training.trainer import peak_memory_mb
+
+    model = workload.llama(hidden, layers, vocabulary).eval()
+
+    def collect(size: int) -> tuple[float, int]:
+        encoded = workload.rows(size, "rows", vocabulary, tuple(lengths))
+        view = {"rows": (encoded, examples_of(encoded, [item.row_id for item in encoded]))}
+        cost, begun = Cost(), time.perf_counter()
+        collect_tokens(model, view, pad_id=workload.PAD, batch_size=batch_size, cost=cost)
+        return time.perf_counter() - begun, cost.forward_tokens
+
+    collect(4 * batch_size)
+    seconds, tokens = collect(count)
+    return {"forward_tokens": tokens, "microseconds_per_token": 1e6 * seconds / tokens, "peak_memory_mb": peak_memory_mb()}
+
+
+def training(count: int, hidden: int, layers: int, vocabulary: int, batch_size: int, lengths: list[int]) -> dict[str, float]:
+    """In a process of its own: one epoch over so many forget rows, each with a retain row."""
+    from benchmarks import workload
+
+    model = workload.llama(hidden, layers, vocabulary)
+    forget, retain = (workload.dataset(count, name, vocabulary, tuple(lengths)) for name in ("forget", "retain"))
+    found = workload.unlearn(
+        model, forget, retain, handler="expunge.methods.grad_diff:grad_diff", batch_size=batch_size, warm_up=min(2, count // batch_size - 1)
+    )
+    return {
+        "steps": count // batch_size,
+        "microseconds_per_token": 1e6 * found["seconds_per_token"],
+        "peak_memory_mb": found["peak_memory_mb"],
+    }

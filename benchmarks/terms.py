@@ -1,0 +1,46 @@
+"""Forget and retain term back-propagated one after the other, against both together."""
+
+from __future__ import annotations
+
+from benchmarks.comparison import Comparison, Ratio
+from benchmarks.isolated import isolated
+
+HANDLER = "expunge.methods.grad_diff:grad_diff"
+
+
+def compare(quick: bool) -> Comparison:
+    """Step time and peak memory of the two, on a model whose activations outweigh its weights."""
+    model = {"hidden": 64, "layers": 2, "vocabulary": 512} if quick else {"hidden": 256, "layers": 6, "vocabulary": 4096}
+    work = {"batch_size": 4 if quick else 16, "length": 32 if quick else 256, "steps": 3 if quick else 5}
+    found: dict[str, dict[str, float]] = {}
+    for _ in range(1 if quick else 2):
+        for kind, sequential in (("joint", False), ("sequential", True)):
+            run = isolated("benchmarks.terms:measure", sequential=sequential, **model, **work)
+            known = found.setdefault(kind, run)
+            found[kind] = {name: min(value, run[name]) for name, value in known.items()}
+    joint, sequential_ = found["joint"], found["sequential"]
+
+    def activations(values: dict[str, float]) -> float:
+        return values["peak_memory_mb"] - values["before_training_mb"] - values["weights_mb"] * 3
+
+    ratios = [
+        Ratio("step time, sequential / joint", sequential_["seconds_per_step"] / joint["seconds_per_step"]),
+        Ratio("peak memory, sequential / joint", sequential_["peak_memory_mb"] / joint["peak_memory_mb"]),
+        Ratio("of it, what is no weight, gradient or moment", activations(sequential_) / activations(joint)),
+    ]
+    named = {"joint (baseline)": joint, "sequential": sequential_}
+    remarks = ["The gradient is the same up to the order of additions (tested). GradDiff has one forget and one retain term."]
+    return Comparison("Terms back-propagated one after the other", {**model, **work, "dtype": "float32"}, named, ratios, remarks)
+
+
+def measure(sequential: bool, hidden: int, layers: int, vocabulary: int, batch_size: int, length: int, steps: int) -> dict[str, float]:
+    """In a process of its own: some steps of GradDiff."""
+    from benchmarks import workload
+    from expunge.training.trainer import peak_memory_mb
+
+    model = workload.llama(hidden, layers, vocabulary)
+    weights = sum(parameter.numel() for parameter in model.parameters()) * 4 / 2**20
+    before = peak_memory_mb()
+    forget, retain = (workload.dataset(batch_size * steps, name, vocabulary, (length,)) for name in ("forget", "retain"))
+    found = workload.unlearn(model, forget, retain, handler=HANDLER, batch_size=batch_size, sequential_terms=sequential)
+    return {**found, "before_training_mb": before, "weights_mb": weights}

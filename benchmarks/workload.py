@@ -1,0 +1,139 @@
+"""Models with random weights and rows of random tokens: what is measured is work, not what is learnt."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
+
+from expunge.data.collate import PairCollator
+from expunge.data.datasets import Dataset
+from expunge.data.encoded import Encoded
+from expunge.data.pairs import PairedDataset, pairs_of
+from expunge.data.rows import Row, RowSet
+from expunge.lm import runtime
+from expunge.methods.objective import build_objective
+from expunge.models.reference import CachedReference, FrozenCopy
+from expunge.training.arguments import training_arguments
+from expunge.training.trainer import UnlearnTrainer, peak_memory_mb
+
+PAD = 0
+
+
+def llama(hidden: int, layers: int, vocabulary: int, seed: int = 0) -> LlamaForCausalLM:
+    """A Llama in float32 on this machine's device; heads of 64, an inner width of 11/4 of the hidden one, tied embeddings."""
+    torch.manual_seed(seed)
+    heads = max(1, hidden // 64)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=hidden * 11 // 4,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        pad_token_id=PAD,
+        attn_implementation="sdpa",
+    )
+    return LlamaForCausalLM(config).to(runtime.device())
+
+
+def rows(count: int, name: str, vocabulary: int, lengths: tuple[int, ...], answer: float = 0.5) -> list[Encoded]:
+    """Rows of random tokens.
+
+    Args:
+        count: how many.
+        name: a seed of its own.
+        vocabulary: size of the model's.
+        lengths: of the rows, taken in turn, so that any multiple of them has the same mix.
+        answer: share of a row's tokens that are labels.
+    """
+    draw = runtime.generator("rows", name)
+    made = []
+    for row in range(count):
+        size = lengths[row % len(lengths)]
+        prompt = max(1, round(size * (1 - answer)))
+        ids = torch.randint(1, vocabulary, (size,), generator=draw).tolist()
+        mask = tuple(position >= prompt for position in range(size))
+        made.append(Encoded(tuple(ids), mask, size - 1, prompt, f"{name}{row}", row))
+    return made
+
+
+def dataset(count: int, name: str, vocabulary: int, lengths: tuple[int, ...]) -> Dataset:
+    encoded = rows(count, name, vocabulary, lengths)
+    return Dataset(name, RowSet.of(name, [Row(item.row_id, item.row, {}) for item in encoded], "random"), encoded, name)
+
+
+class Clock(TrainerCallback):
+    """Seconds of each optimizer step."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.begun = 0.0
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        _wait()
+        self.begun = time.perf_counter()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        _wait()
+        self.seconds.append(time.perf_counter() - self.begun)
+
+
+def unlearn(
+    model: nn.Module,
+    forget: Dataset,
+    retain: Dataset,
+    *,
+    handler: str,
+    batch_size: int,
+    steps: int | None = None,
+    reference: CachedReference | FrozenCopy | None = None,
+    warm_up: int = 1,
+    **driver: Any,
+) -> dict[str, float]:
+    """Train one epoch, or so many steps.
+
+    Returns:
+        `seconds_per_step` (median of the steps after `warm_up`), `seconds_per_token` (of all of them together), `peak_memory_mb` of this process so far.
+    """
+    clock = Clock()
+    length = {"num_train_epochs": 1} if steps is None else {"max_steps": steps}
+    with tempfile.TemporaryDirectory() as folder:
+        args = training_arguments(
+            {
+                "per_device_train_batch_size": batch_size, "learning_rate": 1e-5, "logging_steps": 1, "save_strategy": "no",
+                "disable_tqdm": True, **length,
+            },
+            Path(folder), len(forget),
+        )  # fmt: skip
+        trainer = UnlearnTrainer(
+            model,
+            args,
+            objective=build_objective(handler, {}),
+            dataset=PairedDataset(forget, retain, pairs_of(forget, retain, seed=0, n_epochs=1)),
+            collate=PairCollator(PAD),
+            reference=reference,
+            callbacks=[clock],
+            **driver,
+        )
+        trainer.train()
+        tokens = [len(item.input_ids) for side in (forget, retain) for item in side.encoded]
+    timed = sorted(clock.seconds[warm_up:] or clock.seconds)
+    per_step = 2 * batch_size * sum(tokens) / len(tokens)
+    return {
+        "seconds_per_step": timed[len(timed) // 2],
+        "seconds_per_token": sum(timed) / len(timed) / per_step,
+        "peak_memory_mb": peak_memory_mb(),
+    }
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
