@@ -8,6 +8,9 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks import one_pass, reference, rows, terms
+from benchmarks.comparison import write
+
 NAMES = ("one-pass", "reference", "terms", "rows-evaluation", "rows-training")
 
 
@@ -24,10 +27,6 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-    # Not before the number of threads is set.
-    from benchmarks import one_pass, reference, rows, terms
-    from benchmarks.comparison import write
 
     runs = {
         "one-pass": lambda: one_pass.compare(args.quick, args.rows or None),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.comparison import Comparison, Ratio
+from benchmarks.isolated import isolated
 
 # Needs a classifier of its own.
 LEFT_OUT = ("gibberish",)
@@ -24,18 +25,8 @@ def compare(quick: bool, rows: int | None) -> Comparison:
         quick: a few rows of the embedded benchmark.
         rows: of each view at most, None = all.
     """
-    rows = 4 if quick else rows
-    bench = _Suite(quick, rows)
-    metrics = [name for name in bench.suite["metrics"] if name not in LEFT_OUT]
-    bench.run(metrics[:1], share=True)  # what is imported and set up once
-    alone = {name: bench.run(_closure(bench.suite["metrics"], name), share=False) for name in metrics}
-    own = [name for name in metrics if _closure(bench.suite["metrics"], name) == [name]]
-    variants = {
-        "each metric on its own (baseline)": _sum(alone.values()),
-        "each metric, results of others kept by name": _sum(alone[name] for name in own),
-        "one pass, prefixes not shared": bench.run(metrics, share=False),
-        "one pass": bench.run(metrics, share=True),
-    }
+    found = isolated("benchmarks.one_pass:measure", real=not quick, rows=4 if quick else rows)
+    variants: dict[str, dict[str, float]] = found["variants"]
     baseline, kept, _, one = variants.values()
     tokens = baseline["forward_tokens"] / one["forward_tokens"]
     ratios = [
@@ -46,23 +37,45 @@ def compare(quick: bool, rows: int | None) -> Comparison:
         Ratio("wall-clock, kept by name / one pass", kept["seconds"] / one["seconds"]),
     ]
     remarks = [
-        f"{len(metrics)} metrics, {', '.join(LEFT_OUT)} left out. On its own: a metric collects all that it and the metrics under it read. "
-        "Kept by name: a metric that another has needed before is not computed twice, as in runners that cache results by the metric's name; "
-        "each of the others still makes its own pass. All variants give the same values (tested), run on the same collectors, and sort "
-        "and pad alike; forward tokens count prompts of generations and gradient norms too, which no sharing makes fewer."
+        f"{found['metrics']} metrics, {', '.join(LEFT_OUT)} left out. On its own: a metric collects all that it and the metrics under it "
+        "read. Kept by name: a metric that another has needed before is not computed twice, as in runners that cache results by the "
+        "metric's name; each of the others still makes its own pass.",
+        "All run on the same collectors, which sort and pad alike. Forward tokens count the prompts of generations and the gradient "
+        f"norms' rows too, which no sharing makes fewer. Between the first and the last variant no metric differs by more than "
+        f"{found['difference']:.1e}.",
     ]
-    return Comparison("TOFU full suite: one pass against a pass for each metric", bench.settings, variants, ratios, remarks)
+    return Comparison("TOFU full suite: one pass against a pass for each metric", found["settings"], variants, ratios, remarks)
+
+
+def measure(real: bool, rows: int | None) -> dict[str, Any]:
+    """In a process of its own: the variants, on TOFU's rows where they are and `real` asks for them."""
+    bench = _Suite(real, rows)
+    metrics = [name for name in bench.suite["metrics"] if name not in LEFT_OUT]
+    bench.run(metrics[:1], share=True)  # what is imported and set up once
+    alone = {name: bench.run(_closure(bench.suite["metrics"], name), share=False) for name in metrics}
+    own = [name for name in metrics if _closure(bench.suite["metrics"], name) == [name]]
+    apart, together = bench.run(metrics, share=False), bench.run(metrics, share=True)
+    variants = {
+        "each metric on its own (baseline)": _sum(cost for cost, _ in alone.values()),
+        "each metric, results of others kept by name": _sum(alone[name][0] for name in own),
+        "one pass, prefixes not shared": apart[0],
+        "one pass": together[0],
+    }
+    pairs = [(alone[name][1][name], together[1][name]) for name in metrics if name in together[1]]
+    assert all((one is None) == (other is None) for one, other in pairs)
+    difference = max(abs(one - other) for one, other in pairs if one is not None and other is not None)
+    return {"variants": variants, "settings": bench.settings, "metrics": len(metrics), "difference": difference}
 
 
 class _Suite:
     """The suite on a model, with its views cut to so many rows."""
 
-    def __init__(self, quick: bool, rows: int | None) -> None:
+    def __init__(self, real: bool, rows: int | None) -> None:
         from expunge.config.validate import load_config
         from expunge.models.load import load_model
         from expunge.pipelines.assemble import data_root, text_of
 
-        data, model = (None, None) if quick else _real()
+        data, model = _real() if real else (None, None)
         own = ["experiment=eval/mini/default", "eval=tofu_full"]
         if model is not None:
             key = "pretrained_model_name_or_path"
@@ -85,12 +98,12 @@ class _Suite:
             "dtype": "float32",
         }
 
-    def run(self, metrics: Iterable[str], share: bool) -> dict[str, float]:
-        """What it takes to compute some metrics from nothing."""
+    def run(self, metrics: Iterable[str], share: bool) -> tuple[dict[str, float], dict[str, float | None]]:
+        """What it takes to compute some metrics from nothing, and what comes out."""
         from expunge.evaluation.suite import evaluate_suite
 
         suite = copy.deepcopy(self.suite)
-        suite["metrics"] = {name: suite["metrics"][name] for name in metrics}
+        suite["metrics"] = {name: {**suite["metrics"][name], "summary": True} for name in metrics}
         suite["share_prefixes"] = share
         begun = time.perf_counter()
         scores = evaluate_suite(
@@ -99,7 +112,7 @@ class _Suite:
         )  # fmt: skip
         seconds = time.perf_counter() - begun
         costs: list[Mapping[str, Any]] = list(scores.about["cost"].values())
-        return {name: sum(cost[name] for cost in costs) for name in COUNTED} | {"seconds": seconds}
+        return {name: sum(cost[name] for cost in costs) for name in COUNTED} | {"seconds": seconds}, dict(scores.aggregates())
 
 
 def _real() -> tuple[Path | None, Path | None]:

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from benchmarks.comparison import Comparison, Ratio
-from benchmarks.isolated import isolated
+from benchmarks.isolated import best_of
 
 HANDLER = "expunge.methods.npo:npo"
 
@@ -15,13 +15,9 @@ HANDLER = "expunge.methods.npo:npo"
 def compare(quick: bool) -> Comparison:
     """Step time and peak memory of the two, each in a process of its own, one after the other, twice."""
     model = {"hidden": 64, "layers": 2, "vocabulary": 512} if quick else {"hidden": 640, "layers": 10, "vocabulary": 16384}
-    work = {"batch_size": 4, "length": 32 if quick else 64, "steps": 3 if quick else 8}
-    found: dict[str, dict[str, float]] = {}
-    for _ in range(1 if quick else 2):
-        for kind in ("frozen", "cached"):
-            run = isolated("benchmarks.reference:measure", kind=kind, **model, **work)
-            known = found.setdefault(kind, run)
-            found[kind] = {name: min(value, run[name]) for name, value in known.items()}
+    work = {"batch_size": 4, "length": 32 if quick else 64, "steps": 3 if quick else 6}
+    calls = {kind: ("benchmarks.reference:measure", {"kind": kind, **model, **work}) for kind in ("frozen", "cached")}
+    found = best_of(1 if quick else 2, calls)
     frozen, cached = found["frozen"], found["cached"]
     ratios = [
         Ratio("step time, cached / frozen", cached["seconds_per_step"] / frozen["seconds_per_step"]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.comparison import Comparison, Ratio
-from benchmarks.isolated import isolated
+from benchmarks.isolated import best_of
 
 HANDLER = "expunge.methods.grad_diff:grad_diff"
 
@@ -11,13 +11,10 @@ HANDLER = "expunge.methods.grad_diff:grad_diff"
 def compare(quick: bool) -> Comparison:
     """Step time and peak memory of the two, on a model whose activations outweigh its weights."""
     model = {"hidden": 64, "layers": 2, "vocabulary": 512} if quick else {"hidden": 256, "layers": 6, "vocabulary": 4096}
-    work = {"batch_size": 4 if quick else 16, "length": 32 if quick else 256, "steps": 3 if quick else 5}
-    found: dict[str, dict[str, float]] = {}
-    for _ in range(1 if quick else 2):
-        for kind, sequential in (("joint", False), ("sequential", True)):
-            run = isolated("benchmarks.terms:measure", sequential=sequential, **model, **work)
-            known = found.setdefault(kind, run)
-            found[kind] = {name: min(value, run[name]) for name, value in known.items()}
+    work = {"batch_size": 4 if quick else 8, "length": 32 if quick else 256, "steps": 3 if quick else 5}
+    kinds = {"joint": False, "sequential": True}
+    calls = {kind: ("benchmarks.terms:measure", {"sequential": value, **model, **work}) for kind, value in kinds.items()}
+    found = best_of(1 if quick else 2, calls)
     joint, sequential_ = found["joint"], found["sequential"]
 
     def activations(values: dict[str, float]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 import time
 from pathlib import Path
@@ -71,19 +72,15 @@ def dataset(count: int, name: str, vocabulary: int, lengths: tuple[int, ...]) ->
 
 
 class Clock(TrainerCallback):
-    """Seconds of each optimizer step."""
+    """Seconds from the end of each optimizer step to the end of the next, batches and records included."""
 
     def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self.begun = 0.0
-
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
-        _wait()
-        self.begun = time.perf_counter()
+        self.ends: list[float] = []
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        _wait()
-        self.seconds.append(time.perf_counter() - self.begun)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.ends.append(time.perf_counter())
 
 
 def unlearn(
@@ -95,20 +92,20 @@ def unlearn(
     batch_size: int,
     steps: int | None = None,
     reference: CachedReference | FrozenCopy | None = None,
-    warm_up: int = 1,
     **driver: Any,
 ) -> dict[str, float]:
     """Train one epoch, or so many steps.
 
     Returns:
-        `seconds_per_step` (median of the steps after `warm_up`), `seconds_per_token` (of all of them together), `peak_memory_mb` of this process so far.
+        `seconds_per_step` (median), `microseconds_per_token` (of all steps together), both without the first step; `peak_memory_mb` of
+        this process so far.
     """
     clock = Clock()
     length = {"num_train_epochs": 1} if steps is None else {"max_steps": steps}
     with tempfile.TemporaryDirectory() as folder:
         args = training_arguments(
             {
-                "per_device_train_batch_size": batch_size, "learning_rate": 1e-5, "logging_steps": 1, "save_strategy": "no",
+                "per_device_train_batch_size": batch_size, "learning_rate": 1e-5, "logging_strategy": "no", "save_strategy": "no",
                 "disable_tqdm": True, **length,
             },
             Path(folder), len(forget),
@@ -124,16 +121,12 @@ def unlearn(
             **driver,
         )
         trainer.train()
-        tokens = [len(item.input_ids) for side in (forget, retain) for item in side.encoded]
-    timed = sorted(clock.seconds[warm_up:] or clock.seconds)
+    tokens = [len(item.input_ids) for side in (forget, retain) for item in side.encoded]
+    assert len(clock.ends) > 1, "the first step is not measured, so one is not enough"
+    seconds = sorted(after - before for before, after in itertools.pairwise(clock.ends))
     per_step = 2 * batch_size * sum(tokens) / len(tokens)
     return {
-        "seconds_per_step": timed[len(timed) // 2],
-        "seconds_per_token": sum(timed) / len(timed) / per_step,
+        "seconds_per_step": seconds[len(seconds) // 2],
+        "microseconds_per_token": 1e6 * sum(seconds) / len(seconds) / per_step,
         "peak_memory_mb": peak_memory_mb(),
     }
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

@@ -20,6 +20,7 @@ CONFIGS = str(EXAMPLE / "configs")
 @pytest.fixture(autouse=True)
 def _own_path(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(sys, "path", [*sys.path])
+    sys.modules.pop("my_method", None)
     yield
     sys.modules.pop("my_method", None)
 

@@ -66,7 +66,7 @@ def test_gru_is_the_nearest_gradient_that_does_not_go_against():
         assert float((moved @ retain[0]) ** 2) == pytest.approx(float(moved @ moved) * float(retain[0] @ retain[0]), abs=1e-9)
 
 
-@pytest.mark.parametrize("handler", [ASCENT, NPO])
+@pytest.mark.parametrize("handler", [ASCENT, pytest.param(NPO, marks=pytest.mark.slow)])
 def test_a_step_is_rectified_whole_however_it_is_cut(run: Any, handler: str):
     args = {"retain": "nll", "combine": {"handler": "gru", "ema": 1.0}}
     own = gradients(run, handler, {"retain": "none"}, steps=1, folder="own")[0]

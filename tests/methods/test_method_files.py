@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 import expunge
+from expunge.config.validate import load_config
 from expunge.core.errors import UserError
 from expunge.methods.objective import build_objective
 
@@ -110,3 +111,24 @@ def test_published_values():
     circuit = build_objective(read("RR")["handler"], read("RR")["method_args"])
     assert [term.name for term in circuit.terms] == ["rr", "retain_rr_retain"]
     assert circuit.schedule is not None
+
+
+def test_a_composite_without_its_weight_and_a_schedule_that_is_none_are_told_before_anything_is_loaded(tmp_path: Path):
+    common = ["experiment=unlearn/mini/default", "task_name=x", "eval=null", f"paths.output_dir={tmp_path}"]
+    with pytest.raises(UserError) as told:
+        load_config("unlearn", [*common, "trainer=GA_FT"])
+    assert [fault.message for fault in told.value.faults] == ["trainer.method_args.alpha is not given"]
+    with pytest.raises(UserError, match="did you mean 'ramp'"):
+        load_config("unlearn", [*common, "trainer=NPO", "trainer.method_args.schedule=rampp"])
+    with pytest.raises(UserError, match="GRU takes no 'emma'"):
+        load_config("unlearn", [*common, "trainer=NPO", "combine=gru", "trainer.method_args.combine.emma=1"])
+
+
+def test_forget_term_retain_term_schedule_and_combination_are_chosen_freely(tmp_path: Path):
+    choices = ["trainer=SimNPO", "retain=kl", "schedule=switch", "combine=gru", "compat=open_unlearning"]
+    cfg = load_config("unlearn", ["experiment=unlearn/mini/default", "task_name=x", "eval=null", f"paths.output_dir={tmp_path}", *choices])
+    objective = build_objective(cfg.get("trainer.handler"), cfg.section("trainer.method_args"), cfg.switches)
+    assert [term.name for term in objective.terms] == ["simnpo", "retain_kl"]
+    assert objective.terms[1].places == "all"
+    assert objective.schedule is not None
+    assert objective.combination is not None

@@ -146,14 +146,14 @@ def test_a_function_that_is_not_well_formed_is_refused_where_it_is_defined():
 
 
 def test_a_users_own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "my_method.py").write_text(
+    (tmp_path / "method_of_a_user.py").write_text(
         "from expunge.methods.base import loss\n"
         "@loss(kind='sequence', gamma=2.0)\n"
         "def mine(forget_seq_logp_B, *, slope=3.0):\n    return slope * forget_seq_logp_B\n"
     )
     (tmp_path / "my_broken.py").write_text("import no_such_package_at_all\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    term = build_objective("my_method:mine", {"slope": 4}).terms[0]
+    term = build_objective("method_of_a_user:mine", {"slope": 4}).terms[0]
     assert (term.weight, term.kwargs) == (2.0, {"slope": 4})
     torch.testing.assert_close(term({"forget_seq_logp_B": torch.tensor([-1.0])}), torch.tensor([-4.0]))
     with pytest.raises(UserError, match="needs the module 'no_such_package_at_all'"):

@@ -161,6 +161,15 @@ def test_only_the_parameters_named_stay_trained(tiny_model: Any):
     ]
 
 
+@pytest.mark.parametrize(("retain", "moving"), [("embed_diff", ["layers.0"]), ("nll", ["layers.0", "layers.1", "norm"])])
+def test_what_the_loss_cannot_reach_is_frozen(tiny_model: Any, retain: str, moving: list[str]):
+    """Hidden states of layer 0 alone: nothing behind it moves; with a retain term on the logits, everything does."""
+    model = tiny_model()
+    build_objective(RMU, {"module_regex": r"model\.layers\.0", "retain": retain}).prepare(model, 0)
+    trained = {".".join(name.split(".")[1:3]) for name, item in model.named_parameters() if item.requires_grad} - {"embed_tokens.weight"}
+    assert sorted(name.removesuffix(".weight") for name in trained) == moving
+
+
 @pytest.mark.parametrize(
     ("args", "message", "hint"),
     [

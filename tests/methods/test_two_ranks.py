@@ -50,7 +50,7 @@ def on_two_ranks(job: Callable[[], None]) -> None:
     assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name if name == "PDU" else pytest.param(name, marks=pytest.mark.slow) for name in CASES])
 def test_one_rank_is_two_ranks(run: Any, tmp_path: Any, name: str):
     handler, method_args = CASES[name]
     # The penalty's gradient jumps where a weight is 0, as the padding's embedding is: one step can be compared, a second one not.

@@ -48,7 +48,7 @@ def test_more_rows_than_there_are_is_an_error_before_a_model_is_loaded(data_root
 def test_finetuning_on_two_ranks_has_the_loss_curve_of_one(data_root: Path) -> None:
     path = str(Path(__file__).resolve().parents[2] / "exec" / "Fine_tune_tofu.py")
     flags = ["--model_name", "expunge/mini", "--subset", "full", "--epochs", "2", "--batch_size", "2", "--lr", "1e-3", "--lora_r", "0"]
-    flags += ["trainer.args.logging_steps=1", "model.model_args.torch_dtype=float32", "trainer.args.use_cpu=true"]
+    flags += ["trainer.args.logging_steps=1", "model.model_args.torch_dtype=float32"]
     subprocess.run([sys.executable, path, *flags, "--gradient_accumulation_steps", "4", "--save_dir", "one"], check=True, timeout=240)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     subprocess.run([*torchrun, path, *flags, "--gradient_accumulation_steps", "2", "--save_dir", "two"], check=True, timeout=240)

@@ -13,6 +13,8 @@ QUANTITIES = (
 )  # fmt: skip
 # Which of them a cached table of per-token log-probs can serve, without a reference model in memory.
 FROM_LOGP = ("logp_BN", "seq_logp_B", "len_B", "mask_BN")
+# Those that take a forward pass of the model.
+FROM_PASS = ("logp_BN", "seq_logp_B", "logits_BNV", "hidden_BTD", "hidden_LBTD")
 OWN = {"control_D": "kept by the objective", "parameters": "the parameters that are trained"}
 """Quantities of no side of a batch."""
 

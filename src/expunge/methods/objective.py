@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.core.errors import Fault, UserError, unknown
-from expunge.core.needs import DERIVED, Need
+from expunge.core.needs import DERIVED, FROM_PASS, Need
 from expunge.lm.labels import Side
 from expunge.methods.base import Kind, Loss
 from expunge.methods.binding import as_number, bind, import_loss
@@ -20,7 +20,7 @@ from expunge.methods.retain import HANDLERS
 from expunge.methods.schedule import Schedule, build_schedule
 from expunge.methods.schedule import StepInfo as StepInfo
 from expunge.models.outputs import modules_named
-from expunge.models.selection import train_only
+from expunge.models.selection import freeze_unreached, train_only
 
 log = logging.getLogger(__name__)
 
@@ -126,6 +126,8 @@ class Objective:
     def prepare(self, model: nn.Module, seed: int, tokenizer: Any = None) -> None:
         """Once before the optimizer is built: look for the modules that are read, and freeze the parameters that are not to move.
 
+        Where hidden states alone are read, the parameters of later layers cannot move; they are frozen as well.
+
         Args:
             model: the model to train, not wrapped yet.
             seed: of the run; whatever is drawn comes from generators of it.
@@ -139,6 +141,8 @@ class Objective:
         for term in self.terms:
             if (patterns := term.kwargs.get("trainable_params_regex")) is not None:
                 train_only(model, patterns)
+        if self.hidden is not None and all(need.hidden for need in self.needs if need.quantity in FROM_PASS and not need.reference):
+            freeze_unreached(model, self.hidden)
 
     def given(self, device: torch.device) -> dict[str, Tensor]:
         """The quantities that the objective itself keeps, such as `control_D`, on a device."""

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
 from expunge.core.errors import UserError, nearest
+from expunge.lm.labels import Side
+from expunge.models.outputs import label_outputs
 
 # What an adapter puts into the names of the parameters that it wraps.
 _ADAPTER = re.compile(r"base_model\.model\.|\.base_layer|_orig_mod\.")
@@ -49,3 +52,30 @@ def train_only(model: nn.Module, patterns: str | Sequence[str]) -> list[str]:
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in kept)
     return sorted(kept)
+
+
+def freeze_unreached(model: nn.Module, hidden: str | Sequence[str]) -> list[str]:
+    """Freeze the parameters on which the outputs of the modules named do not depend: those of later layers.
+
+    They would get no gradient anyway; DDP waits for one from every parameter that the model's output depends on.
+
+    Args:
+        model: not wrapped yet.
+        hidden: regular expressions of the modules, see `label_outputs`.
+
+    Returns:
+        The names of the parameters that were frozen.
+    """
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    where = next(model.parameters()).device
+    ids_BT = torch.zeros(1, 2, dtype=torch.long, device=where)
+    side: Side = {"input_ids": ids_BT, "attention_mask": torch.ones_like(ids_BT), "label_mask": torch.ones_like(ids_BT).bool()}
+    with torch.enable_grad():
+        outputs = label_outputs(model, side, hidden=hidden)
+        states = outputs.hidden_BTD if outputs.hidden_LBTD is None else outputs.hidden_LBTD
+        assert states is not None, "label_outputs gives what it is asked for"
+        found = torch.autograd.grad(states.float().sum(), [parameter for _, parameter in named], allow_unused=True)
+    unreached = [(name, parameter) for (name, parameter), gradient in zip(named, found, strict=True) if gradient is None]
+    for _, parameter in unreached:
+        parameter.requires_grad_(False)
+    return [name for name, _ in unreached]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 
@@ -35,12 +36,12 @@ class Column:
 
 
 COLUMNS = (
-    Column("forget_quality", "forget quality", "↑ p-value"),
+    Column("forget_quality", "forget quality", "↑ p"),
     Column("model_utility", "model utility", "↑"),
-    Column("forget_Q_A_Prob", "forget prob.", "→ retain's"),
-    Column("forget_Q_A_ROUGE", "forget ROUGE", "→ retain's"),
-    Column("forget_truth_ratio", "truth ratio", "→ retain's"),
-    Column("extraction_strength", "extraction", "→ retain's"),
+    Column("forget_Q_A_Prob", "forget prob.", "→ r"),
+    Column("forget_Q_A_ROUGE", "forget ROUGE", "→ r"),
+    Column("forget_truth_ratio", "truth ratio", "→ r"),
+    Column("extraction_strength", "extraction", "→ r"),
     Column("privleak", "privleak", "→ 0"),
 )
 
@@ -153,7 +154,12 @@ def as_markdown(lines: Sequence[Line], title: str = "") -> str:
     rows = [[line.run.name, *(_cell(line, column, interval=True) for column in columns), line.remark] for line in lines]
     text = [f"**{title}**\n"] if title else []
     text += [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows]]
-    text += ["", *(f"* {note}" for note in notes(lines))]
+    text += [
+        "",
+        "↑ higher is better, → r as near the retain model's as can be, → 0 as near 0 as can be; [low, high] is a bootstrap 95% interval.",
+        "",
+    ]
+    text += [f"* {note}" for note in notes(lines)]
     return "\n".join(text).rstrip() + "\n"
 
 
@@ -190,15 +196,18 @@ def number(value: float) -> str:
 
 
 def _print(lines: Sequence[Line], title: str, console: Console) -> None:
+    """Narrow enough for 80 columns: headers on several lines, remarks below."""
     columns = _columns(lines)
-    table = RichTable(title=title, title_style="bold", header_style="bold", caption_justify="left")
-    table.add_column("model", no_wrap=True)
+    table = RichTable(title=title, title_style="bold", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("model", no_wrap=True, vertical="bottom")
     for column in columns:
-        table.add_column(f"{column.title}\n[dim]{column.better}[/dim]", justify="right")
-    table.add_column("remark")
+        table.add_column("\n".join([*column.title.split(), column.better]), justify="right", no_wrap=True)
     for line in lines:
-        style = "dim" if line.collapsed else ""
-        table.add_row(line.run.name, *(_cell(line, column) for column in columns), line.remark, style=style)
+        table.add_row(line.run.name, *(_cell(line, column) for column in columns), style="dim" if line.collapsed else "")
     console.print(table)
+    console.print("[dim]↑ higher is better   → r nearer the retain model's   → 0 nearer 0   – no value[/dim]")
+    for line in lines:
+        if line.remark:
+            console.print(f"{line.run.name}: {line.remark}", style="bold red" if line.collapsed else "dim", highlight=False)
     for note in notes(lines):
-        console.print(f"[dim]{note}[/dim]")
+        console.print(note, style="dim", highlight=False)

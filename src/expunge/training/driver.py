@@ -182,7 +182,9 @@ class Driver:
         if self.gradients is not None:
             parts = [[term for term in active if not term.is_retain], [term for term in active if term.is_retain]]
             return [part for part in parts if part]
-        return independent_groups(active) if self.sequential_terms else [active]
+        groups = independent_groups(active) if self.sequential_terms else [active]
+        # Ranks exchange gradients in the last backward pass, which DDP arms in the forward pass before it: a term without one comes first.
+        return sorted(groups, key=lambda group: any(term.side for term in group))
 
     def _shares(
         self,

@@ -79,7 +79,8 @@ class Checking:
     def number(self, key: str, *, above: float | None = None, at_least: float | None = None, whole: bool = False) -> None:
         """The value at `key`, where there is one, must be a number in range."""
         value = self.cfg.get(key)
-        if value is None:
+        # "???" is told as missing already.
+        if value is None or value == "???":
             return
         kind = "a whole number" if whole else "a number"
         bound = f" above {above:g}" if above is not None else f" of at least {at_least:g}" if at_least is not None else ""

@@ -1,0 +1,42 @@
+"""`docs/differences.md` names every switch that a compat file sets, and every choice that it offers exists."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = (ROOT / "docs" / "differences.md").read_text(encoding="utf-8")
+
+
+def spelt(value: object) -> str:
+    return "1e-10" if value == 1e-10 else yaml.safe_dump(value, default_flow_style=True).split("\n")[0]
+
+
+@pytest.mark.parametrize("name", ["open_unlearning", "soul"])
+def test_every_switch_is_told(name: str) -> None:
+    switches = yaml.safe_load((ROOT / "configs" / "compat" / f"{name}.yaml").read_text())["switches"]
+    told = [
+        (f"{component}.{keyword}: {spelt(value)}", f"compat={name}")
+        for component, keywords in switches.items()
+        for keyword, value in keywords.items()
+    ]
+    assert told
+    lines = [line for line in TEXT.splitlines() if line.startswith("| ")]
+    missing = [switch for switch, group in told if not any(f"`{switch}`" in line and f"`{group}`" in line for line in lines)]
+    assert missing == []
+
+
+def test_every_choice_is_there() -> None:
+    choices = re.findall(r"`(trainer|model|optimizer)=(\w+)`", TEXT)
+    assert {group for group, _ in choices} == {"trainer", "model", "optimizer"}
+    assert [choice for choice in choices if not (ROOT / "configs" / choice[0] / f"{choice[1]}.yaml").is_file()] == []
+
+
+def test_every_row_has_four_cells() -> None:
+    rows = [line for line in TEXT.splitlines() if line.startswith("|")]
+    assert len(rows) > 30
+    assert {line.count("|") for line in rows} == {5}
