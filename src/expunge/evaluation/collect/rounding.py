@@ -1,9 +1,9 @@
-"""Statistics of label tokens, rounded as published numbers are.
+"""Statistics of label tokens, rounded as the field's code rounds them on a CPU.
 
 What float32 leaves of log p for a token that is nearly certain depends on how the vocabulary was summed. The field has torch compute cross
 entropies over logits laid out [B, V, T]; a CPU then adds the vocabulary up one after the other, small terms after large, and loses some
-2e-6 nats a token at 4096 tokens, a thousandth of a memorised answer's loss of .002. Everything else it takes from `log_softmax`. On other
-devices the layout makes no difference.
+2e-6 nats a token on a memorised answer with a vocabulary of 4096, more with a larger one. Everything else it takes from
+`log_softmax`. On other devices the layout makes no difference.
 """
 
 from __future__ import annotations
