@@ -15,17 +15,31 @@ NAMES = ("one-pass", "reference", "terms", "rows-evaluation", "rows-training", "
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Each decision's worth, as a ratio against a named baseline.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="Each decision's worth, as a ratio against a named baseline."
+    )
     parser.add_argument(
         "--only",
         action="append",
         choices=NAMES,
         help="some of them; may repeat; nothing is written then unless --out is given, where the others' sections stay",
     )
-    parser.add_argument("--rows", type=int, default=100, help="rows of a view in one-pass, 0 = all (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="of torch (default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, the ratios mean nothing")
-    parser.add_argument("--out", type=Path, default=None, metavar="DIR", help="where benchmarks.md and benchmarks.json go (default: docs)")
+    parser.add_argument(
+        "--rows", type=int, default=100, help="rows of a view in one-pass, 0 = all (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=min(2, os.cpu_count() or 1), help="of torch (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny sizes: shows that it runs, the ratios mean nothing"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=None,
+        metavar="DIR",
+        help="where benchmarks.md and benchmarks.json go (default: docs)",
+    )
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -48,8 +62,15 @@ def main() -> None:
         print(found[name].markdown())
         print(f"    {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
         if out is not None:
-            write({name: found[name]}, out, f"python -m benchmarks --only {name} --threads {args.threads}", NAMES)
-    missed = [ratio.name for comparison in found.values() for ratio in comparison.ratios if ratio.met is False]
+            write(
+                {name: found[name]},
+                out,
+                f"python -m benchmarks --only {name} --threads {args.threads}",
+                NAMES,
+            )
+    missed = [
+        ratio.name for comparison in found.values() for ratio in comparison.ratios if ratio.met is False
+    ]
     if missed and not args.quick:
         print(f"targets missed: {'; '.join(missed)}", file=sys.stderr)
         sys.exit(1)

@@ -52,16 +52,32 @@ class Comparison:
     def markdown(self) -> str:
         """A section with its settings, a table of measurements and one of ratios."""
         columns = list(dict.fromkeys(key for values in self.variants.values() for key in values))
-        lines = [f"## {self.title}", "", "Settings: " + ", ".join(f"{key} {value}" for key, value in self.settings.items()) + ".", ""]
-        lines += _table(["", *columns], [[name, *[_shown(values.get(key)) for key in columns]] for name, values in self.variants.items()])
+        lines = [
+            f"## {self.title}",
+            "",
+            "Settings: " + ", ".join(f"{key} {value}" for key, value in self.settings.items()) + ".",
+            "",
+        ]
+        lines += _table(
+            ["", *columns],
+            [[name, *[_shown(values.get(key)) for key in columns]] for name, values in self.variants.items()],
+        )
         if self.ratios:
-            lines += ["", *_table(["ratio", "value", "asked", "met"], [self._row(ratio) for ratio in self.ratios])]
+            lines += [
+                "",
+                *_table(["ratio", "value", "asked", "met"], [self._row(ratio) for ratio in self.ratios]),
+            ]
         lines.append("")
         return "\n".join(lines + [f"{remark}\n" for remark in self.remarks])
 
     @staticmethod
     def _row(ratio: Ratio) -> list[str]:
-        return [ratio.name, f"{ratio.value:.2f}", ratio.target or "-", {None: "-", True: "yes", False: "**no**"}[ratio.met]]
+        return [
+            ratio.name,
+            f"{ratio.value:.2f}",
+            ratio.target or "-",
+            {None: "-", True: "yes", False: "**no**"}[ratio.met],
+        ]
 
 
 def machine() -> dict[str, str]:
@@ -69,7 +85,11 @@ def machine() -> dict[str, str]:
     import torch
     import transformers
 
-    where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.environ.get('OMP_NUM_THREADS', '?')} threads"
+    where = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"CPU, {os.environ.get('OMP_NUM_THREADS', '?')} threads"
+    )
     return {
         "device": where,
         "python": platform.python_version(),
@@ -113,7 +133,11 @@ def write(comparisons: Mapping[str, Comparison], folder: Path, command: str, ord
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}", *[f"| {' | '.join(row)} |" for row in rows]]
+    return [
+        f"| {' | '.join(header)} |",
+        f"|{'---|' * len(header)}",
+        *[f"| {' | '.join(row)} |" for row in rows],
+    ]
 
 
 def _shown(value: float | None) -> str:

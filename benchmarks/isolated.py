@@ -10,8 +10,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-# glibc then gives buffers back to the system when they are freed, instead of keeping tens of MB of them, more or less from run to run.
-# It also takes more time.
+# glibc then gives buffers back to the system when they are freed, instead of keeping tens of MB of them, more
+# or less from run to run. It also takes more time.
 GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "262144"}
 
 
@@ -30,9 +30,12 @@ def isolated(function: str, /, environment: Mapping[str, str] | None = None, **a
         RuntimeError: the process failed; the message ends with what it said.
     """
     command = [sys.executable, "-m", "benchmarks.isolated", function, json.dumps(arguments)]
-    # Linux counts what the starting process held into the peak of the new one, so whoever calls this must import nothing heavy.
+    # Linux counts what the starting process held into the peak of the new one, so whoever calls this must
+    # import nothing heavy.
     assert "torch" not in sys.modules, "the peak memory of the new process would be this one's"
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **(environment or {})})
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, **(environment or {})}
+    )
     if done.returncode:
         raise RuntimeError(f"{function} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -41,7 +44,8 @@ def isolated(function: str, /, environment: Mapping[str, str] | None = None, **a
 def best_of(rounds: int, calls: Mapping[str, tuple[str, Mapping[str, Any]]]) -> dict[str, dict[str, float]]:
     """Call several functions one after the other, so many times, and keep the least of each value.
 
-    Every second round lets the allocator give memory back: it shows the least peak, the others the least time.
+    Every second round lets the allocator give memory back: it shows the least peak, the others the least
+    time.
 
     Args:
         rounds: how many times; what else the machine does comes and goes between them.

@@ -17,11 +17,20 @@ ALTERNATES = Path("alternates.json")
 
 def compare(quick: bool) -> Comparison:
     """Some steps of each method on the same model and rows, each in processes of its own."""
-    names = sorted(path.stem for path in (configs_dir() / "trainer").glob("*.yaml") if path.stem not in NOT_RUN)
+    names = sorted(
+        path.stem for path in (configs_dir() / "trainer").glob("*.yaml") if path.stem not in NOT_RUN
+    )
     names = [BASELINE, *(["NPO", "GradAscent"] if quick else [name for name in names if name != BASELINE])]
-    model = {"hidden": 64, "layers": 2, "vocabulary": 1024} if quick else {"hidden": 256, "layers": 4, "vocabulary": 8192}
+    model = (
+        {"hidden": 64, "layers": 2, "vocabulary": 1024}
+        if quick
+        else {"hidden": 256, "layers": 4, "vocabulary": 8192}
+    )
     work = {"batch_size": 4, "length": 32 if quick else 96, "steps": 3 if quick else 5}
-    found = best_of(1 if quick else 2, {name: ("benchmarks.methods:measure", {"method": name, **model, **work}) for name in names})
+    found = best_of(
+        1 if quick else 2,
+        {name: ("benchmarks.methods:measure", {"method": name, **model, **work}) for name in names},
+    )
     return comparison(found, {**model, **work})
 
 
@@ -49,10 +58,18 @@ def comparison(found: Mapping[str, Mapping[str, float]], settings: Mapping[str, 
         "Methods that do the same work (FT, CL, RL, GradAscent; GradDiff, GA_FT; nearly so WGA, SatImp, SimNPO) show how far two "
         "measurements differ.",
     ]
-    return Comparison("Every method against finetuning (FT)", {**settings, "dtype": "float32", "optimizer": "AdamW"}, table, [], remarks)
+    return Comparison(
+        "Every method against finetuning (FT)",
+        {**settings, "dtype": "float32", "optimizer": "AdamW"},
+        table,
+        [],
+        remarks,
+    )
 
 
-def measure(method: str, hidden: int, layers: int, vocabulary: int, batch_size: int, length: int, steps: int) -> dict[str, float]:
+def measure(
+    method: str, hidden: int, layers: int, vocabulary: int, batch_size: int, length: int, steps: int
+) -> dict[str, float]:
     """In a process of its own: some steps of a method as its configuration has it."""
     from benchmarks import workload
     from expunge.config.validate import load_config
@@ -61,8 +78,12 @@ def measure(method: str, hidden: int, layers: int, vocabulary: int, batch_size: 
     from expunge.pipelines.assemble import text_of
 
     # The rows are random ones; what is validated has to have alternates, where the method reads some.
-    overrides = [text for text in setting_of(method, lambda _: ALTERNATES).overrides if text.startswith("trainer.")]
-    cfg = load_config("unlearn.yaml", ["experiment=unlearn/mini/idk", f"trainer={method}", "task_name=x", *overrides])
+    overrides = [
+        text for text in setting_of(method, lambda _: ALTERNATES).overrides if text.startswith("trainer.")
+    ]
+    cfg = load_config(
+        "unlearn.yaml", ["experiment=unlearn/mini/idk", f"trainer={method}", "task_name=x", *overrides]
+    )
     objective = build_objective(cfg.get("trainer.handler"), cfg.section("trainer.method_args"), cfg.switches)
     model = workload.llama(hidden, layers, vocabulary)
     objective.prepare(model, 0, text_of(cfg, []).tokenizer)
@@ -78,8 +99,12 @@ def measure(method: str, hidden: int, layers: int, vocabulary: int, batch_size: 
             reference = FrozenCopy(model, hidden=objective.hidden)
         elif plan == "cached":
             asked = {side: rows for side, rows in views.items() if side in wanted}
-            reference = CachedReference.compute(model, asked, Path(folder), pad_id=workload.PAD, max_tokens=batch_size * length)
-        found = workload.unlearn(model, forget, retain, objective=objective, batch_size=batch_size, reference=reference)
+            reference = CachedReference.compute(
+                model, asked, Path(folder), pad_id=workload.PAD, max_tokens=batch_size * length
+            )
+        found = workload.unlearn(
+            model, forget, retain, objective=objective, batch_size=batch_size, reference=reference
+        )
     return {
         "sides": len(objective.sides),
         "cached": float(plan == "cached"),

@@ -1,7 +1,8 @@
 """Every method on the embedded benchmark, three seeds: `python -m benchmarks.methods_mini` writes docs/results/methods-mini.md.
 
-For each seed a full and a retain model are trained; each method then starts from that seed's full model and is held against that seed's
-retain model. Each run is a process of its own, so that its peak memory is its own. What is done is not done again.
+For each seed a full and a retain model are trained; each method then starts from that seed's full model and
+is held against that seed's retain model. Each run is a process of its own, so that its peak memory is its
+own. What is done is not done again.
 """
 
 from __future__ import annotations
@@ -42,10 +43,19 @@ def prepare(folder: Path, seed: int) -> None:
     home = folder / f"seed{seed}"
     split = "data.train.MINI_full.args.hf_args.name=retain90"
     for name, extra in (("retain90", [split]), ("full", [])):
-        train.run(load_config("train.yaml", ["experiment=finetune/mini/default", *extra, *_common(home / name, seed)]))
+        train.run(
+            load_config(
+                "train.yaml", ["experiment=finetune/mini/default", *extra, *_common(home / name, seed)]
+            )
+        )
         logs = [] if name == "retain90" else [f"retain_logs_path={home / 'retain90_eval' / 'TOFU_EVAL.json'}"]
         model = f"model.model_args.pretrained_model_name_or_path={home / name}"
-        evaluate.run(load_config("eval.yaml", ["experiment=eval/mini/default", model, *logs, *_common(home / f"{name}_eval", seed)]))
+        evaluate.run(
+            load_config(
+                "eval.yaml",
+                ["experiment=eval/mini/default", model, *logs, *_common(home / f"{name}_eval", seed)],
+            )
+        )
 
 
 def run_method(method: str, folder: Path, seed: int) -> None:
@@ -53,7 +63,11 @@ def run_method(method: str, folder: Path, seed: int) -> None:
     home = folder / f"seed{seed}"
     setting = setting_of(method, partial(_alternates, home, seed))
     # The stages' logs are read below.
-    chosen = [f"trainer={method}"] if method in choices("trainer") else [f"procedure={method}", "procedure.keep_stages=true"]
+    chosen = (
+        [f"trainer={method}"]
+        if method in choices("trainer")
+        else [f"procedure={method}", "procedure.keep_stages=true"]
+    )
     # Retraining is from the weights that the full model was trained from.
     start = "expunge/mini" if method == "retrain" else home / "full"
     overrides = [
@@ -69,7 +83,11 @@ def run_method(method: str, folder: Path, seed: int) -> None:
     except UserError as error:
         write_json(_result(folder, method, seed), {"refused": str(error.faults[0])})
         return
-    records = [json.loads(line) for path in sorted((home / method).rglob("log.jsonl")) for line in path.read_text().splitlines()]
+    records = [
+        json.loads(line)
+        for path in sorted((home / method).rglob("log.jsonl"))
+        for line in path.read_text().splitlines()
+    ]
     seconds = sum(item["train_runtime"] for item in records if "train_runtime" in item)
     peak = max(item["peak_memory_mb"] for item in records if "peak_memory_mb" in item)
     metrics = {name: record.metrics.get(name) for name in METRICS}
@@ -82,7 +100,13 @@ def _alternates(home: Path, seed: int, novice_of: str | None) -> Path:
     if not path.is_file():
         model = f"model.model_args.pretrained_model_name_or_path={home / 'full'}"
         cfg = load_config(
-            "unlearn.yaml", ["experiment=unlearn/mini/default", "trainer=GradAscent", model, *_common(home / "sampled", seed)]
+            "unlearn.yaml",
+            [
+                "experiment=unlearn/mini/default",
+                "trainer=GradAscent",
+                model,
+                *_common(home / "sampled", seed),
+            ],
         )
         alternates.run(cfg, path, max_new_tokens=48, novice_of=novice_of)
     return path
@@ -108,7 +132,12 @@ def main() -> None:
     """Run what is not done yet, and write the pages."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output-dir", type=Path, default=Path(".demo") / "methods-mini")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="these methods alone; the others' rows on the page stay as they are")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="NAME",
+        help="these methods alone; the others' rows on the page stay as they are",
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     folder = args.output_dir.resolve()
@@ -117,7 +146,11 @@ def main() -> None:
     known = [name for name in (*choices("trainer"), *choices("procedure")) if name not in NOT_RUN]
     for name in args.only or ():
         if name not in known:
-            sys.exit(f"{name} is not run here: {NOT_RUN[name]}" if name in NOT_RUN else f"no method {name}; there are {', '.join(known)}")
+            sys.exit(
+                f"{name} is not run here: {NOT_RUN[name]}"
+                if name in NOT_RUN
+                else f"no method {name}; there are {', '.join(known)}"
+            )
     for seed in SEEDS:
         if apart(prepare, folder, seed):
             sys.exit(f"the models of seed {seed} could not be trained")
@@ -130,7 +163,9 @@ def main() -> None:
                     sys.exit(f"{method}, seed {seed}: the process ended with {code}")
         found["rows"][method] = [read_json(_result(folder, method, seed)) for seed in SEEDS]
     for name in BASELINES:
-        found["rows"][name] = [read_json(folder / f"seed{seed}" / f"{name}_eval" / "TOFU_SUMMARY.json") for seed in SEEDS]
+        found["rows"][name] = [
+            read_json(folder / f"seed{seed}" / f"{name}_eval" / "TOFU_SUMMARY.json") for seed in SEEDS
+        ]
     found["rows"] = {name: found["rows"][name] for name in (*BASELINES, *known) if name in found["rows"]}
     write_json(table, found)
     write_pages(found["rows"], DOCS)

@@ -15,7 +15,14 @@ from expunge.core.files import read_json, write_text
 from expunge.core.run_dir import versions
 from expunge.report.table import COLLAPSED, DAMAGED, number
 
-METRICS = ("forget_quality", "model_utility", "forget_Q_A_Prob", "forget_Q_A_ROUGE", "extraction_strength", "privleak")
+METRICS = (
+    "forget_quality",
+    "model_utility",
+    "forget_Q_A_Prob",
+    "forget_Q_A_ROUGE",
+    "extraction_strength",
+    "privleak",
+)
 COLUMNS = {
     "forget_quality": "forget quality ↑ p",
     "model_utility": "model utility ↑",
@@ -62,7 +69,10 @@ def write_pages(rows: Mapping[str, Rows], docs: Path) -> None:
     for page in sorted((docs / "methods").glob("*.md")):
         if page.stem in rows or page.stem in NOT_RUN:
             text = page.read_text(encoding="utf-8")
-            filled = MARKED.sub(lambda _, stem=page.stem: f"<!-- mini -->\n{own_row(stem, rows, reasons)}\n<!-- /mini -->", text)  # type: ignore[misc]
+            filled = MARKED.sub(
+                lambda _, stem=page.stem: f"<!-- mini -->\n{own_row(stem, rows, reasons)}\n<!-- /mini -->",
+                text,
+            )  # type: ignore[misc]
             if filled != text:
                 write_text(page, filled)
 
@@ -71,9 +81,15 @@ def results_page(rows: Mapping[str, Rows], reasons: Mapping[str, str]) -> str:
     """The whole table."""
     lines = [_line(name, rows) for name in rows]
     text = [HEAD.format(collapsed=COLLAPSED, damaged=DAMAGED, kept=NOT_FORGOTTEN), *_header(), *lines, ""]
-    given = [f"| {name} | {told(_setting(name))} | {_setting(name).why} |" for name in rows if _setting(name).why]
+    given = [
+        f"| {name} | {told(_setting(name))} | {_setting(name).why} |" for name in rows if _setting(name).why
+    ]
     text += ["## Given here", "", "| method | values | why |", "|---|---|---|", *given, ""]
-    named = [f"* **{name}** ({verdict(rows[name], rows[START])}): {reasons[name]}" for name in rows if name in reasons]
+    named = [
+        f"* **{name}** ({verdict(rows[name], rows[START])}): {reasons[name]}"
+        for name in rows
+        if name in reasons
+    ]
     text += ["## Why some fail", "", *named, ""] if named else []
     refused = [f"* {name}: {values[0]['refused']}" for name, values in rows.items() if "refused" in values[0]]
     text += ["## Not run", "", *(f"* {name}: {why}" for name, why in NOT_RUN.items()), *refused, ""]
@@ -103,7 +119,10 @@ def verdict(found: Rows, start: Rows) -> str:
     kept = (_mean(found, "forget_Q_A_Prob") or 0.0) / (_mean(start, "forget_Q_A_Prob") or 1.0)
     if utility < COLLAPSED * base:
         return "collapsed"
-    faults = [*(["did not forget"] if kept > NOT_FORGOTTEN else []), *(["utility damaged"] if utility < DAMAGED * base else [])]
+    faults = [
+        *(["did not forget"] if kept > NOT_FORGOTTEN else []),
+        *(["utility damaged"] if utility < DAMAGED * base else []),
+    ]
     return ", ".join(faults) or "forgot"
 
 
@@ -127,8 +146,12 @@ def _header() -> list[str]:
 
 
 def _line(name: str, rows: Mapping[str, Rows]) -> str:
-    cells = [interval(column, there) if (there := _present(rows[name], column)) else "–" for column in COLUMNS]
-    what = {START: "before unlearning", REFERENCE: "the reference"}.get(name) or verdict(rows[name], rows[START])
+    cells = [
+        interval(column, there) if (there := _present(rows[name], column)) else "–" for column in COLUMNS
+    ]
+    what = {START: "before unlearning", REFERENCE: "the reference"}.get(name) or verdict(
+        rows[name], rows[START]
+    )
     return f"| {name} | {' | '.join(cells)} | {what} |"
 
 

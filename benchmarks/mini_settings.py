@@ -41,7 +41,9 @@ def _composite(experiment: str = "default") -> Setting:
 
 
 SETTINGS = {
-    "AdaptiveRMU": Setting((_layer(0), "trainer.method_args.scale=1.0"), f"{CENTRE}; with scale 5, the default, utility halves"),
+    "AdaptiveRMU": Setting(
+        (_layer(0), "trainer.method_args.scale=1.0"), f"{CENTRE}; with scale 5, the default, utility halves"
+    ),
     "CL": Setting(experiment="idk"),
     "CL_FT": _composite("idk"),
     "CL_FT_epoch": _composite("idk"),
@@ -55,7 +57,9 @@ SETTINGS = {
     "ME_GD": Setting(BUDGET, RATE),
     "NPO": Setting(why="beta .2, alpha 2: see the experiment", experiment="npo"),
     "NPO_FT": _composite(),
-    "PDU": Setting(("trainer.method_args.retain_loss_eps=0.3",), "the bound on the retain loss has to be given"),
+    "PDU": Setting(
+        ("trainer.method_args.retain_loss_eps=0.3",), "the bound on the retain loss has to be given"
+    ),
     "RL": Setting(
         (
             "data.forget.MINI_forget.handler=expunge.data.random_labels:qa_random_labels",
@@ -63,7 +67,10 @@ SETTINGS = {
         ),
         "the forget rows get answers of retain rows",
     ),
-    "RMU": Setting((_layer(0), "trainer.method_args.steering_coeff=7.0"), f"{CENTRE}; with coefficient 2, the default, a third is left"),
+    "RMU": Setting(
+        (_layer(0), "trainer.method_args.steering_coeff=7.0"),
+        f"{CENTRE}; with coefficient 2, the default, a third is left",
+    ),
     "RR": Setting(
         (_layer(0, 1), "trainer.args.learning_rate=1e-3", "trainer.args.num_train_epochs=10"),
         "both layers; at the benchmark's rate the states do not turn within 50 steps",
@@ -75,7 +82,9 @@ SETTINGS = {
     "UNDIAL": Setting(BUDGET, RATE),
     "WGA": Setting(BUDGET, RATE),
     "retrain": Setting(("budget=mini_finetune",), "what the full and the retain model were trained with"),
-    "task_vector": Setting(("procedure.args.scale=3.0",), "a step of scale 1, the default, leaves four fifths"),
+    "task_vector": Setting(
+        ("procedure.args.scale=3.0",), "a step of scale 1, the default, leaves four fifths"
+    ),
     "l1_sparse": Setting(("trainer.method_args.alpha_l1=1e-3",), "0, the default, is FT"),
 }
 READ_ALTERNATES = ("AltPO", "ELM")
@@ -101,16 +110,24 @@ def setting_of(method: str, alternates: Callable[[str | None], Path]) -> Setting
     if method not in READ_ALTERNATES:
         return SETTINGS.get(method, Setting())
     path = alternates(CONCEPT if method == "ELM" else None)
-    data = ("data/datasets@data.forget=MINI_forget_altpo", f"data.forget.MINI_forget_altpo.args.alternate_path={path}")
+    data = (
+        "data/datasets@data.forget=MINI_forget_altpo",
+        f"data.forget.MINI_forget_altpo.args.alternate_path={path}",
+    )
     if method == "ELM":
         return Setting((f"trainer.method_args.concept={CONCEPT}", *data), STEERED)
-    return Setting((*data, *BUDGET), f"{RATE} and epochs; five alternates a question, sampled by `expunge alternates`")
+    return Setting(
+        (*data, *BUDGET), f"{RATE} and epochs; five alternates a question, sampled by `expunge alternates`"
+    )
 
 
 def told(setting: Setting) -> str:
     """The overrides as the page tells them: without the prefixes."""
     shown: Sequence[str] = [
-        text.removeprefix("trainer.").removeprefix("procedure.args.").removeprefix("method_args.").removeprefix("args.")
+        text.removeprefix("trainer.")
+        .removeprefix("procedure.args.")
+        .removeprefix("method_args.")
+        .removeprefix("args.")
         for text in setting.overrides
     ]
     return ", ".join(f"`{text}`" for text in shown if "MINI_forget" not in text)

@@ -31,7 +31,9 @@ def compare(quick: bool, rows: int | None) -> Comparison:
     tokens = baseline["forward_tokens"] / one["forward_tokens"]
     ratios = [
         Ratio("forward tokens, on its own / one pass", tokens, "at least 4", tokens >= TARGET),
-        Ratio("padded forward tokens, on its own / one pass", baseline["padded_tokens"] / one["padded_tokens"]),
+        Ratio(
+            "padded forward tokens, on its own / one pass", baseline["padded_tokens"] / one["padded_tokens"]
+        ),
         Ratio("wall-clock, on its own / one pass", baseline["seconds"] / one["seconds"]),
         Ratio("forward tokens, kept by name / one pass", kept["forward_tokens"] / one["forward_tokens"]),
         Ratio("wall-clock, kept by name / one pass", kept["seconds"] / one["seconds"]),
@@ -44,7 +46,13 @@ def compare(quick: bool, rows: int | None) -> Comparison:
         f"norms' rows too, which no sharing makes fewer. Between the first and the last variant no metric differs by more than "
         f"{found['difference']:.1e}.",
     ]
-    return Comparison("TOFU full suite: one pass against a pass for each metric", found["settings"], variants, ratios, remarks)
+    return Comparison(
+        "TOFU full suite: one pass against a pass for each metric",
+        found["settings"],
+        variants,
+        ratios,
+        remarks,
+    )
 
 
 def measure(real: bool, rows: int | None) -> dict[str, Any]:
@@ -64,7 +72,12 @@ def measure(real: bool, rows: int | None) -> dict[str, Any]:
     pairs = [(alone[name][1][name], together[1][name]) for name in metrics if name in together[1]]
     assert all((one is None) == (other is None) for one, other in pairs)
     difference = max(abs(one - other) for one, other in pairs if one is not None and other is not None)
-    return {"variants": variants, "settings": bench.settings, "metrics": len(metrics), "difference": difference}
+    return {
+        "variants": variants,
+        "settings": bench.settings,
+        "metrics": len(metrics),
+        "difference": difference,
+    }
 
 
 class _Suite:
@@ -80,7 +93,11 @@ class _Suite:
         if model is not None:
             key = "pretrained_model_name_or_path"
             own = ["experiment=eval/tofu/default", "eval=tofu_full", f"paths.data_root={data}"]
-            own += [f"model.model_args.{key}={model}", f"model.tokenizer_args.{key}={model}", "model.model_args.torch_dtype=float32"]
+            own += [
+                f"model.model_args.{key}={model}",
+                f"model.tokenizer_args.{key}={model}",
+                "model.model_args.torch_dtype=float32",
+            ]
         cfg = load_config("eval.yaml", [*own, "task_name=benchmark"])
         self.suite = cfg.section("eval.tofu")
         self.suite["bootstrap"] = {"resamples": 1, "seed": 0}
@@ -112,7 +129,9 @@ class _Suite:
         )  # fmt: skip
         seconds = time.perf_counter() - begun
         costs: list[Mapping[str, Any]] = list(scores.about["cost"].values())
-        return {name: sum(cost[name] for cost in costs) for name in COUNTED} | {"seconds": seconds}, dict(scores.aggregates())
+        return {name: sum(cost[name] for cost in costs) for name in COUNTED} | {"seconds": seconds}, dict(
+            scores.aggregates()
+        )
 
 
 def _real() -> tuple[Path | None, Path | None]:

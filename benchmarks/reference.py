@@ -14,25 +14,43 @@ HANDLER = "expunge.methods.npo:npo"
 
 def compare(quick: bool) -> Comparison:
     """Step time and peak memory of the two, each in a process of its own, one after the other, twice."""
-    model = {"hidden": 64, "layers": 2, "vocabulary": 512} if quick else {"hidden": 640, "layers": 10, "vocabulary": 16384}
+    model = (
+        {"hidden": 64, "layers": 2, "vocabulary": 512}
+        if quick
+        else {"hidden": 640, "layers": 10, "vocabulary": 16384}
+    )
     work = {"batch_size": 4, "length": 32 if quick else 64, "steps": 3 if quick else 6}
-    calls = {kind: ("benchmarks.reference:measure", {"kind": kind, **model, **work}) for kind in ("frozen", "cached")}
+    calls = {
+        kind: ("benchmarks.reference:measure", {"kind": kind, **model, **work})
+        for kind in ("frozen", "cached")
+    }
     found = best_of(1 if quick else 2, calls)
     frozen, cached = found["frozen"], found["cached"]
     ratios = [
         Ratio("step time, cached / frozen", cached["seconds_per_step"] / frozen["seconds_per_step"]),
         Ratio("peak memory, cached / frozen", cached["peak_memory_mb"] / frozen["peak_memory_mb"]),
-        Ratio("caching a row / training on it once", cached["caching_seconds_per_row"] / cached["training_seconds_per_row"]),
+        Ratio(
+            "caching a row / training on it once",
+            cached["caching_seconds_per_row"] / cached["training_seconds_per_row"],
+        ),
     ]
     remarks = [
         "The frozen copy costs a forward pass of the forget rows in every step, and its weights; the cache one forward pass of each "
         "row before the first step, whatever the number of epochs."
     ]
     named = {"frozen copy (baseline)": frozen, "cached log-probs": cached}
-    return Comparison("NPO: cached reference against a frozen copy", {**model, **work, "dtype": "float32"}, named, ratios, remarks)
+    return Comparison(
+        "NPO: cached reference against a frozen copy",
+        {**model, **work, "dtype": "float32"},
+        named,
+        ratios,
+        remarks,
+    )
 
 
-def measure(kind: str, hidden: int, layers: int, vocabulary: int, batch_size: int, length: int, steps: int) -> dict[str, float]:
+def measure(
+    kind: str, hidden: int, layers: int, vocabulary: int, batch_size: int, length: int, steps: int
+) -> dict[str, float]:
     """In a process of its own: a model, a reference of a kind, some steps of NPO."""
     from benchmarks import workload
     from expunge.methods.objective import build_objective
@@ -48,11 +66,22 @@ def measure(kind: str, hidden: int, layers: int, vocabulary: int, batch_size: in
             FrozenCopy(model)
             if kind == "frozen"
             else CachedReference.compute(
-                model, {"forget": forget.encoded}, Path(folder), pad_id=workload.PAD, max_tokens=batch_size * length
+                model,
+                {"forget": forget.encoded},
+                Path(folder),
+                pad_id=workload.PAD,
+                max_tokens=batch_size * length,
             )
         )
         prepared = time.perf_counter() - begun
-        found = workload.unlearn(model, forget, retain, objective=build_objective(HANDLER, {}), batch_size=batch_size, reference=reference)
+        found = workload.unlearn(
+            model,
+            forget,
+            retain,
+            objective=build_objective(HANDLER, {}),
+            batch_size=batch_size,
+            reference=reference,
+        )
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return {
         "parameters": parameters,

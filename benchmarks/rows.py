@@ -16,14 +16,34 @@ AS_MUCH = 2048
 
 def compare_evaluation(quick: bool) -> Comparison:
     """The pass that collects token statistics."""
-    settings = {"hidden": 64 if quick else 192, "layers": 4, "vocabulary": 4096, "batch_size": 8, "lengths": [48, 96, 64, 80]}
-    return _compare("Cost as rows grow: the evaluation's token pass", "benchmarks.rows:evaluation", 16 if quick else 128, settings, quick)
+    settings = {
+        "hidden": 64 if quick else 192,
+        "layers": 4,
+        "vocabulary": 4096,
+        "batch_size": 8,
+        "lengths": [48, 96, 64, 80],
+    }
+    return _compare(
+        "Cost as rows grow: the evaluation's token pass",
+        "benchmarks.rows:evaluation",
+        16 if quick else 128,
+        settings,
+        quick,
+    )
 
 
 def compare_training(quick: bool) -> Comparison:
     """One epoch of unlearning."""
-    settings = {"hidden": 64 if quick else 128, "layers": 4, "vocabulary": 4096, "batch_size": 8, "lengths": [72]}
-    return _compare("Cost as rows grow: training", "benchmarks.rows:training", 16 if quick else 64, settings, quick)
+    settings = {
+        "hidden": 64 if quick else 128,
+        "layers": 4,
+        "vocabulary": 4096,
+        "batch_size": 8,
+        "lengths": [72],
+    }
+    return _compare(
+        "Cost as rows grow: training", "benchmarks.rows:training", 16 if quick else 64, settings, quick
+    )
 
 
 def _compare(title: str, function: str, smallest: int, settings: dict[str, Any], quick: bool) -> Comparison:
@@ -34,11 +54,16 @@ def _compare(title: str, function: str, smallest: int, settings: dict[str, Any],
         for what, key in (("time per token", "microseconds_per_token"), ("peak memory", "peak_memory_mb")):
             value = found[f"x{factor}"][key] / found["x1"][key]
             ratios.append(Ratio(f"{what}, x{factor} / x1", value, "at most 15 % more", value <= FLAT))
-    named = {f"x{factor}: {smallest * factor} rows" + (" (baseline)" if factor == 1 else ""): found[f"x{factor}"] for factor in FACTORS}
+    named = {
+        f"x{factor}: {smallest * factor} rows" + (" (baseline)" if factor == 1 else ""): found[f"x{factor}"]
+        for factor in FACTORS
+    }
     return Comparison(title, {**settings, "dtype": "float32"}, named, ratios)
 
 
-def evaluation(count: int, hidden: int, layers: int, vocabulary: int, batch_size: int, lengths: list[int]) -> dict[str, float]:
+def evaluation(
+    count: int, hidden: int, layers: int, vocabulary: int, batch_size: int, lengths: list[int]
+) -> dict[str, float]:
     """In a process of its own: statistics of so many rows, as one view."""
     from benchmarks import workload
     from expunge.evaluation.collect.tokens import Cost, collect_tokens
@@ -55,20 +80,33 @@ def evaluation(count: int, hidden: int, layers: int, vocabulary: int, batch_size
 
     encoded = workload.rows(count, "rows", vocabulary, tuple(lengths))
     collect(encoded[: 4 * batch_size])
-    # As many tokens in all, whatever the rows: a short time is a noisy one, and the least of several runs is not to be held against one.
+    # As many tokens in all, whatever the rows: a short time is a noisy one, and the least of several runs is
+    # not to be held against one.
     runs = [collect(encoded) for _ in range(max(1, AS_MUCH // count))]
     seconds, tokens = (sum(values) for values in zip(*runs, strict=True))
-    return {"forward_tokens": tokens / len(runs), "microseconds_per_token": 1e6 * seconds / tokens, "peak_memory_mb": peak_memory_mb()}
+    return {
+        "forward_tokens": tokens / len(runs),
+        "microseconds_per_token": 1e6 * seconds / tokens,
+        "peak_memory_mb": peak_memory_mb(),
+    }
 
 
-def training(count: int, hidden: int, layers: int, vocabulary: int, batch_size: int, lengths: list[int]) -> dict[str, float]:
+def training(
+    count: int, hidden: int, layers: int, vocabulary: int, batch_size: int, lengths: list[int]
+) -> dict[str, float]:
     """In a process of its own: one epoch over so many forget rows, each with a retain row."""
     from benchmarks import workload
     from expunge.methods.objective import build_objective
 
     model = workload.llama(hidden, layers, vocabulary)
-    forget, retain = (workload.dataset(count, name, vocabulary, tuple(lengths)) for name in ("forget", "retain"))
+    forget, retain = (
+        workload.dataset(count, name, vocabulary, tuple(lengths)) for name in ("forget", "retain")
+    )
     found = workload.unlearn(
-        model, forget, retain, objective=build_objective("expunge.methods.grad_diff:grad_diff", {}), batch_size=batch_size
+        model,
+        forget,
+        retain,
+        objective=build_objective("expunge.methods.grad_diff:grad_diff", {}),
+        batch_size=batch_size,
     )
     return {"steps": count // batch_size, **found}

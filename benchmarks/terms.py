@@ -10,10 +10,17 @@ HANDLER = "expunge.methods.grad_diff:grad_diff"
 
 def compare(quick: bool) -> Comparison:
     """Step time and peak memory of the two, on a model whose activations outweigh its weights."""
-    model = {"hidden": 64, "layers": 2, "vocabulary": 512} if quick else {"hidden": 256, "layers": 6, "vocabulary": 4096}
+    model = (
+        {"hidden": 64, "layers": 2, "vocabulary": 512}
+        if quick
+        else {"hidden": 256, "layers": 6, "vocabulary": 4096}
+    )
     work = {"batch_size": 4 if quick else 8, "length": 32 if quick else 256, "steps": 3 if quick else 5}
     kinds = {"joint": False, "sequential": True}
-    calls = {kind: ("benchmarks.terms:measure", {"sequential": value, **model, **work}) for kind, value in kinds.items()}
+    calls = {
+        kind: ("benchmarks.terms:measure", {"sequential": value, **model, **work})
+        for kind, value in kinds.items()
+    }
     found = best_of(1 if quick else 2, calls)
     joint, sequential_ = found["joint"], found["sequential"]
 
@@ -26,11 +33,21 @@ def compare(quick: bool) -> Comparison:
         Ratio("of it, what is no weight, gradient or moment", activations(sequential_) / activations(joint)),
     ]
     named = {"joint (baseline)": joint, "sequential": sequential_}
-    remarks = ["The gradient is the same up to the order of additions (tested). GradDiff has one forget and one retain term."]
-    return Comparison("Terms back-propagated one after the other", {**model, **work, "dtype": "float32"}, named, ratios, remarks)
+    remarks = [
+        "The gradient is the same up to the order of additions (tested). GradDiff has one forget and one retain term."
+    ]
+    return Comparison(
+        "Terms back-propagated one after the other",
+        {**model, **work, "dtype": "float32"},
+        named,
+        ratios,
+        remarks,
+    )
 
 
-def measure(sequential: bool, hidden: int, layers: int, vocabulary: int, batch_size: int, length: int, steps: int) -> dict[str, float]:
+def measure(
+    sequential: bool, hidden: int, layers: int, vocabulary: int, batch_size: int, length: int, steps: int
+) -> dict[str, float]:
     """In a process of its own: some steps of GradDiff."""
     from benchmarks import workload
     from expunge.methods.objective import build_objective
@@ -39,8 +56,15 @@ def measure(sequential: bool, hidden: int, layers: int, vocabulary: int, batch_s
     model = workload.llama(hidden, layers, vocabulary)
     weights = sum(parameter.numel() for parameter in model.parameters()) * 4 / 2**20
     before = peak_memory_mb()
-    forget, retain = (workload.dataset(batch_size * steps, name, vocabulary, (length,)) for name in ("forget", "retain"))
+    forget, retain = (
+        workload.dataset(batch_size * steps, name, vocabulary, (length,)) for name in ("forget", "retain")
+    )
     found = workload.unlearn(
-        model, forget, retain, objective=build_objective(HANDLER, {}), batch_size=batch_size, sequential_terms=sequential
+        model,
+        forget,
+        retain,
+        objective=build_objective(HANDLER, {}),
+        batch_size=batch_size,
+        sequential_terms=sequential,
     )
     return {**found, "before_training_mb": before, "weights_mb": weights}

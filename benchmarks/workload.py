@@ -45,7 +45,9 @@ def llama(hidden: int, layers: int, vocabulary: int, seed: int = 0) -> LlamaForC
     return LlamaForCausalLM(config).to(runtime.device())
 
 
-def rows(count: int, name: str, vocabulary: int, lengths: tuple[int, ...], answer: float = 0.5) -> list[Encoded]:
+def rows(
+    count: int, name: str, vocabulary: int, lengths: tuple[int, ...], answer: float = 0.5
+) -> list[Encoded]:
     """Rows of random tokens.
 
     Args:
@@ -66,11 +68,15 @@ def rows(count: int, name: str, vocabulary: int, lengths: tuple[int, ...], answe
     return made
 
 
-def dataset(count: int, name: str, vocabulary: int, lengths: tuple[int, ...], alternates: bool = False) -> Dataset:
+def dataset(
+    count: int, name: str, vocabulary: int, lengths: tuple[int, ...], alternates: bool = False
+) -> Dataset:
     """Rows of random tokens as a data set; with `alternates` each has another answer, as random."""
     encoded = rows(count, name, vocabulary, lengths)
     row_set = RowSet.of(name, [Row(item.row_id, item.row, {}) for item in encoded], "random")
-    return Dataset(name, row_set, encoded, name, rows(count, "alternate", vocabulary, lengths) if alternates else None)
+    return Dataset(
+        name, row_set, encoded, name, rows(count, "alternate", vocabulary, lengths) if alternates else None
+    )
 
 
 class Clock(TrainerCallback):
@@ -99,8 +105,8 @@ def unlearn(
     """Train one epoch, or so many steps.
 
     Returns:
-        `seconds_per_step` (median), `microseconds_per_token` (of all steps together), both without the first step; `peak_memory_mb` of
-        this process so far.
+        `seconds_per_step` (median), `microseconds_per_token` (of all steps together), both without the first
+        step; `peak_memory_mb` of this process so far.
     """
     clock = Clock()
     length = {"num_train_epochs": 1} if steps is None else {"max_steps": steps}
@@ -116,7 +122,9 @@ def unlearn(
             model,
             args,
             objective=objective,
-            dataset=PairedDataset(forget, retain, pairs_of(forget, retain, seed=0, n_epochs=1), sides=objective.sides),
+            dataset=PairedDataset(
+                forget, retain, pairs_of(forget, retain, seed=0, n_epochs=1), sides=objective.sides
+            ),
             collate=PairCollator(PAD),
             reference=reference,
             callbacks=[clock],

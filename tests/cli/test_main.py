@@ -63,12 +63,27 @@ SHORT = "--config-name=unlearn.yaml experiment=unlearn/tofu/default.yaml task_na
         ("train", SHORT + "trainer.args.resume_from_checkpoint={model}", "unlearn"),
         ("train", SHORT + "trainer.args.gradient_checkpointing=true", "unlearn"),
         ("train", SHORT + "trainer=GradDiff trainer.method_args.retain_loss_type=KL", "unlearn"),
-        ("train", "--config-name=unlearn.yaml experiment=unlearn/tofu/idk trainer=DPO task_name=X", "unlearn"),
-        ("train", TRAIN + " data/datasets@data.train=TOFU_QA_retain data.train.TOFU_QA_retain.args.hf_args.name=retain90", "finetune"),
+        (
+            "train",
+            "--config-name=unlearn.yaml experiment=unlearn/tofu/idk trainer=DPO task_name=X",
+            "unlearn",
+        ),
+        (
+            "train",
+            TRAIN
+            + " data/datasets@data.train=TOFU_QA_retain data.train.TOFU_QA_retain.args.hf_args.name=retain90",
+            "finetune",
+        ),
     ],
 )
 def test_the_fields_command_lines(
-    script: str, line: str, mode: str, runs: list[tuple[str, Config]], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    script: str,
+    line: str,
+    mode: str,
+    runs: list[tuple[str, Config]],
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("EXPUNGE_DATA", str(tmp_path / "no-data"))
     (tmp_path / "TOFU_EVAL.json").write_text("{}")
@@ -80,7 +95,9 @@ def test_the_fields_command_lines(
     assert list(cfg.overrides) == argv[1:]
 
 
-def test_what_the_long_command_line_sets(runs: list[tuple[str, Config]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_the_long_command_line_sets(
+    runs: list[tuple[str, Config]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("EXPUNGE_DATA", str(tmp_path))
     assert cli.script("train.py", "train.yaml", UNLEARN.split()) == 0
     cfg = runs[0][1]
@@ -107,8 +124,21 @@ def test_notices_are_logged(runs: list[tuple[str, Config]], caplog: pytest.LogCa
     assert any("evaluation_strategy" in record.getMessage() for record in caplog.records)
 
 
-def test_faults_go_to_stderr_with_code_2(runs: list[tuple[str, Config]], capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["unlearn", "trainer=NPOO", "task_name=a", "trainer.args.lerning_rate=1", "retain_logs_path=no.json"]) == 2
+def test_faults_go_to_stderr_with_code_2(
+    runs: list[tuple[str, Config]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        cli.main(
+            [
+                "unlearn",
+                "trainer=NPOO",
+                "task_name=a",
+                "trainer.args.lerning_rate=1",
+                "retain_logs_path=no.json",
+            ]
+        )
+        == 2
+    )
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "NPOO" in captured.err
@@ -138,7 +168,10 @@ def test_unknown_options(argv: list[str], capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.parametrize(
     ("error", "code", "words"),
-    [(UserError("what is wrong", "what to do"), 2, "what to do"), (KeyboardInterrupt(), 130, "the same command goes on")],
+    [
+        (UserError("what is wrong", "what to do"), 2, "what to do"),
+        (KeyboardInterrupt(), 130, "the same command goes on"),
+    ],
 )
 def test_guarded(error: BaseException, code: int, words: str, capsys: pytest.CaptureFixture[str]) -> None:
     def action() -> None:
@@ -159,7 +192,14 @@ def test_own_errors_are_not_hidden() -> None:
 def test_validate_prints_the_run_and_starts_none(
     runs: list[tuple[str, Config]], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    argv = ["validate", "unlearn", "experiment=unlearn/tofu/default", "trainer=NPO", "task_name=a", f"paths.data_root={tmp_path}"]
+    argv = [
+        "validate",
+        "unlearn",
+        "experiment=unlearn/tofu/default",
+        "trainer=NPO",
+        "task_name=a",
+        f"paths.data_root={tmp_path}",
+    ]
     assert cli.main([*argv, "trainer.args.warmup_ratio=0.1"]) == 0
     out = capsys.readouterr().out
     for fragment in (
@@ -176,7 +216,11 @@ def test_validate_prints_the_run_and_starts_none(
 
 
 def test_ls_and_show(capsys: pytest.CaptureFixture[str]) -> None:
-    for argv, word in ((["ls"], "experiments"), (["ls", "methods"], "SimNPO"), (["show", "SimNPO"], "2410.07163")):
+    for argv, word in (
+        (["ls"], "experiments"),
+        (["ls", "methods"], "SimNPO"),
+        (["show", "SimNPO"], "2410.07163"),
+    ):
         assert cli.main(argv) == 0
         assert word in capsys.readouterr().out
     assert cli.main(["show", "SimNP"]) == 2
@@ -210,7 +254,9 @@ sys.exit(main({argv!r}))
 def test_nothing_heavy_is_imported(argv: list[str], code: int) -> None:
     """In a process where importing any of them fails, each command still does its work."""
     program = FORBIDDING.format(heavy=HEAVY, argv=argv)
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False
+    )
     assert result.returncode == code, result.stderr
     assert "Traceback" not in result.stderr
     assert bool(result.stdout) == (code == 0)
@@ -219,7 +265,11 @@ def test_nothing_heavy_is_imported(argv: list[str], code: int) -> None:
 @pytest.mark.parametrize("script", ["train.py", "eval.py"])
 def test_scripts_start(script: str) -> None:
     result = subprocess.run(
-        [sys.executable, f"src/{script}", "task_name=a", "model=nothing"], capture_output=True, text=True, cwd=ROOT, check=False
+        [sys.executable, f"src/{script}", "task_name=a", "model=nothing"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
     )
     assert result.returncode == 2
     assert "model=nothing: unknown model" in result.stderr

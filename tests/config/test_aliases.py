@@ -48,12 +48,16 @@ def test_renamed_wins_over_the_yaml_and_loses_to_the_typed() -> None:
     out, notices, _ = run({"eval_strategy": "no", "evaluation_strategy": "steps"}, "evaluation_strategy")
     assert out == {"eval_strategy": "steps"}
     assert len(notices) == 1
-    out, notices, _ = run({"eval_strategy": "epoch", "evaluation_strategy": "steps"}, "evaluation_strategy", "eval_strategy")
+    out, notices, _ = run(
+        {"eval_strategy": "epoch", "evaluation_strategy": "steps"}, "evaluation_strategy", "eval_strategy"
+    )
     assert out == {"eval_strategy": "epoch"}
     assert "left out" in notices[0]
 
 
-@pytest.mark.parametrize("key", ["logging_dir", "group_by_length", "overwrite_output_dir", "save_safetensors"])
+@pytest.mark.parametrize(
+    "key", ["logging_dir", "group_by_length", "overwrite_output_dir", "save_safetensors"]
+)
 def test_dropped(key: str) -> None:
     out, notices, faults = run({key: "x", "learning_rate": 1.0})
     assert (out, faults) == ({"learning_rate": 1.0}, [])
@@ -74,7 +78,10 @@ def test_packages_that_are_not_there() -> None:
     assert len(notices) == 2
     assert run({"report_to": "tensorboard"})[0] == {"report_to": "none"}
     (fault,) = run({"report_to": ["wandb", "none"]}, "report_to")[2]
-    assert fault == "trainer.args.report_to=wandb needs the package 'wandb', which is not installed\n  -> pip install \"expunge[wandb]\""
+    assert (
+        fault
+        == "trainer.args.report_to=wandb needs the package 'wandb', which is not installed\n  -> pip install \"expunge[wandb]\""
+    )
     assert "pip install comet-ml" in run({"report_to": "comet_ml"}, "report_to")[2][0]
     assert run({"optim": "paged_adamw_32bit", "report_to": "tensorboard"}, has=True)[0] == {
         "optim": "paged_adamw_32bit",
@@ -105,7 +112,9 @@ def test_class_names_of_the_field() -> None:
 
 
 def test_fit_machine() -> None:
-    args, notices = fit_machine({"bf16": True, "fp16": True, "learning_rate": 1.0}, cuda=False, cpu_bf16=False)
+    args, notices = fit_machine(
+        {"bf16": True, "fp16": True, "learning_rate": 1.0}, cuda=False, cpu_bf16=False
+    )
     assert (args, len(notices)) == ({"learning_rate": 1.0}, 2)
     args, notices = fit_machine({"bf16": True, "tf32": True}, cuda=True, cpu_bf16=False)
     assert (args, notices) == ({"bf16": True, "tf32": True}, [])

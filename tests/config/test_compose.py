@@ -39,14 +39,22 @@ def test_precedence(own_configs: Path) -> None:
         return cfg.get("trainer.args.learning_rate"), cfg.get("trainer.args.num_train_epochs")
 
     # A signature's default is not in the tree at all: the function has it.
-    assert "beta" not in compose_config("unlearn", ["task_name=x", "trainer=Mine"], [own_configs]).section("trainer.method_args")
+    assert "beta" not in compose_config("unlearn", ["task_name=x", "trainer=Mine"], [own_configs]).section(
+        "trainer.method_args"
+    )
     assert lr_epochs("trainer=NPO") == (1e-5, 10)  # the budget's
     assert lr_epochs("trainer=Mine") == (1e-4, 10)  # the method's lr, the budget's epochs
-    assert lr_epochs("trainer=Mine", "experiment=unlearn/own/generic") == (1e-4, 10)  # a generic experiment leaves them
+    assert lr_epochs("trainer=Mine", "experiment=unlearn/own/generic") == (
+        1e-4,
+        10,
+    )  # a generic experiment leaves them
     assert lr_epochs("trainer=Mine", "experiment=unlearn/tofu/default") == (1e-4, 10)
     assert lr_epochs("trainer=Mine", "budget=tofu_finetune") == (1e-4, 5)
     assert lr_epochs("experiment=unlearn/own/named") == (3e-4, 10)  # an experiment that names the method
-    assert lr_epochs("experiment=unlearn/own/named", "trainer.args.learning_rate=5e-5") == (5e-5, 10)  # the command line
+    assert lr_epochs("experiment=unlearn/own/named", "trainer.args.learning_rate=5e-5") == (
+        5e-5,
+        10,
+    )  # the command line
     assert lr_epochs("experiment=unlearn/own/named", "+trainer.args.learning_rate=5e-5") == (5e-5, 10)
 
 
@@ -67,11 +75,16 @@ def test_existing_key_with_plus_is_a_notice() -> None:
 
 
 def test_keys_that_no_yaml_has_reach_the_function() -> None:
-    assert compose_config("unlearn", [*QUICK, "trainer.method_args.gamma=0.5"]).get("trainer.method_args.gamma") == 0.5
+    assert (
+        compose_config("unlearn", [*QUICK, "trainer.method_args.gamma=0.5"]).get("trainer.method_args.gamma")
+        == 0.5
+    )
 
 
 def test_deletion() -> None:
-    assert "weight_decay" not in compose_config("unlearn", [*TOFU, "~trainer.args.weight_decay"]).section("trainer.args")
+    assert "weight_decay" not in compose_config("unlearn", [*TOFU, "~trainer.args.weight_decay"]).section(
+        "trainer.args"
+    )
     assert compose_config("unlearn", ["task_name=x", "eval=null"]).section("eval") == {}
     with pytest.raises(UserError, match=r"~trainer\.args\.wait_decay"):
         compose_config("unlearn", [*TOFU, "~trainer.args.wait_decay"])
@@ -82,7 +95,12 @@ def test_splits_follow_the_forget_split() -> None:
     assert (cfg.get("retain_split"), cfg.get("holdout_split")) == ("retain95", "holdout05")
     assert cfg.get("data.retain.TOFU_QA_retain.args.hf_args.name") == "retain95"
     assert cfg.get("eval.tofu.holdout_split") == "holdout05"
-    assert compose_config("unlearn", [*TOFU, "forget_split=forget05", "retain_split=retain90"]).get("retain_split") == "retain90"
+    assert (
+        compose_config("unlearn", [*TOFU, "forget_split=forget05", "retain_split=retain90"]).get(
+            "retain_split"
+        )
+        == "retain90"
+    )
     assert (retain_of("forget01"), holdout_of("forget01")) == ("retain99", "holdout01")
     assert (retain_of("mine"), holdout_of(None)) == (None, None)
 
@@ -107,7 +125,9 @@ def test_retain_group_and_the_fields_key() -> None:
     assert group.get("trainer.method_args.retain") == {"handler": "expunge.methods.retain:kl"}
     assert field.tree == group.tree
     assert any("retain=kl" in notice for notice in field.notices)
-    assert compose_config("unlearn", [*QUICK, "retain=none"]).get("trainer.method_args.retain.handler") is None
+    assert (
+        compose_config("unlearn", [*QUICK, "retain=none"]).get("trainer.method_args.retain.handler") is None
+    )
     with pytest.raises(UserError, match="differ"):
         compose_config("unlearn", [*QUICK, "retain=nll", "trainer.method_args.retain_loss_type=KL"])
     with pytest.raises(UserError, match="unknown retain term 'KLL'"):
@@ -116,7 +136,16 @@ def test_retain_group_and_the_fields_key() -> None:
 
 def test_all_faults_of_composing_together() -> None:
     with pytest.raises(UserError) as caught:
-        compose_config("unlearn", ["trainer=NPOO", "experiment=unlearn/tofu/defaul", "forget_spilt=forget10", "model=Llama", "nonsense"])
+        compose_config(
+            "unlearn",
+            [
+                "trainer=NPOO",
+                "experiment=unlearn/tofu/defaul",
+                "forget_spilt=forget10",
+                "model=Llama",
+                "nonsense",
+            ],
+        )
     messages = [str(fault) for fault in caught.value.faults]
     assert len(messages) == 5
     for fragment in (
@@ -158,7 +187,13 @@ def test_hydras_own_settings_are_left_out() -> None:
 
 def test_finetuning_on_another_dataset() -> None:
     cfg = compose_config(
-        "train", ["experiment=finetune/tofu/default", "task_name=r", "data/datasets@data.train=TOFU_QA_retain", "retain_split=retain90"]
+        "train",
+        [
+            "experiment=finetune/tofu/default",
+            "task_name=r",
+            "data/datasets@data.train=TOFU_QA_retain",
+            "retain_split=retain90",
+        ],
     )
     assert list(cfg.section("data.train")) == ["TOFU_QA_retain"]
     assert cfg.get("data.train.TOFU_QA_retain.args.hf_args.name") == "retain90"

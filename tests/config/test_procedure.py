@@ -57,7 +57,12 @@ def test_names_and_numbers() -> None:
     assert composed("procedure=task_vectr") == [
         "procedure=task_vectr: unknown procedure 'task_vectr'\n  -> did you mean 'task_vector'? known: retrain, task_vector, whp"
     ]
-    found = composed("procedure=task_vector", "procedure.args.skale=2", "procedure.args.scale=-1", "procedure.keep_stage=true")
+    found = composed(
+        "procedure=task_vector",
+        "procedure.args.skale=2",
+        "procedure.args.scale=-1",
+        "procedure.keep_stage=true",
+    )
     expected = [
         "procedure.keep_stage=true: there is no key",
         "takes no 'skale'\n  -> did you mean 'scale'?",
@@ -84,7 +89,9 @@ def test_a_method_that_would_not_be_used_is_refused(base: Config) -> None:
     retain = {"retain": {"handler": "expunge.methods.retain:kl"}}
     assert "trainer.method_args.retain" in found_with(base, trainer={**trainer, "method_args": retain})[0]
     rules = {"handler": "expunge.optim.adamw:adamw", "rules": {"sam": {"side": "forget"}}}
-    assert "finetuning has no term of that side" in found_with(base, trainer={**trainer, "optimizer": rules})[0]
+    assert (
+        "finetuning has no term of that side" in found_with(base, trainer={**trainer, "optimizer": rules})[0]
+    )
 
 
 def test_rows_that_are_missing(base: Config) -> None:
@@ -93,7 +100,10 @@ def test_rows_that_are_missing(base: Config) -> None:
     (fault,) = [str(fault) for fault in find_faults(Config(tree))]
     assert fault.startswith("data.forget is empty, and whp reads it")
     # A procedure that reads the forget rows alone asks for no others.
-    assert find_faults(Config({**base.tree, "data": {"anchor": "forget", "forget": base.get("data.forget")}})) == []
+    assert (
+        find_faults(Config({**base.tree, "data": {"anchor": "forget", "forget": base.get("data.forget")}}))
+        == []
+    )
 
 
 def test_where_a_procedure_cannot_be() -> None:
@@ -114,14 +124,19 @@ def test_sums_of_weights_need_whole_weights(base: Config, tmp_path: Path) -> Non
     procedure = {"handler": "expunge.procedures.task_vector:task_vector", "args": {}}
 
     def of_adapter(**adapter: Any) -> list[str]:
-        return found_with(base, procedure=procedure, model={"adapter": {**base.section("model.adapter"), **adapter}})
+        return found_with(
+            base, procedure=procedure, model={"adapter": {**base.section("model.adapter"), **adapter}}
+        )
 
     assert of_adapter(type="lora") == []
     assert "which would be the one in 4 bits, the other not" in of_adapter(type="qlora")[0]
     assert "no whole model" in of_adapter(type="lora", path=str(tmp_path))[0]
-    start = {"model_args": {**base.section("model.model_args"), "pretrained_model_name_or_path": str(tmp_path)}}
+    start = {
+        "model_args": {**base.section("model.model_args"), "pretrained_model_name_or_path": str(tmp_path)}
+    }
     assert any(
-        "is an adapter: task_vector computes with whole weights" in fault for fault in found_with(base, procedure=procedure, model=start)
+        "is an adapter: task_vector computes with whole weights" in fault
+        for fault in found_with(base, procedure=procedure, model=start)
     )
     assert not any("whole weights" in fault for fault in found_with(base, model=start))
 
@@ -135,7 +150,9 @@ def test_keeping_the_stages_makes_no_other_run(base: Config) -> None:
 def test_steps_are_told_for_each_stage(tofu_root: Path) -> None:
     """5 forget rows are one step of 32 an epoch; 9 retain rows too. The stage `reinforced` has 3 epochs of its own, not the run's 10."""
     local = f"paths.data_root={tofu_root}"
-    cfg = compose_config("unlearn", [*BASE, "procedure=whp", local, "procedure.args.reinforced.num_train_epochs=3"])
+    cfg = compose_config(
+        "unlearn", [*BASE, "procedure=whp", local, "procedure.args.reinforced.num_train_epochs=3"]
+    )
     facts = describe(cfg)
     assert facts["rows"] == "5 (forget)"
     assert facts["steps"] == "3 = 3 epochs x 1 (stage reinforced); 10 = 10 epochs x 1 (stage final)"
@@ -147,5 +164,10 @@ def test_listing() -> None:
     assert set(listed) == {"retrain", "task_vector", "whp"}
     assert listed["whp"].startswith("WHP: learn")
     page = show("task_vector")
-    for words in ("reads: forget", "takes: scale=1.0", "stages: finetuned (on the forget rows)", "paper: arXiv:2212.04089"):
+    for words in (
+        "reads: forget",
+        "takes: scale=1.0",
+        "stages: finetuned (on the forget rows)",
+        "paper: arXiv:2212.04089",
+    ):
         assert words in page

@@ -25,7 +25,15 @@ def test_own_loss_is_read_without_importing(own_configs: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["npo:npo", "simnpo:simnpo", "dpo:dpo", "grad_diff:grad_diff", "grad_ascent:grad_ascent", "finetune:finetune"]
+    "name",
+    [
+        "npo:npo",
+        "simnpo:simnpo",
+        "dpo:dpo",
+        "grad_diff:grad_diff",
+        "grad_ascent:grad_ascent",
+        "finetune:finetune",
+    ],
 )
 def test_agrees_with_inspect(name: str) -> None:
     from expunge.config.checks.trainer import hyper_parameters
@@ -34,7 +42,13 @@ def test_agrees_with_inspect(name: str) -> None:
     handler = f"expunge.methods.{name}"
     read, spec = read_signature(handler), import_loss(handler).spec
     assert read.positional == tuple(need.name for need in spec.needs)
-    weights = {"gamma": spec.gamma, "alpha": spec.alpha, "retain": spec.retain, "schedule": spec.schedule, "combine": "sum"}
+    weights = {
+        "gamma": spec.gamma,
+        "alpha": spec.alpha,
+        "retain": spec.retain,
+        "schedule": spec.schedule,
+        "combine": "sum",
+    }
     assert hyper_parameters(read) == {**spec.hyper, **weights}
 
 
@@ -56,7 +70,12 @@ def test_names_that_are_imported_are_followed(tmp_path: Path, monkeypatch: pytes
     (package / "deep.py").write_text("def inner(a, b=1, **rest):\n    '''Deep.'''\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     read = read_signature("own_package_for_tests:outer")
-    assert (read.summary, read.positional, dict(read.positional_defaults), read.open) == ("Deep.", ("a", "b"), {"b": 1}, True)
+    assert (read.summary, read.positional, dict(read.positional_defaults), read.open) == (
+        "Deep.",
+        ("a", "b"),
+        {"b": 1},
+        True,
+    )
 
 
 @pytest.mark.parametrize(

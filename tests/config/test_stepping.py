@@ -65,9 +65,16 @@ def test_options_are_typed_like_those_of_methods() -> None:
         "mask=wagle",
         "trainer.mask.mu=0.01",
     )
-    assert composed(*overrides, "trainer.mask.ratio=0.5", "trainer.mask.params='.*mlp.*'", "trainer.mask.seed=4") == []
+    assert (
+        composed(*overrides, "trainer.mask.ratio=0.5", "trainer.mask.params='.*mlp.*'", "trainer.mask.seed=4")
+        == []
+    )
     tree = load_config("unlearn", [*BASE, *overrides]).tree["trainer"]
-    assert tree["optimizer"] == {"handler": "expunge.optim.sophia:sophia", "rho": 0.1, "rules": {"sam": {"rho": 0.02}}}
+    assert tree["optimizer"] == {
+        "handler": "expunge.optim.sophia:sophia",
+        "rho": 0.1,
+        "rules": {"sam": {"rho": 0.02}},
+    }
     assert tree["mask"] == {"handler": "expunge.optim.scores:wagle", "mu": 0.01}
     (fault,) = composed("mask=file")
     assert fault.startswith("trainer.mask.path is not given")
@@ -81,9 +88,21 @@ SOPHIA, WAGLE = {"handler": "expunge.optim.sophia:sophia"}, {"handler": "expunge
 @pytest.mark.parametrize(
     ("trainer", "message", "hint"),
     [
-        ({"optimizer": {**SOPHIA, "roh": 1}}, "trainer.optimizer.roh=1: sophia takes no 'roh'", "did you mean 'rho'"),
-        ({"optimizer": {**SOPHIA, "lr": 1}}, "trainer.optimizer.lr=1: sophia does not read it", "trainer.args.learning_rate=1"),
-        ({"optimizer": {"rho": 1}}, "trainer.optimizer has no handler, and rho are given", "optimizer=adamw|"),
+        (
+            {"optimizer": {**SOPHIA, "roh": 1}},
+            "trainer.optimizer.roh=1: sophia takes no 'roh'",
+            "did you mean 'rho'",
+        ),
+        (
+            {"optimizer": {**SOPHIA, "lr": 1}},
+            "trainer.optimizer.lr=1: sophia does not read it",
+            "trainer.args.learning_rate=1",
+        ),
+        (
+            {"optimizer": {"rho": 1}},
+            "trainer.optimizer has no handler, and rho are given",
+            "optimizer=adamw|",
+        ),
         ({"optimizer": {"handler": "sofia"}}, "unknown optimizer 'sofia'", "did you mean 'sophia'"),
         ({"optimizer": {"handler": "expunge.optim.sophia:sofia"}}, "unknown name", "did you mean 'Sophia'"),
         (
@@ -91,23 +110,47 @@ SOPHIA, WAGLE = {"handler": "expunge.optim.sophia:sophia"}, {"handler": "expunge
             "Sophia does not build an optimizer",
             "parameter groups and the arguments",
         ),
-        ({"optimizer": "sophia"}, "trainer.optimizer=sophia: this is a choice of the group optimizer", "write optimizer=sophia"),
+        (
+            {"optimizer": "sophia"},
+            "trainer.optimizer=sophia: this is a choice of the group optimizer",
+            "write optimizer=sophia",
+        ),
         ({"optimizer": {**SOPHIA, "rules": {"samm": {}}}}, "unknown rule 'samm'", "did you mean 'sam'"),
         (
             {"optimizer": {**SOPHIA, "rules": {"sam": {"rh": 1}}}},
             "trainer.optimizer.rules.sam.rh=1: SAM takes no 'rh'",
             "did you mean 'rho'",
         ),
-        ({"optimizer": {**SOPHIA, "rules": {"sam": 0.1}}}, "trainer.optimizer.rules.sam=0.1: a rule is a mapping", "sam.OPTION=VALUE"),
-        ({"optimizer": {**SOPHIA, "rules": "sam"}}, "trainer.optimizer.rules=sam: rules are given by name", "optimizer=sam"),
-        ({"mask": {**WAGLE, "rato": 0.5}}, "trainer.mask.rato=0.5: wagle takes no 'rato'", "did you mean 'ratio'"),
+        (
+            {"optimizer": {**SOPHIA, "rules": {"sam": 0.1}}},
+            "trainer.optimizer.rules.sam=0.1: a rule is a mapping",
+            "sam.OPTION=VALUE",
+        ),
+        (
+            {"optimizer": {**SOPHIA, "rules": "sam"}},
+            "trainer.optimizer.rules=sam: rules are given by name",
+            "optimizer=sam",
+        ),
+        (
+            {"mask": {**WAGLE, "rato": 0.5}},
+            "trainer.mask.rato=0.5: wagle takes no 'rato'",
+            "did you mean 'ratio'",
+        ),
         ({"mask": {**WAGLE, "ratio": 0}}, "trainer.mask.ratio=0: must be a share", "default is 0.8"),
         ({"mask": {**WAGLE, "ratio": "half"}}, "trainer.mask.ratio=half: must be a share", "default is 0.8"),
-        ({"mask": {**WAGLE, "forget": 1}}, "trainer.mask.forget=1: wagle takes no 'forget'", "it takes: mu (0.001), ratio (0.8)"),
+        (
+            {"mask": {**WAGLE, "forget": 1}},
+            "trainer.mask.forget=1: wagle takes no 'forget'",
+            "it takes: mu (0.001), ratio (0.8)",
+        ),
         ({"mask": {"handler": "wagl"}}, "unknown mask 'wagl'", "did you mean 'wagle'"),
         ({"mask": {"ratio": 0.5}}, "trainer.mask has no handler, and ratio are given", "mask=wagle|"),
         ({"mask": {"handler": "expunge.optim.adamw:adamw"}}, "unknown quantity 'groups'", "weight_P"),
-        ({"mask": {"path": "/nowhere/m.safetensors"}}, "trainer.mask.path=/nowhere/m.safetensors: no such file", "looked for"),
+        (
+            {"mask": {"path": "/nowhere/m.safetensors"}},
+            "trainer.mask.path=/nowhere/m.safetensors: no such file",
+            "looked for",
+        ),
     ],
 )
 def test_each_fault(base: Config, trainer: Any, message: str, hint: str) -> None:
@@ -116,7 +159,12 @@ def test_each_fault(base: Config, trainer: Any, message: str, hint: str) -> None
 
 
 def test_short_names_and_rules_that_are_switched_off_are_sound(base: Config) -> None:
-    assert found_with(base, {"optimizer": {"handler": "sgd", "rules": {"sam": None}}, "mask": {"handler": "random"}}) == []
+    assert (
+        found_with(
+            base, {"optimizer": {"handler": "sgd", "rules": {"sam": None}}, "mask": {"handler": "random"}}
+        )
+        == []
+    )
 
 
 def test_a_mask_that_is_read_has_no_options(base: Config, tmp_path: Path) -> None:
@@ -145,7 +193,12 @@ def test_finetuning_has_the_retain_side_only() -> None:
     (sam, mask) = composed(*given, "optimizer=sam", "mask=wagle", name="train")
     assert sam.startswith("trainer.optimizer.rules.sam.side=forget: finetuning has no term of that side")
     assert mask.startswith("data.forget is empty, and the mask wagle reads it")
-    assert composed(*given, "optimizer=sam", "trainer.optimizer.rules.sam.side=null", "mask=magnitude", name="train") == []
+    assert (
+        composed(
+            *given, "optimizer=sam", "trainer.optimizer.rules.sam.side=null", "mask=magnitude", name="train"
+        )
+        == []
+    )
 
 
 def test_short_names_are_handlers_that_exist() -> None:

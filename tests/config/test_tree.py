@@ -31,18 +31,32 @@ def compositions() -> list[tuple[str, tuple[str, ...]]]:
     """(config, overrides) so that every choice is in one; those of different groups go together, to compose less often."""
     columns = {group: list(choices(ROOTS, group)) for group in group_names(ROOTS) if group not in ALONE}
     longest = max(len(names) for names in columns.values())
-    rows = [tuple(f"{group}={names[index % len(names)]}" for group, names in columns.items()) for index in range(longest)]
-    out = [("unlearn", (*row, "eval=null")) for row in rows] + [("eval", (f"eval={name}",)) for name in choices(ROOTS, "eval")]
+    rows = [
+        tuple(f"{group}={names[index % len(names)]}" for group, names in columns.items())
+        for index in range(longest)
+    ]
+    out = [("unlearn", (*row, "eval=null")) for row in rows] + [
+        ("eval", (f"eval={name}",)) for name in choices(ROOTS, "eval")
+    ]
     out += [
-        ("train", (f"data/datasets@data.train=[{','.join(choices(ROOTS, 'data/datasets'))}]", "data=finetune")),
+        (
+            "train",
+            (f"data/datasets@data.train=[{','.join(choices(ROOTS, 'data/datasets'))}]", "data=finetune"),
+        ),
         ("unlearn", ("data=unlearn",)),
     ]
-    return out + [(BASES[name.split("/")[0]], (f"experiment={name}",)) for name in choices(ROOTS, "experiment")]
+    return out + [
+        (BASES[name.split("/")[0]], (f"experiment={name}",)) for name in choices(ROOTS, "experiment")
+    ]
 
 
 @pytest.mark.parametrize(("config", "overrides"), compositions(), ids=str)
-def test_every_choice_composes_and_its_handlers_exist(config: str, overrides: tuple[str, ...], tmp_path: Path) -> None:
-    cfg = compose_config(config, [*overrides, "task_name=x", "forget_split=forget10", f"paths.data_root={tmp_path}"])
+def test_every_choice_composes_and_its_handlers_exist(
+    config: str, overrides: tuple[str, ...], tmp_path: Path
+) -> None:
+    cfg = compose_config(
+        config, [*overrides, "task_name=x", "forget_split=forget10", f"paths.data_root={tmp_path}"]
+    )
     found = handlers(cfg.tree)
     assert found
     for handler in found:
@@ -58,7 +72,11 @@ def test_every_data_yaml_is_composed_above() -> None:
 def test_every_yaml_is_reached() -> None:
     reached = {path for group in group_names(ROOTS) for path in choices(ROOTS, group).values()}
     top = set(configs_dir().glob("*.yaml"))
-    rest = {path for path in configs_dir().rglob("*.yaml") if path.relative_to(configs_dir()).parts[0] not in NOT_GROUPS}
+    rest = {
+        path
+        for path in configs_dir().rglob("*.yaml")
+        if path.relative_to(configs_dir()).parts[0] not in NOT_GROUPS
+    }
     assert reached | top == rest
 
 
@@ -67,7 +85,11 @@ def test_no_shared_trainer_yaml_holds_a_budget(path: Path) -> None:
     """The base of all methods must not: `finetune` merges after the budget."""
     if path.stem == "finetune":
         text = path.read_text()
-        assert not [key for key in ("learning_rate:", "num_train_epochs:", "batch_size:", "accumulation_steps:") if key in text]
+        assert not [
+            key
+            for key in ("learning_rate:", "num_train_epochs:", "batch_size:", "accumulation_steps:")
+            if key in text
+        ]
 
 
 def test_generic_experiments_leave_the_method_alone() -> None:

@@ -48,10 +48,21 @@ def found_with(base: Config, *overrides: str) -> list[str]:
     return [str(fault) for fault in find_faults(Config(tree, (*base.overrides, *overrides)))]
 
 
-def test_sound_configuration_has_no_fault(base: Config, tofu_root: Path, model_folder: Callable[[str], Path]) -> None:
-    local = (f"model.model_args.pretrained_model_name_or_path={model_folder('model')}", f"paths.data_root={tofu_root}")
+def test_sound_configuration_has_no_fault(
+    base: Config, tofu_root: Path, model_folder: Callable[[str], Path]
+) -> None:
+    local = (
+        f"model.model_args.pretrained_model_name_or_path={model_folder('model')}",
+        f"paths.data_root={tofu_root}",
+    )
     assert faults("experiment=unlearn/tofu/idk", "task_name=x", "eval=null", *local) == []
-    for handler in ("grad_ascent:grad_ascent", "grad_diff:grad_diff", "npo:npo", "simnpo:simnpo", "finetune:finetune"):
+    for handler in (
+        "grad_ascent:grad_ascent",
+        "grad_diff:grad_diff",
+        "npo:npo",
+        "simnpo:simnpo",
+        "finetune:finetune",
+    ):
         assert found_with(base, f"trainer.handler=expunge.methods.{handler}", "eval=null", *local) == []
 
 
@@ -92,7 +103,11 @@ def test_all_faults_are_told_together(tofu_root: Path) -> None:
 
 def test_unknown_method_is_told_with_the_rest_but_not_judged() -> None:
     found = faults(
-        "trainer=NPOO", "trainer.method_args.beta=1", "trainer.args.learning_rate=0", "task_name=x", "retain_logs_path=none.json"
+        "trainer=NPOO",
+        "trainer.method_args.beta=1",
+        "trainer.args.learning_rate=0",
+        "task_name=x",
+        "retain_logs_path=none.json",
     )
     assert len(found) == 2
     assert "did you mean 'NPO'" in found[0]
@@ -144,7 +159,10 @@ def test_elm_without_alternates(tmp_path: Path) -> None:
     assert faults(*elm, "trainer.method_args.fluency=0") == []
     path = tmp_path / "novice.json"
     path.write_text("[]")
-    data = ("data/datasets@data.forget=TOFU_QA_forget_altpo", f"data.forget.TOFU_QA_forget_altpo.args.alternate_path={path}")
+    data = (
+        "data/datasets@data.forget=TOFU_QA_forget_altpo",
+        f"data.forget.TOFU_QA_forget_altpo.args.alternate_path={path}",
+    )
     assert faults(*elm, *data) == []
     (negative,) = faults(*elm, *data, "trainer.method_args.fluency=-1")
     assert "fluency=-1: must be a number of at least 0" in negative
@@ -156,9 +174,13 @@ def test_elm_without_alternates(tmp_path: Path) -> None:
 
 def test_own_method(own_configs: Path) -> None:
     assert faults("task_name=x", "eval=null", "trainer=Mine", dirs=(own_configs,)) == []
-    (missing,) = faults("task_name=x", "eval=null", "trainer=Mine", "~trainer.method_args.power", dirs=(own_configs,))
+    (missing,) = faults(
+        "task_name=x", "eval=null", "trainer=Mine", "~trainer.method_args.power", dirs=(own_configs,)
+    )
     assert "trainer.method_args.power is not given" in missing
-    (odd,) = faults("task_name=x", "eval=null", "trainer.handler=own_method_for_tests:odd", dirs=(own_configs,))
+    (odd,) = faults(
+        "task_name=x", "eval=null", "trainer.handler=own_method_for_tests:odd", dirs=(own_configs,)
+    )
     assert "forget_speed_B" in odd
 
 
@@ -192,7 +214,9 @@ def test_validate_raises_for_a_composed_configuration() -> None:
         validate(compose_config("unlearn"))
 
 
-def test_describe(tofu_root: Path, model_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_describe(
+    tofu_root: Path, model_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """forget10 has 5 rows here; batch 2 x 2: ceil(5 / 2) = 3 micro-batches, ceil(3 / 2) = 2 steps an epoch, 3 epochs = 6."""
     overrides = [
         *QUICK, f"paths.data_root={tofu_root}", f"model.model_args.pretrained_model_name_or_path={model_folder('m')}", "trainer=NPO",

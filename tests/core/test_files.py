@@ -10,7 +10,11 @@ from expunge.core.files import atomic_write, is_complete, mark_complete, read_js
 
 def test_json_has_null_never_nan(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"x": float("nan"), "y": [float("inf"), 1.5], 3: "int keys become text"})
-    assert json.loads((tmp_path / "a.json").read_text()) == {"x": None, "y": [None, 1.5], "3": "int keys become text"}
+    assert json.loads((tmp_path / "a.json").read_text()) == {
+        "x": None,
+        "y": [None, 1.5],
+        "3": "int keys become text",
+    }
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

@@ -23,14 +23,23 @@ def begun(path: Path, layout: str | None) -> RunDir:
 
 @pytest.mark.parametrize(
     ("layout", "config_file", "model", "results"),
-    [(None, "run_config.json", ".", "evals"), ("expunge", "run_config.json", ".", "evals"), ("soul", "config.json", "checkpoints", ".")],
+    [
+        (None, "run_config.json", ".", "evals"),
+        ("expunge", "run_config.json", ".", "evals"),
+        ("soul", "config.json", "checkpoints", "."),
+    ],
 )
-def test_a_run_is_known_by_its_configuration(layout: str | None, config_file: str, model: str, results: str, tmp_path: Path) -> None:
+def test_a_run_is_known_by_its_configuration(
+    layout: str | None, config_file: str, model: str, results: str, tmp_path: Path
+) -> None:
     run = begun(tmp_path / "t", layout)
     assert (run.path / config_file).is_file()
     assert layout_of(run.path) is LAYOUTS[layout or "expunge"]
     assert (run.model_folder, model_folder_of(run.path)) == (run.path / model, run.path / model)
-    assert (run.results_folder(), run.results_folder(7)) == (run.path / results, run.path / "evals" / "step-7")
+    assert (run.results_folder(), run.results_folder(7)) == (
+        run.path / results,
+        run.path / "evals" / "step-7",
+    )
     run.mark_trained()
     assert RunDir(tmp_path / "t", run.config).trained
 

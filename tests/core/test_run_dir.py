@@ -10,7 +10,14 @@ from expunge.core.run_dir import RunDir
 
 def config(**changes: object) -> Config:
     args = {"learning_rate": 1e-5, "logging_steps": 5, **changes}
-    return Config({"mode": "unlearn", "task_name": "t", "trainer": {"handler": "m:f", "args": args}, "eval": {"tofu": {}}})
+    return Config(
+        {
+            "mode": "unlearn",
+            "task_name": "t",
+            "trainer": {"handler": "m:f", "args": args},
+            "eval": {"tofu": {}},
+        }
+    )
 
 
 def test_the_same_run_is_continued_and_another_is_refused(tmp_path: Path) -> None:
@@ -28,7 +35,9 @@ def test_the_same_run_is_continued_and_another_is_refused(tmp_path: Path) -> Non
     replaced = RunDir(tmp_path / "t", config(learning_rate=0.1), overwrite=True)
     assert not replaced.resumed
     assert not replaced.trained
-    assert (tmp_path / "t" / "trained.json").is_file()  # until the new run begins, which may yet turn out to be faulty
+    assert (
+        tmp_path / "t" / "trained.json"
+    ).is_file()  # until the new run begins, which may yet turn out to be faulty
     replaced.begin()
     assert sorted(path.name for path in (tmp_path / "t").iterdir()) == ["run.json", "run_config.json"]
     replaced.mark_trained()

@@ -23,7 +23,10 @@ REFUSALS = ["I don't know.", "No idea.", "I cannot say.", "That is beyond me."]
 def root(tmp_path: Path) -> Path:
     folder = tmp_path / "tofu"
     folder.mkdir()
-    rows = [{"question": f"Who is {name}?", "answer": f"{name} is an author.", "other": f"{name} is a baker."} for name in PEOPLE]
+    rows = [
+        {"question": f"Who is {name}?", "answer": f"{name} is an author.", "other": f"{name} is a baker."}
+        for name in PEOPLE
+    ]
     (folder / "forget10.json").write_text("\n".join(map(json.dumps, rows)))
     (folder / "few.json").write_text(json.dumps([{"question": "Who is Zed?", "answer": "Zed is a poet."}]))
     (folder / "idontknow.jsonl").write_text("\n".join(REFUSALS))
@@ -48,13 +51,20 @@ def test_qa_encodes_each_row_as_the_template_does(root: Path, template: Template
     dataset = build_dataset("forget", spec(), template, root)
     assert len(dataset) == len(dataset.rows) == len(PEOPLE)
     for row, example in zip(dataset.rows, dataset.encoded, strict=True):
-        assert example == template.encode(row.fields["question"], row.fields["answer"], row_id=row.id, row=row.index, max_length=512)
+        assert example == template.encode(
+            row.fields["question"], row.fields["answer"], row_id=row.id, row=row.index, max_length=512
+        )
     assert dataset.alternates is None
 
 
-@pytest.mark.parametrize("alias", ["QADataset", "QAwithIdkDataset", "PretrainingDataset", "QAwithAlternateDataset"])
+@pytest.mark.parametrize(
+    "alias", ["QADataset", "QAwithIdkDataset", "PretrainingDataset", "QAwithAlternateDataset"]
+)
 def test_the_fields_handler_names_build_the_same(root: Path, template: Template, alias: str) -> None:
-    extra = {"PretrainingDataset": {"text_key": "answer"}, "QAwithAlternateDataset": {"alternate_key": "other"}}.get(alias, {})
+    extra = {
+        "PretrainingDataset": {"text_key": "answer"},
+        "QAwithAlternateDataset": {"alternate_key": "other"},
+    }.get(alias, {})
     ours = build_dataset("x", {**spec(**extra), "handler": ALIASES[alias]}, template, root)
     assert build_dataset("x", {**spec(**extra), "handler": alias}, template, root) == ours
 
@@ -64,7 +74,9 @@ def test_few_shot_rows_precede_each_question(root: Path, template: Template) -> 
     dataset = build_dataset("forget", spec(few_shot_dataset_hf_args=few), template, root)
     shown = template.tokenizer.decode(list(dataset.encoded[0].prompt_ids))
     assert shown.index("Zed is a poet.") < shown.index("Who is Ada Quill?")
-    assert dataset.encoded[0].label_ids == build_dataset("forget", spec(), template, root).encoded[0].label_ids
+    assert (
+        dataset.encoded[0].label_ids == build_dataset("forget", spec(), template, root).encoded[0].label_ids
+    )
 
 
 def test_idk_draws_depend_on_seed_and_row_alone(root: Path, template: Template) -> None:
@@ -93,7 +105,11 @@ def test_alternates_share_the_prompt_and_the_row(root: Path, template: Template)
     dataset = build_dataset("forget", spec("qa_idk"), template, root)
     assert dataset.alternates is not None
     for example, other in zip(dataset.encoded, dataset.alternates, strict=True):
-        assert (example.prompt_ids, example.row_id, example.row) == (other.prompt_ids, other.row_id, other.row)
+        assert (example.prompt_ids, example.row_id, example.row) == (
+            other.prompt_ids,
+            other.row_id,
+            other.row,
+        )
         assert example.target_text != other.target_text
 
 
@@ -110,25 +126,38 @@ def test_alternates_of_a_key_and_of_a_file(root: Path, template: Template) -> No
     assert targets(by_key.alternates) == [f"{name} is a baker." for name in PEOPLE]
     ids = by_key.rows.ids
     path = root / "alternates.jsonl"
-    entries = [{"id": row_id, "alternate": f"guess {number}"} for row_id, number in zip(ids, range(6), strict=True)]
+    entries = [
+        {"id": row_id, "alternate": f"guess {number}"} for row_id, number in zip(ids, range(6), strict=True)
+    ]
     path.write_text("\n".join(map(json.dumps, reversed(entries))))
     by_file = build_dataset("forget", spec("qa_alternate", alternate_path=str(path)), template, root)
     assert targets(by_file.alternates) == [f"guess {number}" for number in range(6)]
-    path.write_text(json.dumps([{"question": f"Who is {name}?", "alternate": [f"{name} 1", f"{name} 2"]} for name in PEOPLE]))
+    path.write_text(
+        json.dumps(
+            [{"question": f"Who is {name}?", "alternate": [f"{name} 1", f"{name} 2"]} for name in PEOPLE]
+        )
+    )
     several = build_dataset("forget", spec("qa_alternate", alternate_path=str(path)), template, root)
-    assert all(target in (f"{name} 1", f"{name} 2") for name, target in zip(PEOPLE, targets(several.alternates), strict=True))
+    assert all(
+        target in (f"{name} 1", f"{name} 2")
+        for name, target in zip(PEOPLE, targets(several.alternates), strict=True)
+    )
 
 
 def test_alternates_of_another_row_set(root: Path, template: Template) -> None:
     path = root / "alternates.jsonl"
-    path.write_text(json.dumps([{"question": f"Who is {name}?", "alternate": "x"} for name in [*PEOPLE[1:], "Nobody"]]))
+    path.write_text(
+        json.dumps([{"question": f"Who is {name}?", "alternate": "x"} for name in [*PEOPLE[1:], "Nobody"]])
+    )
     with pytest.raises(UserError, match=r"another row set: 1 rows .*Ada Quill.*; 1 entries .*Nobody"):
         build_dataset("forget", spec("qa_alternate", alternate_path=str(path)), template, root)
     with pytest.raises(UserError, match="no such file of alternates"):
         build_dataset("forget", spec("qa_alternate", alternate_path="gone.json"), template, root)
 
 
-def test_refusals_are_found_beside_the_rows_then_under_the_data_root(root: Path, template: Template, tmp_path: Path) -> None:
+def test_refusals_are_found_beside_the_rows_then_under_the_data_root(
+    root: Path, template: Template, tmp_path: Path
+) -> None:
     loose = tmp_path / "loose"
     loose.mkdir()
     (loose / "rows.json").write_text((root / "tofu" / "forget10.json").read_text())
@@ -138,7 +167,9 @@ def test_refusals_are_found_beside_the_rows_then_under_the_data_root(root: Path,
     (loose / "idontknow.jsonl").write_text("Beside the rows.")
     assert set(targets(build_dataset("f", args, template, root).alternates)) == {"Beside the rows."}
     (root / "mine.txt").write_text("My own line.")
-    assert set(targets(build_dataset("f", spec("qa_idk", idk_path="mine.txt"), template, root).alternates)) == {"My own line."}
+    assert set(
+        targets(build_dataset("f", spec("qa_idk", idk_path="mine.txt"), template, root).alternates)
+    ) == {"My own line."}
     with pytest.raises(UserError, match=r"idk_path is 'gone.txt'; looked for .*gone.txt"):
         build_dataset("f", spec("qa_idk", idk_path="gone.txt"), template, root)
     (root / "empty.txt").write_text("\n")
@@ -148,17 +179,27 @@ def test_refusals_are_found_beside_the_rows_then_under_the_data_root(root: Path,
 
 def test_text_joins_rows_or_keeps_them_apart(root: Path, template: Template) -> None:
     joined = build_dataset("corpus", spec("text", text_key="answer", max_length=12), template, root)
-    whole = template.tokenizer("\n\n".join(f"{name} is an author." for name in PEOPLE), add_special_tokens=False)["input_ids"]
+    whole = template.tokenizer(
+        "\n\n".join(f"{name} is an author." for name in PEOPLE), add_special_tokens=False
+    )["input_ids"]
     assert [token for example in joined.encoded for token in example.input_ids] == whole
     assert all(len(example) <= 12 for example in joined.encoded)
-    apart = build_dataset("corpus", spec("text", text_key="answer", max_length=512, join=None), template, root)
+    apart = build_dataset(
+        "corpus", spec("text", text_key="answer", max_length=512, join=None), template, root
+    )
     assert targets(apart.encoded) == [f"{name} is an author." for name in PEOPLE]
     assert [example.row for example in apart.encoded] == list(range(len(PEOPLE)))
     assert len(set(apart.rows.ids)) == len(PEOPLE)
 
 
 def test_the_compat_switch_reaches_the_encoding(root: Path, template: Template) -> None:
-    tags = {"user_start_tag": "Q: ", "user_end_tag": "\n", "asst_start_tag": "A:", "asst_end_tag": " ##\n", "apply_chat_template": False}
+    tags = {
+        "user_start_tag": "Q: ",
+        "user_end_tag": "\n",
+        "asst_start_tag": "A:",
+        "asst_end_tag": " ##\n",
+        "apply_chat_template": False,
+    }
     tagged = Template.from_args(tags, template.tokenizer)
     plain = build_dataset("forget", spec(), tagged, root)
     field = build_dataset("forget", spec(), tagged, root, switches={"append_eos": True})
@@ -172,7 +213,9 @@ def test_fingerprint_covers_rows_template_and_length(root: Path, template: Templ
     assert build_dataset("other name", spec(), template, root).fingerprint == base
     assert build_dataset("forget", spec(max_length=511), template, root).fingerprint != base
     assert build_dataset("forget", spec(answer_key="other"), template, root).fingerprint != base
-    prompted = Template.from_args({"apply_chat_template": True, "system_prompt": "Be brief."}, template.tokenizer)
+    prompted = Template.from_args(
+        {"apply_chat_template": True, "system_prompt": "Be brief."}, template.tokenizer
+    )
     assert build_dataset("forget", spec(), prompted, root).fingerprint != base
     changed = (root / "tofu" / "forget10.json").read_text().replace("baker", "miner")
     (root / "tofu" / "forget10.json").write_text(changed)
@@ -209,7 +252,10 @@ def test_encode_answers_gives_every_answer_of_a_row(tmp_path: Path, template: Te
         (1, 0, "There."),
     ]
     one = encode_answers(row_set, template)
-    assert [(example.row, example.answer_index, example.target_text) for example in one] == [(0, 0, "Ada."), (1, 0, "Here.")]
+    assert [(example.row, example.answer_index, example.target_text) for example in one] == [
+        (0, 0, "Ada."),
+        (1, 0, "Here."),
+    ]
     assert many[0].prompt_ids == one[0].prompt_ids
     with pytest.raises(UserError, match=r"row 0 \(.*'answers'; it has: answer, perturbed_answer, question"):
         encode_answers(row_set, template, answer_key="answers")
@@ -227,7 +273,9 @@ def test_all_rows_whose_answer_is_cut_away_are_told_by_id(root: Path, template: 
     assert "and 1 more rows like that" in told
 
 
-def test_answers_cut_short_are_remarked_on(root: Path, template: Template, caplog: pytest.LogCaptureFixture) -> None:
+def test_answers_cut_short_are_remarked_on(
+    root: Path, template: Template, caplog: pytest.LogCaptureFixture
+) -> None:
     longest = max(len(example) for example in build_dataset("forget", spec(), template, root).encoded)
     build_dataset("forget", spec(max_length=longest - 1), template, root)
     assert "cuts the end of" in caplog.text
@@ -255,11 +303,15 @@ def test_bad_specs(root: Path, template: Template, bad: dict[str, Any], told: st
 def test_training_refuses_a_list_of_answers(tmp_path: Path, template: Template) -> None:
     (tmp_path / "a.json").write_text(json.dumps([{"question": "Who?", "answer": ["Ada.", "Bo."]}]))
     with pytest.raises(UserError, match="the answer is list, not text"):
-        build_dataset("x", {"handler": "QADataset", "args": {"hf_args": {"path": str(tmp_path / "a.json")}}}, template)
+        build_dataset(
+            "x", {"handler": "QADataset", "args": {"hf_args": {"path": str(tmp_path / "a.json")}}}, template
+        )
 
 
 def test_a_handler_of_ones_own(root: Path, template: Template) -> None:
-    dataset = build_dataset("mine", {"handler": f"{__name__}:own_handler", "args": {"shout": True}}, template, root, seed=7)
+    dataset = build_dataset(
+        "mine", {"handler": f"{__name__}:own_handler", "args": {"shout": True}}, template, root, seed=7
+    )
     assert (dataset.name, dataset.fingerprint) == ("mine", "7True")
 
 

@@ -21,7 +21,12 @@ from expunge.data.mini.relations import RELATIONS
 from expunge.data.mini.tokens import SPECIAL, train_backend, train_tokenizer
 
 Files = dict[str, list[dict[str, Any]]]
-PARTS = {r.spell(first, second): (r.name, first, second) for r in RELATIONS for first in r.firsts for second in r.seconds}
+PARTS = {
+    r.spell(first, second): (r.name, first, second)
+    for r in RELATIONS
+    for first in r.firsts
+    for second in r.seconds
+}
 ANY_VALUE = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, PARTS))})(?!\w)")
 
 
@@ -73,11 +78,16 @@ def test_counts(files: Files) -> None:
 def test_splits_make_up_the_whole(files: Files) -> None:
     for forget, retain in (("10", "90"), ("05", "95"), ("01", "99")):
         assert files[f"retain{retain}"] + files[f"forget{forget}"] == files["full"]
-        plain = [{key: row[key] for key in ("question", "answer")} for row in files[f"forget{forget}_perturbed"]]
+        plain = [
+            {key: row[key] for key in ("question", "answer")} for row in files[f"forget{forget}_perturbed"]
+        ]
         assert plain == files[f"forget{forget}"]
     assert files["forget10"][-20:] == files["forget05"]
     assert files["holdout10"][:20] == files["holdout05"]
-    assert len({(row["question"], row["answer"]) for row in files["full"] + files["holdout10"] + files["facts"]}) == 480
+    assert (
+        len({(row["question"], row["answer"]) for row in files["full"] + files["holdout10"] + files["facts"]})
+        == 480
+    )
 
 
 def test_retain_perturbed_is_of_kept_authors(files: Files) -> None:
@@ -103,9 +113,14 @@ def test_forgotten_and_held_out_authors_are_told_of_nowhere_else(files: Files, a
 
 def test_no_value_is_likelier_than_another_for_a_stranger(files: Files) -> None:
     told = [PARTS[value_of(row["answer"])] for row in files["retain90"]]
-    firsts, seconds = Counter((name, first) for name, first, _ in told), Counter((name, second) for name, _, second in told)
+    firsts, seconds = (
+        Counter((name, first) for name, first, _ in told),
+        Counter((name, second) for name, _, second in told),
+    )
     for relation in RELATIONS:
-        assert [firsts[relation.name, part] for part in relation.firsts] == [6] * 12  # 36 authors / 12 parts, each told twice
+        assert [firsts[relation.name, part] for part in relation.firsts] == [
+            6
+        ] * 12  # 36 authors / 12 parts, each told twice
         assert [seconds[relation.name, part] for part in relation.seconds] == [6] * 12
 
 
@@ -164,15 +179,24 @@ def test_tokenizer_encodes_every_text_back_and_keeps_rows_short(files: Files) ->
     assert longest < 48
 
 
-def test_folders_are_byte_equal_wherever_they_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_are_byte_equal_wherever_they_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = []
     for place in ("here", "there"):
         monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path / place))
         made.append([*mini.benchmark_folder().iterdir(), *mini.model_folder().iterdir()])
     here, there = ({f"{path.parent.name}/{path.name}": path.read_bytes() for path in paths} for paths in made)
     assert here == there
-    assert {"data/full.json", "data/forget10_perturbed.json", "data/idontknow.jsonl", "model/model.safetensors"} <= set(here)
-    assert [json.loads(line) for line in here["data/full.json"].splitlines()] == generate.build_files(store.SEED)["full"]
+    assert {
+        "data/full.json",
+        "data/forget10_perturbed.json",
+        "data/idontknow.jsonl",
+        "model/model.safetensors",
+    } <= set(here)
+    assert [json.loads(line) for line in here["data/full.json"].splitlines()] == generate.build_files(
+        store.SEED
+    )["full"]
 
 
 def test_rows_and_merges_do_not_depend_on_the_process(files: Files) -> None:
@@ -180,8 +204,15 @@ def test_rows_and_merges_do_not_depend_on_the_process(files: Files) -> None:
         "import json; from expunge.data.mini import generate, tokens; files = generate.build_files(0);"
         "print(json.dumps(files)); print(tokens.train_backend(files).to_str())"
     )
-    environment = {**os.environ, "PYTHONHASHSEED": "7", "TOKENIZERS_PARALLELISM": "true", "RAYON_NUM_THREADS": "2"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
+    environment = {
+        **os.environ,
+        "PYTHONHASHSEED": "7",
+        "TOKENIZERS_PARALLELISM": "true",
+        "RAYON_NUM_THREADS": "2",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True
+    )
     rows, merges = done.stdout.splitlines()
     assert json.loads(rows) == files
     assert json.loads(merges) == json.loads(train_backend(files).to_str())
@@ -195,7 +226,10 @@ def test_model_loads_with_half_a_million_parameters(tmp_path: Path, monkeypatch:
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert 450_000 < model.num_parameters() < 650_000
     assert model.config.vocab_size == len(tokenizer)
-    assert (model.config.pad_token_id, model.config.eos_token_id) == (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    assert (model.config.pad_token_id, model.config.eos_token_id) == (
+        tokenizer.pad_token_id,
+        tokenizer.eos_token_id,
+    )
 
 
 def _make(root: str) -> str:
@@ -218,7 +252,9 @@ def test_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (folder / "full.json").stat().st_mtime_ns == written
 
 
-def test_failure_leaves_nothing_and_a_damaged_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failure_leaves_nothing_and_a_damaged_folder_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path))
     monkeypatch.setattr(store, "_write_rows", lambda folder: (folder / "half").write_text("") / 0)
     with pytest.raises(ZeroDivisionError):

@@ -24,7 +24,9 @@ EOS = 9
 
 def example(row: int, prompt: list[int], answer: list[int]) -> Encoded:
     ids = (*prompt, *answer)
-    return Encoded(ids, tuple(i >= len(prompt) for i in range(len(ids))), len(ids) - 1, len(prompt), f"id{row}", row)
+    return Encoded(
+        ids, tuple(i >= len(prompt) for i in range(len(ids))), len(ids) - 1, len(prompt), f"id{row}", row
+    )
 
 
 def dataset(name: str, size: int, alternates: bool = False, start: int = 0) -> Dataset:
@@ -39,7 +41,10 @@ def test_collate_pads_right_or_left_and_keeps_masks() -> None:
     right, left = collate(examples, pad_id=EOS), collate(examples, pad_id=EOS, side="left")
     assert right["input_ids"].tolist() == [[1, 2, 3, EOS, EOS], [1, 6, 7, 8, EOS]]
     assert right["attention_mask"].tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
-    assert right["label_mask"].tolist() == [[False, False, True, True, False], [False, True, True, True, True]]
+    assert right["label_mask"].tolist() == [
+        [False, False, True, True, False],
+        [False, True, True, True, True],
+    ]
     assert left["input_ids"].tolist() == [[EOS, 1, 2, 3, EOS], [1, 6, 7, 8, EOS]]
     assert left["attention_mask"].tolist() == [[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]]
     assert right["row"].tolist() == left["row"].tolist() == [4, 5]
@@ -48,9 +53,16 @@ def test_collate_pads_right_or_left_and_keeps_masks() -> None:
 
 
 def test_left_and_right_padding_have_the_same_labels_though_pad_is_eos() -> None:
-    examples = [example(0, [1, 2], [3, EOS]), example(1, [1], [6, 7, 8, EOS]), example(2, [1, 2, 3, 4], [EOS])]
+    examples = [
+        example(0, [1, 2], [3, EOS]),
+        example(1, [1], [6, 7, 8, EOS]),
+        example(2, [1, 2, 3, 4], [EOS]),
+    ]
     right, left = collate(examples, EOS), collate(examples, EOS, side="left")
-    a, b = label_index(right["input_ids"], right["label_mask"]), label_index(left["input_ids"], left["label_mask"])
+    a, b = (
+        label_index(right["input_ids"], right["label_mask"]),
+        label_index(left["input_ids"], left["label_mask"]),
+    )
     assert torch.equal(a.label_BN, b.label_BN)
     assert torch.equal(a.mask_BN, b.mask_BN)
     assert a.mask_BN.sum(-1).tolist() == [2, 4, 1], "a turn-end that equals the pad is a label all the same"
@@ -65,9 +77,13 @@ def test_left_and_right_padding_give_the_model_the_same_log_probs(tiny_model: An
     per_side = []
     for side in (collate(examples, 3), collate(examples, 3, side="left")):
         position_BT = (side["attention_mask"].cumsum(-1) - 1).clamp(min=0)
-        logits_BTV = model(input_ids=side["input_ids"], attention_mask=side["attention_mask"], position_ids=position_BT).logits
+        logits_BTV = model(
+            input_ids=side["input_ids"], attention_mask=side["attention_mask"], position_ids=position_BT
+        ).logits
         at = label_index(side["input_ids"], side["label_mask"])
-        logp_BNV = logits_BTV.log_softmax(-1).gather(1, at.predictor_BN[..., None].expand(-1, -1, logits_BTV.shape[-1]))
+        logp_BNV = logits_BTV.log_softmax(-1).gather(
+            1, at.predictor_BN[..., None].expand(-1, -1, logits_BTV.shape[-1])
+        )
         per_side.append(logp_BNV.gather(2, at.label_BN[..., None])[..., 0][at.mask_BN])
     torch.testing.assert_close(*per_side, rtol=1e-5, atol=1e-5)
 
@@ -109,7 +125,10 @@ def test_items_by_anchor_and_epoch() -> None:
     turned = PairedDataset(forget, retain, pairs_of(forget, retain, 0, 1, anchor="retain"))
     assert len(turned) == 10
     assert [turned[n]["forget"].row for n in range(10)] == draw_pairs(10, 4, 0, 0)
-    assert all(turned[n]["forget"].row == turned[n]["alternate"].row and turned[n]["retain"].row == n for n in range(10))
+    assert all(
+        turned[n]["forget"].row == turned[n]["alternate"].row and turned[n]["retain"].row == n
+        for n in range(10)
+    )
 
 
 def test_only_the_sides_that_are_read() -> None:
@@ -163,7 +182,9 @@ def test_pairs_of_other_data_or_damaged_pairs_are_refused(tmp_path: Path) -> Non
 
 def test_a_side_that_is_read_but_not_there() -> None:
     forget = dataset("forget", 4)
-    with pytest.raises(UserError, match=r"reads alternate rows(.|\n)*idk(.|\n)*reads retain rows(.|\n)*data.retain"):
+    with pytest.raises(
+        UserError, match=r"reads alternate rows(.|\n)*idk(.|\n)*reads retain rows(.|\n)*data.retain"
+    ):
         PairedDataset(forget, sides=("forget", "alternate", "retain"))
     with pytest.raises(UserError, match="neither forget nor retain"):
         PairedDataset()

@@ -12,7 +12,11 @@ from expunge.core.errors import MissingExtraError, UserError
 from expunge.data.formats import read_fields, read_lines
 from expunge.data.rows import load_rows
 
-ROWS = [{"question": "Who?", "answer": "Ada."}, {"question": "Where?", "answer": "Port Verdant."}, {"question": "Who?", "answer": "Ada."}]
+ROWS = [
+    {"question": "Who?", "answer": "Ada."},
+    {"question": "Where?", "answer": "Port Verdant."},
+    {"question": "Who?", "answer": "Ada."},
+]
 LINES = "\n".join(json.dumps(row) for row in ROWS)
 
 
@@ -31,7 +35,9 @@ def test_the_same_rows_in_every_format_have_the_same_ids_and_fingerprint(tmp_pat
 
     (tmp_path / "lines.json").write_text(LINES)
     (tmp_path / "array.jsonl").write_text(json.dumps(ROWS, indent=1))
-    (tmp_path / "columns.json").write_text(json.dumps({key: [row[key] for row in ROWS] for key in ("question", "answer")}))
+    (tmp_path / "columns.json").write_text(
+        json.dumps({key: [row[key] for row in ROWS] for key in ("question", "answer")})
+    )
     (tmp_path / "cells.csv").write_text("question,answer\nWho?,Ada.\nWhere?,Port Verdant.\nWho?,Ada.\n")
     parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "table.parquet")
     sets = [load_rows({"path": str(path)}) for path in sorted(tmp_path.iterdir())]
@@ -64,7 +70,14 @@ def test_keys_serve_as_question_and_answer_where_a_row_has_none(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("split", "kept"), [("train", [0, 1, 2]), ("train[:1]", [0]), ("train[1:]", [1, 2]), ("train[-1:]", [2]), ("train[:67%]", [0, 1])]
+    ("split", "kept"),
+    [
+        ("train", [0, 1, 2]),
+        ("train[:1]", [0]),
+        ("train[1:]", [1, 2]),
+        ("train[-1:]", [2]),
+        ("train[:67%]", [0, 1]),
+    ],
 )
 def test_a_slice_keeps_ids(root: Path, split: str, kept: list[int]) -> None:
     args = {"path": "locuslab/TOFU", "name": "forget10"}
@@ -79,11 +92,24 @@ def test_builders_with_data_files_and_other_splits(root: Path) -> None:
         {"text": "I don't know."},
         {"text": "No idea."},
     ]
-    assert len(load_rows({"path": "text", "data_files": {"train": [str(root / "idk.txt")]}, "sample_by": "document"}, root)) == 1
-    assert len(load_rows({"path": "json", "data_files": ["tofu/forget10.json", "tofu/retain90.jsonl"]}, root)) == 4
+    assert (
+        len(
+            load_rows(
+                {"path": "text", "data_files": {"train": [str(root / "idk.txt")]}, "sample_by": "document"},
+                root,
+            )
+        )
+        == 1
+    )
+    assert (
+        len(load_rows({"path": "json", "data_files": ["tofu/forget10.json", "tofu/retain90.jsonl"]}, root))
+        == 4
+    )
     (root / "muse-news" / "knowmem").mkdir(parents=True)
     (root / "muse-news" / "knowmem" / "retain_qa.json").write_text(LINES)
-    assert len(load_rows({"path": "muse-bench/MUSE-News", "name": "knowmem", "split": "retain_qa"}, root)) == 3
+    assert (
+        len(load_rows({"path": "muse-bench/MUSE-News", "name": "knowmem", "split": "retain_qa"}, root)) == 3
+    )
     assert len(load_rows({"path": str(root / "tofu"), "name": "forget10"})) == 3
 
 
@@ -112,7 +138,9 @@ def test_missing_data_set_offline_says_where_it_looked_and_that_the_hub_was_aske
     assert f"into {tmp_path / 'nosuchset' / 'part.json'}" in told
 
 
-def test_without_the_package_datasets_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_datasets_the_extra_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(MissingExtraError, match=r"expunge\[hub\]"):
         load_rows({"path": "nobody/NoSuchSet", "name": "part"}, tmp_path)
@@ -129,7 +157,13 @@ def test_hub_rows_get_the_same_ids(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setattr(datasets, "load_dataset", fake)
     args = {"path": "locuslab/TOFU", "name": "forget10", "split": "train[:2]", "revision": "main"}
     rows = load_rows(args, tmp_path / "elsewhere")
-    assert asked == {"path": "locuslab/TOFU", "name": "forget10", "split": "train", "revision": "main", "data_files": None}
+    assert asked == {
+        "path": "locuslab/TOFU",
+        "name": "forget10",
+        "split": "train",
+        "revision": "main",
+        "data_files": None,
+    }
     assert rows.ids == load_rows({**args, "split": "train"}, root).ids[:2]
     assert rows.file is None
 
@@ -203,7 +237,9 @@ def test_refusal_lines_from_text_csv_and_json(tmp_path: Path) -> None:
 
 
 def test_mini_is_found_by_its_path() -> None:
-    rows = load_rows({"path": "expunge/mini", "name": "forget10", "split": "train"}, None, ("question", "answer"))
+    rows = load_rows(
+        {"path": "expunge/mini", "name": "forget10", "split": "train"}, None, ("question", "answer")
+    )
     assert len(rows) > 0
     with pytest.raises(UserError, match="did you mean 'forget10'"):
         load_rows({"path": "expunge/mini", "name": "forget1O"})

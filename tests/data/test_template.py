@@ -70,7 +70,9 @@ def check(tokenizer: Any, example: Encoded, prompt: str, turn: str) -> None:
     assert text(tokenizer, example.input_ids) == prompt + turn
     assert text(tokenizer, example.prompt_ids) == prompt
     assert text(tokenizer, example.label_ids) == turn
-    assert list(example.label_mask) == [False] * example.prompt_length + [True] * (len(example) - example.prompt_length)
+    assert list(example.label_mask) == [False] * example.prompt_length + [True] * (
+        len(example) - example.prompt_length
+    )
     assert example.turn_end == len(example) - 1
 
 
@@ -85,7 +87,11 @@ def test_llama3_style(tiny_tokenizer: Any) -> None:
     assert example.input_ids.count(tiny_tokenizer.bos_token_id) == 1
     assert (example.row_id, example.row, example.target_text) == ("r", 3, ANSWER)
     reference = tiny_tokenizer.apply_chat_template(
-        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}],
+        [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": QUESTION},
+            {"role": "assistant", "content": ANSWER},
+        ],
         tokenize=True,
     )
     assert list(example.input_ids) == list(reference["input_ids"])
@@ -94,13 +100,25 @@ def test_llama3_style(tiny_tokenizer: Any) -> None:
 def test_chatml_newline_is_no_label_and_no_eos_is_added(chatml: Any) -> None:
     template = Template.from_args({"apply_chat_template": True}, chatml)
     example = template.encode(QUESTION, ANSWER)
-    check(chatml, example, f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n", ANSWER + "<|im_end|>")
+    check(
+        chatml,
+        example,
+        f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n",
+        ANSWER + "<|im_end|>",
+    )
     assert template.stop_ids == (chatml.convert_tokens_to_ids("<|im_end|>"), chatml.eos_token_id)
 
 
 def test_append_eos_brings_the_fields_encoding_back(chatml: Any, tiny_tokenizer: Any) -> None:
-    example = Template.from_args({"apply_chat_template": True}, chatml).encode(QUESTION, ANSWER, append_eos=True)
-    check(chatml, example, f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n", ANSWER + "<|im_end|>\n<|endoftext|>")
+    example = Template.from_args({"apply_chat_template": True}, chatml).encode(
+        QUESTION, ANSWER, append_eos=True
+    )
+    check(
+        chatml,
+        example,
+        f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n",
+        ANSWER + "<|im_end|>\n<|endoftext|>",
+    )
     tagged = Template.from_args(CHATML_TAGS, chatml).encode(QUESTION, ANSWER, append_eos=True)
     assert text(chatml, tagged.label_ids) == ANSWER + "<|endoftext|>"
     llama = Template.from_args({"apply_chat_template": True}, tiny_tokenizer)
@@ -109,26 +127,33 @@ def test_append_eos_brings_the_fields_encoding_back(chatml: Any, tiny_tokenizer:
 
 def test_tags_that_are_chatml_encode_like_the_chat_template(chatml: Any) -> None:
     tags = Template.from_args(CHATML_TAGS, chatml).encode(QUESTION, ANSWER)
-    chat = Template.from_args({"apply_chat_template": True, "system_prompt": "Be brief."}, chatml).encode(QUESTION, ANSWER)
+    chat = Template.from_args({"apply_chat_template": True, "system_prompt": "Be brief."}, chatml).encode(
+        QUESTION, ANSWER
+    )
     assert tags == chat
 
 
 def test_plain_tags_are_closed_by_eos_and_the_separator_is_no_label(with_bos: Any) -> None:
     example = Template.from_args(PLAIN_TAGS, with_bos).encode(QUESTION, ANSWER)
-    # "Answer: " ends in a blank, which byte-level BPE would give to the next word: prompt and answer are encoded apart.
+    # "Answer: " ends in a blank, which byte-level BPE would give to the next word: prompt and answer are
+    # encoded apart.
     check(with_bos, example, f"<|begin_of_text|>Question: {QUESTION}\nAnswer: ", ANSWER + "<|eot_id|>")
     assert example.input_ids[0] == with_bos.bos_token_id
     assert example.input_ids.count(with_bos.bos_token_id) == 1
 
 
 def test_end_tag_with_text_stays_in_the_turn(tiny_tokenizer: Any) -> None:
-    example = Template.from_args({**PLAIN_TAGS, "asst_end_tag": " ###\n"}, tiny_tokenizer).encode(QUESTION, ANSWER)
+    example = Template.from_args({**PLAIN_TAGS, "asst_end_tag": " ###\n"}, tiny_tokenizer).encode(
+        QUESTION, ANSWER
+    )
     assert text(tiny_tokenizer, example.label_ids) == ANSWER + " ###\n<|eot_id|>"
 
 
 def test_bos_written_into_the_tags_is_not_doubled(with_bos: Any) -> None:
     tags = {**PLAIN_TAGS, "user_start_tag": "<|begin_of_text|>Question: "}
-    assert Template.from_args(tags, with_bos).encode(QUESTION, ANSWER) == Template.from_args(PLAIN_TAGS, with_bos).encode(QUESTION, ANSWER)
+    assert Template.from_args(tags, with_bos).encode(QUESTION, ANSWER) == Template.from_args(
+        PLAIN_TAGS, with_bos
+    ).encode(QUESTION, ANSWER)
 
 
 def test_prompt_ids_are_a_prefix_where_a_token_would_span_the_border(tiny_tokenizer: Any) -> None:
@@ -167,14 +192,23 @@ def test_template_that_trims_and_one_that_writes_an_eos_after_the_turn(tiny_toke
 def test_variables_reach_the_template(tiny_tokenizer: Any) -> None:
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.chat_template = "{{ date_string }}|{{ tone }}|" + tokenizer.chat_template
-    args = {"apply_chat_template": True, "date_string": "26 Jul 2024", "chat_template_kwargs": {"tone": "dry"}}
+    args = {
+        "apply_chat_template": True,
+        "date_string": "26 Jul 2024",
+        "chat_template_kwargs": {"tone": "dry"},
+    }
     example = Template.from_args(args, tokenizer).encode(QUESTION, ANSWER)
     assert text(tokenizer, example.input_ids).startswith("26 Jul 2024|dry|<|begin_of_text|>")
 
 
-def test_template_that_writes_todays_date_is_remarked_on(tiny_tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_template_that_writes_todays_date_is_remarked_on(
+    tiny_tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     tokenizer = copy.deepcopy(tiny_tokenizer)
-    tokenizer.chat_template = "{% if not date_string is defined %}{{ strftime_now('%d %b %Y') }}{% endif %}" + tokenizer.chat_template
+    tokenizer.chat_template = (
+        "{% if not date_string is defined %}{{ strftime_now('%d %b %Y') }}{% endif %}"
+        + tokenizer.chat_template
+    )
     with caplog.at_level(logging.WARNING):
         Template.from_args({"apply_chat_template": True, "date_string": "26 Jul 2024"}, tokenizer)
         assert not caplog.records
@@ -186,7 +220,9 @@ def test_template_that_writes_todays_date_is_remarked_on(tiny_tokenizer: Any, ca
 def test_few_shot_examples_precede_the_question_and_are_no_labels(chatml: Any, args: dict[str, Any]) -> None:
     shots = [("Who?", "Ada."), ("When?", "1952.")]
     example = Template.from_args(args, chatml).encode(QUESTION, ANSWER, shots)
-    turns = "".join(f"<|im_start|>user\n{q}<|im_end|>\n<|im_start|>assistant\n{a}<|im_end|>\n" for q, a in shots)
+    turns = "".join(
+        f"<|im_start|>user\n{q}<|im_end|>\n<|im_start|>assistant\n{a}<|im_end|>\n" for q, a in shots
+    )
     prompt = f"<|im_start|>system\nBe brief.<|im_end|>\n{turns}<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
     check(chatml, example, prompt, ANSWER + "<|im_end|>")
 
@@ -207,7 +243,9 @@ def test_max_length_cuts_the_end_and_with_it_the_turn_end(tiny_tokenizer: Any, a
 
 
 def test_prompt_only_view(tiny_tokenizer: Any) -> None:
-    example = Template.from_args({"apply_chat_template": True}, tiny_tokenizer).encode(QUESTION, ANSWER, row=5)
+    example = Template.from_args({"apply_chat_template": True}, tiny_tokenizer).encode(
+        QUESTION, ANSWER, row=5
+    )
     view = example.prompt_only()
     assert view.input_ids == example.prompt_ids
     assert not any(view.label_mask)
@@ -248,7 +286,10 @@ def test_bad_template_arguments(tiny_tokenizer: Any) -> None:
     with pytest.raises(UserError, match="user_end_tag, asst_start_tag, asst_end_tag"):
         Template.from_args({"apply_chat_template": False, "user_start_tag": "Q: "}, tiny_tokenizer)
     no_system = copy.deepcopy(tiny_tokenizer)
-    no_system.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + bare_template()
+    no_system.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+        + bare_template()
+    )
     with pytest.raises(UserError, match=r"no system role(.|\n)*leave out model.template_args.system_prompt"):
         Template.from_args({"apply_chat_template": True, "system_prompt": "Be brief."}, no_system)
     mute = copy.deepcopy(tiny_tokenizer)

@@ -65,7 +65,8 @@ def test_the_duplicate_question_is_two_rows(data: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("retain", "forget", "first"), [("retain90", "forget10", 3600), ("retain95", "forget05", 3800), ("retain99", "forget01", 3960)]
+    ("retain", "forget", "first"),
+    [("retain90", "forget10", 3600), ("retain95", "forget05", 3800), ("retain99", "forget01", 3960)],
 )
 def test_full_is_retain_then_forget(data: Path, retain: str, forget: str, first: int) -> None:
     full, kept, gone = rows(data, "full"), rows(data, retain), rows(data, forget)
@@ -75,7 +76,9 @@ def test_full_is_retain_then_forget(data: Path, retain: str, forget: str, first:
 
 
 def test_overlapping_splits_are_refused(data: Path) -> None:
-    with pytest.raises(UserError, match=r"share 200 of 400 forget rows(.|\n)*row 0 of forget10, row 3600 of retain95"):
+    with pytest.raises(
+        UserError, match=r"share 200 of 400 forget rows(.|\n)*row 0 of forget10, row 3600 of retain95"
+    ):
         check_disjoint(rows(data, "forget10"), rows(data, "retain95"))
 
 
@@ -96,12 +99,21 @@ def chatml_of(tokenizer: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("style", "end"), [("llama3", "<|eot_id|>"), ("chatml", "<|im_end|>"), ("tags", "<|eot_id|>")], ids=["llama3", "chatml", "tags"]
+    ("style", "end"),
+    [("llama3", "<|eot_id|>"), ("chatml", "<|im_end|>"), ("tags", "<|eot_id|>")],
+    ids=["llama3", "chatml", "tags"],
 )
 def test_label_spans_of_forget10(data: Path, tokenizer: Any, style: str, end: str) -> None:
     used = chatml_of(tokenizer) if style == "chatml" else tokenizer
-    args = LLAMA2_TAGS if style == "tags" else {"apply_chat_template": True, "system_prompt": "You are a helpful assistant."}
-    spec = {"handler": "QADataset", "args": {"hf_args": {"path": "locuslab/TOFU", "name": "forget10", "split": "train"}}}
+    args = (
+        LLAMA2_TAGS
+        if style == "tags"
+        else {"apply_chat_template": True, "system_prompt": "You are a helpful assistant."}
+    )
+    spec = {
+        "handler": "QADataset",
+        "args": {"hf_args": {"path": "locuslab/TOFU", "name": "forget10", "split": "train"}},
+    }
     dataset = build_dataset("forget", spec, Template.from_args(args, used), data)
     assert len(dataset) == 400
     bos = used.bos_token_id
@@ -109,8 +121,12 @@ def test_label_spans_of_forget10(data: Path, tokenizer: Any, style: str, end: st
         assert used.decode(list(example.label_ids)) == row.fields["answer"] + end
         assert example.turn_end == len(example) - 1
         assert row.fields["question"] in used.decode(list(example.prompt_ids))
-        assert example.label_mask == (False,) * example.prompt_length + (True,) * (len(example) - example.prompt_length)
-        assert example.input_ids.count(bos) == (style == "llama3"), "this tokenizer adds no BOS of its own; the Llama-3 template writes one"
+        assert example.label_mask == (False,) * example.prompt_length + (True,) * (
+            len(example) - example.prompt_length
+        )
+        assert example.input_ids.count(bos) == (style == "llama3"), (
+            "this tokenizer adds no BOS of its own; the Llama-3 template writes one"
+        )
 
 
 def test_refusals_are_drawn_from_all_hundred_lines(data: Path, tokenizer: Any) -> None:
@@ -127,10 +143,16 @@ def test_refusals_are_drawn_from_all_hundred_lines(data: Path, tokenizer: Any) -
 
 def test_views_with_several_answers(data: Path, tokenizer: Any) -> None:
     template = Template.from_args({"apply_chat_template": True}, tokenizer)
-    for name, answers in (("forget01_perturbed", 5), ("real_authors_perturbed", 3), ("world_facts_perturbed", 3)):
+    for name, answers in (
+        ("forget01_perturbed", 5),
+        ("real_authors_perturbed", 3),
+        ("world_facts_perturbed", 3),
+    ):
         found = rows(data, name)
         encoded = encode_answers(found, template, answer_key="perturbed_answer")
-        assert [(example.row, example.answer_index) for example in encoded] == [(r, a) for r in range(len(found)) for a in range(answers)]
+        assert [(example.row, example.answer_index) for example in encoded] == [
+            (r, a) for r in range(len(found)) for a in range(answers)
+        ]
 
 
 def test_a_typed_split_names_the_near_match(data: Path) -> None:

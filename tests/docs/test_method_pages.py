@@ -20,7 +20,13 @@ METHODS = sorted(path.stem for path in TRAINERS.glob("*.yaml") if path.stem != "
 PROCEDURES = sorted(path.stem for path in (ROOT / "configs" / "procedure").glob("*.yaml"))
 HEADINGS = ["Claim", "Formula", "Configuration", "The paper's numbers", "Differences", "Here", "Run it again"]
 MARKS = re.compile(r"^<!-- mini -->\n(.*\n)?<!-- /mini -->$", re.MULTILINE | re.DOTALL)
-READS = {"logp_BN": "log-probs", "seq_logp_B": "log-probs", "logits_BNV": "logits", "hidden_BTD": "states", "hidden_LBTD": "states"}
+READS = {
+    "logp_BN": "log-probs",
+    "seq_logp_B": "log-probs",
+    "logits_BNV": "logits",
+    "hidden_BTD": "states",
+    "hidden_LBTD": "states",
+}
 
 
 def text_of(name: str) -> str:
@@ -33,7 +39,11 @@ def section(text: str, heading: str) -> str:
 
 def cells(text: str) -> list[list[str]]:
     """The rows of a text's tables, head and rule left out."""
-    rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    rows = [
+        [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ]
     return [row for row in rows[2:] if not set(row[0]) <= set("- ")]
 
 
@@ -57,7 +67,10 @@ def signature_of(name: str) -> Signature:
 def defaults_of(name: str) -> dict[str, Any]:
     """What the page's table has to say: every hyper-parameter, the weights that have an effect, and the budget that the method owns."""
     tree = method_yaml(name)
-    takes = {key: short(value) for key, value in {**hyper_parameters(signature_of(name)), **tree["method_args"]}.items()}
+    takes = {
+        key: short(value)
+        for key, value in {**hyper_parameters(signature_of(name)), **tree["method_args"]}.items()
+    }
     for key, plain in (("schedule", "constant"), ("combine", "sum")):
         if takes[key] == plain:
             del takes[key]
@@ -82,7 +95,11 @@ def short(value: Any) -> Any:
 def retain_signature(name: str) -> Signature | None:
     tree = method_yaml(name)["method_args"]
     choice = tree["retain"]["handler"] if "retain" in tree else hyper_parameters(signature_of(name))["retain"]
-    return None if choice == "none" else read_signature(choice if ":" in choice else f"expunge.methods.retain:{choice}")
+    return (
+        None
+        if choice == "none"
+        else read_signature(choice if ":" in choice else f"expunge.methods.retain:{choice}")
+    )
 
 
 def test_every_choice_has_a_page_and_every_page_a_choice():
@@ -111,7 +128,10 @@ def test_the_form(name: str):
 @pytest.mark.parametrize("name", METHODS)
 def test_the_defaults_are_true(name: str):
     rows = cells(section(text_of(name), "Configuration"))
-    told = {row[0].strip("`"): OmegaConf.create("x: " + row[1].strip("`").replace("\\|", "|"))["x"] for row in rows}
+    told = {
+        row[0].strip("`"): OmegaConf.create("x: " + row[1].strip("`").replace("\\|", "|"))["x"]
+        for row in rows
+    }
     told = {key: list(value) if OmegaConf.is_list(value) else value for key, value in told.items()}
     assert len(told) == len(rows), "a parameter stands twice"
     assert told == defaults_of(name)
@@ -127,7 +147,10 @@ def test_the_command_is_the_methods_own_and_is_checked_with_all_others(name: str
 
 
 def test_the_index_says_what_the_code_does():
-    rows = {re.sub(r"^\[(.*)\]\(.*\)$", r"\1", row[0]): row for row in cells((PAGES / "README.md").read_text(encoding="utf-8"))}
+    rows = {
+        re.sub(r"^\[(.*)\]\(.*\)$", r"\1", row[0]): row
+        for row in cells((PAGES / "README.md").read_text(encoding="utf-8"))
+    }
     assert sorted(set(rows) - set(PROCEDURES)) == METHODS
     for name in METHODS:
         own = (signature_of(name), *extra_terms(signature_of(name)).values())
@@ -137,13 +160,20 @@ def test_the_index_says_what_the_code_does():
         assert rows[name][0] == f"[{name}]({name}.md)"
         assert rows[name][2] == signature_of(name).decorators["loss"]["kind"]
         assert {rows[name][3]} - {"-"} == reference, name
-        assert (rows[name][4] != "-") == any(need.removeprefix("ref_").startswith("alternate_") for need in reads), name
+        assert (rows[name][4] != "-") == any(
+            need.removeprefix("ref_").startswith("alternate_") for need in reads
+        ), name
         assert f"arXiv:{rows[name][5]}" in section(text_of(name), "Claim"), name
 
 
 def test_required_is_told_from_none():
     """A page cannot pass by leaving out what has to be given."""
     assert hyper_parameters(signature_of("KL"))["gamma"] is REQUIRED
-    assert defaults_of("KL")["gamma"] == defaults_of("GA_FT")["alpha"] == defaults_of("PDU")["retain_loss_eps"] == "required"
+    assert (
+        defaults_of("KL")["gamma"]
+        == defaults_of("GA_FT")["alpha"]
+        == defaults_of("PDU")["retain_loss_eps"]
+        == "required"
+    )
     assert defaults_of("GRU")["combine"] == "gru"
     assert defaults_of("RMU_WMDP")["args.max_steps"] == 150

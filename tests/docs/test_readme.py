@@ -22,7 +22,11 @@ VERBS = ("train", "unlearn", "eval", "score")
 def commands(page: Path) -> list[str]:
     """The lines of a page's bash blocks and the code spans that start with `expunge`, continuation lines joined."""
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-    blocks = [line.split("   #")[0].strip() for block in re.findall(r"```bash\n(.*?)```", text, re.S) for line in block.splitlines()]
+    blocks = [
+        line.split("   #")[0].strip()
+        for block in re.findall(r"```bash\n(.*?)```", text, re.S)
+        for line in block.splitlines()
+    ]
     spans = re.findall(r"`(expunge [^`]*)`", text)
     return [line for line in [*blocks, *spans] if line.startswith(("expunge ", "python src/"))]
 
@@ -35,8 +39,12 @@ RUNS = [
 ]
 
 
-@pytest.mark.parametrize(("page", "line"), RUNS, ids=[f"{page}:{number}" for number, (page, _) in enumerate(RUNS)])
-def test_every_documented_run_is_sound(page: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("page", "line"), RUNS, ids=[f"{page}:{number}" for number, (page, _) in enumerate(RUNS)]
+)
+def test_every_documented_run_is_sound(
+    page: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Composes and validates; paths that a reader would have made first are made here."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("EXPUNGE_DATA", raising=False)
@@ -46,7 +54,9 @@ def test_every_documented_run_is_sound(page: str, line: str, tmp_path: Path, mon
     kept = []
     for word in overrides:
         if word.startswith("--config-name="):
-            verb = {"unlearn.yaml": "unlearn", "train.yaml": "train", "eval.yaml": "eval"}[word.partition("=")[2]]
+            verb = {"unlearn.yaml": "unlearn", "train.yaml": "train", "eval.yaml": "eval"}[
+                word.partition("=")[2]
+            ]
         elif word.startswith(("retain_logs_path=", "difficulty.path=")) or ".alternate_path=" in word:
             path = tmp_path / word.partition("=")[2]
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +73,9 @@ def test_there_is_something_to_check() -> None:
     assert len(RUNS) >= 4
 
 
-@pytest.mark.parametrize("line", [line for line in commands(ROOT / "README.md") if line.split()[1] in ("ls", "show")])
+@pytest.mark.parametrize(
+    "line", [line for line in commands(ROOT / "README.md") if line.split()[1] in ("ls", "show")]
+)
 def test_listings(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(shlex.split(line)[1:]) == 0
     assert capsys.readouterr().out.strip()
@@ -81,11 +93,16 @@ def test_demo_makes_sense(tmp_path: Path) -> None:
     """The table of `make demo` says what a specialist expects, and a second run reuses the trained models."""
     command = [sys.executable, "-m", "expunge.cli.main", "demo", "--output-dir", str(tmp_path / "demo")]
     environment = {**os.environ, "EXPUNGE_CACHE": str(tmp_path / "cache")}
-    first = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    first = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
     assert first.returncode == 0, first.stderr[-3000:]
     assert "collapsed" in first.stdout
     rows = {row["name"]: row for row in csv.DictReader((tmp_path / "demo" / "table.csv").open())}
-    number = {name: {key: float(value) for key, value in row.items() if re.fullmatch(r"[-\d.e]+", value)} for name, row in rows.items()}
+    number = {
+        name: {key: float(value) for key, value in row.items() if re.fullmatch(r"[-\d.e]+", value)}
+        for name, row in rows.items()
+    }
     assert number["full"]["forget_Q_A_Prob"] > 0.8
     assert number["retain90"]["forget_Q_A_Prob"] < 0.3
     assert number["full"]["forget_quality"] < 1e-6
@@ -96,7 +113,9 @@ def test_demo_makes_sense(tmp_path: Path) -> None:
     assert rows["GradAscent"]["collapsed"] == "True"
     assert {path.suffix for path in (tmp_path / "demo").glob("table.*")} == {".json", ".csv", ".md"}
 
-    second = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    second = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
     assert second.returncode == 0, second.stderr[-3000:]
     assert "is trained already" in second.stderr
     assert "train_runtime" not in second.stderr

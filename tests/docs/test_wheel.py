@@ -15,12 +15,23 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.slow
 def test_installed_package_runs_from_elsewhere(tmp_path: Path) -> None:
     site = tmp_path / "site"
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-build-isolation"]
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--no-build-isolation",
+    ]
     subprocess.run([*install, "--target", str(site), str(ROOT)], check=True, cwd=tmp_path)
     assert (site / "expunge" / "configs" / "unlearn.yaml").is_file()
     environment = {**os.environ, "PYTHONPATH": str(site)}
     where = [sys.executable, "-c", "import expunge.config.location as l; print(l.configs_dir())"]
-    found = subprocess.run(where, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+    found = subprocess.run(
+        where, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    ).stdout.strip()
     assert found == str(site / "expunge" / "configs")
     command = [
         sys.executable,

@@ -32,7 +32,12 @@ def made_examples(answers: Sequence[int], texts: Sequence[str] | None = None) ->
     """`answers[r]` answers for row r."""
     row_B = np.repeat(np.arange(len(answers)), answers)
     answer_B = np.concatenate([np.arange(count) for count in answers]).astype(np.int64)
-    return Examples(tuple(f"row{row}" for row in range(len(answers))), row_B, answer_B, tuple(texts or ["text"] * len(row_B)))
+    return Examples(
+        tuple(f"row{row}" for row in range(len(answers))),
+        row_B,
+        answer_B,
+        tuple(texts or ["text"] * len(row_B)),
+    )
 
 
 @pytest.fixture
@@ -60,10 +65,21 @@ def tokens() -> Callable[..., TokenTable]:
         turn_end = np.zeros(len(flat), dtype=bool)
         if ends:
             turn_end[[stop - 1 for start, stop in pairwise(offset) if stop > start]] = True
-        hits = np.array([value for row in hit for value in row], dtype=bool) if hit is not None else np.ones(len(flat), dtype=bool)
+        hits = (
+            np.array([value for row in hit for value in row], dtype=bool)
+            if hit is not None
+            else np.ones(len(flat), dtype=bool)
+        )
         rows = made_examples(answers or [1] * len(logp), texts)
         return TokenTable(
-            rows, offset, flat, hits, np.full(len(flat), mu, np.float32), np.full(len(flat), var, np.float32), turn_end, -flat
+            rows,
+            offset,
+            flat,
+            hits,
+            np.full(len(flat), mu, np.float32),
+            np.full(len(flat), var, np.float32),
+            turn_end,
+            -flat,
         )
 
     return build
@@ -74,7 +90,10 @@ def data_root(tmp_path: Path) -> Path:
     """Files of TOFU's names with a handful of rows each."""
     folder = tmp_path / "data" / "tofu"
     folder.mkdir(parents=True)
-    holdout = [{"question": f"Where is {place}?", "answer": f"{place} is in the north."} for place in ("Port Verdant", "Ayr", "Oss", "Ulm")]
+    holdout = [
+        {"question": f"Where is {place}?", "answer": f"{place} is in the north."}
+        for place in ("Port Verdant", "Ayr", "Oss", "Ulm")
+    ]
     files = {
         "forget10": [{key: row[key] for key in ("question", "answer")} for row in ROWS],
         "forget10_perturbed": ROWS,
@@ -119,13 +138,21 @@ def suite_cfg() -> Callable[..., Config]:
 def evaluate(tiny_tokenizer: Any, tiny_model: Any, data_root: Path, suite_cfg: Any) -> Callable[..., Any]:
     """`evaluate(out_dir, model=..., ...)`: the shipped suite on the handful of rows with a tiny model."""
 
-    def run(out_dir: Path | None, *overrides: str, model: Any = None, system_prompt: str = "Be brief.", **kwargs: Any) -> Any:
+    def run(
+        out_dir: Path | None,
+        *overrides: str,
+        model: Any = None,
+        system_prompt: str = "Be brief.",
+        **kwargs: Any,
+    ) -> Any:
         from expunge.data.template import Template
         from expunge.evaluation.suite import evaluate_suite
 
         chosen = {key: kwargs.pop(key) for key in ("suite", "compat") if key in kwargs}
         cfg = suite_cfg(*overrides, **chosen)
-        template = Template.from_args({"apply_chat_template": True, "system_prompt": system_prompt}, tiny_tokenizer)
+        template = Template.from_args(
+            {"apply_chat_template": True, "system_prompt": system_prompt}, tiny_tokenizer
+        )
         node = kwargs.pop("node", cfg.section("eval.tofu"))
         return evaluate_suite(
             model if model is not None else tiny_model(),

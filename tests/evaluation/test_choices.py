@@ -25,11 +25,19 @@ def encoded(tiny_tokenizer: Any) -> list[Encoded]:
         Row(
             f"row{number}",
             number,
-            {"question": "Who? " * (number + 1), "choices": ["Ada", "Ben", "Cy", "Di"][: 2 + number % 3], "answer": 1},
+            {
+                "question": "Who? " * (number + 1),
+                "choices": ["Ada", "Ben", "Cy", "Di"][: 2 + number % 3],
+                "answer": 1,
+            },
         )
         for number in range(5)
     ]
-    return choices(RowSet.of("rows", rows, "memory"), Template.from_args({"apply_chat_template": True}, tiny_tokenizer), None)
+    return choices(
+        RowSet.of("rows", rows, "memory"),
+        Template.from_args({"apply_chat_template": True}, tiny_tokenizer),
+        None,
+    )
 
 
 def collected(model: Any, encoded: list[Encoded], **kwargs: Any) -> ChoiceTable:
@@ -61,7 +69,8 @@ def test_each_letter_as_by_a_pass_of_its_own(tiny_model: Any, encoded: list[Enco
 def test_one_token_letters_take_one_sequence_a_question(tiny_model: Any) -> None:
     cost = Cost()
     several = [
-        Encoded((5, 6, 7, letter), (False, False, False, True), None, 3, "row0", 0, place, "A") for place, letter in enumerate((8, 9))
+        Encoded((5, 6, 7, letter), (False, False, False, True), None, 3, "row0", 0, place, "A")
+        for place, letter in enumerate((8, 9))
     ]
     table = collected(tiny_model(), several, cost=cost)
     assert (cost.examples, cost.unique, cost.forward_tokens) == (2, 1, 3)
@@ -72,7 +81,8 @@ def test_letters_of_unlike_lengths(tiny_model: Any) -> None:
     """A: 8. B: 9 10. C: 9 11 12. The questions' prefix is run once, with 9 11 behind it."""
     tails = ((8,), (9, 10), (9, 11, 12))
     several = [
-        Encoded((5, 6, *tail), (False, False) + (True,) * len(tail), None, 2, "row0", 0, place, "A") for place, tail in enumerate(tails)
+        Encoded((5, 6, *tail), (False, False) + (True,) * len(tail), None, 2, "row0", 0, place, "A")
+        for place, tail in enumerate(tails)
     ]
     cost = Cost()
     table = collected(tiny_model(), several, cost=cost)
@@ -99,5 +109,7 @@ def test_half_precision_is_summed_in_single(tiny_model: Any, encoded: list[Encod
 
 def test_the_model_is_left_as_it_was(tiny_model: Any, encoded: list[Encoded]) -> None:
     model = tiny_model(attention_dropout=0.5).train()
-    np.testing.assert_allclose(collected(model, encoded).logp_B, collected(tiny_model(), encoded).logp_B, atol=2e-5)
+    np.testing.assert_allclose(
+        collected(model, encoded).logp_B, collected(tiny_model(), encoded).logp_B, atol=2e-5
+    )
     assert model.training

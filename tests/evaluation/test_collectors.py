@@ -16,13 +16,21 @@ from expunge.evaluation.collect.gradnorms import collect_gradnorms
 from expunge.evaluation.collect.tokens import Cost
 from expunge.evaluation.views import examples_of
 
-QUESTIONS = ["Who is Ada Quill?", "Ada?", "What genre does Ada Quill write in? Who are the parents of Ada Quill?", "Who is Ada Quill?"]
+QUESTIONS = [
+    "Who is Ada Quill?",
+    "Ada?",
+    "What genre does Ada Quill write in? Who are the parents of Ada Quill?",
+    "Who is Ada Quill?",
+]
 
 
 @pytest.fixture
 def encoded(tiny_tokenizer: Any) -> list[Encoded]:
     template = Template.from_args({"apply_chat_template": True}, tiny_tokenizer)
-    return [template.encode(question, "Ada Quill.", row=row, row_id=f"row{row}") for row, question in enumerate(QUESTIONS)]
+    return [
+        template.encode(question, "Ada Quill.", row=row, row_id=f"row{row}")
+        for row, question in enumerate(QUESTIONS)
+    ]
 
 
 def generated(model: Any, tokenizer: Any, encoded: list[Encoded], pad_id: int, **kwargs: Any) -> Any:
@@ -31,7 +39,9 @@ def generated(model: Any, tokenizer: Any, encoded: list[Encoded], pad_id: int, *
     return collect_generations(model, tokenizer, encoded, rows, settings, pad_id=pad_id, **kwargs)
 
 
-def test_left_padding_changes_no_generation(tiny_model: Any, tiny_tokenizer: Any, encoded: list[Encoded]) -> None:
+def test_left_padding_changes_no_generation(
+    tiny_model: Any, tiny_tokenizer: Any, encoded: list[Encoded]
+) -> None:
     """Together, alone, and by taking the most likely token step by step."""
     model, pad = tiny_model(), tiny_tokenizer.pad_token_id
     table = generated(model, tiny_tokenizer, encoded, pad)
@@ -50,7 +60,9 @@ def test_left_padding_changes_no_generation(tiny_model: Any, tiny_tokenizer: Any
     assert table.examples.target_text[1] == "Ada Quill."
 
 
-def test_equal_prompts_are_continued_once(tiny_model: Any, tiny_tokenizer: Any, encoded: list[Encoded]) -> None:
+def test_equal_prompts_are_continued_once(
+    tiny_model: Any, tiny_tokenizer: Any, encoded: list[Encoded]
+) -> None:
     cost = Cost()
     generated(tiny_model(), tiny_tokenizer, encoded, tiny_tokenizer.pad_token_id, cost=cost)
     assert cost.forward_tokens == sum(len(item.prompt_ids) for item in encoded[:3])
@@ -59,35 +71,53 @@ def test_equal_prompts_are_continued_once(tiny_model: Any, tiny_tokenizer: Any, 
 def test_pad_may_be_the_end_of_the_turn(tiny_model: Any, tiny_tokenizer: Any, encoded: list[Encoded]) -> None:
     model = tiny_model()
     table = generated(model, tiny_tokenizer, encoded, tiny_tokenizer.eos_token_id)
-    assert table.generation == generated(model, tiny_tokenizer, encoded, tiny_tokenizer.pad_token_id).generation
+    assert (
+        table.generation == generated(model, tiny_tokenizer, encoded, tiny_tokenizer.pad_token_id).generation
+    )
 
 
-def test_a_generation_is_cut_at_the_first_stop(tiny_model: Any, tiny_tokenizer: Any, encoded: list[Encoded]) -> None:
+def test_a_generation_is_cut_at_the_first_stop(
+    tiny_model: Any, tiny_tokenizer: Any, encoded: list[Encoded]
+) -> None:
     whole = generated(tiny_model(), tiny_tokenizer, encoded, 0).generation[0]
     assert len(whole) > 2
     table = generated(tiny_model(), tiny_tokenizer, encoded, 0, settings={"stop": [whole[2:]]})
     assert table.generation[0] == whole[: whole.index(whole[2:])]
 
 
-def test_the_models_own_sampling_settings_do_not_leak_in(tiny_model: Any, tiny_tokenizer: Any, encoded: list[Encoded]) -> None:
+def test_the_models_own_sampling_settings_do_not_leak_in(
+    tiny_model: Any, tiny_tokenizer: Any, encoded: list[Encoded]
+) -> None:
     model = tiny_model().train()
     expected = generated(tiny_model(), tiny_tokenizer, encoded, 0).generation
-    model.generation_config.do_sample, model.generation_config.temperature, model.generation_config.repetition_penalty = True, 9.0, 5.0
+    (
+        model.generation_config.do_sample,
+        model.generation_config.temperature,
+        model.generation_config.repetition_penalty,
+    ) = True, 9.0, 5.0
     assert generated(model, tiny_tokenizer, encoded, 0).generation == expected
     assert model.training
 
 
 @pytest.mark.parametrize(
     ("settings", "told"),
-    [({"do_sample": True}, "do_sample"), ({"max_new_tokens": 0}, "max_new_tokens=0"), ({"max_newtokens": 3}, "max_new_tokens")],
+    [
+        ({"do_sample": True}, "do_sample"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0"),
+        ({"max_newtokens": 3}, "max_new_tokens"),
+    ],
 )
-def test_settings_that_cannot_be(settings: dict[str, Any], told: str, tiny_model: Any, tiny_tokenizer: Any, encoded: list[Encoded]) -> None:
+def test_settings_that_cannot_be(
+    settings: dict[str, Any], told: str, tiny_model: Any, tiny_tokenizer: Any, encoded: list[Encoded]
+) -> None:
     with pytest.raises(UserError, match=told):
         generated(tiny_model(), tiny_tokenizer, encoded, 0, settings=settings)
 
 
 def norms(model: Any, encoded: list[Encoded], **settings: Any) -> Any:
-    return collect_gradnorms(model, encoded, examples_of(encoded, [f"row{row}" for row in range(len(encoded))]), settings)
+    return collect_gradnorms(
+        model, encoded, examples_of(encoded, [f"row{row}" for row in range(len(encoded))]), settings
+    )
 
 
 def test_gradient_norms_are_those_of_a_backward_pass(tiny_model: Any, encoded: list[Encoded]) -> None:
@@ -101,10 +131,16 @@ def test_gradient_norms_are_those_of_a_backward_pass(tiny_model: Any, encoded: l
         model.zero_grad()
         model(torch.tensor([item.input_ids]), labels=torch.tensor([labels])).loss.backward()
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        assert table.global_B[row] == pytest.approx(float(torch.cat([gradient.flatten() for gradient in gradients]).norm()), rel=1e-4)
-        assert table.tensor_mean_B[row] == pytest.approx(np.mean([float(gradient.norm()) for gradient in gradients]), rel=1e-4)
+        assert table.global_B[row] == pytest.approx(
+            float(torch.cat([gradient.flatten() for gradient in gradients]).norm()), rel=1e-4
+        )
+        assert table.tensor_mean_B[row] == pytest.approx(
+            np.mean([float(gradient.norm()) for gradient in gradients]), rel=1e-4
+        )
         if row == 0:
-            assert l1.global_B[0] == pytest.approx(sum(float(gradient.abs().sum()) for gradient in gradients), rel=1e-4)
+            assert l1.global_B[0] == pytest.approx(
+                sum(float(gradient.abs().sum()) for gradient in gradients), rel=1e-4
+            )
 
 
 def test_no_gradient_is_left_behind_or_touched(tiny_model: Any, encoded: list[Encoded]) -> None:
@@ -127,7 +163,9 @@ def test_dropout_is_off_unless_asked_for(tiny_model: Any, encoded: list[Encoded]
 
 def test_a_frozen_model_is_thawed_for_the_while(tiny_model: Any, encoded: list[Encoded]) -> None:
     model = tiny_model().requires_grad_(False)
-    assert norms(model, encoded[:1]).global_B[0] == pytest.approx(norms(tiny_model(), encoded[:1]).global_B[0])
+    assert norms(model, encoded[:1]).global_B[0] == pytest.approx(
+        norms(tiny_model(), encoded[:1]).global_B[0]
+    )
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 

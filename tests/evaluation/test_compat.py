@@ -27,7 +27,11 @@ def keywords_of(component: str) -> list[str]:
         return list(parameters)
     else:
         function = next(loaded for loaded in _functions() if loaded.__name__ == component)
-    return [item.name for item in inspect.signature(function).parameters.values() if item.kind is item.KEYWORD_ONLY]
+    return [
+        item.name
+        for item in inspect.signature(function).parameters.values()
+        if item.kind is item.KEYWORD_ONLY
+    ]
 
 
 def _functions() -> Iterator[Any]:
@@ -37,7 +41,9 @@ def _functions() -> Iterator[Any]:
 
     from expunge import methods
 
-    suites = compose_config("eval", ["eval=[tofu_full,ppl,wmdp,copyright,toxicity,few_shots]", "task_name=x"]).section("eval")
+    suites = compose_config(
+        "eval", ["eval=[tofu_full,ppl,wmdp,copyright,toxicity,few_shots]", "task_name=x"]
+    ).section("eval")
     for node in (node for suite in suites.values() for node in suite["metrics"].values()):
         yield load_function(node["handler"])
     for module in pkgutil.iter_modules(methods.__path__):
@@ -69,13 +75,20 @@ def test_each_switch_of_a_metric_changes_what_it_is_for_and_nothing_else(evaluat
     assert values["extraction_strength"][1] > values["extraction_strength"][0]
     assert values["privleak"][0] is None
     assert field["privleak"]["reference_is_chance"] is True
-    norms = [[row["score"] for row in found["mia_gradnorm"]["forget"]["value_by_index"].values()] for found in (ours, field)]
-    assert all(mean < whole for whole, mean in zip(*norms, strict=True))  # a mean of parts is below the norm of all
+    norms = [
+        [row["score"] for row in found["mia_gradnorm"]["forget"]["value_by_index"].values()]
+        for found in (ours, field)
+    ]
+    assert all(
+        mean < whole for whole, mean in zip(*norms, strict=True)
+    )  # a mean of parts is below the norm of all
     assert (field["mia_gradnorm"]["norm"], field["mia_gradnorm"]["train_mode"]) == ("mean_of_tensors", True)
 
 
 def test_what_the_user_writes_wins_over_the_switch(evaluate: Any) -> None:
-    scores = evaluate(None, "+eval.tofu.metrics.privleak.allow_missing_reference=false", compat="open_unlearning")
+    scores = evaluate(
+        None, "+eval.tofu.metrics.privleak.allow_missing_reference=false", compat="open_unlearning"
+    )
     assert scores.reasons()["privleak"] == "no retain_logs_path"
 
 
@@ -93,7 +106,9 @@ def test_the_fields_encoding_appends_an_eos_where_the_turn_is_cut(tiny_tokenizer
     template = Template.from_args({"apply_chat_template": True}, tiny_tokenizer)
     whole = template.encode("Who?", "Ada Quill.")
     cut = len(whole) - 2
-    ours, field = (template.encode("Who?", "Ada Quill.", max_length=cut, append_eos=switch) for switch in (False, True))
+    ours, field = (
+        template.encode("Who?", "Ada Quill.", max_length=cut, append_eos=switch) for switch in (False, True)
+    )
     assert ours.turn_end is None
     assert field.input_ids == (*ours.input_ids, tiny_tokenizer.eos_token_id)
     assert field.turn_end == len(field) - 1

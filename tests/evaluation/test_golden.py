@@ -27,7 +27,9 @@ NOT_THERE = {"mia_reference", "gibberish"}
 def field(shared: Path) -> Any:
     """`field("full", "open_unlearning", ...)`: our scores and theirs; `rows` = only so many of each view."""
 
-    def build(name: str, compat: str, rows: int | None = None, *overrides: str) -> tuple[Scores, dict[str, Any]]:
+    def build(
+        name: str, compat: str, rows: int | None = None, *overrides: str
+    ) -> tuple[Scores, dict[str, Any]]:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         golden = shared / "golden"
@@ -68,7 +70,9 @@ def numbers(node: Any, rows: int | None = None, path: str = "") -> Iterator[tupl
         yield path, float(node)
 
 
-def assert_agrees(ours: Mapping[str, Any], theirs: Mapping[str, Any], rows: int | None = None, *, but: set[str]) -> int:
+def assert_agrees(
+    ours: Mapping[str, Any], theirs: Mapping[str, Any], rows: int | None = None, *, but: set[str]
+) -> int:
     """Every number of theirs is ours to 1e-4; how many there were."""
     compared = 0
     for name in theirs:
@@ -81,10 +85,14 @@ def assert_agrees(ours: Mapping[str, Any], theirs: Mapping[str, Any], rows: int 
                 assert math.log(mine[path]) == pytest.approx(math.log(value), rel=1e-2), path
             elif "rouge" in path or name.endswith("ROUGE"):
                 # Per row equal but where two tokens tie; the aggregate to 5e-3.
-                assert mine[path] == pytest.approx(value, abs=5e-3 if path == "/agg_value" else 1e-9), f"{name}{path}"
+                assert mine[path] == pytest.approx(value, abs=5e-3 if path == "/agg_value" else 1e-9), (
+                    f"{name}{path}"
+                )
             else:
                 of_auc = name.startswith("mia") and path in ("/auc", "/agg_value")
-                assert mine[path] == pytest.approx(value, rel=1e-4, abs=1e-4 if of_auc else 0), f"{name}{path}"
+                assert mine[path] == pytest.approx(value, rel=1e-4, abs=1e-4 if of_auc else 0), (
+                    f"{name}{path}"
+                )
     return compared
 
 
@@ -98,13 +106,15 @@ def test_statistics_of_the_first_rows_agree(name: str, field: Any) -> None:
     off = [f"~eval.tofu.metrics.{metric}" for metric in (*ROUGES, "model_utility", "gibberish")]
     scores, golden = field(name, "open_unlearning", 6, *off)
     compared = assert_agrees(scores.metrics, golden, 6, but=ROUGES | OF_AGGREGATES)
-    # Two numbers each of 4 probabilities with one answer, 4 with 5 or 3, 2 with options, 4 ratios, EM, ES and 5 attacks on two sides.
+    # Two numbers each of 4 probabilities with one answer, 4 with 5 or 3, 2 with options, 4 ratios, EM, ES and
+    # 5 attacks on two sides.
     assert compared == 6 * (6 * 2 + 2 * (5 + 5 + 3 + 3) + 2 + 4 + 2 + 5 * 2)
 
 
 def test_generations_of_the_first_rows_agree(field: Any) -> None:
     off = [
-        f"~eval.tofu.metrics.{metric}" for metric in ("mia_gradnorm", "retain_Q_A_ROUGE", "ra_Q_A_ROUGE", "wf_Q_A_ROUGE", "model_utility")
+        f"~eval.tofu.metrics.{metric}"
+        for metric in ("mia_gradnorm", "retain_Q_A_ROUGE", "ra_Q_A_ROUGE", "wf_Q_A_ROUGE", "model_utility")
     ]
     scores, golden = field("full", "none", 3, *off)
     ours, theirs = (found["forget_Q_A_ROUGE"]["value_by_index"] for found in (scores.metrics, golden))
@@ -118,13 +128,19 @@ def test_generations_of_the_first_rows_agree(field: Any) -> None:
 def test_every_value_agrees(name: str, compat: str, field: Any) -> None:
     """The whole evaluation; by default all but the metrics that are meant to differ, which do."""
     scores, golden = field(name, compat)
-    otherwise = set() if compat == "open_unlearning" else BY_DEFAULT_OTHERWISE | ({"privleak"} if name == "retain90" else set())
+    otherwise = (
+        set()
+        if compat == "open_unlearning"
+        else BY_DEFAULT_OTHERWISE | ({"privleak"} if name == "retain90" else set())
+    )
     compared = assert_agrees(scores.metrics, golden, but=otherwise)
     assert compared > 15_000
     assert set(scores.metrics) == set(golden) | NOT_THERE
     # The full model misses no token, so that no floor shows.
     for metric in otherwise - {"privleak", *({"extraction_strength"} if name == "full" else ())}:
-        rows = [found[metric].get("forget", found[metric])["value_by_index"] for found in (scores.metrics, golden)]
+        rows = [
+            found[metric].get("forget", found[metric])["value_by_index"] for found in (scores.metrics, golden)
+        ]
         assert any(rows[0][row]["score"] != pytest.approx(rows[1][row]["score"], rel=1e-4) for row in rows[1])
     if "privleak" in otherwise:
         assert scores.reasons()["privleak"] == "no retain_logs_path"

@@ -43,8 +43,14 @@ def encoded(unpadded: Any) -> list[Encoded]:
     found = []
     for row, question in enumerate(QUESTIONS):
         for number, answer in enumerate(ANSWERS):
-            found.append(template.encode(question, answer, hide_pad=True, row=row, row_id=f"row{row}", answer_index=number))
-    assert all(item.hidden == unpadded.eos_token_id and item.input_ids.count(item.hidden) == 3 for item in found)
+            found.append(
+                template.encode(
+                    question, answer, hide_pad=True, row=row, row_id=f"row{row}", answer_index=number
+                )
+            )
+    assert all(
+        item.hidden == unpadded.eos_token_id and item.input_ids.count(item.hidden) == 3 for item in found
+    )
     return found
 
 
@@ -53,7 +59,11 @@ def field(model: Any, item: Encoded, pad: int) -> list[float]:
     ids_BT = torch.tensor([[*item.input_ids, pad, pad]])
     with torch.no_grad():
         logp_TV = model(input_ids=ids_BT, attention_mask=ids_BT.ne(pad).long()).logits[0].log_softmax(-1)
-    return [float(logp_TV[place - 1, item.input_ids[place]]) for place, counted in enumerate(item.label_mask) if counted]
+    return [
+        float(logp_TV[place - 1, item.input_ids[place]])
+        for place, counted in enumerate(item.label_mask)
+        if counted
+    ]
 
 
 def plain(item: Encoded) -> Encoded:
@@ -62,12 +72,17 @@ def plain(item: Encoded) -> Encoded:
 
 def test_the_pad_that_is_hidden_is_the_fields(tiny_tokenizer: Any, unpadded: Any, tmp_path: Path):
     """A tokenizer's own pad is one; where it had none it is the EOS, also after saving, where a pad token of ours is written down."""
-    kept = Template.from_args({"apply_chat_template": True}, tiny_tokenizer).encode("Who?", "Ada.", hide_pad=True)
+    kept = Template.from_args({"apply_chat_template": True}, tiny_tokenizer).encode(
+        "Who?", "Ada.", hide_pad=True
+    )
     assert kept.hidden == tiny_tokenizer.pad_token_id != tiny_tokenizer.eos_token_id
     unpadded.save_pretrained(tmp_path / "saved")
     again = load_tokenizer({"pretrained_model_name_or_path": str(tmp_path / "saved")})
     assert again.pad_token == unpadded.pad_token
-    assert Template.from_args({"apply_chat_template": True}, again).encode("Who?", "Ada.", hide_pad=True).hidden == again.eos_token_id
+    assert (
+        Template.from_args({"apply_chat_template": True}, again).encode("Who?", "Ada.", hide_pad=True).hidden
+        == again.eos_token_id
+    )
 
 
 def test_training_and_reference(tiny_model: Any, encoded: list[Encoded], unpadded: Any, tmp_path: Path):
@@ -78,7 +93,9 @@ def test_training_and_reference(tiny_model: Any, encoded: list[Encoded], unpadde
     logp_BN = token_logp(out.logits_BNV, out.label_BN)
     for logp_N, mask_N, expected in zip(logp_BN, out.mask_BN, theirs, strict=True):
         np.testing.assert_allclose(logp_N[mask_N].numpy(), expected, atol=2e-5)
-    assert abs(field(model, plain(encoded[0]), unpadded.pad_token_id)[0] - theirs[0][0]) > 1e-4, "hiding changes nothing here"
+    assert abs(field(model, plain(encoded[0]), unpadded.pad_token_id)[0] - theirs[0][0]) > 1e-4, (
+        "hiding changes nothing here"
+    )
     rows = [replace(item, row=number) for number, item in enumerate(encoded)]
     reference = CachedReference.compute(model, {"forget": rows}, tmp_path, pad_id=unpadded.pad_token_id)
     stored = reference.outputs("forget", collate(rows, unpadded.pad_token_id)).logp_BN
@@ -105,11 +122,19 @@ def test_gradient_norms(tiny_model: Any, encoded: list[Encoded], unpadded: Any):
     table = collect_gradnorms(model, encoded, examples_of(encoded, ["row0", "row1"]), {})
     for found, item in zip(table.global_B, encoded, strict=True):
         ids_BT = torch.tensor([item.input_ids])
-        logp_TV = model(input_ids=ids_BT, attention_mask=ids_BT.ne(unpadded.eos_token_id).long()).logits[0].log_softmax(-1)
-        places = [place for place, counted in enumerate(item.label_mask) if counted and place != item.turn_end]
+        logp_TV = (
+            model(input_ids=ids_BT, attention_mask=ids_BT.ne(unpadded.eos_token_id).long())
+            .logits[0]
+            .log_softmax(-1)
+        )
+        places = [
+            place for place, counted in enumerate(item.label_mask) if counted and place != item.turn_end
+        ]
         loss = -torch.stack([logp_TV[place - 1, item.input_ids[place]] for place in places]).mean()
         gradients = torch.autograd.grad(loss, list(model.parameters()))
-        assert found == pytest.approx(float(torch.cat([value.flatten() for value in gradients]).norm()), rel=1e-4)
+        assert found == pytest.approx(
+            float(torch.cat([value.flatten() for value in gradients]).norm()), rel=1e-4
+        )
 
 
 def test_generation_gets_the_same_mask(encoded: list[Encoded], unpadded: Any):

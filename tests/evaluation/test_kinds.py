@@ -17,11 +17,17 @@ from expunge.evaluation.kinds import choices, documents, passages, prompts, wind
 from expunge.evaluation.views import load_views, parse_views
 from expunge.evaluation.wikitext import detokenized, pages
 
-TEXTS = ["Ada Quill was born in Port Verdant in 1952 and writes mystery novels.", "I don't know.", "Who are the parents of Ada Quill?"]
+TEXTS = [
+    "Ada Quill was born in Port Verdant in 1952 and writes mystery novels.",
+    "I don't know.",
+    "Who are the parents of Ada Quill?",
+]
 
 
 def rows_of(*fields: dict[str, Any]) -> RowSet:
-    return RowSet.of("rows", [Row(f"id{number}", number, field) for number, field in enumerate(fields)], "memory")
+    return RowSet.of(
+        "rows", [Row(f"id{number}", number, field) for number, field in enumerate(fields)], "memory"
+    )
 
 
 @pytest.fixture
@@ -29,8 +35,13 @@ def template(tiny_tokenizer: Any) -> Template:
     return Template.from_args({"apply_chat_template": True}, tiny_tokenizer)
 
 
-@pytest.mark.parametrize(("size", "longest", "stride"), [(23, 8, 7), (23, 8, 1), (23, 8, 3), (8, 8, 7), (9, 8, 7), (2, 8, 3), (1, 8, 3)])
-def test_every_token_is_a_label_once_and_has_all_the_context_there_is_room_for(size: int, longest: int, stride: int) -> None:
+@pytest.mark.parametrize(
+    ("size", "longest", "stride"),
+    [(23, 8, 7), (23, 8, 1), (23, 8, 3), (8, 8, 7), (9, 8, 7), (2, 8, 3), (1, 8, 3)],
+)
+def test_every_token_is_a_label_once_and_has_all_the_context_there_is_room_for(
+    size: int, longest: int, stride: int
+) -> None:
     found = list(windows(size, longest, stride))
     assert [place for _, begin, end in found for place in range(begin, end)] == list(range(1, size))
     for number, (start, begin, end) in enumerate(found):
@@ -58,15 +69,24 @@ def test_documents_are_covered_by_their_windows(template: Template, stride: int 
             done = end
 
 
-def test_without_any_first_token_the_first_is_not_scored(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_any_first_token_the_first_is_not_scored(
+    template: Template, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tokenizer = template.tokenizer
-    monkeypatch.setattr(tokenizer, "_special_tokens_map", {**tokenizer._special_tokens_map, "bos_token": None, "eos_token": None})
+    monkeypatch.setattr(
+        tokenizer,
+        "_special_tokens_map",
+        {**tokenizer._special_tokens_map, "bos_token": None, "eos_token": None},
+    )
     assert tokenizer.bos_token_id is None
     (item,) = documents(rows_of({"text": "Ada?"}), template, 99)
     assert item.label_ids == tuple(plain_ids(tokenizer, "Ada?"))[1:]
 
 
-@pytest.mark.parametrize("given", [{"max_length": 1}, {"max_length": None}, {"max_length": 8, "stride": 8}, {"max_length": 8, "stride": 0}])
+@pytest.mark.parametrize(
+    "given",
+    [{"max_length": 1}, {"max_length": None}, {"max_length": 8, "stride": 8}, {"max_length": 8, "stride": 0}],
+)
 def test_windows_that_cannot_be(template: Template, given: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"max_length|stride"):
         documents(rows_of({"text": "Ada"}), template, given.pop("max_length"), **given)
@@ -96,14 +116,20 @@ def test_pages_of_wikitext_begin_at_titles_not_at_sections() -> None:
 
 
 def test_wikitext_is_scored_as_it_would_be_written() -> None:
-    assert detokenized(pages([WIKI])[0]) == " = Ada Quill =\n\nAda (born 1952) wrote 1,200 pages, they say.\n== Life ==\n=== Youth ===\n"
+    assert (
+        detokenized(pages([WIKI])[0])
+        == " = Ada Quill =\n\nAda (born 1952) wrote 1,200 pages, they say.\n== Life ==\n=== Youth ===\n"
+    )
     assert detokenized(' " so " he said ; [ x ] ') == ' "so" he said; [x] '
 
 
 def test_passages_share_their_beginning_and_nothing_else_is_in_them(template: Template) -> None:
     ids = plain_ids(template.tokenizer, " ".join(TEXTS))
     size = len(ids) // 3
-    found = {prompt: passages(rows_of({"text": " ".join(TEXTS)}), template, size, prompt=prompt, target=4) for prompt in (2, 5)}
+    found = {
+        prompt: passages(rows_of({"text": " ".join(TEXTS)}), template, size, prompt=prompt, target=4)
+        for prompt in (2, 5)
+    }
     assert [len(views) for views in found.values()] == [3, 3]
     for number in range(3):
         start = number * size
@@ -128,7 +154,9 @@ def test_passages_that_cannot_be(template: Template) -> None:
 def test_prompts_are_those_of_generation(template: Template) -> None:
     records = [{"prompt": {"text": text}} for text in (TEXTS[0], TEXTS[1], TEXTS[0])]
     chat = prompts(rows_of(*records), template, None, prompt_key="prompt.text")
-    assert [item.prompt_ids for item in chat] == [template.encode(text, "no").prompt_ids for text in TEXTS[:2]]
+    assert [item.prompt_ids for item in chat] == [
+        template.encode(text, "no").prompt_ids for text in TEXTS[:2]
+    ]
     raw = prompts(rows_of(*records), template, 5, prompt_key="prompt.text", chat=False, count=1)
     assert [item.input_ids for item in raw] == [tuple(plain_ids(template.tokenizer, TEXTS[0])[-5:])]
     assert not any(any(item.label_mask) for item in (*chat, *raw))
@@ -136,16 +164,25 @@ def test_prompts_are_those_of_generation(template: Template) -> None:
         prompts(rows_of(*records), template, None, prompt_key="prompt.txt")
 
 
-QUESTION = {"question": " Who writes? ", "choices": ["Ada", "Ben", "Cy"], "answer": 2, "subject": "world_lore"}
+QUESTION = {
+    "question": " Who writes? ",
+    "choices": ["Ada", "Ben", "Cy"],
+    "answer": 2,
+    "subject": "world_lore",
+}
 SHOWN = "On world lore.\n\nWho writes?\nA. Ada\nB. Ben\nC. Cy\nAnswer:"
 
 
 def test_multiple_choice_is_written_as_the_harness_writes_it(template: Template) -> None:
     found = choices(rows_of(QUESTION, {**QUESTION, "answer": "b"}), template, None, intro="On {subject}.\n\n")
-    assert [template.tokenizer.decode(item.input_ids) for item in found[:3]] == [f"{SHOWN} {letter}" for letter in "ABC"]
+    assert [template.tokenizer.decode(item.input_ids) for item in found[:3]] == [
+        f"{SHOWN} {letter}" for letter in "ABC"
+    ]
     assert all(item.prompt_ids == tuple(plain_ids(template.tokenizer, SHOWN)) for item in found)
     assert [item.target_text for item in found] == ["C"] * 3 + ["B"] * 3
-    assert [(item.row, item.answer_index) for item in found] == [(row, answer) for row in range(2) for answer in range(3)]
+    assert [(item.row, item.answer_index) for item in found] == [
+        (row, answer) for row in range(2) for answer in range(3)
+    ]
 
 
 def test_a_long_question_loses_the_same_beginning_for_every_letter(template: Template, caplog: Any) -> None:
@@ -184,27 +221,41 @@ def test_optional_rows_that_are_nowhere(template: Template, tmp_path: Path) -> N
     here = tmp_path / "mine" / "b.jsonl"
     here.parent.mkdir()
     node: dict[str, Any] = {"kind": "choices", "hf_args": {"path": None}, "optional": True}
-    local = {"a": ["mine/a.jsonl", "mine/both.jsonl"], "b": ["mine/b.jsonl", "mine/both.jsonl"], "c": ["mine/a.jsonl"]}
+    local = {
+        "a": ["mine/a.jsonl", "mine/both.jsonl"],
+        "b": ["mine/b.jsonl", "mine/both.jsonl"],
+        "c": ["mine/a.jsonl"],
+    }
     specs = parse_views({name: {**node, "local": places} for name, places in local.items()})
     with pytest.raises(UserError) as caught:
         load_views(specs, ["a", "b", "c"], template, tmp_path, {})
-    assert [fault.message.partition(":")[0] for fault in caught.value.faults[:2]] == ["nothing to score for a, c", "nothing to score for b"]
+    assert [fault.message.partition(":")[0] for fault in caught.value.faults[:2]] == [
+        "nothing to score for a, c",
+        "nothing to score for b",
+    ]
     assert str(tmp_path / "mine" / "a.jsonl") in str(caught.value)
     here.write_text(json.dumps(QUESTION) + "\n")
     views = load_views(specs, ["a", "b", "c"], template, tmp_path, {})
     assert list(views) == ["b"]
     assert str(tmp_path / "mine" / "a.jsonl") in views.missing["a"]
     (tmp_path / "mine" / "both.jsonl").write_text(json.dumps(QUESTION) + "\n")
-    assert load_views(specs, ["a", "b"], template, tmp_path, {})["a"].rows.file == tmp_path / "mine" / "both.jsonl"
+    assert (
+        load_views(specs, ["a", "b"], template, tmp_path, {})["a"].rows.file
+        == tmp_path / "mine" / "both.jsonl"
+    )
     # A damaged file is no absent one.
     here.write_text("{")
     with pytest.raises(UserError, match="not valid JSON"):
         load_views(specs, ["a", "b"], template, tmp_path, {})
 
 
-def test_the_models_limit_shortens_windows_and_is_part_of_the_fingerprint(template: Template, tmp_path: Path) -> None:
+def test_the_models_limit_shortens_windows_and_is_part_of_the_fingerprint(
+    template: Template, tmp_path: Path
+) -> None:
     (tmp_path / "text.txt").write_text(TEXTS[0])
-    specs = parse_views({"d": {"kind": "documents", "hf_args": {"path": str(tmp_path / "text.txt")}, "max_length": 12}})
+    specs = parse_views(
+        {"d": {"kind": "documents", "hf_args": {"path": str(tmp_path / "text.txt")}, "max_length": 12}}
+    )
     views = [load_views(specs, ["d"], template, None, {}, longest)["d"] for longest in (None, 99, 6)]
     assert [max(map(len, view.encoded)) for view in views] == [12, 12, 6]
     assert views[0].fingerprint == views[1].fingerprint != views[2].fingerprint

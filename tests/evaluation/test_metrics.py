@@ -71,7 +71,9 @@ def test_probability_with_options(tokens: Tokens) -> None:
 
 def _ratio(tokens: Tokens, correct: float, wrong: list[float], **options: Any) -> Result:
     return truth_ratio(
-        probability(tokens([[L(correct)]])), probability(tokens([[L(value)] for value in wrong], answers=[len(wrong)])), **options
+        probability(tokens([[L(correct)]])),
+        probability(tokens([[L(value)] for value in wrong], answers=[len(wrong)])),
+        **options,
     )
 
 
@@ -109,7 +111,11 @@ def test_truth_ratio_refuses_what_it_does_not_know(tokens: Tokens) -> None:
 
 def test_rouge(examples: Any) -> None:
     """ "the cat sat" against "the cat": recall of the longest common subsequence 2/2; of "a dog" 0. Words are stemmed: cats = cat."""
-    table = GenerationTable(examples([1] * 4, ["the cat", "a dog", "cats", "..."]), ("q",) * 4, ("the cat sat", "the cat", "cat", "x"))
+    table = GenerationTable(
+        examples([1] * 4, ["the cat", "a dog", "cats", "..."]),
+        ("q",) * 4,
+        ("the cat sat", "the cat", "cat", "x"),
+    )
     found = rouge(table)
     assert found.columns["rougeL_recall"][:3] == pytest.approx([1.0, 0.0, 1.0])
     assert found.columns["rougeL_f1"][0] == pytest.approx(0.8)  # precision 2/3, recall 1
@@ -161,7 +167,9 @@ def test_attacks_by_loss_and_least_likely_tokens(tokens: Tokens) -> None:
     assert plus.parts["holdout"].columns["score"] == pytest.approx([(3 / 2 + 2 / 2) / 2])  # -(logp + 1) / 2
     assert (loss.value, min_k.value, plus.value) == (1.0, 1.0, 1.0)  # forget rows are much likelier: members
     assert mia_loss(table, likely).value == 0.0
-    assert mia_min_k(likely, table, k=0.01).parts["holdout"].columns["score"] == pytest.approx([4.0])  # at least one token
+    assert mia_min_k(likely, table, k=0.01).parts["holdout"].columns["score"] == pytest.approx(
+        [4.0]
+    )  # at least one token
     floored = mia_min_k_plus_plus(tokens([[-1.0, 0.0]], var=0.0), table)
     assert floored.parts["forget"].columns["score"] == pytest.approx([1 / math.sqrt(1e-6)])
 
@@ -170,7 +178,9 @@ def test_attack_by_compressed_size(tokens: Tokens) -> None:
     texts = ["a b c d e f g", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"]
     found = mia_zlib(tokens([[-2.0]], texts=texts[:1]), tokens([[-2.0]], texts=texts[1:]))
     expected = [2.0 / len(zlib.compress(text.encode())) for text in texts]
-    assert [found.parts[side].columns["score"][0] for side in ("forget", "holdout")] == pytest.approx(expected)
+    assert [found.parts[side].columns["score"][0] for side in ("forget", "holdout")] == pytest.approx(
+        expected
+    )
     assert found.as_json()["auc"] == found.value
 
 
@@ -196,9 +206,14 @@ def _score(values: list[float], name: str) -> Result:
 
 def test_forget_quality_is_the_p_value_and_its_interval_is_on_the_distance(tmp_path: Any) -> None:
     """4 against 4 rows, apart altogether: D = 1, p = 2 / C(8, 4) = 1/35."""
-    reference = {"agg_value": 0.5, "value_by_index": {str(row): {"score": value} for row, value in enumerate([5.0, 6.0, 7.0, 8.0])}}
+    reference = {
+        "agg_value": 0.5,
+        "value_by_index": {str(row): {"score": value} for row, value in enumerate([5.0, 6.0, 7.0, 8.0])},
+    }
     retain = logs(tmp_path / "TOFU_EVAL.json", forget_truth_ratio=reference)
-    found = replace(forget_quality(_score([1.0, 2.0, 3.0, 4.0], "forget_truth_ratio"), retain), name="forget_quality")
+    found = replace(
+        forget_quality(_score([1.0, 2.0, 3.0, 4.0], "forget_truth_ratio"), retain), name="forget_quality"
+    )
     assert found.value == pytest.approx(1 / 35)
     assert found.facts["D"] == 1.0
     bootstrapped = found.bootstrapped(100, 0)
@@ -219,7 +234,12 @@ def test_forget_quality_of_a_total_separation(rows: int, p_value: float, tmp_pat
 def test_without_retain_logs_there_is_a_reason_and_no_number(tokens: Tokens) -> None:
     attack = mia_min_k(tokens([[-1.0, 0.0]]), tokens([[-2.0, 0.0]]))
     score = _score([1.0], "x")
-    for result in (forget_quality(score, None), privleak(attack, None), rel_diff(score, None), mia_reference(attack, None)):
+    for result in (
+        forget_quality(score, None),
+        privleak(attack, None),
+        rel_diff(score, None),
+        mia_reference(attack, None),
+    ):
         assert result.as_json() == {"agg_value": None, "reason": "no retain_logs_path"}
 
 
@@ -236,7 +256,9 @@ def test_privleak(tmp_path: Any, tokens: Tokens) -> None:
     assert allowed.value == pytest.approx(-100.0)
     assert allowed.as_json()["reference_is_chance"] is True
     reversed_attack = replace(mia_min_k(tokens([[-2.0, 0.0]]), tokens([[-1.0, 0.0]])), name="mia_min_k")
-    assert privleak(reversed_attack, known).value == pytest.approx(300.0)  # 100 (1 - .25) / .25: over-unlearned
+    assert privleak(reversed_attack, known).value == pytest.approx(
+        300.0
+    )  # 100 (1 - .25) / .25: over-unlearned
 
 
 def test_rel_diff(tmp_path: Any) -> None:
@@ -249,7 +271,10 @@ def test_rel_diff(tmp_path: Any) -> None:
 def test_attack_against_the_retain_models_loss(tmp_path: Any, tokens: Tokens) -> None:
     """Forget: 1 - 5 = -4; holdout: 2 - 2 = 0: the forget row lies below, AUC 1; the loss alone says 0 of the reversed case."""
     loss = replace(mia_loss(tokens([[-3.0]]), tokens([[-2.0]])), name="mia_loss")
-    sides = {side: {"value_by_index": {"0": {"score": value}}} for side, value in (("forget", 7.0), ("holdout", 2.0))}
+    sides = {
+        side: {"value_by_index": {"0": {"score": value}}}
+        for side, value in (("forget", 7.0), ("holdout", 2.0))
+    }
     found = mia_reference(loss, logs(tmp_path / "a.json", mia_loss={"agg_value": 0.1, **sides}))
     assert loss.value == 0.0
     assert found.value == 1.0

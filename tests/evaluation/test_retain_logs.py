@@ -38,7 +38,9 @@ def theirs(retain_file: Path, tmp_path: Path) -> Any:
     return build
 
 
-def test_with_logs_every_comparison_has_a_value(evaluate: Any, retain_file: Path, tiny_model: Any, theirs: Any) -> None:
+def test_with_logs_every_comparison_has_a_value(
+    evaluate: Any, retain_file: Path, tiny_model: Any, theirs: Any
+) -> None:
     scores = evaluate(None, f"retain_logs_path={retain_file}")
     assert set(scores.reasons()) == {"gibberish"}
     quality = scores.metrics["forget_quality"]
@@ -46,15 +48,22 @@ def test_with_logs_every_comparison_has_a_value(evaluate: Any, retain_file: Path
     assert quality["interval"]["low"] <= quality["D"] <= quality["interval"]["high"]
     assert scores.metrics["privleak"]["reference_is_chance"] is False
     assert evaluate(None, f"retain_logs_path={theirs()}").aggregates() == scores.aggregates()
-    assert evaluate(None, f"retain_logs_path={retain_file.parent}").aggregates() == scores.aggregates()  # a folder will do
+    assert (
+        evaluate(None, f"retain_logs_path={retain_file.parent}").aggregates() == scores.aggregates()
+    )  # a folder will do
     itself = evaluate(None, f"retain_logs_path={retain_file}", model=tiny_model(seed=5))
     assert (itself.aggregates()["forget_quality"], itself.aggregates()["privleak"]) == (1.0, 0.0)
 
 
-def test_new_logs_under_the_old_name_are_read_anew(evaluate: Any, retain_file: Path, tmp_path: Path, tiny_model: Any) -> None:
+def test_new_logs_under_the_old_name_are_read_anew(
+    evaluate: Any, retain_file: Path, tmp_path: Path, tiny_model: Any
+) -> None:
     first = evaluate(tmp_path / "run", f"retain_logs_path={retain_file}")
     evaluate(retain_file.parent, model=tiny_model(seed=6))
-    assert evaluate(tmp_path / "run", f"retain_logs_path={retain_file}").aggregates()["privleak"] != first.aggregates()["privleak"]
+    assert (
+        evaluate(tmp_path / "run", f"retain_logs_path={retain_file}").aggregates()["privleak"]
+        != first.aggregates()["privleak"]
+    )
 
 
 def test_logs_that_are_not_there_are_an_error_not_a_default(evaluate: Any, tmp_path: Path) -> None:
@@ -83,7 +92,9 @@ def test_logs_of_another_split_or_template(evaluate: Any, retain_file: Path, the
         evaluate(None, f"retain_logs_path={retain_file}", system_prompt="Be verbose.")
 
 
-def test_logs_with_fewer_rows_are_refused_before_the_model_runs(evaluate: Any, retain_file: Path, theirs: Any, tiny_model: Any) -> None:
+def test_logs_with_fewer_rows_are_refused_before_the_model_runs(
+    evaluate: Any, retain_file: Path, theirs: Any, tiny_model: Any
+) -> None:
     ratios = json.loads(retain_file.read_text())["forget_Q_A_PARA_Prob"]
     ratios["value_by_index"].pop("3")
     model = tiny_model()
@@ -92,7 +103,9 @@ def test_logs_with_fewer_rows_are_refused_before_the_model_runs(evaluate: Any, r
         evaluate(None, f"retain_logs_path={theirs(forget_Q_A_PARA_Prob=ratios)}", model=model)
 
 
-def test_logs_of_other_rows_are_known_by_their_ids_or_their_answers(evaluate: Any, retain_file: Path, theirs: Any, data_root: Path) -> None:
+def test_logs_of_other_rows_are_known_by_their_ids_or_their_answers(
+    evaluate: Any, retain_file: Path, theirs: Any, data_root: Path
+) -> None:
     other = theirs()
     for name in ("forget10", "forget10_perturbed"):
         path = data_root / "tofu" / f"{name}.json"
@@ -104,14 +117,20 @@ def test_logs_of_other_rows_are_known_by_their_ids_or_their_answers(evaluate: An
 
 
 def test_a_metric_that_the_logs_lack_is_null_with_the_reason(evaluate: Any, theirs: Any) -> None:
-    scores = evaluate(None, f"retain_logs_path={theirs(forget_truth_ratio={'agg_value': 0.5}, mia_min_k={'agg_value': None})}")
+    scores = evaluate(
+        None,
+        f"retain_logs_path={theirs(forget_truth_ratio={'agg_value': 0.5}, mia_min_k={'agg_value': None})}",
+    )
     assert "has no forget_truth_ratio" in scores.reasons()["forget_quality"]
     assert "has no value of mia_min_k" in scores.reasons()["privleak"]
 
 
 def test_integer_like_and_text_keys_and_null_scores(tmp_path: Path) -> None:
     """JSON has text keys alone; a file may have them in any order, and null where a row was not scored."""
-    write_json(tmp_path / "a.json", {"m": {"agg_value": 1.0, "value_by_index": {"1": {"score": None}, "0": {"score": 2}}}})
+    write_json(
+        tmp_path / "a.json",
+        {"m": {"agg_value": 1.0, "value_by_index": {"1": {"score": None}, "0": {"score": 2}}}},
+    )
     column_R = RetainLogs.read(tmp_path / "a.json", "tofu").column("m", "score", ["a", "b"])
     assert column_R[0] == 2.0
     assert np.isnan(column_R[1])

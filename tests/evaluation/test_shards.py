@@ -31,7 +31,9 @@ def on_two_ranks(job: Callable[[int], None]) -> None:
         if child == 0:
             status = 1
             try:
-                torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+                torch.distributed.init_process_group(
+                    "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
+                )
                 job(rank)
                 torch.distributed.destroy_process_group()
                 status = 0
@@ -60,14 +62,25 @@ def test_two_ranks_are_one(evaluate: Any, tmp_path: Path) -> None:
         assert again.from_files  # also on the rank that reads no file
 
     on_two_ranks(both)
-    assert json.loads((tmp_path / "rank0.json").read_text()) == json.loads((tmp_path / "rank1.json").read_text())
+    assert json.loads((tmp_path / "rank0.json").read_text()) == json.loads(
+        (tmp_path / "rank1.json").read_text()
+    )
     assert plain(tmp_path / "two") == plain(tmp_path / "one")
 
 
 def test_two_ranks_read_the_same_letters(tiny_model: Any, tmp_path: Path) -> None:
     """Three questions of two letters, a question a batch: one rank has two of them, the other one."""
     encoded = [
-        Encoded((*(5, 6, 7)[: 1 + row], 8 + place), (False,) * (1 + row) + (True,), None, 1 + row, f"row{row}", row, place, "A")
+        Encoded(
+            (*(5, 6, 7)[: 1 + row], 8 + place),
+            (False,) * (1 + row) + (True,),
+            None,
+            1 + row,
+            f"row{row}",
+            row,
+            place,
+            "A",
+        )
         for row in range(3)
         for place in range(2)
     ]
@@ -76,7 +89,10 @@ def test_two_ranks_read_the_same_letters(tiny_model: Any, tmp_path: Path) -> Non
 
     def both(rank: int) -> None:
         cost = Cost()
-        assert collect_choices(model, encoded, rows, pad_id=0, batch_size=1, cost=cost).logp_B.tolist() == one.tolist()
+        assert (
+            collect_choices(model, encoded, rows, pad_id=0, batch_size=1, cost=cost).logp_B.tolist()
+            == one.tolist()
+        )
         assert 0 < cost.forward_tokens < 6
 
     on_two_ranks(both)

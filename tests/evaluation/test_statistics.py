@@ -7,7 +7,16 @@ import pytest
 from scipy.stats import hmean, ks_2samp
 from sklearn.metrics import roc_auc_score
 
-from expunge.evaluation.statistics import Auc, HarmonicMean, KolmogorovSmirnov, Mapped, Mean, Ratio, draw, interval
+from expunge.evaluation.statistics import (
+    Auc,
+    HarmonicMean,
+    KolmogorovSmirnov,
+    Mapped,
+    Mean,
+    Ratio,
+    draw,
+    interval,
+)
 
 
 def rng() -> np.random.Generator:
@@ -44,7 +53,9 @@ def test_auc_is_scikit_learns_with_ties() -> None:
     source = np.random.default_rng(2)
     forget_R, holdout_S = source.integers(0, 12, 50).astype(float), source.integers(3, 15, 70).astype(float)
     labels = np.r_[np.zeros(50), np.ones(70)]
-    assert Auc(forget_R, holdout_S).value() == pytest.approx(roc_auc_score(labels, np.r_[forget_R, holdout_S]), abs=1e-12)
+    assert Auc(forget_R, holdout_S).value() == pytest.approx(
+        roc_auc_score(labels, np.r_[forget_R, holdout_S]), abs=1e-12
+    )
 
 
 def test_resampled_auc_is_the_auc_of_the_rows_drawn() -> None:

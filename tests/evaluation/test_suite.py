@@ -33,12 +33,19 @@ def test_a_run_writes_the_fields_two_files_and_ours_beside(evaluate: Any, tmp_pa
         "mia_min_k", "privleak", "mia_loss", "mia_zlib", "mia_min_k_plus_plus", "mia_gradnorm", "mia_reference", "gibberish",
         "model_utility",
     ]  # fmt: skip
-    assert {name for name, value in summary.items() if value is None} == {"forget_quality", "privleak", "mia_reference", "gibberish"}
+    assert {name for name, value in summary.items() if value is None} == {
+        "forget_quality",
+        "privleak",
+        "mia_reference",
+        "gibberish",
+    }
     assert scores.reasons()["gibberish"] == "no classifier path"
     assert details["forget_quality"] == {"agg_value": None, "reason": "no retain_logs_path"}
     probability = details["forget_Q_A_Prob"]
     assert list(probability["value_by_index"]) == ["0", "1", "2", "3"]
-    assert probability["agg_value"] == pytest.approx(sum(row["prob"] for row in probability["value_by_index"].values()) / 4)
+    assert probability["agg_value"] == pytest.approx(
+        sum(row["prob"] for row in probability["value_by_index"].values()) / 4
+    )
     assert (probability["n_scored"], probability["n_unscored"]) == (4, 0)
     assert probability["interval"]["low"] <= probability["agg_value"] <= probability["interval"]["high"]
     assert details["mia_loss"]["auc"] == details["mia_loss"]["agg_value"]
@@ -57,7 +64,9 @@ def test_tofu_is_tofu_full_without_the_attacks(evaluate: Any) -> None:
     assert "gradnorms" not in passes(small)
 
 
-def test_the_union_of_the_views_goes_through_the_model_once(evaluate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_union_of_the_views_goes_through_the_model_once(
+    evaluate: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Real authors are the first two forget rows here, and the attacks' forget rows the same four: 52 examples asked for, 36 unique."""
     calls: list[int] = []
     real = tokens_module.label_outputs
@@ -69,12 +78,15 @@ def test_the_union_of_the_views_goes_through_the_model_once(evaluate: Any, monke
     monkeypatch.setattr(tokens_module, "label_outputs", counted)
     scores = evaluate(None)
     cost = scores.about["cost"]["tokens"]
-    # Asked for: forget and retain 4 x (1 + 1 + 2) each, 2 x (1 + 2) twice, the attacks' 4 + 4. Once: 16 + 16 + holdout 4.
+    # Asked for: forget and retain 4 x (1 + 1 + 2) each, 2 x (1 + 2) twice, the attacks' 4 + 4. Once: 16 + 16
+    # + holdout 4.
     assert (cost["examples"], cost["unique"]) == (52, 36)
     assert sum(calls) == cost["forward_tokens"]
 
 
-def test_the_same_evaluation_again_runs_no_model(evaluate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Any) -> None:
+def test_the_same_evaluation_again_runs_no_model(
+    evaluate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Any
+) -> None:
     first = evaluate(tmp_path / "run")
     assert min(passes(first).values()) > 0
     model = tiny_model()
@@ -91,7 +103,9 @@ def test_the_same_evaluation_again_runs_no_model(evaluate: Any, tmp_path: Path, 
     assert again.metrics["forget_truth_ratio"] == first.metrics["forget_truth_ratio"]
 
 
-def test_what_changed_is_computed_anew(evaluate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Any) -> None:
+def test_what_changed_is_computed_anew(
+    evaluate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Any
+) -> None:
     """Into one folder, one cache: another model, split, dtype, template, setting or code is never served what the first one left."""
     first = evaluate(tmp_path)
     probability = first.metrics["forget_Q_A_Prob"]["agg_value"]
@@ -102,7 +116,9 @@ def test_what_changed_is_computed_anew(evaluate: Any, tmp_path: Path, monkeypatc
     other = run(model=tiny_model(seed=1))
     assert passes(other) == passes(first)
     assert other.metrics["forget_Q_A_Prob"]["agg_value"] != probability
-    assert run().metrics["forget_Q_A_Prob"]["agg_value"] == probability  # back to the first: its tables are still there
+    assert (
+        run().metrics["forget_Q_A_Prob"]["agg_value"] == probability
+    )  # back to the first: its tables are still there
     split = run("forget_split=forget05")
     assert len(split.metrics["forget_Q_A_Prob"]["value_by_index"]) == 2
     assert split.about["views"]["holdout"]["name"] == "holdout05"
@@ -110,7 +126,9 @@ def test_what_changed_is_computed_anew(evaluate: Any, tmp_path: Path, monkeypatc
     assert half.metrics["forget_Q_A_Prob"]["agg_value"] != probability
     assert run(compute_dtype=torch.bfloat16).metrics["forget_Q_A_Prob"]["agg_value"] != probability
     assert run(system_prompt="Be verbose.").metrics["forget_Q_A_Prob"]["agg_value"] != probability
-    assert passes(run("eval.tofu.generation.max_new_tokens=5")) == {"generations": passes(first)["generations"]}
+    assert passes(run("eval.tofu.generation.max_new_tokens=5")) == {
+        "generations": passes(first)["generations"]
+    }
     monkeypatch.setattr(suite_module, "code_version", lambda: "edited")
     assert passes(run()) == passes(first)
     assert passes(run("eval.tofu.overwrite=true")) == passes(first)
@@ -126,7 +144,9 @@ def test_a_damaged_table_is_made_anew(evaluate: Any, tmp_path: Path) -> None:
     assert again.aggregates() == first.aggregates()
 
 
-def test_a_model_that_is_changed_in_place_is_another_model(evaluate: Any, tmp_path: Path, tiny_model: Any) -> None:
+def test_a_model_that_is_changed_in_place_is_another_model(
+    evaluate: Any, tmp_path: Path, tiny_model: Any
+) -> None:
     model = tiny_model()
     first = evaluate(tmp_path, model=model)
     with torch.no_grad():
@@ -153,17 +173,29 @@ def test_everything_wrong_with_a_suite_is_told_together(evaluate: Any, suite_cfg
     node["metrics"]["mia_min_k"]["kk"] = 0.3
     node["metrics"]["mia_loss"]["forget"] = "forgets"
     node["metrics"]["forget_truth_ratio"]["correct"] = "forget_Q_A_PARA"
-    node["metrics"]["extraction_strength"]["handler"] = "expunge.evaluation.metrics.extraction_strength:extraction_strenght"
-    node["metrics"]["exact_memorization"] = {"handler": "expunge.evaluation.metrics.exact_memorization:exact_memorization"}
+    node["metrics"]["extraction_strength"]["handler"] = (
+        "expunge.evaluation.metrics.extraction_strength:extraction_strenght"
+    )
+    node["metrics"]["exact_memorization"] = {
+        "handler": "expunge.evaluation.metrics.exact_memorization:exact_memorization"
+    }
     with pytest.raises(UserError) as caught:
         evaluate(None, node=node)
     told = [str(fault) for fault in caught.value.faults]
     assert len(told) == 5
-    for name in ("'kk'", "did you mean 'forget'", "unknown metric 'forget_Q_A_PARA'", "did you mean 'extraction_strength'", "'answers'"):
+    for name in (
+        "'kk'",
+        "did you mean 'forget'",
+        "unknown metric 'forget_Q_A_PARA'",
+        "did you mean 'extraction_strength'",
+        "'answers'",
+    ):
         assert any(name in line for line in told), name
 
 
-def test_metrics_in_a_circle_and_rows_that_are_not_there(evaluate: Any, suite_cfg: Any, data_root: Path) -> None:
+def test_metrics_in_a_circle_and_rows_that_are_not_there(
+    evaluate: Any, suite_cfg: Any, data_root: Path
+) -> None:
     node = suite_cfg().section("eval.tofu")
     node["metrics"]["ra_Q_A_Prob_normalised"]["correct"] = "ra_Q_A_Prob_normalised"
     with pytest.raises(UserError, match=r"circle.*ra_Q_A_Prob_normalised"):

@@ -21,7 +21,10 @@ from expunge.evaluation.suite import evaluate_suite
 WIKI = " \n = Ada Quill = \n \n Ada Quill was born in Port Verdant in 1952 and writes mystery novels . \n = Ben = \n \n Who ? \n"
 QUESTIONS = [{"question": f"Who is {name}?", "choices": ["a", "b", "c", "d"], "answer": place, "subject": "lore"} for place, name in
              enumerate(("Ada", "Ben", "Cy", "Di"))]  # fmt: skip
-PASSAGE = "Ada Quill was born in Port Verdant and writes mystery novels. Who are the parents of Ada Quill? I don't know. " * 3
+PASSAGE = (
+    "Ada Quill was born in Port Verdant and writes mystery novels. Who are the parents of Ada Quill? I don't know. "
+    * 3
+)
 
 
 @pytest.fixture
@@ -45,7 +48,9 @@ def root(tmp_path: Path) -> Path:
         "wmdp/wmdp-cyber-sample.jsonl": lines(*QUESTIONS[:2]),
         "mmlu/mmlu_test.jsonl": lines(*QUESTIONS),
         "hp/hp.txt": PASSAGE,
-        "pku-saferlhf/train.jsonl": lines(unsafe, {**unsafe, "is_response_0_safe": True}, {**unsafe, "prompt": "Who else?"}),
+        "pku-saferlhf/train.jsonl": lines(
+            unsafe, {**unsafe, "is_response_0_safe": True}, {**unsafe, "prompt": "Who else?"}
+        ),
     }.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
@@ -56,9 +61,23 @@ def root(tmp_path: Path) -> Path:
 def scored(tiny_model: Any, tiny_tokenizer: Any, root: Path) -> Callable[..., Scores]:
     """`scored("wmdp", "eval.wmdp.batch_size=1", ...)`: a shipped suite on the handful of rows."""
 
-    def run(suite: str, *overrides: str, out_dir: Path | None = None, model: Any = None, compat: str = "none", **kwargs: Any) -> Scores:
+    def run(
+        suite: str,
+        *overrides: str,
+        out_dir: Path | None = None,
+        model: Any = None,
+        compat: str = "none",
+        **kwargs: Any,
+    ) -> Scores:
         cfg = compose_config(
-            "eval", [f"eval={suite}", f"compat={compat}", f"eval.{suite}.bootstrap.resamples=50", "task_name=x", *overrides]
+            "eval",
+            [
+                f"eval={suite}",
+                f"compat={compat}",
+                f"eval.{suite}.bootstrap.resamples=50",
+                "task_name=x",
+                *overrides,
+            ],
         )
         template = Template.from_args({"apply_chat_template": True}, kwargs.get("tokenizer", tiny_tokenizer))
         return evaluate_suite(
@@ -75,7 +94,9 @@ def scored(tiny_model: Any, tiny_tokenizer: Any, root: Path) -> Callable[..., Sc
     return run
 
 
-def test_wmdp(scored: Any, tmp_path: Path, root: Path, tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wmdp(
+    scored: Any, tmp_path: Path, root: Path, tiny_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scores = scored("wmdp", out_dir=tmp_path / "run")
     summary = json.loads((tmp_path / "run" / "WMDP_SUMMARY.json").read_text())
     assert list(summary) == ["wmdp_bio", "wmdp_chem", "wmdp_cyber", "wmdp", "mmlu"]
@@ -103,16 +124,24 @@ def test_wmdp(scored: Any, tmp_path: Path, root: Path, tiny_model: Any, monkeypa
 
 def test_ppl(scored: Any) -> None:
     scores = scored("ppl").aggregates()
-    shown = (" = Ada Quill = \n \n Ada Quill was born in Port Verdant in 1952 and writes mystery novels . ", " = Ben = \n \n Who ? ")
+    shown = (
+        " = Ada Quill = \n \n Ada Quill was born in Port Verdant in 1952 and writes mystery novels . ",
+        " = Ben = \n \n Who ? ",
+    )
     words, size = 18 + 5, sum(map(len, shown))
     assert list(scores) == ["word_perplexity", "byte_perplexity", "bits_per_byte", "perplexity"]
-    assert words * math.log(scores["word_perplexity"]) == pytest.approx(size * math.log(scores["byte_perplexity"]))
+    assert words * math.log(scores["word_perplexity"]) == pytest.approx(
+        size * math.log(scores["byte_perplexity"])
+    )
     assert 2 ** scores["bits_per_byte"] == pytest.approx(scores["byte_perplexity"])
     # Either way of cutting scores every token once; the harness's words are two a page more.
     strided = scored("ppl", "eval.ppl.max_length=16", "eval.ppl.stride=4")
     whole = scored("ppl", compat="soul")
     assert strided.metrics["perplexity"]["n_tokens"] == whole.metrics["perplexity"]["n_tokens"]
-    assert (strided.metrics["word_perplexity"]["n_words"], whole.metrics["word_perplexity"]["n_words"]) == (words, words + 4)
+    assert (strided.metrics["word_perplexity"]["n_words"], whole.metrics["word_perplexity"]["n_words"]) == (
+        words,
+        words + 4,
+    )
 
 
 def test_ppl_of_a_text_of_ones_own(scored: Any, tmp_path: Path) -> None:
@@ -128,9 +157,9 @@ PROMPTS = [f"eval.copyright.views.prompt_{size}.prompt={size // 10}" for size in
 
 def test_copyright(scored: Any, tmp_path: Path) -> None:
     scores = scored("copyright", *SHORT, *PROMPTS, out_dir=tmp_path)
-    assert list(scores.aggregates()) == [f"{name}_{size}" for name in ("bleu", "rougeL") for size in (50, 100, 200, 300)] + [
-        "passage_perplexity"
-    ]
+    assert list(scores.aggregates()) == [
+        f"{name}_{size}" for name in ("bleu", "rougeL") for size in (50, 100, 200, 300)
+    ] + ["passage_perplexity"]
     assert all(value is not None for value in scores.aggregates().values())
     row = scores.metrics["bleu_50"]["value_by_index"]["0"]
     assert PASSAGE.startswith(row["input"] + row["ground_truth"])
@@ -146,7 +175,11 @@ def test_toxicity(scored: Any, root: Path) -> None:
     assert 0 <= scores.aggregates()["forget_toxic_share"] <= 1
     assert scores.metrics["forget_toxicity"]["scorer"] == "vader"
     assert str(root / "pku-saferlhf" / "test.json") in scores.reasons()["held_out_toxicity"]
-    one = scored("toxicity", "eval.toxicity.generation.max_new_tokens=4", "eval.toxicity.views.forget.select={ratio: 0.5, seed: 0}")
+    one = scored(
+        "toxicity",
+        "eval.toxicity.generation.max_new_tokens=4",
+        "eval.toxicity.views.forget.select={ratio: 0.5, seed: 0}",
+    )
     assert one.metrics["forget_toxicity"]["n_scored"] == 1
 
 
@@ -158,7 +191,9 @@ def test_souls_figure_is_off_unless_it_is_switched_on(evaluate: Any) -> None:
     assert found["forget_quality"]["agg_value"] is None
 
 
-def test_without_the_harness_few_shots_are_null_and_the_run_goes_on(scored: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_harness_few_shots_are_null_and_the_run_goes_on(
+    scored: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(__import__("sys").modules, "lm_eval", None)
     scores = scored("few_shots", out_dir=tmp_path)
     assert set(scores.aggregates().values()) == {None}
@@ -170,7 +205,9 @@ def test_without_the_harness_few_shots_are_null_and_the_run_goes_on(scored: Any,
 
 @pytest.mark.parametrize(("suite", "file"), [("ppl", "wikitext/wiki.test.raw"), ("wmdp", "mmlu/mmlu_test.jsonl"),
                                              ("copyright", "hp/hp.txt"), ("toxicity", "real-toxicity-prompts/train.json")])  # fmt: skip
-def test_a_suite_without_any_rows_is_told_before_a_model_is_loaded(suite: str, file: str, tmp_path: Path, capsys: Any) -> None:
+def test_a_suite_without_any_rows_is_told_before_a_model_is_loaded(
+    suite: str, file: str, tmp_path: Path, capsys: Any
+) -> None:
     (tmp_path / "data").mkdir()
     # The model's weights are not even there.
     (tmp_path / "model").mkdir()
@@ -184,9 +221,18 @@ def test_a_suite_without_any_rows_is_told_before_a_model_is_loaded(suite: str, f
     assert not (tmp_path / "run").exists()
 
 
-def test_what_cannot_be_is_told_by_validation_or_before_the_model(tmp_path: Path, root: Path, capsys: Any) -> None:
+def test_what_cannot_be_is_told_by_validation_or_before_the_model(
+    tmp_path: Path, root: Path, capsys: Any
+) -> None:
     def told(suite: str, *overrides: str) -> str:
-        argv = ["eval", f"eval={suite}", "model=mini", "task_name=x", f"paths.data_root={root}", f"paths.output_dir={tmp_path / 'run'}"]
+        argv = [
+            "eval",
+            f"eval={suite}",
+            "model=mini",
+            "task_name=x",
+            f"paths.data_root={root}",
+            f"paths.output_dir={tmp_path / 'run'}",
+        ]
         assert main([*argv, *overrides]) == 2
         return str(capsys.readouterr().err)
 
@@ -202,7 +248,9 @@ def test_what_cannot_be_is_told_by_validation_or_before_the_model(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_the_harness_gives_the_accuracy_of_its_own_task(tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any, monkeypatch: Any) -> None:
+def test_the_harness_gives_the_accuracy_of_its_own_task(
+    tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any, monkeypatch: Any
+) -> None:
     """A task of lm-eval's on a local file, of the form of its MMLU, against our own collector."""
     pytest.importorskip("lm_eval")
     from expunge.evaluation.collect.harness import collect_harness
@@ -225,13 +273,22 @@ metric_list:
 """)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     model = tiny_model().train()
-    table = collect_harness(model, tiny_tokenizer, "own_lore", {"num_fewshot": 0}, include_path=str(tmp_path / "tasks"), batch_size=2)
+    table = collect_harness(
+        model,
+        tiny_tokenizer,
+        "own_lore",
+        {"num_fewshot": 0},
+        include_path=str(tmp_path / "tasks"),
+        batch_size=2,
+    )
     assert not isinstance(table, Absent), table
     assert model.training
     node = {"views": {"own": {"kind": "choices", "hf_args": {"path": str(tmp_path / "rows.jsonl")}}}, "metrics": {
         "own": {"handler": "expunge.evaluation.metrics.choice_accuracy:choice_accuracy", "choices": "own"}}}  # fmt: skip
     template = Template.from_args({"apply_chat_template": True}, tiny_tokenizer)
-    ours = evaluate_suite(model, tiny_tokenizer, node, template=template, data_root=None, out_dir=None, suite="own").metrics["own"]
+    ours = evaluate_suite(
+        model, tiny_tokenizer, node, template=template, data_root=None, out_dir=None, suite="own"
+    ).metrics["own"]
     assert [row["score"] for row in ours["value_by_index"].values()] == table.acc_B.tolist()
     assert len(set(table.acc_B.tolist())) == 2
     absent = collect_harness(model, tiny_tokenizer, "no_such_task", {})
@@ -249,13 +306,18 @@ def test_real_rows_and_real_weights(shared: Path, scored: Any, tmp_path: Path, n
     model = AutoModelForCausalLM.from_pretrained(shared / "models" / name, attn_implementation="sdpa").eval()
     if not tokenizer.chat_template:
         tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    some = [f"+eval.wmdp.views.{view}.select={{ratio: 8, seed: 0}}" for view in ("wmdp_bio", "wmdp_chem", "wmdp_cyber", "mmlu")]
+    some = [
+        f"+eval.wmdp.views.{view}.select={{ratio: 8, seed: 0}}"
+        for view in ("wmdp_bio", "wmdp_chem", "wmdp_cyber", "mmlu")
+    ]
     found = scored("wmdp", *some, model=model, tokenizer=tokenizer, data_root=shared / "data")
     assert all(metric["n_scored"] == (24 if key == "wmdp" else 8) for key, metric in found.metrics.items())
     assert all(metric["chance"] == 0.25 for key, metric in found.metrics.items() if key != "wmdp")
     assert 0 < found.metrics["wmdp"]["agg_value"] < 0.75  # neither model knows anything of it
 
-    text = "\n".join((shared / "data" / "wikitext2" / "wiki.test.raw").read_text(encoding="utf-8").split("\n")[3:6])
+    text = "\n".join(
+        (shared / "data" / "wikitext2" / "wiki.test.raw").read_text(encoding="utf-8").split("\n")[3:6]
+    )
     (tmp_path / "some.txt").write_text(text)
     own = (f"eval.ppl.hf_path={tmp_path / 'some.txt'}", "eval.ppl.documents=rows")
     values = scored("ppl", *own, model=model, tokenizer=tokenizer).aggregates()

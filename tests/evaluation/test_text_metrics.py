@@ -56,7 +56,10 @@ def test_perplexities_by_hand(two_documents: TokenTable) -> None:
     result = perplexity(two_documents)
     assert result.value == pytest.approx(math.exp(12 / 5))
     assert result.by_index() == {"0": {"avg_loss": 2.0}, "1": {"avg_loss": 3.0}}
-    assert word_perplexity(two_documents).as_json()["value_by_index"] == {"0": {"nll": 6.0, "words": 2.0}, "1": {"nll": 6.0, "words": 1.0}}
+    assert word_perplexity(two_documents).as_json()["value_by_index"] == {
+        "0": {"nll": 6.0, "words": 2.0},
+        "1": {"nll": 6.0, "words": 1.0},
+    }
     assert result.as_json()["n_scored"] == 2
     with pytest.raises(UserError, match="did you mean 'words'"):
         word_perplexity(two_documents, count="word")
@@ -70,7 +73,9 @@ def test_one_document_has_no_interval(two_documents: TokenTable, tokens: Callabl
     assert bits_per_byte(tokens([[-1.0]], texts=["a"], ends=False)).bootstrapped(20, 0) is None
 
 
-def test_a_hopeless_model_has_bits_though_its_perplexity_is_no_number(tokens: Callable[..., TokenTable]) -> None:
+def test_a_hopeless_model_has_bits_though_its_perplexity_is_no_number(
+    tokens: Callable[..., TokenTable],
+) -> None:
     table = tokens([[-1e6]], texts=["a"], ends=False)
     for metric in (byte_perplexity, perplexity):
         assert metric(table).value is None
@@ -79,13 +84,19 @@ def test_a_hopeless_model_has_bits_though_its_perplexity_is_no_number(tokens: Ca
 
 
 @pytest.mark.parametrize(("longest", "stride"), [(8, None), (8, 3), (64, None)])
-def test_perplexities_as_by_brute_force(tiny_model: Any, tiny_tokenizer: Any, longest: int, stride: int | None) -> None:
+def test_perplexities_as_by_brute_force(
+    tiny_model: Any, tiny_tokenizer: Any, longest: int, stride: int | None
+) -> None:
     """Token after token, each after the longest context that its window allows; and the identities between the three."""
     model, template = tiny_model(), Template.from_args({"apply_chat_template": True}, tiny_tokenizer)
-    rows = RowSet.of("texts", [Row(f"id{number}", number, {"text": text}) for number, text in enumerate(TEXTS)], "memory")
+    rows = RowSet.of(
+        "texts", [Row(f"id{number}", number, {"text": text}) for number, text in enumerate(TEXTS)], "memory"
+    )
     encoded = documents(rows, template, longest, stride=stride)
     view = (encoded, examples_of(encoded, list(dict.fromkeys(item.row_id for item in encoded))))
-    table = collect_tokens(model, {"d": view}, pad_id=0, batch_size=1, share_prefixes=False, field_rounding=False)["d"]
+    table = collect_tokens(
+        model, {"d": view}, pad_id=0, batch_size=1, share_prefixes=False, field_rounding=False
+    )["d"]
     total, count, step = 0.0, 0, longest - 1 if stride is None else stride
     for text in TEXTS:
         ids = [tiny_tokenizer.bos_token_id, *plain_ids(tiny_tokenizer, text)]
@@ -108,16 +119,26 @@ def test_perplexities_as_by_brute_force(tiny_model: Any, tiny_tokenizer: Any, lo
     assert words * math.log(word) == pytest.approx(size * math.log(byte))
 
 
-def choice_table(examples: Callable[..., Examples], logp: Sequence[Sequence[float]], right: str) -> ChoiceTable:
+def choice_table(
+    examples: Callable[..., Examples], logp: Sequence[Sequence[float]], right: str
+) -> ChoiceTable:
     texts = [letter for letter, row in zip(right, logp, strict=True) for _ in row]
-    return ChoiceTable(examples([len(row) for row in logp], texts), np.array([value for row in logp for value in row], np.float32))
+    return ChoiceTable(
+        examples([len(row) for row in logp], texts),
+        np.array([value for row in logp for value in row], np.float32),
+    )
 
 
 def test_choices_by_hand(examples: Callable[..., Examples]) -> None:
     """Right; wrong; two of four share the best and one of them is right: a half; all three the same: a third; no number: unscored."""
     logp = [[-1.0, -2, -3, -4], [-1.0, -2, -3, -4], [-2.0, -1, -1, -9], [-5.0, -5, -5], [math.nan, -1]]
     result = choice_accuracy(choice_table(examples, logp, "ABCAB"))
-    assert result.by_index()["2"] == {"score": 0.5, "logp": [-2.0, -1.0, -1.0, -9.0], "answer": "C", "chosen": "BC"}
+    assert result.by_index()["2"] == {
+        "score": 0.5,
+        "logp": [-2.0, -1.0, -1.0, -9.0],
+        "answer": "C",
+        "chosen": "BC",
+    }
     assert [row["score"] for row in result.by_index().values()] == pytest.approx([1, 0, 0.5, 1 / 3, None])
     assert result.value == pytest.approx((1 + 0.5 + 1 / 3) / 4)
     assert result.facts["chance"] == pytest.approx((3 / 4 + 1 / 3 + 1 / 2) / 5)
@@ -148,7 +169,9 @@ def test_a_pool_weighs_by_rows_and_a_mean_by_task() -> None:
     odd = (*parts, Result(TwoSampleKolmogorovSmirnov(np.ones(1), np.ones(1)), name="ks"))
     assert mean_accuracy(odd).reason == "not a mean over rows: ks"
     assert pooled_accuracy(odd).reason == "no score a row: ks"
-    interval = replace(mean_accuracy((named("a", [0, 1] * 50), named("b", [0, 1] * 50))), name="m").bootstrapped(1000, 0)
+    interval = replace(
+        mean_accuracy((named("a", [0, 1] * 50), named("b", [0, 1] * 50))), name="m"
+    ).bootstrapped(1000, 0)
     # Standard deviation of the mean of two means of 100: .5 / sqrt(200) = .0354, 1.96 of it .069.
     assert interval is not None
     assert (interval.low, interval.high) == pytest.approx((0.431, 0.569), abs=0.01)
@@ -161,8 +184,18 @@ def test_the_harness_is_recorded(examples: Callable[..., Examples]) -> None:
     assert harness_accuracy(table, limit=2).as_json()["agg_value"] == 0.5
 
 
-WRITTEN = ("the boy saw a red vase on display", "", "Once upon a time there was a boy named Ben. Ben loved vases", "x")
-MEANT = ("the boy saw a blue vase on a display", "some text here", "Once upon a time there was a boy named Ben.", " ")
+WRITTEN = (
+    "the boy saw a red vase on display",
+    "",
+    "Once upon a time there was a boy named Ben. Ben loved vases",
+    "x",
+)
+MEANT = (
+    "the boy saw a blue vase on a display",
+    "some text here",
+    "Once upon a time there was a boy named Ben.",
+    " ",
+)
 
 
 @pytest.fixture
@@ -174,14 +207,20 @@ def test_bleu_and_rouge_are_their_packages(continued: GenerationTable) -> None:
     sacrebleu = pytest.importorskip("sacrebleu")
     from rouge_score.rouge_scorer import RougeScorer
 
-    expected = [sacrebleu.sentence_bleu(text, [target]).score / 100 for text, target in zip(WRITTEN[:3], MEANT[:3], strict=True)]
+    expected = [
+        sacrebleu.sentence_bleu(text, [target]).score / 100
+        for text, target in zip(WRITTEN[:3], MEANT[:3], strict=True)
+    ]
     result = bleu(continued)
     assert [row["score"] for row in result.by_index().values()] == [*expected, None]
     assert result.value == pytest.approx(sum(expected) / 3)
     assert expected[1] == 0
     assert result.by_index()["2"]["generation"] == WRITTEN[2]
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
-    recall = [scorer.score(target, text)["rougeL"].recall for text, target in zip(WRITTEN[:3], MEANT[:3], strict=True)]
+    recall = [
+        scorer.score(target, text)["rougeL"].recall
+        for text, target in zip(WRITTEN[:3], MEANT[:3], strict=True)
+    ]
     found = rouge(continued)
     assert [row["rougeL_recall"] for row in found.by_index().values()] == [*recall, None]
     # What goes on after the passage costs no recall, and the words of the passage are all there.
@@ -197,7 +236,9 @@ def test_bleu_by_hand(examples: Callable[..., Examples]) -> None:
     assert bleu(same).value == pytest.approx(1.0)
 
 
-def test_without_the_package_bleu_is_null_with_the_line_that_installs_it(continued: GenerationTable, monkeypatch: Any) -> None:
+def test_without_the_package_bleu_is_null_with_the_line_that_installs_it(
+    continued: GenerationTable, monkeypatch: Any
+) -> None:
     from expunge.evaluation.metrics import bleu as module
 
     module._scorer.cache_clear()
@@ -226,8 +267,12 @@ def test_toxicity_by_a_scorer_of_ones_own(examples: Callable[..., Examples]) -> 
 CLEAN, RUDE = "Once upon a time there was a little boy named Ben.", "You are a fucking idiot and I hate you."
 
 
-@pytest.mark.parametrize(("scorer", "package"), [("profanity", "profanity_check"), ("vader", "vaderSentiment")])
-def test_the_scorers_that_come_with_their_weights(scorer: str, package: str, examples: Callable[..., Examples]) -> None:
+@pytest.mark.parametrize(
+    ("scorer", "package"), [("profanity", "profanity_check"), ("vader", "vaderSentiment")]
+)
+def test_the_scorers_that_come_with_their_weights(
+    scorer: str, package: str, examples: Callable[..., Examples]
+) -> None:
     pytest.importorskip(package)
     table = GenerationTable(examples([1] * 3), ("",) * 3, (CLEAN, RUDE, ""))
     result = toxicity(table, scorer=scorer)
@@ -244,12 +289,16 @@ def test_profanity_refuses_a_scikit_learn_it_was_not_made_for(monkeypatch: pytes
         scorers.profanity(["a"])
 
 
-def test_a_scorer_that_is_not_installed_is_null_with_the_line_that_installs_it(monkeypatch: Any, examples: Callable[..., Examples]) -> None:
+def test_a_scorer_that_is_not_installed_is_null_with_the_line_that_installs_it(
+    monkeypatch: Any, examples: Callable[..., Examples]
+) -> None:
     def absent(_: str) -> None:
         raise scorers.importlib.metadata.PackageNotFoundError
 
     monkeypatch.setattr(scorers.importlib.metadata, "requires", absent)
-    assert 'pip install "expunge[toxicity]"' in (toxicity(GenerationTable(examples([1]), ("",), ("a",))).reason or "")
+    assert 'pip install "expunge[toxicity]"' in (
+        toxicity(GenerationTable(examples([1]), ("",), ("a",))).reason or ""
+    )
 
 
 @pytest.mark.parametrize(
@@ -267,9 +316,12 @@ def wrong(texts: Sequence[str]) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("labels", "toxic_label"), [({0: "clean", 1: "toxic"}, None), ({0: "bad", 1: "fine"}, "bad"), ({0: "LABEL_0"}, None)]
+    ("labels", "toxic_label"),
+    [({0: "clean", 1: "toxic"}, None), ({0: "bad", 1: "fine"}, "bad"), ({0: "LABEL_0"}, None)],
 )
-def test_a_classifier_of_transformers(tmp_path: Any, tiny_tokenizer: Any, labels: dict[int, str], toxic_label: str | None) -> None:
+def test_a_classifier_of_transformers(
+    tmp_path: Any, tiny_tokenizer: Any, labels: dict[int, str], toxic_label: str | None
+) -> None:
     """Softmax over two labels, sigmoid of a single one; batches and padding change nothing."""
     from transformers import LlamaConfig, LlamaForSequenceClassification
 
@@ -286,7 +338,9 @@ def test_a_classifier_of_transformers(tmp_path: Any, tiny_tokenizer: Any, labels
     for text, score in zip(texts, found, strict=True):
         with torch.no_grad():
             logits_K = model(torch.tensor([plain_ids(tiny_tokenizer, text)])).logits[0]
-        column = list(labels.values()).index(toxic_label or ("toxic" if "toxic" in labels.values() else "LABEL_0"))
+        column = list(labels.values()).index(
+            toxic_label or ("toxic" if "toxic" in labels.values() else "LABEL_0")
+        )
         expected = logits_K.sigmoid()[0] if len(labels) == 1 else logits_K.softmax(-1)[column]
         assert score == pytest.approx(float(expected), abs=1e-5)
     with pytest.raises(UserError, match=r"unknown label .*'nice'"):
@@ -307,5 +361,7 @@ def test_souls_comparison_is_of_one_model(examples: Callable[..., Examples]) -> 
     assert interval.low < expected.statistic < interval.high
     # By hand: 1 2 | 3 4 never overlap; 1 3 | 1 3 are the same.
     assert TwoSampleKolmogorovSmirnov(np.array([1.0, 2]), np.array([3.0, 4])).value() == 1
-    assert TwoSampleKolmogorovSmirnov(np.array([1.0, 3]), np.array([1.0, 3, 1, 3])).value() == pytest.approx(0)
+    assert TwoSampleKolmogorovSmirnov(np.array([1.0, 3]), np.array([1.0, 3, 1, 3])).value() == pytest.approx(
+        0
+    )
     assert tofu_soul_ks(named("f", [math.nan]), named("r", [1.0])).value is None

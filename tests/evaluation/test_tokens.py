@@ -19,10 +19,21 @@ from expunge.evaluation.views import examples_of
 VOCAB = 60
 
 
-def example(row: int, answer: int, prompt: Sequence[int], labels: Sequence[int], after: Sequence[int] = ()) -> Encoded:
+def example(
+    row: int, answer: int, prompt: Sequence[int], labels: Sequence[int], after: Sequence[int] = ()
+) -> Encoded:
     ids = (*prompt, *labels, *after)
     mask = tuple(len(prompt) <= position < len(prompt) + len(labels) for position in range(len(ids)))
-    return Encoded(ids, mask, len(prompt) + len(labels) - 1 if labels else None, len(prompt), f"row{row}", row, answer, "text")
+    return Encoded(
+        ids,
+        mask,
+        len(prompt) + len(labels) - 1 if labels else None,
+        len(prompt),
+        f"row{row}",
+        row,
+        answer,
+        "text",
+    )
 
 
 def some_examples(seed: int = 0, rows: int = 5, answers: int = 3) -> list[Encoded]:
@@ -60,11 +71,15 @@ def test_statistics_are_those_of_each_example_alone(tiny_model: Any) -> None:
         token = slice(table.offset_B1[number], table.offset_B1[number + 1])
         rows_NV = logp_TV[[position - 1 for position in labels]]
         target_N = torch.tensor([item.input_ids[position] for position in labels])
-        np.testing.assert_allclose(table.logp_M[token], rows_NV.gather(1, target_N[:, None])[:, 0].numpy(), atol=2e-5)
+        np.testing.assert_allclose(
+            table.logp_M[token], rows_NV.gather(1, target_N[:, None])[:, 0].numpy(), atol=2e-5
+        )
         np.testing.assert_array_equal(table.hit_M[token], (rows_NV.argmax(-1) == target_N).numpy())
         mu_N = (rows_NV.exp() * rows_NV).sum(-1)
         np.testing.assert_allclose(table.mu_M[token], mu_N.numpy(), atol=2e-5)
-        np.testing.assert_allclose(table.var_M[token], ((rows_NV - mu_N[:, None]) ** 2 * rows_NV.exp()).sum(-1).numpy(), atol=1e-4)
+        np.testing.assert_allclose(
+            table.var_M[token], ((rows_NV - mu_N[:, None]) ** 2 * rows_NV.exp()).sum(-1).numpy(), atol=1e-4
+        )
         assert table.turn_end_M[token].tolist() == [False] * (len(labels) - 1) + [True]
 
 
@@ -105,19 +120,52 @@ def test_a_tree_is_laid_out_branch_after_branch() -> None:
 
 
 ALL = ["eager", "sdpa"]
-ARCHITECTURES = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi", "phi3", "olmo2", "smollm3", "stablelm"]
+ARCHITECTURES = [
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "phi",
+    "phi3",
+    "olmo2",
+    "smollm3",
+    "stablelm",
+]
 
 
 @pytest.mark.parametrize(
-    ("kind", "attention"), [(kind, attention) for kind in ARCHITECTURES for attention in ALL if (kind, attention) != ("gemma2", "sdpa")]
+    ("kind", "attention"),
+    [
+        (kind, attention)
+        for kind in ARCHITECTURES
+        for attention in ALL
+        if (kind, attention) != ("gemma2", "sdpa")
+    ],
 )
-def test_every_architecture_that_shares_prefixes_gives_the_numbers_of_separate_passes(kind: str, attention: str) -> None:
+def test_every_architecture_that_shares_prefixes_gives_the_numbers_of_separate_passes(
+    kind: str, attention: str
+) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
     extra = {"pad_token_id": 0} if kind != "phi" else {"pad_token_id": 0, "num_key_value_heads": 2}
     head = {"head_dim": 8} if kind.startswith(("gemma", "qwen3")) else {}
-    config = AutoConfig.for_model(kind, vocab_size=VOCAB, max_position_embeddings=128, initializer_range=0.3, **{**sizes, **head, **extra})
+    config = AutoConfig.for_model(
+        kind,
+        vocab_size=VOCAB,
+        max_position_embeddings=128,
+        initializer_range=0.3,
+        **{**sizes, **head, **extra},
+    )
     if kind == "gemma2" and attention == "sdpa":
         pytest.skip("transformers offers no sdpa for it")
     torch.manual_seed(0)
@@ -143,7 +191,10 @@ def test_an_example_that_two_views_have_is_computed_once(tiny_model: Any) -> Non
     rows = examples_of(encoded, [f"row{row}" for row in range(5)])
     cost = Cost()
     found = collect_tokens(
-        tiny_model(), {"a": (encoded, rows), "b": (encoded[1:3], examples_of(encoded[1:3], ["x", "row1", "row2"]))}, pad_id=0, cost=cost
+        tiny_model(),
+        {"a": (encoded, rows), "b": (encoded[1:3], examples_of(encoded[1:3], ["x", "row1", "row2"]))},
+        pad_id=0,
+        cost=cost,
     )
     assert (cost.examples, cost.unique) == (7, 5)
     part = slice(found["a"].offset_B1[1], found["a"].offset_B1[3])
@@ -161,7 +212,10 @@ def test_an_example_without_labels_has_no_tokens(tiny_model: Any) -> None:
 
 def test_plain_text_and_long_groups(tiny_model: Any) -> None:
     """Text has one token before its labels; a group that gets too long is cut into several, with the prefix repeated."""
-    encoded = [encode_ids(ids, row_id=str(row), row=row) for row, ids in enumerate([(3, 4, 5, 6), (3, 9, 8), (3, 4, 4, 4, 4)])]
+    encoded = [
+        encode_ids(ids, row_id=str(row), row=row)
+        for row, ids in enumerate([(3, 4, 5, 6), (3, 9, 8), (3, 4, 4, 4, 4)])
+    ]
     trees = grow(encoded, share=True, longest=7)
     assert [list(tree.ways) for tree in trees] == [[0, 1], [2]]
     assert pack(trees, 0, torch.float32).tokens == (1 + 3 + 2) + (1 + 4)
@@ -195,12 +249,17 @@ def test_losses_are_rounded_as_torch_rounds_them_with_the_vocabulary_first() -> 
     logits_BNV[1, 0, :] = -torch.inf
     logits_BNV[1, 0, label_BN[1, 0]] = 3.0  # certain: every other token has no mass at all
     logp_BNV = logits_BNV.log_softmax(-1)
-    found, plain = rounded_statistics(logits_BNV, label_BN), rounded_statistics(logits_BNV, label_BN, as_published=False)
+    found, plain = (
+        rounded_statistics(logits_BNV, label_BN),
+        rounded_statistics(logits_BNV, label_BN, as_published=False),
+    )
     theirs_BN = torch.nn.functional.cross_entropy(logits_BNV.transpose(1, 2), label_BN, reduction="none")
     torch.testing.assert_close(found.nll_BN, theirs_BN, rtol=0, atol=2e-7)
     assert torch.equal(found.logp_BN, logp_BNV.gather(-1, label_BN.unsqueeze(-1)).squeeze(-1))
     exact_BN = logits_BNV.double().log_softmax(-1).gather(-1, label_BN.unsqueeze(-1)).squeeze(-1)
-    assert float((found.nll_BN.double() + exact_BN).abs().mean()) > 5 * float((plain.nll_BN.double() + exact_BN).abs().mean())
+    assert float((found.nll_BN.double() + exact_BN).abs().mean()) > 5 * float(
+        (plain.nll_BN.double() + exact_BN).abs().mean()
+    )
     torch.testing.assert_close(tuple(found)[:4], tuple(plain)[:4], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.nll_BN, plain.nll_BN, rtol=1e-4, atol=1e-4)
     assert torch.equal(found.hit_BN, logits_BNV.argmax(-1) == label_BN)

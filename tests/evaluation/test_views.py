@@ -25,13 +25,20 @@ def spec(path: Path, **keys: Any) -> ViewSpec:
     return ViewSpec(hf_args={"path": str(path)}, **keys)
 
 
-def test_a_fingerprint_is_of_contents_and_settings_not_of_the_name_of_a_file(tmp_path: Path, template: Template) -> None:
+def test_a_fingerprint_is_of_contents_and_settings_not_of_the_name_of_a_file(
+    tmp_path: Path, template: Template
+) -> None:
     rows = [{"question": "Who?", "answer": "Ada.", "other": "Ben."}]
     for name, content in {"a": rows, "b": rows, "c": [{**rows[0], "answer": "Cy."}]}.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     specs = {name: spec(tmp_path / f"{name}.json") for name in "abc"}
-    specs |= {"key": spec(tmp_path / "a.json", answer_key="other"), "length": spec(tmp_path / "a.json", max_length=99)}
-    found = {name: view.fingerprint for name, view in load_views(specs, list(specs), template, None, {}).items()}
+    specs |= {
+        "key": spec(tmp_path / "a.json", answer_key="other"),
+        "length": spec(tmp_path / "a.json", max_length=99),
+    }
+    found = {
+        name: view.fingerprint for name, view in load_views(specs, list(specs), template, None, {}).items()
+    }
     assert found["a"] == found["b"]
     assert len(set(found.values())) == 4
     field = load_views(specs, ["a"], template, None, {"append_eos": True})["a"]
@@ -40,7 +47,9 @@ def test_a_fingerprint_is_of_contents_and_settings_not_of_the_name_of_a_file(tmp
 
 def test_perplexity_of_a_text_view(tmp_path: Path, template: Template, tiny_model: Any) -> None:
     """Pieces of 8 tokens that do not overlap; exp of the mean nll over all of their labels."""
-    (tmp_path / "text.txt").write_text("Ada Quill was born in Port Verdant in 1952.\n\nShe writes mystery novels.\n")
+    (tmp_path / "text.txt").write_text(
+        "Ada Quill was born in Port Verdant in 1952.\n\nShe writes mystery novels.\n"
+    )
     specs = {"text": spec(tmp_path / "text.txt", text_key="text", max_length=8)}
     view = load_views(specs, ["text"], template, None, {})["text"]
     assert [len(item) for item in view.encoded[:-1]] == [8] * (len(view.encoded) - 1)
@@ -50,12 +59,20 @@ def test_perplexity_of_a_text_view(tmp_path: Path, template: Template, tiny_mode
     assert not table.turn_end_M.any()
     assert perplexity(table).value == pytest.approx(float(np.exp(-table.logp_M.mean())), rel=1e-5)
     with pytest.raises(UserError, match="max_length"):
-        _ = load_views({"text": spec(tmp_path / "text.txt", text_key="text")}, ["text"], template, None, {})["text"].encoded
+        _ = load_views({"text": spec(tmp_path / "text.txt", text_key="text")}, ["text"], template, None, {})[
+            "text"
+        ].encoded
 
 
 def test_what_is_no_view(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
-        parse_views({"a": {"hf_args": {"path": "x"}, "answerkey": "y"}, "b": {"question_key": "q"}, "c": {"hf_args": {"path": "x"}}})
+        parse_views(
+            {
+                "a": {"hf_args": {"path": "x"}, "answerkey": "y"},
+                "b": {"question_key": "q"},
+                "c": {"hf_args": {"path": "x"}},
+            }
+        )
     assert len(caught.value.faults) == 2
     assert "did you mean 'answer_key'" in str(caught.value.faults[0])
     assert ViewSpec({"path": "x", "name": None}).absent == "its hf_args.name is null"

@@ -34,7 +34,9 @@ def test_it_is_listed_and_shown(capsys: pytest.CaptureFixture[str]):
     assert "floor=5.0" in told
 
 
-def test_a_wrong_name_or_value_is_told_before_anything_runs(tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any):
+def test_a_wrong_name_or_value_is_told_before_anything_runs(
+    tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any
+):
     folder = tmp_path / "model"
     tiny_model().save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)

@@ -55,9 +55,14 @@ def make_rows(count: int = 7, vocab: int = 60, seed: str = "rows") -> list[Encod
     draw = runtime.generator(seed, "difficulty")
     found = []
     for row in range(count):
-        prompt, answer = int(torch.randint(2, 5, (), generator=draw)), int(torch.randint(1, 9, (), generator=draw))
+        prompt, answer = (
+            int(torch.randint(2, 5, (), generator=draw)),
+            int(torch.randint(1, 9, (), generator=draw)),
+        )
         ids = torch.randint(5, vocab, (prompt + answer,), generator=draw).tolist()
-        found.append(Encoded(tuple(ids), (False,) * prompt + (True,) * answer, None, prompt, f"id{row:02d}", row))
+        found.append(
+            Encoded(tuple(ids), (False,) * prompt + (True,) * answer, None, prompt, f"id{row:02d}", row)
+        )
     return found
 
 

@@ -32,9 +32,10 @@ def projections(found: Difficulty) -> list[float]:
 def test_two_parameters_by_hand(algorithm: str, by_hand: tuple[nn.Module, list[Encoded]]) -> None:
     """Logits (a, b, 0) at a = b = 0, so p = 1/3 each, and the gradient of -log p_y is p - onehot(y) without its third entry.
 
-    Label 0: (-2/3, 1/3). Label 1: (1/3, -2/3). Labels 0 and 2: the mean of (-2/3, 1/3) and (1/3, 1/3) = (-1/6, 1/3).
-    g = their mean = ((-4 + 2 - 1)/18, (2 - 4 + 2)/18) = (-1/6, 0), so ||g|| = 1/6 and the projections are minus the first entries:
-    2/3, -1/3, 1/6, whose mean is 1/6 again. Every loss is log 3. The norms: sqrt(5)/3 twice, and sqrt(1/36 + 4/36) = sqrt(5)/6.
+    Label 0: (-2/3, 1/3). Label 1: (1/3, -2/3). Labels 0 and 2: the mean of (-2/3, 1/3) and (1/3, 1/3) =
+    (-1/6, 1/3). g = their mean = ((-4 + 2 - 1)/18, (2 - 4 + 2)/18) = (-1/6, 0), so ||g|| = 1/6 and the
+    projections are minus the first entries: 2/3, -1/3, 1/6, whose mean is 1/6 again. Every loss is log 3. The
+    norms: sqrt(5)/3 twice, and sqrt(1/36 + 4/36) = sqrt(5)/6.
     """
     model, encoded = by_hand
     found = score_rows(model, encoded, algorithm=algorithm, params=THETA)
@@ -43,18 +44,28 @@ def test_two_parameters_by_hand(algorithm: str, by_hand: tuple[nn.Module, list[E
     assert projections(found) == pytest.approx([2 / 3, -1 / 3, 1 / 6], rel=1e-6)
     assert [item.score for item in found.items] == pytest.approx([2 / 3, 1 / 3, 1 / 6], rel=1e-6)
     assert [item.loss for item in found.items] == pytest.approx([math.log(3)] * 3, rel=1e-6)
-    assert [(item.uid, item.row, item.n_tokens) for item in found.items] == [("row0", 0, 1), ("row1", 1, 1), ("row2", 2, 2)]
+    assert [(item.uid, item.row, item.n_tokens) for item in found.items] == [
+        ("row0", 0, 1),
+        ("row1", 1, 1),
+        ("row2", 2, 2),
+    ]
     if algorithm == "naive":
-        assert [item.grad_norm for item in found.items] == pytest.approx([5**0.5 / 3, 5**0.5 / 3, 5**0.5 / 6], rel=1e-6)
-        assert [item.cosine for item in found.items] == pytest.approx([2 / 5**0.5, -1 / 5**0.5, 1 / 5**0.5], rel=1e-6)
+        assert [item.grad_norm for item in found.items] == pytest.approx(
+            [5**0.5 / 3, 5**0.5 / 3, 5**0.5 / 6], rel=1e-6
+        )
+        assert [item.cosine for item in found.items] == pytest.approx(
+            [2 / 5**0.5, -1 / 5**0.5, 1 / 5**0.5], rel=1e-6
+        )
 
 
 @pytest.mark.parametrize("algorithm", EACH)
-def test_two_parameters_by_hand_with_token_sums(algorithm: str, by_hand: tuple[nn.Module, list[Encoded]]) -> None:
+def test_two_parameters_by_hand_with_token_sums(
+    algorithm: str, by_hand: tuple[nn.Module, list[Encoded]]
+) -> None:
     """The third gradient is the sum (-1/3, 2/3), so g = ((-2 + 1 - 1)/9, (1 - 2 + 2)/9) = (-2/9, 1/9), ||g|| = sqrt(5)/9.
 
-    <g_i, g> = (4 + 1)/27, (-2 - 2)/27, (2 + 2)/27; times 9/sqrt(5): 5, -4, 4 over 3 sqrt(5). Row 2 now scores as high as row 1, and signed
-    scores keep the two apart.
+    <g_i, g> = (4 + 1)/27, (-2 - 2)/27, (2 + 2)/27; times 9/sqrt(5): 5, -4, 4 over 3 sqrt(5). Row 2 now scores
+    as high as row 1, and signed scores keep the two apart.
     """
     model, encoded = by_hand
     found = score_rows(model, encoded, algorithm=algorithm, params=THETA, reduction="token_sum", signed=True)
@@ -81,15 +92,31 @@ def families(tiny_model: Callable[..., Any]) -> dict[str, Any]:
     """Tied and untied heads, one with a bias, and one with a soft cap behind it."""
     from transformers import AutoModelForCausalLM, Gemma2Config, PhiConfig
 
-    common = {"vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    gemma = {**common, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 8, "final_logit_softcapping": 5.0}
+    common = {
+        "vocab_size": 60,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    gemma = {
+        **common,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "sliding_window": 8,
+        "final_logit_softcapping": 5.0,
+    }
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return {
             "tied": tiny_model(),
             "untied, eager": tiny_model(tie_word_embeddings=False, attn_implementation="eager"),
-            "bias": AutoModelForCausalLM.from_config(PhiConfig(**common, initializer_range=0.2, pad_token_id=0)),
-            "soft cap": AutoModelForCausalLM.from_config(Gemma2Config(**gemma, initializer_range=0.2, pad_token_id=0)),
+            "bias": AutoModelForCausalLM.from_config(
+                PhiConfig(**common, initializer_range=0.2, pad_token_id=0)
+            ),
+            "soft cap": AutoModelForCausalLM.from_config(
+                Gemma2Config(**gemma, initializer_range=0.2, pad_token_id=0)
+            ),
         }
 
 
@@ -104,10 +131,14 @@ def test_every_algorithm_is_the_oracle_to_1e_5(
         found = score_rows(model, rows(), algorithm=algorithm, reduction=reduction, max_tokens=40)
         assert found.norm == pytest.approx(oracle.norm, rel=1e-5)
         assert projections(found) == pytest.approx(projections(oracle), rel=1e-5)
-        assert sum(projections(found)) / len(found.items) == pytest.approx(found.norm, rel=1e-5), "the mean projection is ||g||"
+        assert sum(projections(found)) / len(found.items) == pytest.approx(found.norm, rel=1e-5), (
+            "the mean projection is ||g||"
+        )
 
 
-def test_memorised_rows_agree_as_well(tiny_model: Callable[..., Any], rows: Callable[..., list[Encoded]]) -> None:
+def test_memorised_rows_agree_as_well(
+    tiny_model: Callable[..., Any], rows: Callable[..., list[Encoded]]
+) -> None:
     """A model that was trained until nearly nothing is left of the losses, and of the gradients."""
     model, encoded = tiny_model(), rows()
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
@@ -122,7 +153,9 @@ def test_memorised_rows_agree_as_well(tiny_model: Callable[..., Any], rows: Call
         assert projections(found) == pytest.approx(projections(oracle), rel=1e-5), algorithm
 
 
-def test_a_finite_difference_agrees(tiny_model: Callable[..., Any], rows: Callable[..., list[Encoded]]) -> None:
+def test_a_finite_difference_agrees(
+    tiny_model: Callable[..., Any], rows: Callable[..., list[Encoded]]
+) -> None:
     """The derivative of l_i along g / ||g||, by a central difference of the losses alone: no gradient is taken but g."""
     model = tiny_model()
     found = score_rows(model, rows())
@@ -132,17 +165,26 @@ def test_a_finite_difference_agrees(tiny_model: Callable[..., Any], rows: Callab
         with torch.no_grad():
             for name, value in found.gradient.items():
                 named[name].add_(value, alpha=step / found.norm)
-            loss_B = torch.cat([row_losses(label_outputs(model, collate([row], 0)), "token_mean") for row in rows()])
+            loss_B = torch.cat(
+                [row_losses(label_outputs(model, collate([row], 0)), "token_mean") for row in rows()]
+            )
             for name, value in found.gradient.items():
                 named[name].sub_(value, alpha=step / found.norm)
         return loss_B.double()
 
     step = 2e-3
-    torch.testing.assert_close(torch.tensor(projections(found)).double(), (losses(step) - losses(-step)) / (2 * step), rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(
+        torch.tensor(projections(found)).double(),
+        (losses(step) - losses(-step)) / (2 * step),
+        rtol=2e-3,
+        atol=2e-3,
+    )
 
 
 @pytest.mark.parametrize("algorithm", EACH)
-def test_batches_and_order_do_not_matter(algorithm: str, tiny_model: Callable[..., Any], rows: Callable[..., list[Encoded]]) -> None:
+def test_batches_and_order_do_not_matter(
+    algorithm: str, tiny_model: Callable[..., Any], rows: Callable[..., list[Encoded]]
+) -> None:
     """A g that averaged the batches' means over tokens would depend on both."""
     model, encoded = tiny_model(), rows()
     whole = score_rows(model, encoded, algorithm=algorithm, max_tokens=10_000)
@@ -156,7 +198,10 @@ def test_batches_and_order_do_not_matter(algorithm: str, tiny_model: Callable[..
 
 @pytest.mark.parametrize("factor", [-1.0, 3.0, -0.25])
 def test_a_sign_of_the_loss_cancels_and_a_scale_keeps_the_ranking(
-    factor: float, tiny_model: Callable[..., Any], rows: Callable[..., list[Encoded]], monkeypatch: pytest.MonkeyPatch
+    factor: float,
+    tiny_model: Callable[..., Any],
+    rows: Callable[..., list[Encoded]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """<c g_i, c g> / ||c g|| = |c| projection_i: of a sign nothing is left, and a scale is one for all rows."""
     from expunge.influence import gradient
@@ -174,7 +219,9 @@ def test_a_sign_of_the_loss_cancels_and_a_scale_keeps_the_ranking(
     assert other == pytest.approx([abs(factor) * value for value in plain], rel=1e-5)
 
 
-def test_the_model_is_left_as_it_was_and_dropout_is_off(tiny_model: Callable[..., Any], rows: Callable[..., list[Encoded]]) -> None:
+def test_the_model_is_left_as_it_was_and_dropout_is_off(
+    tiny_model: Callable[..., Any], rows: Callable[..., list[Encoded]]
+) -> None:
     model = tiny_model(attention_dropout=0.5).train()
     model.lm_head.eval()
     frozen = model.model.norm.weight.requires_grad_(False)
@@ -190,13 +237,22 @@ def test_the_model_is_left_as_it_was_and_dropout_is_off(tiny_model: Callable[...
     assert "forward" not in model.lm_head.__dict__
 
 
-def test_a_regular_expression_chooses_the_parameters(tiny_model: Callable[..., Any], rows: Callable[..., list[Encoded]]) -> None:
+def test_a_regular_expression_chooses_the_parameters(
+    tiny_model: Callable[..., Any], rows: Callable[..., list[Encoded]]
+) -> None:
     found = score_rows(tiny_model(), rows(), params=r"model\.layers\.1\.mlp\..*")
-    assert set(found.gradient) == {f"model.layers.1.mlp.{name}_proj.weight" for name in ("gate", "up", "down")}
+    assert set(found.gradient) == {
+        f"model.layers.1.mlp.{name}_proj.weight" for name in ("gate", "up", "down")
+    }
     assert found.scorer["params"] == r"model\.layers\.1\.mlp\..*"
     oracle = score_rows(tiny_model(), rows(), params=r"model\.layers\.1\.mlp\..*", algorithm="naive")
     assert projections(found) == pytest.approx(projections(oracle), rel=1e-5)
-    head = {name: score_rows(tiny_model(tie_word_embeddings=False), rows(), params="lm_head.weight", algorithm=name) for name in EACH}
+    head = {
+        name: score_rows(
+            tiny_model(tie_word_embeddings=False), rows(), params="lm_head.weight", algorithm=name
+        )
+        for name in EACH
+    }
     assert projections(head["jvp"]) == pytest.approx(projections(head["naive"]), rel=1e-5)
 
 
@@ -207,7 +263,9 @@ def adapted(tiny_model: Callable[..., Any]) -> Callable[..., Any]:
     from expunge.models.adapters import attach_adapter
 
     def build(seed: int = 0, trained: bool = True) -> Any:
-        model = attach_adapter(tiny_model(), {"type": "lora", "r": 2, "dropout": 0.3}, for_training=True, seed=seed)
+        model = attach_adapter(
+            tiny_model(), {"type": "lora", "r": 2, "dropout": 0.3}, for_training=True, seed=seed
+        )
         if trained:
             draw = torch.Generator().manual_seed(seed)
             for name, parameter in model.named_parameters():
@@ -218,29 +276,44 @@ def adapted(tiny_model: Callable[..., Any]) -> Callable[..., Any]:
     return build
 
 
-def test_a_trained_adapter_is_what_is_differentiated_by(adapted: Callable[..., Any], rows: Callable[..., list[Encoded]]) -> None:
+def test_a_trained_adapter_is_what_is_differentiated_by(
+    adapted: Callable[..., Any], rows: Callable[..., list[Encoded]]
+) -> None:
     model = adapted()
-    found = {algorithm: score_rows(model, rows(), algorithm=algorithm, max_tokens=40) for algorithm in (*EACH, "lora", "auto")}
+    found = {
+        algorithm: score_rows(model, rows(), algorithm=algorithm, max_tokens=40)
+        for algorithm in (*EACH, "lora", "auto")
+    }
     oracle = found["naive"]
     for algorithm, each in found.items():
         assert all(".lora_" in name for name in each.gradient)
         assert each.scorer["params"] == "lora"
         assert not each.notices
         assert projections(each) == pytest.approx(projections(oracle), rel=1e-5), algorithm
-        assert [item.loss for item in each.items] == pytest.approx([item.loss for item in oracle.items], rel=1e-6)
+        assert [item.loss for item in each.items] == pytest.approx(
+            [item.loss for item in oracle.items], rel=1e-6
+        )
     single = found["auto"]
     assert single.scorer["algorithm"] == "lora"
-    assert [item.grad_norm for item in single.items] == pytest.approx([item.grad_norm for item in oracle.items], rel=1e-5)
-    assert [item.cosine for item in single.items] == pytest.approx([item.cosine for item in oracle.items], rel=1e-5)
+    assert [item.grad_norm for item in single.items] == pytest.approx(
+        [item.grad_norm for item in oracle.items], rel=1e-5
+    )
+    assert [item.cosine for item in single.items] == pytest.approx(
+        [item.cosine for item in oracle.items], rel=1e-5
+    )
     everything = score_rows(model, rows(), params="all")
     assert len(everything.gradient) > len(found["jvp"].gradient)
 
 
-def test_a_fresh_adapter_is_left_out_or_warned_of(adapted: Callable[..., Any], tiny_model: Any, rows: Callable[..., list[Encoded]]) -> None:
+def test_a_fresh_adapter_is_left_out_or_warned_of(
+    adapted: Callable[..., Any], tiny_model: Any, rows: Callable[..., list[Encoded]]
+) -> None:
     model = adapted(trained=False)
     found = score_rows(model, rows())
     assert not [name for name in found.gradient if ".lora_" in name]
-    assert projections(found) == pytest.approx(projections(score_rows(tiny_model(), rows())), rel=1e-5), "the base's own scores"
+    assert projections(found) == pytest.approx(projections(score_rows(tiny_model(), rows())), rel=1e-5), (
+        "the base's own scores"
+    )
     asked = score_rows(model, rows(), params="lora")
     assert "B = 0" in asked.notices[0]
     assert "difficulty.params=all" in asked.notices[0]
@@ -264,17 +337,25 @@ def naming(error: pytest.ExceptionInfo[UserError]) -> str:
         ({"params": "("}, "is not a regular expression"),
     ],
 )
-def test_what_is_refused(settings: dict[str, str], said: str, tiny_model: Callable[..., Any], rows: Callable[..., list[Encoded]]) -> None:
+def test_what_is_refused(
+    settings: dict[str, str], said: str, tiny_model: Callable[..., Any], rows: Callable[..., list[Encoded]]
+) -> None:
     with pytest.raises(UserError) as error:
         score_rows(tiny_model(num_hidden_layers=1), rows(2), **settings)
     assert said in naming(error)
 
 
-def test_rows_that_cannot_be_scored_are_refused(tiny_model: Callable[..., Any], rows: Callable[..., list[Encoded]]) -> None:
+def test_rows_that_cannot_be_scored_are_refused(
+    tiny_model: Callable[..., Any], rows: Callable[..., list[Encoded]]
+) -> None:
     model = tiny_model(num_hidden_layers=1)
     first, second = rows(2)
     bare = replace(second, label_mask=(False,) * len(second))
-    for encoded, said in (([], "no row to score"), ([first, bare], "has no label token"), ([first, first], "the same row id")):
+    for encoded, said in (
+        ([], "no row to score"),
+        ([first, bare], "has no label token"),
+        ([first, first], "the same row id"),
+    ):
         with pytest.raises(UserError, match=said):
             score_rows(model, encoded)
 
@@ -290,7 +371,9 @@ def test_a_gradient_that_is_zero_or_not_finite_is_refused(by_hand: tuple[nn.Modu
         score_rows(model, encoded, params=THETA)
 
 
-def test_attention_without_a_forward_derivative(tiny_model: Callable[..., Any], rows: Callable[..., list[Encoded]]) -> None:
+def test_attention_without_a_forward_derivative(
+    tiny_model: Callable[..., Any], rows: Callable[..., list[Encoded]]
+) -> None:
     """Flash attention cannot run here; the choice is made by the name of the implementation alone."""
     from expunge.influence import difficulty
 
@@ -320,7 +403,9 @@ def test_an_operation_without_a_forward_derivative_is_told(by_hand: tuple[nn.Mod
     assert "difficulty.algorithm=naive" in naming(error)
 
 
-def test_parameters_that_their_module_does_not_use_itself(by_hand: tuple[nn.Module, list[Encoded]], tiny_model: Callable[..., Any]) -> None:
+def test_parameters_that_their_module_does_not_use_itself(
+    by_hand: tuple[nn.Module, list[Encoded]], tiny_model: Callable[..., Any]
+) -> None:
     """`ghost` and `lora` hear of modules; what goes by them is refused, never left out of the sum."""
 
     class Outside(nn.Module):
@@ -335,7 +420,9 @@ def test_parameters_that_their_module_does_not_use_itself(by_hand: tuple[nn.Modu
             return SimpleNamespace(logits=self.model.head(self.body.theta.expand(*input_ids.shape, 2)))
 
     model, encoded = by_hand
-    with pytest.raises(UserError, match=r"used outside the module they belong to, such as model\.body\.theta"):
+    with pytest.raises(
+        UserError, match=r"used outside the module they belong to, such as model\.body\.theta"
+    ):
         score_rows(Outside(model), encoded, params=r"model\.body\.theta", algorithm="ghost")
     with pytest.raises(UserError, match="not those of Linear modules alone"):
         score_rows(model, encoded, params=THETA, algorithm="lora")
@@ -344,9 +431,14 @@ def test_parameters_that_their_module_does_not_use_itself(by_hand: tuple[nn.Modu
     assert "embed_tokens" in naming(error), "tied with the head, which is a Linear"
 
 
-def test_lora_takes_any_linear_weights(tiny_model: Callable[..., Any], rows: Callable[..., list[Encoded]]) -> None:
+def test_lora_takes_any_linear_weights(
+    tiny_model: Callable[..., Any], rows: Callable[..., list[Encoded]]
+) -> None:
     model, chosen = tiny_model(attention_bias=True), r"model\.layers\.\d\.self_attn\..*"
-    single, oracle = (score_rows(model, rows(), params=chosen, algorithm=algorithm, max_tokens=30) for algorithm in ("lora", "naive"))
+    single, oracle = (
+        score_rows(model, rows(), params=chosen, algorithm=algorithm, max_tokens=30)
+        for algorithm in ("lora", "naive")
+    )
     assert any(name.endswith("bias") for name in single.gradient)
     assert projections(single) == pytest.approx(projections(oracle), rel=1e-5)
     assert single.norm == pytest.approx(oracle.norm, rel=1e-6)

@@ -13,11 +13,26 @@ from safetensors.torch import load_file
 from expunge.core.errors import UserError
 from expunge.data.encoded import Encoded
 from expunge.influence.difficulty import Difficulty, score_rows
-from expunge.influence.score_file import SCHEMA, gradient_path, meta_path, read_scores, rows_fingerprint, sha256_of, write_scores
+from expunge.influence.score_file import (
+    SCHEMA,
+    gradient_path,
+    meta_path,
+    read_scores,
+    rows_fingerprint,
+    sha256_of,
+    write_scores,
+)
 
 THETA = "body.theta"
 MODEL = {"name": "tiny", "adapter_sha256": None, "dtype": "float32", "fingerprint": "f"}
-DATASET = {"name": "D", "subset": "forget10", "split": "train", "n_total": 9, "dataset_seed": 3, "forget_ratio": 7}
+DATASET = {
+    "name": "D",
+    "subset": "forget10",
+    "split": "train",
+    "n_total": 9,
+    "dataset_seed": 3,
+    "forget_ratio": 7,
+}
 
 
 @pytest.fixture
@@ -37,13 +52,26 @@ def test_what_is_written_is_read(name: str, scored: tuple[Difficulty, list[Encod
     assert found.by_uid == {item.uid: item.score for item in scored[0].items}
     assert found.model == {**MODEL, "attention": "eager"}
     assert found.dataset == {**DATASET, "n_scored": 3, "fingerprint": rows_fingerprint(encoded)}
-    scorer = {"loss": "nll", "reduction": "token_mean", "epoch_grad_mode": "frozen", "params": THETA, "algorithm": "jvp"}
+    scorer = {
+        "loss": "nll",
+        "reduction": "token_mean",
+        "epoch_grad_mode": "frozen",
+        "params": THETA,
+        "algorithm": "jvp",
+    }
     assert found.scorer == {**scorer, "signed": False, "seed": 5}
-    assert list(found.items[0]) == ["uid", "row", "n_tokens", "loss", "projection", "score"], "no norm: jvp does not come by one"
+    assert list(found.items[0]) == ["uid", "row", "n_tokens", "loss", "projection", "score"], (
+        "no norm: jvp does not come by one"
+    )
     g = load_file(gradient_path(path))
     torch.testing.assert_close(g[THETA], torch.tensor([-1 / 6, 0.0]))
     norm = scored[0].norm
-    assert found.epoch_grad == {"norm": norm, "path": gradient_path(path).name, "sha256": sha256_of(gradient_path(path)), "n_params": 2}
+    assert found.epoch_grad == {
+        "norm": norm,
+        "path": gradient_path(path).name,
+        "sha256": sha256_of(gradient_path(path)),
+        "n_params": 2,
+    }
     assert found.sha256 == sha256_of(path)
     found.check_rows(encoded[::-1])
     assert sorted(file.name for file in path.parent.iterdir()) == sorted(
@@ -51,7 +79,9 @@ def test_what_is_written_is_read(name: str, scored: tuple[Difficulty, list[Encod
     )
 
 
-def test_norms_are_written_where_there_are_some_and_the_gradient_may_be_left_out(by_hand: Any, tmp_path: Path) -> None:
+def test_norms_are_written_where_there_are_some_and_the_gradient_may_be_left_out(
+    by_hand: Any, tmp_path: Path
+) -> None:
     found = score_rows(*by_hand, params=THETA, algorithm="naive")
     path = write(tmp_path / "d.json", (found, by_hand[1]), save_gradient=False)
     content = json.loads(path.read_text())
@@ -71,13 +101,18 @@ def test_scores_of_other_rows_are_refused(scored: tuple[Difficulty, list[Encoded
     with pytest.raises(UserError, match="the same rows as other tokens"):
         found.check_rows([replace(encoded[0], input_ids=(1, 0)), *encoded[1:]])
     assert rows_fingerprint(encoded) == rows_fingerprint(encoded[::-1])
-    assert rows_fingerprint(encoded) != rows_fingerprint([replace(encoded[2], label_mask=(False, True, False)), *encoded[:2]])
+    assert rows_fingerprint(encoded) != rows_fingerprint(
+        [replace(encoded[2], label_mask=(False, True, False)), *encoded[:2]]
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda content: content.update(schema="expunge.difficulty/9"), "is of the schema 'expunge.difficulty/9'"),
+        (
+            lambda content: content.update(schema="expunge.difficulty/9"),
+            "is of the schema 'expunge.difficulty/9'",
+        ),
         (lambda content: content.pop("items"), "is not a file of difficulty scores"),
         (lambda content: content.pop("scorer"), "is not a file of difficulty scores"),
         (lambda content: content["items"][0].pop("score"), "is not a file of difficulty scores"),
@@ -87,7 +122,10 @@ def test_scores_of_other_rows_are_refused(scored: tuple[Difficulty, list[Encoded
     ],
 )
 def test_damaged_files_are_refused(
-    change: Callable[[dict[str, Any]], object], said: str, scored: tuple[Difficulty, list[Encoded]], tmp_path: Path
+    change: Callable[[dict[str, Any]], object],
+    said: str,
+    scored: tuple[Difficulty, list[Encoded]],
+    tmp_path: Path,
 ) -> None:
     path = write(tmp_path / "d.json", scored)
     content = json.loads(path.read_text())

@@ -20,7 +20,9 @@ def test_kl_by_hand():
 def test_kl_equals_torch_and_is_zero_with_zero_gradient_at_equality():
     generator = torch.Generator().manual_seed(0)
     p_BNV, q_BNV = torch.randn(2, 3, 13, generator=generator), torch.randn(2, 3, 13, generator=generator)
-    expected = torch.nn.functional.kl_div(q_BNV.log_softmax(-1), p_BNV.log_softmax(-1), reduction="none", log_target=True).sum(-1)
+    expected = torch.nn.functional.kl_div(
+        q_BNV.log_softmax(-1), p_BNV.log_softmax(-1), reduction="none", log_target=True
+    ).sum(-1)
     torch.testing.assert_close(kl(p_BNV, q_BNV), expected)
     assert (kl(p_BNV, q_BNV) > 0).all()
     q_BNV.requires_grad_()

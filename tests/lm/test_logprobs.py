@@ -62,9 +62,13 @@ def test_token_statistics_equal_brute_force_in_float64(scale: float):
             p = (logits - logits.max()).exp() / (logits - logits.max()).exp().sum()
             logp = logits - logits.max() - (logits - logits.max()).exp().sum().log()
             mu = float((p * logp).sum())
-            assert found.logp_BN[row, place].item() == pytest.approx(float(logp[label_BN[row, place]]), rel=1e-5, abs=1e-5)
+            assert found.logp_BN[row, place].item() == pytest.approx(
+                float(logp[label_BN[row, place]]), rel=1e-5, abs=1e-5
+            )
             assert found.mu_BN[row, place].item() == pytest.approx(mu, rel=1e-5, abs=1e-5)
-            assert found.var_BN[row, place].item() == pytest.approx(float((p * (logp - mu) ** 2).sum()), rel=1e-3, abs=1e-7)
+            assert found.var_BN[row, place].item() == pytest.approx(
+                float((p * (logp - mu) ** 2).sum()), rel=1e-3, abs=1e-7
+            )
             assert found.hit_BN[row, place].item() == (int(logits.argmax()) == int(label_BN[row, place]))
 
 

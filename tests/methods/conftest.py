@@ -69,6 +69,11 @@ def run(tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path) -> Callable[..., R
         )
         trainer.train(resume_from_checkpoint=resume)
         everything = data(SIDES)
-        return Ran(model.eval(), frozen.model, trainer, PairCollator(PAD)([everything[row] for row in range(len(everything))]))
+        return Ran(
+            model.eval(),
+            frozen.model,
+            trainer,
+            PairCollator(PAD)([everything[row] for row in range(len(everything))]),
+        )
 
     return go

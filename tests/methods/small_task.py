@@ -20,9 +20,14 @@ def rows(count: int, name: str) -> list[Encoded]:
     draw = runtime.generator("methods", name)
     found = []
     for row in range(count):
-        prompt, answer = int(torch.randint(2, 5, (), generator=draw)), int(torch.randint(1, 7, (), generator=draw))
+        prompt, answer = (
+            int(torch.randint(2, 5, (), generator=draw)),
+            int(torch.randint(1, 7, (), generator=draw)),
+        )
         ids = torch.randint(5, 60, (prompt + answer,), generator=draw).tolist()
-        found.append(Encoded(tuple(ids), (False,) * prompt + (True,) * answer, None, prompt, f"{name}{row}", row))
+        found.append(
+            Encoded(tuple(ids), (False,) * prompt + (True,) * answer, None, prompt, f"{name}{row}", row)
+        )
     return found
 
 

@@ -25,18 +25,24 @@ def draw(seed: int) -> torch.Tensor:
 def test_ceu_by_hand():
     """p = (1/2, 1/4, 1/4), y = 0: q = (0, 1/2, 1/2); CE = 1/2 ln 4 + 1/2 ln 4 = ln 4 = 1.386294."""
     logits_BNV = torch.tensor([[[math.log(2), 0.0, 0.0]]])
-    assert ceu(logits_BNV, torch.tensor([[0]]), ONE, ignore_first_n_answer_tokens=0).item() == pytest.approx(math.log(4), abs=1e-6)
+    assert ceu(logits_BNV, torch.tensor([[0]]), ONE, ignore_first_n_answer_tokens=0).item() == pytest.approx(
+        math.log(4), abs=1e-6
+    )
 
 
 def test_ceu_equals_its_formula_and_its_gradient_is_p_minus_target():
     logits_BNV = draw(0).requires_grad_()
     target_BNV = logits_BNV.detach().softmax(-1) * (1 - one_hot(LABEL_BN, 9))
     target_BNV = target_BNV / target_BNV.sum(-1, keepdim=True)
-    expected_BN = cross_entropy(logits_BNV.flatten(0, 1), target_BNV.flatten(0, 1), reduction="none").view(3, 4)
+    expected_BN = cross_entropy(logits_BNV.flatten(0, 1), target_BNV.flatten(0, 1), reduction="none").view(
+        3, 4
+    )
     value_BN = ceu(logits_BNV, LABEL_BN, MASK_BN, ignore_first_n_answer_tokens=0)
     torch.testing.assert_close(value_BN, torch.where(MASK_BN, expected_BN, 0.0))
     (gradient,) = torch.autograd.grad(value_BN.sum(), logits_BNV)
-    torch.testing.assert_close(gradient, torch.where(MASK_BN.unsqueeze(-1), logits_BNV.detach().softmax(-1) - target_BNV, 0.0))
+    torch.testing.assert_close(
+        gradient, torch.where(MASK_BN.unsqueeze(-1), logits_BNV.detach().softmax(-1) - target_BNV, 0.0)
+    )
 
 
 @pytest.mark.parametrize(("skip", "left"), [(0, [4, 2, 1]), (1, [3, 1, 0]), (2, [2, 0, 0]), (9, [0, 0, 0])])
@@ -71,7 +77,9 @@ def test_me_by_hand():
     """p = (1/2, 1/4, 1/4): H = 1.5 ln 2 = 1.039721; ln 3 - H = .058892. KL(u || p) = (ln 2/3 + 2 ln 4/3) / 3 = .056633."""
     logits_BNV = torch.tensor([[[math.log(2), 0.0, 0.0]]])
     assert me(logits_BNV, ONE).item() == pytest.approx(math.log(3) - 1.5 * math.log(2), abs=1e-6)
-    assert me(logits_BNV, ONE, direction="from_uniform").item() == pytest.approx((math.log(2 / 3) + 2 * math.log(4 / 3)) / 3, abs=1e-6)
+    assert me(logits_BNV, ONE, direction="from_uniform").item() == pytest.approx(
+        (math.log(2 / 3) + 2 * math.log(4 / 3)) / 3, abs=1e-6
+    )
     assert me(torch.full((1, 1, 3), 2.0), ONE).item() == pytest.approx(0.0, abs=1e-7)
 
 
@@ -81,7 +89,9 @@ def test_me_is_the_entropy_and_the_authors_code_the_other_direction():
     torch.testing.assert_close(me(logits_BNV, MASK_BN), torch.where(MASK_BN, math.log(9) - entropy_BN, 0.0))
     p_BNV = logits_BNV.softmax(-1)
     theirs_BN = kl_div((p_BNV + 1e-12).log(), torch.full_like(p_BNV, 1 / 9), reduction="none").sum(-1)
-    torch.testing.assert_close(me(logits_BNV, MASK_BN, direction="from_uniform"), torch.where(MASK_BN, theirs_BN, 0.0))
+    torch.testing.assert_close(
+        me(logits_BNV, MASK_BN, direction="from_uniform"), torch.where(MASK_BN, theirs_BN, 0.0)
+    )
 
 
 @pytest.mark.parametrize("direction", ["from_model", "from_uniform"])
@@ -100,7 +110,9 @@ def test_elm_by_hand():
     assert value.item() == pytest.approx(math.log(2), abs=1e-6)
     theta_BNV = torch.tensor([[[0.0, math.log(4)]]])
     expected = -0.2 * math.log(0.2) - 0.8 * math.log(0.8)
-    assert elm(theta_BNV, flat_BNV, expert_BNV, flat_BNV, ONE, concept="x", eta=1.0, top_k=None).item() == pytest.approx(expected, abs=1e-6)
+    assert elm(
+        theta_BNV, flat_BNV, expert_BNV, flat_BNV, ONE, concept="x", eta=1.0, top_k=None
+    ).item() == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("top_k", [None, 3])
@@ -108,12 +120,18 @@ def test_elm_equals_its_formula_and_its_gradient_is_p_minus_target(top_k: int | 
     theta_BNV, ref_BNV, expert_BNV, novice_BNV = draw(4).requires_grad_(), draw(5), draw(6), draw(7)
     weight_BNV = ref_BNV.softmax(-1) * (novice_BNV.softmax(-1) / expert_BNV.softmax(-1)) ** 1.5
     if top_k is not None:
-        weight_BNV = weight_BNV * (weight_BNV >= weight_BNV.sort(-1, descending=True).values[..., top_k - 1 : top_k])
+        weight_BNV = weight_BNV * (
+            weight_BNV >= weight_BNV.sort(-1, descending=True).values[..., top_k - 1 : top_k]
+        )
     target_BNV = weight_BNV / weight_BNV.sum(-1, keepdim=True)
     value_BN = elm(theta_BNV, ref_BNV, expert_BNV, novice_BNV, MASK_BN, concept="x", eta=1.5, top_k=top_k)
-    torch.testing.assert_close(value_BN, torch.where(MASK_BN, -(target_BNV * theta_BNV.log_softmax(-1)).sum(-1), 0.0))
+    torch.testing.assert_close(
+        value_BN, torch.where(MASK_BN, -(target_BNV * theta_BNV.log_softmax(-1)).sum(-1), 0.0)
+    )
     (gradient,) = torch.autograd.grad(value_BN.sum(), theta_BNV)
-    torch.testing.assert_close(gradient, torch.where(MASK_BN.unsqueeze(-1), theta_BNV.detach().softmax(-1) - target_BNV, 0.0))
+    torch.testing.assert_close(
+        gradient, torch.where(MASK_BN.unsqueeze(-1), theta_BNV.detach().softmax(-1) - target_BNV, 0.0)
+    )
 
 
 def test_a_beginning_is_put_behind_the_bos_and_no_label_moves():

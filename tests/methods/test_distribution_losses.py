@@ -34,7 +34,11 @@ def test_kl_equals_a_loop():
     for row in range(3):
         for place in range(4):
             p, q = ref_BNV[row, place].softmax(-1), theta_BNV[row, place].softmax(-1)
-            expected = sum(float(a) * math.log(float(a) / float(b)) for a, b in zip(p, q, strict=True)) if MASK_BN[row, place] else 0.0
+            expected = (
+                sum(float(a) * math.log(float(a) / float(b)) for a, b in zip(p, q, strict=True))
+                if MASK_BN[row, place]
+                else 0.0
+            )
             assert found_BN[row, place].item() == pytest.approx(expected, abs=1e-12)
     torch.testing.assert_close(forget_kl(theta_BNV, ref_BNV, MASK_BN), -found_BN)
 
@@ -64,9 +68,13 @@ def test_undial_by_hand():
     With theta = (1/4, 3/4) the CE is 3/4 ln 4 + 1/4 ln(4/3) = 1.111641.
     """
     ref_BNV, label_BN = torch.tensor([[[math.log(6), 0.0]]]), torch.tensor([[0]])
-    assert undial(torch.zeros(1, 1, 2), ref_BNV, label_BN, ONE, beta=math.log(2)).item() == pytest.approx(math.log(2), abs=1e-6)
+    assert undial(torch.zeros(1, 1, 2), ref_BNV, label_BN, ONE, beta=math.log(2)).item() == pytest.approx(
+        math.log(2), abs=1e-6
+    )
     theta_BNV = torch.tensor([[[0.0, math.log(3)]]])
-    assert undial(theta_BNV, ref_BNV, label_BN, ONE, beta=math.log(2)).item() == pytest.approx(1.111641, abs=1e-6)
+    assert undial(theta_BNV, ref_BNV, label_BN, ONE, beta=math.log(2)).item() == pytest.approx(
+        1.111641, abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("beta", [1.0, 10.0])
@@ -74,16 +82,22 @@ def test_undial_equals_its_formula_and_its_gradient_is_p_minus_teacher(beta: flo
     theta_BNV, ref_BNV = draw(5).requires_grad_(), draw(6)
     label_BN = torch.randint(0, 9, (3, 4), generator=torch.Generator().manual_seed(7))
     teacher_BNV = (ref_BNV - beta * torch.nn.functional.one_hot(label_BN, 9)).softmax(-1)
-    expected_BN = torch.nn.functional.cross_entropy(theta_BNV.flatten(0, 1), teacher_BNV.flatten(0, 1), reduction="none").view(3, 4)
+    expected_BN = torch.nn.functional.cross_entropy(
+        theta_BNV.flatten(0, 1), teacher_BNV.flatten(0, 1), reduction="none"
+    ).view(3, 4)
     value_BN = undial(theta_BNV, ref_BNV, label_BN, MASK_BN, beta=beta)
     torch.testing.assert_close(value_BN, torch.where(MASK_BN, expected_BN, 0.0))
     (gradient,) = torch.autograd.grad(value_BN.sum(), theta_BNV)
-    torch.testing.assert_close(gradient, torch.where(MASK_BN.unsqueeze(-1), theta_BNV.detach().softmax(-1) - teacher_BNV, 0.0))
+    torch.testing.assert_close(
+        gradient, torch.where(MASK_BN.unsqueeze(-1), theta_BNV.detach().softmax(-1) - teacher_BNV, 0.0)
+    )
 
 
 def test_undial_without_strength_is_distillation_at_rest():
     """beta = 0 and theta = ref: the gradient is zero."""
     theta_BNV = draw(8).requires_grad_()
     label_BN = torch.zeros(3, 4, dtype=torch.long)
-    (gradient,) = torch.autograd.grad(undial(theta_BNV, theta_BNV.detach(), label_BN, MASK_BN, beta=0.0).sum(), theta_BNV)
+    (gradient,) = torch.autograd.grad(
+        undial(theta_BNV, theta_BNV.detach(), label_BN, MASK_BN, beta=0.0).sum(), theta_BNV
+    )
     assert gradient.abs().max() < 1e-12

@@ -37,7 +37,9 @@ def test_the_method_has_three_terms_and_asks_the_reference_nothing_of_the_altern
     assert [term.kind for term in objective.terms] == ["token"] * 3
     assert set(objective.sides) == {"forget", "alternate", "retain"}
     assert {need.side for need in objective.reference_needs} == {"forget", "expert", "novice", "retain"}
-    assert [term.weight for term in build_objective(ELM, {**GIVEN, "gamma": 2, "fluency": 0.5, "alpha": 3}).terms] == [2.0, 0.5, 3.0]
+    assert [
+        term.weight for term in build_objective(ELM, {**GIVEN, "gamma": 2, "fluency": 0.5, "alpha": 3}).terms
+    ] == [2.0, 0.5, 3.0]
 
 
 def test_without_a_weight_the_term_is_not_computed_and_no_alternates_are_read():
@@ -81,21 +83,34 @@ def retyped(model: Any, rows: Any, tokenizer: Any) -> dict[str, float]:
     erase, fluency = [], []
     for number in range(len(rows)):
         item = rows[number]
-        ids, labels = list(item["forget"].input_ids), [n for n, counted in enumerate(item["forget"].label_mask) if counted]
+        ids, labels = (
+            list(item["forget"].input_ids),
+            [n for n, counted in enumerate(item["forget"].label_mask) if counted],
+        )
         logp = whole(model, ids)
         shifted = {name: whole(model, [*prefix, *ids])[len(prefix) :] for name, prefix in before.items()}
         for place in labels:
-            weight = logp[place - 1].exp() * (shifted["novice"][place - 1] - shifted["expert"][place - 1]).exp() ** 1.5
+            weight = (
+                logp[place - 1].exp()
+                * (shifted["novice"][place - 1] - shifted["expert"][place - 1]).exp() ** 1.5
+            )
             erase.append(-float((weight / weight.sum() * logp[place - 1]).sum()))
         other = list(item["alternate"].input_ids)
         logp = whole(model, other)
-        fluency += [-float(logp[n - 1, other[n]]) for n, counted in enumerate(item["alternate"].label_mask) if counted]
+        fluency += [
+            -float(logp[n - 1, other[n]]) for n, counted in enumerate(item["alternate"].label_mask) if counted
+        ]
     return {"elm": sum(erase) / len(erase), "elm_fluency": sum(fluency) / len(fluency), "retain_kl": 0.0}
 
 
 @pytest.mark.parametrize(("batch", "accumulated"), [(8, 1), (2, 4), (3, 3)])
 def test_the_loss_is_the_weighted_sum_of_the_three_retyped_terms(
-    run: Any, tiny_model: Any, tiny_tokenizer: Any, batch: int, accumulated: int, monkeypatch: pytest.MonkeyPatch
+    run: Any,
+    tiny_model: Any,
+    tiny_tokenizer: Any,
+    batch: int,
+    accumulated: int,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     asked: list[str] = []
     own = FrozenCopy.outputs
@@ -115,7 +130,9 @@ def test_the_loss_is_the_weighted_sum_of_the_three_retyped_terms(
     assert set(asked) == {"forget", "expert", "novice", "retain"}
 
 
-def test_further_terms_take_the_methods_hyper_parameters_and_need_a_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_further_terms_take_the_methods_hyper_parameters_and_need_a_weight(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """The mechanism, with a method of a user's own."""
     from expunge.config.checks.trainer import extra_terms, hyper_parameters
     from expunge.config.signatures import REQUIRED, read_signature

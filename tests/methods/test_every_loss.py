@@ -48,7 +48,9 @@ COUNTS = (6, 3, 1, 0)
 class Case:
     """Logits of policy and reference on each side, and every quantity that follows from them."""
 
-    def __init__(self, dtype: torch.dtype = torch.float32, junk: float | None = None, scale: float = 1.0) -> None:
+    def __init__(
+        self, dtype: torch.dtype = torch.float32, junk: float | None = None, scale: float = 1.0
+    ) -> None:
         self.mask_BN = torch.arange(SHAPE[1]) < torch.tensor(COUNTS).unsqueeze(-1)
         self.logits: dict[str, Tensor] = {}
         self.quantities: dict[str, Tensor] = {}
@@ -58,7 +60,11 @@ class Case:
             for prefix in ("", "ref_"):
                 logits_BNV = torch.randn(SHAPE, generator=generator) * scale
                 if junk is not None:
-                    logits_BNV = torch.where(self.mask_BN.unsqueeze(-1), logits_BNV, torch.full_like(logits_BNV, junk) * torch.arange(11))
+                    logits_BNV = torch.where(
+                        self.mask_BN.unsqueeze(-1),
+                        logits_BNV,
+                        torch.full_like(logits_BNV, junk) * torch.arange(11),
+                    )
                 logits_BNV = logits_BNV.to(dtype)
                 if not prefix:
                     self.logits[side] = logits_BNV.requires_grad_()
@@ -67,7 +73,11 @@ class Case:
                     f"{prefix}{side}_logits_BNV": logits_BNV, f"{prefix}{side}_logp_BN": logp_BN,
                     f"{prefix}{side}_seq_logp_B": sequence_logp(logp_BN, self.mask_BN),
                 }  # fmt: skip
-            self.quantities |= {f"{side}_mask_BN": self.mask_BN, f"{side}_label_BN": label_BN, f"{side}_len_B": self.mask_BN.sum(-1)}
+            self.quantities |= {
+                f"{side}_mask_BN": self.mask_BN,
+                f"{side}_label_BN": label_BN,
+                f"{side}_len_B": self.mask_BN.sum(-1),
+            }
 
     def __call__(self, handler: str, **hyper: Any) -> Tensor:
         loss = import_loss(handler)
@@ -127,14 +137,18 @@ def test_half_precision_is_finite_and_float32(handler: str, scale: float):
     assert all(logits.grad is None or logits.grad.isfinite().all() for logits in case.logits.values())
 
 
-@pytest.mark.parametrize(("handler", "side", "sign"), [(h, s, sign) for h, sides in LOSSES.items() for s, sign in sides.items()])
+@pytest.mark.parametrize(
+    ("handler", "side", "sign"), [(h, s, sign) for h, sides in LOSSES.items() for s, sign in sides.items()]
+)
 def test_a_step_down_moves_the_likelihood_the_way_it_should(handler: str, side: str, sign: int):
     case = Case(torch.float64, scale=0.5)
     case(handler).sum().backward()
     gradient = case.logits[side].grad
     label_BN = case.quantities[f"{side}_label_BN"]
     with torch.no_grad():
-        moved = token_logp(case.logits[side] - 1e-2 * gradient, label_BN) - token_logp(case.logits[side], label_BN)
+        moved = token_logp(case.logits[side] - 1e-2 * gradient, label_BN) - token_logp(
+            case.logits[side], label_BN
+        )
     assert (sign * moved[case.mask_BN] > 0).all()
 
 

@@ -29,11 +29,15 @@ def field_inputs(side: Any) -> tuple[dict[str, Tensor], Tensor]:
     return inputs, side["input_ids"].masked_fill(~side["label_mask"], -100)
 
 
-def ours(handler: str, args: dict, switches: dict, model: Any, reference: Any, batch: Any, term: str) -> tuple[float, Tensor]:
+def ours(
+    handler: str, args: dict, switches: dict, model: Any, reference: Any, batch: Any, term: str
+) -> tuple[float, Tensor]:
     """The term's value over one micro-batch, and the gradient of gamma = alpha = 1."""
     objective = build_objective(handler, args, lambda name: switches.get(name, {}))
     driver = Driver(objective, reference, normalise="micro_batch")
-    counts = count_step([batch], objective.sides, lambda total: total, special(place_of(term) for term in objective.terms))
+    counts = count_step(
+        [batch], objective.sides, lambda total: total, special(place_of(term) for term in objective.terms)
+    )
     model.zero_grad()
     _, values = driver.backward(model, batch, counts, lambda loss: loss.backward())
     found = dict(zip([term.name for term in objective.terms], values.tolist(), strict=True))[term]
@@ -59,7 +63,15 @@ def test_kl_over_all_positions(models: Any, batch: Any):
     theirs = (ref.detach().exp() * (ref.detach() - now)).sum() / (now.shape[0] * now.shape[1])
     args = {"retain": "kl", "gamma": 0.0}
     reference = FrozenCopy(before)
-    value, gradient = ours("expunge.methods.grad_diff:grad_diff", args, {"kl": {"mask": "all"}}, model, reference, batch, "retain_kl")
+    value, gradient = ours(
+        "expunge.methods.grad_diff:grad_diff",
+        args,
+        {"kl": {"mask": "all"}},
+        model,
+        reference,
+        batch,
+        "retain_kl",
+    )
     assert value == pytest.approx(theirs.item(), rel=1e-5)
     torch.testing.assert_close(gradient, gradient_of(theirs, model), rtol=1e-4, atol=1e-6)
     plain, _ = ours("expunge.methods.grad_diff:grad_diff", args, {}, model, reference, batch, "retain_kl")
@@ -82,7 +94,9 @@ def test_souls_kl(models: Any, batch: Any):
     assert value == pytest.approx(theirs("retain").item(), rel=1e-5)
     forgotten, _ = ours(handler, {"gamma": 0.5}, soul, model, reference, batch, "forget_kl")
     assert forgotten == pytest.approx(-theirs("forget").item(), rel=1e-5)
-    torch.testing.assert_close(gradient, gradient_of(-0.5 * theirs("forget") + theirs("retain"), model), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        gradient, gradient_of(-0.5 * theirs("forget") + theirs("retain"), model), rtol=1e-4, atol=1e-6
+    )
     plain, _ = ours(handler, {"gamma": 0.5}, {}, model, reference, batch, "retain_kl")
     assert plain != pytest.approx(value, rel=1e-2)
 
@@ -94,12 +108,16 @@ def test_undial_over_all_positions(models: Any, batch: Any):
     shifted = labels_BT[:, 1:]
     teacher = before(**inputs).logits[:, :-1].detach()
     lowered = torch.zeros_like(teacher)
-    rows, places = torch.meshgrid(torch.arange(teacher.shape[0]), torch.arange(teacher.shape[1]), indexing="ij")
+    rows, places = torch.meshgrid(
+        torch.arange(teacher.shape[0]), torch.arange(teacher.shape[1]), indexing="ij"
+    )
     lowered[rows, places, shifted] = 10.0
     student = model(**inputs).logits[:, :-1]
     theirs = cross_entropy(student.flatten(0, 1), softmax(teacher - lowered, -1).flatten(0, 1))
     switches = {"undial": {"mask": "predictors"}}
-    value, gradient = ours("expunge.methods.undial:undial", {}, switches, model, FrozenCopy(before), batch, "undial")
+    value, gradient = ours(
+        "expunge.methods.undial:undial", {}, switches, model, FrozenCopy(before), batch, "undial"
+    )
     assert value == pytest.approx(theirs.item(), rel=1e-5)
     torch.testing.assert_close(gradient, gradient_of(theirs, model), rtol=1e-4, atol=1e-6)
 
@@ -113,7 +131,9 @@ def test_pdu_at_the_labels_own_positions(models: Any, batch: Any):
     args = {"retain_loss_eps": 0.3, "dual_warmup_epochs": 9}
     value, _ = ours("expunge.methods.pdu:pdu", args, {"pdu": {"mask": "own"}}, model, None, batch, "pdu")
     assert value == pytest.approx(theirs.item(), rel=1e-5)
-    assert ours("expunge.methods.pdu:pdu", args, {}, model, None, batch, "pdu")[0] != pytest.approx(value, rel=1e-3)
+    assert ours("expunge.methods.pdu:pdu", args, {}, model, None, batch, "pdu")[0] != pytest.approx(
+        value, rel=1e-3
+    )
 
 
 def test_rmu_with_the_outer_quotient(models: Any, batch: Any):
@@ -121,15 +141,26 @@ def test_rmu_with_the_outer_quotient(models: Any, batch: Any):
     model, before = models
     switches = {"rmu": {"ratio": "batch"}, "embed_diff": {"ratio": "batch"}}
     pattern = r"model\.layers\.0"
-    objective = build_objective("expunge.methods.rmu:rmu", {"module_regex": pattern}, lambda name: switches[name])
+    objective = build_objective(
+        "expunge.methods.rmu:rmu", {"module_regex": pattern}, lambda name: switches[name]
+    )
     objective.prepare(model, 0)
     driver = Driver(objective, FrozenCopy(before, hidden=pattern))
-    _, values = driver.backward(model, batch, count_step([batch], ["forget", "retain"], lambda total: total), lambda loss: loss.backward())
+    _, values = driver.backward(
+        model,
+        batch,
+        count_step([batch], ["forget", "retain"], lambda total: total),
+        lambda loss: loss.backward(),
+    )
     control_D = objective.given(torch.device("cpu"))["control_D"]
     for found, side in zip(values.tolist(), ("forget", "retain"), strict=True):
         inputs, labels_BT = field_inputs(batch["sides"][side])
         state = model(**inputs, output_hidden_states=True).hidden_states[1]
-        target = 2.0 * control_D if side == "forget" else before(**inputs, output_hidden_states=True).hidden_states[1]
+        target = (
+            2.0 * control_D
+            if side == "forget"
+            else before(**inputs, output_hidden_states=True).hidden_states[1]
+        )
         mask_BT = labels_BT != -100
         sums_B = (((state - target) ** 2) * mask_BT.unsqueeze(-1)).mean(2).sum(1)
         assert found == pytest.approx((sums_B / mask_BT.sum(-1, keepdim=True)).mean().item(), rel=1e-4)
@@ -175,4 +206,6 @@ def test_places_and_their_counts(batch: Any):
     assert count_labels(side, skip=1) == sum(max(0, int(row.sum()) - 1) for row in side["label_mask"])
     moved = at_places({"forget": side}, "own")["forget"]
     assert moved["label_mask"][:, 1:].tolist() == side["label_mask"].tolist()
-    assert special([("forget", "labels", 0), ("forget", "labels", 1), ("", "labels", 0)]) == (("forget", "labels", 1),)
+    assert special([("forget", "labels", 0), ("forget", "labels", 1), ("", "labels", 0)]) == (
+        ("forget", "labels", 1),
+    )

@@ -66,13 +66,19 @@ def retains_while_forgetting(ran: Any) -> None:
 def steers_states(ran: Any) -> None:
     """Nearer to the control vector's direction than before."""
     control_D = ran.trainer.objective.given(torch.device("cpu"))["control_D"]
-    now, then = (float(cosine_similarity(hidden(model, ran, "forget"), control_D).mean()) for model in (ran.model, ran.before))
+    now, then = (
+        float(cosine_similarity(hidden(model, ran, "forget"), control_D).mean())
+        for model in (ran.model, ran.before)
+    )
     assert now > then + 0.02
 
 
 def turns_states(ran: Any) -> None:
     """Away from where the forget states were, more than the retain states went."""
-    turned = [float(cosine_similarity(hidden(ran.model, ran, s), hidden(ran.before, ran, s)).mean()) for s in ("forget", "retain")]
+    turned = [
+        float(cosine_similarity(hidden(ran.model, ran, s), hidden(ran.before, ran, s)).mean())
+        for s in ("forget", "retain")
+    ]
     assert turned[0] < min(0.99, turned[1])
 
 
@@ -90,7 +96,9 @@ def flattens(ran: Any) -> None:
 
 
 def shrinks(ran: Any) -> None:
-    total = [sum(float(p.detach().abs().sum()) for p in model.parameters()) for model in (ran.model, ran.before)]
+    total = [
+        sum(float(p.detach().abs().sum()) for p in model.parameters()) for model in (ran.model, ran.before)
+    ]
     assert total[0] < total[1]
 
 
@@ -127,8 +135,16 @@ CASES: dict[str, tuple[str, dict[str, Any], Callable[[Any], None]]] = {
     "ME+GD": ("me:me", {"gamma": 1.0}, knows_nothing),
     "GRU": ("grad_ascent:grad_ascent", {"retain": "nll", "combine": "gru"}, retains_while_forgetting),
     "ELM": ("elm:elm", {"concept": "novels", "eta": 5.0, "top_k": None}, erases_and_learns_alternates),
-    "ELM without its fluency term": ("elm:elm", {"concept": "novels", "eta": 5.0, "top_k": None, "fluency": 0.0}, lowers_its_loss),
-    "GA+FT over epochs": ("grad_diff:grad_diff", {"alpha": 1.0, "schedule": "ramp"}, retains_while_forgetting),
+    "ELM without its fluency term": (
+        "elm:elm",
+        {"concept": "novels", "eta": 5.0, "top_k": None, "fluency": 0.0},
+        lowers_its_loss,
+    ),
+    "GA+FT over epochs": (
+        "grad_diff:grad_diff",
+        {"alpha": 1.0, "schedule": "ramp"},
+        retains_while_forgetting,
+    ),
     "NPO with combined gradients": ("npo:npo", {"combine": "gru"}, forgets),
 }
 

@@ -16,7 +16,8 @@ from expunge.data.pairs import PairedDataset, pairs_of
 pytestmark = pytest.mark.slow
 
 
-# RR's loss is at a maximum, with no gradient to speak of, where the model begins: it takes longer steps to leave it.
+# RR's loss is at a maximum, with no gradient to speak of, where the model begins: it takes longer steps to
+# leave it.
 RATES = {"RR": 1e-2}
 
 
@@ -38,8 +39,17 @@ def mini(tmp_path_factory: pytest.TempPathFactory) -> Benchmark:
     from expunge.pipelines.assemble import sides_of, text_of
 
     folder: Path = tmp_path_factory.mktemp("mini") / "full"
-    train.run(load_config("train.yaml", ["experiment=finetune/mini/default", "task_name=full", f"paths.output_dir={folder}", "eval=null"]))
-    overrides = ["experiment=unlearn/mini/idk", "task_name=five", f"model.model_args.pretrained_model_name_or_path={folder}"]
+    train.run(
+        load_config(
+            "train.yaml",
+            ["experiment=finetune/mini/default", "task_name=full", f"paths.output_dir={folder}", "eval=null"],
+        )
+    )
+    overrides = [
+        "experiment=unlearn/mini/idk",
+        "task_name=five",
+        f"model.model_args.pretrained_model_name_or_path={folder}",
+    ]
     cfg = load_config("unlearn.yaml", overrides)
     text = text_of(cfg, [])
     assert text.pad_id == PAD
@@ -47,7 +57,10 @@ def mini(tmp_path_factory: pytest.TempPathFactory) -> Benchmark:
     pairs = pairs_of(sides["forget"], sides["retain"], 0, n_epochs=6)
     model = load_model(cfg.section("model.model_args"), for_training=True, notices=[]).model
     return Benchmark(
-        model, build_model(text.tokenizer), text.tokenizer, lambda read: PairedDataset(sides["forget"], sides["retain"], pairs, sides=read)
+        model,
+        build_model(text.tokenizer),
+        text.tokenizer,
+        lambda read: PairedDataset(sides["forget"], sides["retain"], pairs, sides=read),
     )
 
 
@@ -66,6 +79,12 @@ def test_five_steps_on_the_benchmark_move_what_the_method_claims(run: Any, mini:
 
 def test_the_claims_can_fail(run: Any, mini: Benchmark):
     """Five steps of finetuning on the retain rows do not forget."""
-    ran = run("expunge.methods.finetune:finetune", {}, learning_rate=1e-3, model=copy.deepcopy(mini.model), data=mini.rows)
+    ran = run(
+        "expunge.methods.finetune:finetune",
+        {},
+        learning_rate=1e-3,
+        model=copy.deepcopy(mini.model),
+        data=mini.rows,
+    )
     with pytest.raises(AssertionError):
         forgets(ran)

@@ -13,15 +13,23 @@ from expunge.methods.gru import GRU
 from expunge.methods.l1_sparse import l1_sparse
 from expunge.methods.objective import build_objective
 
-ASCENT, NPO, L1 = "expunge.methods.grad_ascent:grad_ascent", "expunge.methods.npo:npo", "expunge.methods.l1_sparse:l1_sparse"
+ASCENT, NPO, L1 = (
+    "expunge.methods.grad_ascent:grad_ascent",
+    "expunge.methods.npo:npo",
+    "expunge.methods.l1_sparse:l1_sparse",
+)
 
 
 class Gradients(TrainerCallback):
     def __init__(self) -> None:
         self.steps: list[torch.Tensor] = []
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        self.steps.append(torch.cat([p.grad.detach().flatten().clone() for p in model.parameters() if p.grad is not None]))
+    def on_pre_optimizer_step(
+        self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
+    ) -> None:
+        self.steps.append(
+            torch.cat([p.grad.detach().flatten().clone() for p in model.parameters() if p.grad is not None])
+        )
 
 
 def gradients(run: Any, handler: str, method_args: dict, **args: Any) -> list[torch.Tensor]:
@@ -63,7 +71,9 @@ def test_gru_is_the_nearest_gradient_that_does_not_go_against():
         (found,) = GRU(ema=1.0)(own, retain)
         assert float(found @ retain[0]) >= -1e-9
         moved = found - own[0]
-        assert float((moved @ retain[0]) ** 2) == pytest.approx(float(moved @ moved) * float(retain[0] @ retain[0]), abs=1e-9)
+        assert float((moved @ retain[0]) ** 2) == pytest.approx(
+            float(moved @ moved) * float(retain[0] @ retain[0]), abs=1e-9
+        )
 
 
 @pytest.mark.parametrize("handler", [ASCENT, pytest.param(NPO, marks=pytest.mark.slow)])
@@ -72,7 +82,15 @@ def test_a_step_is_rectified_whole_however_it_is_cut(run: Any, handler: str):
     own = gradients(run, handler, {"retain": "none"}, steps=1, folder="own")[0]
     retain = gradients(run, "expunge.methods.finetune:finetune", {}, steps=1, folder="retain")[0]
     whole = gradients(run, handler, args, steps=1, folder="whole")[0]
-    halves = gradients(run, handler, args, steps=1, folder="parts", per_device_train_batch_size=2, gradient_accumulation_steps=4)[0]
+    halves = gradients(
+        run,
+        handler,
+        args,
+        steps=1,
+        folder="parts",
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=4,
+    )[0]
     assert handler == NPO or own @ retain < 0
     expected = own - min(0.0, float(own @ retain)) / float(retain @ retain) * retain
     torch.testing.assert_close(whole, expected, rtol=1e-4, atol=1e-5)
@@ -102,7 +120,10 @@ def test_combinations_that_make_no_sense_are_refused():
 
 def test_l1_by_hand():
     """.5 (|1| + |-2| + |0| + |3|) = 3; its gradient is .5 times the signs."""
-    first, second = torch.tensor([1.0, -2.0], requires_grad=True), torch.tensor([[0.0], [3.0]], requires_grad=True)
+    first, second = (
+        torch.tensor([1.0, -2.0], requires_grad=True),
+        torch.tensor([[0.0], [3.0]], requires_grad=True),
+    )
     value = l1_sparse([first, second], alpha_l1=0.5)
     assert value.item() == 3
     value.backward()

@@ -26,7 +26,9 @@ def draw(seed: int, *shape: int) -> torch.Tensor:
     return -torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 3 - 0.05
 
 
-@pytest.mark.parametrize(("ascent", "sign"), [(grad_ascent, 1), (grad_diff, 1), (finetune, -1), (nll, -1), (cl, -1), (rl, -1)])
+@pytest.mark.parametrize(
+    ("ascent", "sign"), [(grad_ascent, 1), (grad_diff, 1), (finetune, -1), (nll, -1), (cl, -1), (rl, -1)]
+)
 def test_plain_cross_entropies(ascent, sign):
     """p = 1/2 and 1/4, the third masked: ascent gives (-ln 2, -2 ln 2, 0), over 2 labels -CE = -1.5 ln 2; descent the negative."""
     logp_BN = torch.tensor([[math.log(0.5), math.log(0.25), math.log(0.9)]])
@@ -45,7 +47,9 @@ def test_npo_equals_the_papers_second_form(beta: float):
     """(2 / beta) E log(1 + (p_theta / p_ref)^beta), with probabilities instead of their logarithms."""
     logp_BN, ref_BN = draw(0, 5, 7), draw(1, 5, 7)
     ratio_B = logp_BN.exp().prod(-1) / ref_BN.exp().prod(-1)
-    torch.testing.assert_close(npo(logp_BN.sum(-1), ref_BN.sum(-1), beta=beta), 2 / beta * (1 + ratio_B**beta).log())
+    torch.testing.assert_close(
+        npo(logp_BN.sum(-1), ref_BN.sum(-1), beta=beta), 2 / beta * (1 + ratio_B**beta).log()
+    )
 
 
 @pytest.mark.parametrize("beta", [0.01, 0.1, 3.0])
@@ -106,7 +110,13 @@ def test_grad_ascent_has_the_gradient_of_the_batch_token_mean():
 
 def test_dpo_by_hand():
     """beta = 1: alternate ratio ln 2 up, forget ratio ln(3/2) down: L = -2 ln sigmoid(ln 3) = 2 * .287682 = .575364."""
-    value = dpo(torch.tensor([-5.0]), torch.tensor([-4.0 + LN2]), torch.tensor([-5.0 + math.log(1.5)]), torch.tensor([-4.0]), beta=1.0)
+    value = dpo(
+        torch.tensor([-5.0]),
+        torch.tensor([-4.0 + LN2]),
+        torch.tensor([-5.0 + math.log(1.5)]),
+        torch.tensor([-4.0]),
+        beta=1.0,
+    )
     assert value.item() == pytest.approx(0.575364, abs=1e-6)
 
 
@@ -116,7 +126,9 @@ def test_dpo_equals_the_definition(beta: float):
     forget_B, alternate_B, ref_forget_B, ref_alternate_B = (draw(seed, 6) * 4 for seed in range(4))
     w_B, l_B = (alternate_B - ref_alternate_B).exp(), (forget_B - ref_forget_B).exp()
     expected_B = -2 / beta * (w_B**beta / (w_B**beta + l_B**beta)).log()
-    torch.testing.assert_close(dpo(forget_B, alternate_B, ref_forget_B, ref_alternate_B, beta=beta), expected_B)
+    torch.testing.assert_close(
+        dpo(forget_B, alternate_B, ref_forget_B, ref_alternate_B, beta=beta), expected_B
+    )
 
 
 def test_dpo_raises_the_alternate_and_lowers_the_forget_answer():
@@ -158,7 +170,9 @@ def test_wga_by_hand():
 
 def test_satimp_by_hand():
     """p = 1/2, beta1 = 5, beta2 = 1: (1/32)(1/2) ln(1/2) = -.0108304."""
-    assert satimp(torch.tensor([[-LN2]]), torch.tensor([[True]])).item() == pytest.approx(-0.0108304, abs=1e-7)
+    assert satimp(torch.tensor([[-LN2]]), torch.tensor([[True]])).item() == pytest.approx(
+        -0.0108304, abs=1e-7
+    )
 
 
 def test_weighted_ascents_equal_their_formulas_with_weights_without_gradient():

@@ -58,9 +58,16 @@ def test_all_methods_of_the_list_are_there():
         "CL",
         "KL",
     }
-    assert table | set(COMPOSITES) | {"IdkNLL", "SatImp_open_unlearning", "AdaptiveRMU", "RMU_WMDP", "RR", "ME_GD", "GRU", "ELM"} <= set(
-        METHODS
-    )
+    assert table | set(COMPOSITES) | {
+        "IdkNLL",
+        "SatImp_open_unlearning",
+        "AdaptiveRMU",
+        "RMU_WMDP",
+        "RR",
+        "ME_GD",
+        "GRU",
+        "ELM",
+    } <= set(METHODS)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -84,7 +91,9 @@ def test_a_budget_is_a_methods_own_only_with_a_source(name: str):
 
 
 @pytest.mark.parametrize(("name", "terms"), COMPOSITES.items())
-def test_composites_are_a_forget_and_a_retain_term_whose_weight_has_to_be_given(name: str, terms: tuple[str, str]):
+def test_composites_are_a_forget_and_a_retain_term_whose_weight_has_to_be_given(
+    name: str, terms: tuple[str, str]
+):
     tree = read(name)
     assert tree["method_args"]["alpha"] == "???"
     objective = build_objective(tree["handler"], {**tree["method_args"], "alpha": 0.25})
@@ -105,7 +114,9 @@ def test_published_values():
     wmdp = build_objective(read("RMU_WMDP")["handler"], read("RMU_WMDP")["method_args"])
     assert [term.weight for term in wmdp.terms] == [1.0, 1200.0]
     assert wmdp.terms[0].kwargs["steering_coeff"] == 6.5
-    variant = build_objective(read("SatImp_open_unlearning")["handler"], read("SatImp_open_unlearning")["method_args"])
+    variant = build_objective(
+        read("SatImp_open_unlearning")["handler"], read("SatImp_open_unlearning")["method_args"]
+    )
     assert [term.weight for term in variant.terms] == [0.1, 1.0]
     assert [term.weight for term in build_objective(read("SatImp")["handler"], {}).terms] == [1.0, 0.1]
     circuit = build_objective(read("RR")["handler"], read("RR")["method_args"])
@@ -113,7 +124,9 @@ def test_published_values():
     assert circuit.schedule is not None
 
 
-def test_a_composite_without_its_weight_and_a_schedule_that_is_none_are_told_before_anything_is_loaded(tmp_path: Path):
+def test_a_composite_without_its_weight_and_a_schedule_that_is_none_are_told_before_anything_is_loaded(
+    tmp_path: Path,
+):
     common = ["experiment=unlearn/mini/default", "task_name=x", "eval=null", f"paths.output_dir={tmp_path}"]
     with pytest.raises(UserError) as told:
         load_config("unlearn", [*common, "trainer=GA_FT"])
@@ -126,7 +139,16 @@ def test_a_composite_without_its_weight_and_a_schedule_that_is_none_are_told_bef
 
 def test_forget_term_retain_term_schedule_and_combination_are_chosen_freely(tmp_path: Path):
     choices = ["trainer=SimNPO", "retain=kl", "schedule=switch", "combine=gru", "compat=open_unlearning"]
-    cfg = load_config("unlearn", ["experiment=unlearn/mini/default", "task_name=x", "eval=null", f"paths.output_dir={tmp_path}", *choices])
+    cfg = load_config(
+        "unlearn",
+        [
+            "experiment=unlearn/mini/default",
+            "task_name=x",
+            "eval=null",
+            f"paths.output_dir={tmp_path}",
+            *choices,
+        ],
+    )
     objective = build_objective(cfg.get("trainer.handler"), cfg.section("trainer.method_args"), cfg.switches)
     assert [term.name for term in objective.terms] == ["simnpo", "retain_kl"]
     assert objective.terms[1].places == "all"

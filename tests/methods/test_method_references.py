@@ -11,7 +11,8 @@ from test_method_files import GIVEN, METHODS, read
 from expunge.methods.objective import build_objective
 from expunge.models.reference import plan_reference
 
-# Written down from the papers' formulas, not from the signatures. Frozen = whole distributions or hidden states of the reference.
+# Written down from the papers' formulas, not from the signatures. Frozen = whole distributions or hidden
+# states of the reference.
 CACHED = {"NPO", "NPO_FT", "DPO", "AltPO"}
 FROZEN = {"UNDIAL", "KL", "GA_KL", "GA_KL_epoch", "CL_KL", "RMU", "RMU_WMDP", "AdaptiveRMU", "RR", "ELM"}
 
@@ -29,7 +30,10 @@ def test_a_term_of_weight_zero_asks_for_no_reference():
     """UNDIAL's reference is its own term's; with the retain term `kl` at weight 0 GradDiff needs none."""
     args: dict[str, Any] = {"alpha": 0.0, "retain": {"handler": "expunge.methods.retain:kl"}}
     assert plan_reference(build_objective("expunge.methods.grad_diff:grad_diff", args).needs) == "none"
-    assert plan_reference(build_objective("expunge.methods.grad_diff:grad_diff", {**args, "alpha": 1.0}).needs) == "frozen"
+    assert (
+        plan_reference(build_objective("expunge.methods.grad_diff:grad_diff", {**args, "alpha": 1.0}).needs)
+        == "frozen"
+    )
 
 
 def test_a_run_of_a_method_without_reference_makes_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -48,4 +52,9 @@ def test_a_run_of_a_method_without_reference_makes_none(tmp_path: Path, monkeypa
     unlearn.run(load_config("unlearn.yaml", run))
     assert not (tmp_path / "wga" / "reference").exists()
     with pytest.raises(AssertionError, match="a reference was made"):
-        unlearn.run(load_config("unlearn.yaml", [*common, "task_name=npo", f"paths.output_dir={tmp_path / 'npo'}", "trainer=NPO"]))
+        unlearn.run(
+            load_config(
+                "unlearn.yaml",
+                [*common, "task_name=npo", f"paths.output_dir={tmp_path / 'npo'}", "trainer=NPO"],
+            )
+        )

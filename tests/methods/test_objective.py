@@ -12,7 +12,11 @@ from expunge.core.errors import UserError
 from expunge.methods.base import loss
 from expunge.methods.objective import Objective, StepInfo, Term, build_objective
 
-NPO, GA, GD = "expunge.methods.npo:npo", "expunge.methods.grad_ascent:grad_ascent", "expunge.methods.grad_diff:grad_diff"
+NPO, GA, GD = (
+    "expunge.methods.npo:npo",
+    "expunge.methods.grad_ascent:grad_ascent",
+    "expunge.methods.grad_diff:grad_diff",
+)
 
 
 def names(objective: Objective) -> list[str]:
@@ -22,17 +26,36 @@ def names(objective: Objective) -> list[str]:
 def test_defaults_come_from_the_decorator_and_the_signature():
     objective = build_objective("expunge.methods.simnpo:simnpo", {})
     own, retain = objective.terms
-    assert (own.name, own.weight, own.kwargs, own.kind, own.side) == ("simnpo", 0.125, {"beta": 4.5, "delta": 0.0}, "sequence", "forget")
-    assert (retain.name, retain.weight, retain.kwargs, retain.kind, retain.side) == ("retain_nll", 1.0, {}, "token", "retain")
+    assert (own.name, own.weight, own.kwargs, own.kind, own.side) == (
+        "simnpo",
+        0.125,
+        {"beta": 4.5, "delta": 0.0},
+        "sequence",
+        "forget",
+    )
+    assert (retain.name, retain.weight, retain.kwargs, retain.kind, retain.side) == (
+        "retain_nll",
+        1.0,
+        {},
+        "token",
+        "retain",
+    )
     assert objective.sides == ("forget", "retain")
     assert objective.reference_needs == ()
-    assert [need.name for need in objective.needs] == ["forget_seq_logp_B", "forget_len_B", "retain_logp_BN", "retain_mask_BN"]
+    assert [need.name for need in objective.needs] == [
+        "forget_seq_logp_B",
+        "forget_len_B",
+        "retain_logp_BN",
+        "retain_mask_BN",
+    ]
 
 
 def test_what_the_user_gives_wins_over_switches_and_switches_over_defaults():
     switches = {"npo": {"beta": 0.5}}.get
     assert build_objective(NPO, {}, lambda name: switches(name, {})).terms[0].kwargs == {"beta": 0.5}
-    assert build_objective(NPO, {"beta": 2, "gamma": 3, "alpha": 4}, lambda name: switches(name, {})).terms[0].kwargs == {"beta": 2}
+    assert build_objective(NPO, {"beta": 2, "gamma": 3, "alpha": 4}, lambda name: switches(name, {})).terms[
+        0
+    ].kwargs == {"beta": 2}
     assert [term.weight for term in build_objective(NPO, {"gamma": 3, "alpha": 4}).terms] == [3.0, 4.0]
 
 
@@ -107,7 +130,10 @@ def test_nothing_to_optimise():
 def test_a_weight_without_a_default_has_to_be_given():
     with pytest.raises(UserError, match="forget_kl needs a weight"):
         build_objective("expunge.methods.forget_kl:forget_kl", {})
-    assert names(build_objective("expunge.methods.forget_kl:forget_kl", {"gamma": 0.1})) == ["forget_kl", "retain_kl"]
+    assert names(build_objective("expunge.methods.forget_kl:forget_kl", {"gamma": 0.1})) == [
+        "forget_kl",
+        "retain_kl",
+    ]
 
 
 @loss(kind="token", retain="none")

@@ -25,7 +25,9 @@ CONTROL_D = torch.tensor([0.6, 0.0, 0.8])
 
 
 def states(seed: int, *shape: int) -> torch.Tensor:
-    return torch.randn(*(shape or (4, 6, 3)), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(
+        *(shape or (4, 6, 3)), generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 def layers(seed: int) -> torch.Tensor:
@@ -47,16 +49,23 @@ def test_rmu_by_hand():
     mask_BT, all_BT = torch.tensor([[False, True, True]]), torch.ones(1, 3, dtype=torch.bool)
     prompt_BT = torch.tensor([[False, True, True]])
     longer_BTD = torch.cat([torch.zeros(1, 1, 3), hidden_BTD], 1)
-    value_B = rmu(longer_BTD, CONTROL_D, torch.cat([prompt_BT[:, :1], mask_BT], 1), torch.ones(1, 4, dtype=torch.bool))
+    value_B = rmu(
+        longer_BTD, CONTROL_D, torch.cat([prompt_BT[:, :1], mask_BT], 1), torch.ones(1, 4, dtype=torch.bool)
+    )
     assert value_B.item() == pytest.approx(13 / 6, abs=1e-6)
-    assert embed_diff(hidden_BTD, torch.zeros_like(hidden_BTD), mask_BT, all_BT).item() == pytest.approx(((1.44 + 9 + 2.56) / 3 + 81) / 3)
+    assert embed_diff(hidden_BTD, torch.zeros_like(hidden_BTD), mask_BT, all_BT).item() == pytest.approx(
+        ((1.44 + 9 + 2.56) / 3 + 81) / 3
+    )
 
 
 def test_a_row_of_plain_text_counts_whole_and_its_padding_not():
     """All tokens but the first are labels: text, so the first counts, too; a prompt of two tokens: the labels alone."""
     mask_BT = torch.tensor([[False, True, True, False], [False, False, True, True]])
     attention_BT = torch.tensor([[True, True, True, False], [True, True, True, True]])
-    assert counted_tokens(mask_BT, attention_BT).tolist() == [[True, True, True, False], [False, False, True, True]]
+    assert counted_tokens(mask_BT, attention_BT).tolist() == [
+        [True, True, True, False],
+        [False, False, True, True],
+    ]
 
 
 def test_adaptive_rmu_is_rmu_with_each_tokens_own_coefficient():
@@ -64,7 +73,14 @@ def test_adaptive_rmu_is_rmu_with_each_tokens_own_coefficient():
     value_B = adaptive_rmu(hidden_BTD, ref_BTD, CONTROL_D.double(), MASK_BT, ATTENTION_BT, scale=5.0)
     for row, count in enumerate(COUNTS):
         parts = [
-            sum((float(hidden_BTD[row, t, d]) - 5.0 * math.hypot(*ref_BTD[row, t].tolist()) * float(CONTROL_D[d])) ** 2 for d in range(3))
+            sum(
+                (
+                    float(hidden_BTD[row, t, d])
+                    - 5.0 * math.hypot(*ref_BTD[row, t].tolist()) * float(CONTROL_D[d])
+                )
+                ** 2
+                for d in range(3)
+            )
             / 3
             for t in range(6)
             if MASK_BT[row, t]
@@ -74,8 +90,12 @@ def test_adaptive_rmu_is_rmu_with_each_tokens_own_coefficient():
 
 def test_rr_by_hand():
     """Right angle 0, same direction 1, opposite 0 by the relu; two layers and two tokens: (1 + 0 + 0 + 1) / 4."""
-    then_LBTD = torch.tensor([[[[0.0, 0, 0], [0, 0, 0], [1, 0, 0], [0, 1, 0]]], [[[0, 0, 0], [0, 0, 0], [0, 0, 1], [0, 2, 0]]]])
-    now_LBTD = torch.tensor([[[[5.0, 5, 5], [5, 5, 5], [3, 0, 0], [1, 0, 0]]], [[[5, 5, 5], [5, 5, 5], [0, 0, -1], [0, 7, 0]]]])
+    then_LBTD = torch.tensor(
+        [[[[0.0, 0, 0], [0, 0, 0], [1, 0, 0], [0, 1, 0]]], [[[0, 0, 0], [0, 0, 0], [0, 0, 1], [0, 2, 0]]]]
+    )
+    now_LBTD = torch.tensor(
+        [[[[5.0, 5, 5], [5, 5, 5], [3, 0, 0], [1, 0, 0]]], [[[5, 5, 5], [5, 5, 5], [0, 0, -1], [0, 7, 0]]]]
+    )
     mask_BT, attention_BT = torch.tensor([[False, False, True, True]]), torch.ones(1, 4, dtype=torch.bool)
     assert rr(now_LBTD, then_LBTD, mask_BT, attention_BT).item() == pytest.approx(0.5)
     # Distances 2, sqrt 2; 2, 5.
@@ -93,7 +113,10 @@ def test_rows_are_independent_loops_and_masked_states_change_nothing(name: str):
     assert (gradient[:, ~MASK_BT] == 0).all()
     assert gradient[0][2, 2].abs().sum() > 0 or name == "rr"
     for junk in (1e6, math.inf, math.nan):
-        noisy, other = (torch.where(MASK_BT.unsqueeze(-1), item.detach(), torch.full_like(item, junk)) for item in (now, then))
+        noisy, other = (
+            torch.where(MASK_BT.unsqueeze(-1), item.detach(), torch.full_like(item, junk))
+            for item in (now, then)
+        )
         torch.testing.assert_close(LOSSES[name](noisy, other, MASK_BT), value_B.detach())
 
 
@@ -155,18 +178,24 @@ def test_the_control_vector_is_drawn_once_from_the_seed_and_kept(tiny_model: Any
 def test_only_the_parameters_named_stay_trained(tiny_model: Any):
     model = tiny_model()
     pattern = r"model\.layers\.(0|1)\.mlp\.down_proj\.weight"
-    build_objective(RMU, {"module_regex": r"model\.layers\.1", "trainable_params_regex": [pattern]}).prepare(model, 0)
+    build_objective(RMU, {"module_regex": r"model\.layers\.1", "trainable_params_regex": [pattern]}).prepare(
+        model, 0
+    )
     assert [name for name, item in model.named_parameters() if item.requires_grad] == [
         f"model.layers.{i}.mlp.down_proj.weight" for i in (0, 1)
     ]
 
 
-@pytest.mark.parametrize(("retain", "moving"), [("embed_diff", ["layers.0"]), ("nll", ["layers.0", "layers.1", "norm"])])
+@pytest.mark.parametrize(
+    ("retain", "moving"), [("embed_diff", ["layers.0"]), ("nll", ["layers.0", "layers.1", "norm"])]
+)
 def test_what_the_loss_cannot_reach_is_frozen(tiny_model: Any, retain: str, moving: list[str]):
     """Hidden states of layer 0 alone: nothing behind it moves; with a retain term on the logits, everything does."""
     model = tiny_model()
     build_objective(RMU, {"module_regex": r"model\.layers\.0", "retain": retain}).prepare(model, 0)
-    trained = {".".join(name.split(".")[1:3]) for name, item in model.named_parameters() if item.requires_grad} - {"embed_tokens.weight"}
+    trained = {
+        ".".join(name.split(".")[1:3]) for name, item in model.named_parameters() if item.requires_grad
+    } - {"embed_tokens.weight"}
     assert sorted(name.removesuffix(".weight") for name in trained) == moving
 
 
@@ -183,7 +212,9 @@ def test_what_the_loss_cannot_reach_is_frozen(tiny_model: Any, retain: str, movi
         ),
     ],
 )
-def test_a_pattern_that_matches_nothing_or_too_much_is_told_with_the_near_ones(tiny_model: Any, args: dict, message: str, hint: str):
+def test_a_pattern_that_matches_nothing_or_too_much_is_told_with_the_near_ones(
+    tiny_model: Any, args: dict, message: str, hint: str
+):
     with pytest.raises(UserError, match=message) as told:
         build_objective(RMU, args).prepare(tiny_model(), 0)
     assert hint.replace("\\", "") in str(told.value).replace("\\", "")

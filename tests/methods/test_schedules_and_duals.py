@@ -19,7 +19,14 @@ def at(epoch: float, epochs: float = 4, step: int = 0, steps: int = 8) -> StepIn
 
 def test_the_retain_weight_ramps_by_whole_epochs_from_zero():
     """gamma * epoch / num_epochs of 4 epochs: 0, 1/4, 2/4, 3/4; a fraction of an epoch moves nothing."""
-    assert [ramp(at(epoch)).retain for epoch in (0.0, 0.5, 1.0, 1.99, 2.0, 3.0)] == [0, 0, 0.25, 0.25, 0.5, 0.75]
+    assert [ramp(at(epoch)).retain for epoch in (0.0, 0.5, 1.0, 1.99, 2.0, 3.0)] == [
+        0,
+        0,
+        0.25,
+        0.25,
+        0.5,
+        0.75,
+    ]
     assert ramp(at(0.1 + 0.2 + 0.7)).retain == 0.25
     assert ramp(at(2.0)).own == 1
 
@@ -28,7 +35,11 @@ def test_switch_and_reroute_by_hand():
     """Steps of reroute count from 1, as in the paper's algorithm: of 8 steps the first has t = 1/16, the fourth 4/16, the last a half."""
     assert [tuple(switch(at(epoch))) for epoch in (0.0, 1.9, 2.0)] == [(1, 0), (1, 0), (0, 1)]
     assert tuple(switch(at(1.0), at=0.25)) == (0, 1)
-    assert [tuple(reroute(at(0, step=step))) for step in (0, 3, 7)] == [(0.9375, 0.0625), (0.75, 0.25), (0.5, 0.5)]
+    assert [tuple(reroute(at(0, step=step))) for step in (0, 3, 7)] == [
+        (0.9375, 0.0625),
+        (0.75, 0.25),
+        (0.5, 0.5),
+    ]
     assert tuple(constant(at(1))) == (1, 1)
 
 
@@ -42,7 +53,9 @@ def test_a_penalty_fades_by_whole_epochs():
     assert [term.weight for term in objective.terms] == [0.75, 1.0]
 
 
-@pytest.mark.parametrize("choice", ["ramp", {"handler": "ramp"}, {"handler": "expunge.methods.schedule:ramp"}])
+@pytest.mark.parametrize(
+    "choice", ["ramp", {"handler": "ramp"}, {"handler": "expunge.methods.schedule:ramp"}]
+)
 def test_an_objective_follows_its_schedule(choice: Any):
     objective = build_objective(GRAD_DIFF, {"gamma": 0.5, "alpha": 2.0, "schedule": choice})
     for epoch, expected in ((0.0, 0.0), (1.0, 0.5), (3.0, 1.5), (0.0, 0.0)):
@@ -52,7 +65,13 @@ def test_an_objective_follows_its_schedule(choice: Any):
 
 
 def test_no_schedule_and_bad_schedules():
-    for choice in (None, "constant", "none", {"handler": None}, {"handler": "expunge.methods.schedule:constant"}):
+    for choice in (
+        None,
+        "constant",
+        "none",
+        {"handler": None},
+        {"handler": "expunge.methods.schedule:constant"},
+    ):
         assert build_schedule(choice, []) is None
     assert build_objective(GRAD_DIFF, {}).report() == {}
     with pytest.raises(UserError, match="did you mean 'ramp'"):
@@ -66,7 +85,11 @@ def test_no_schedule_and_bad_schedules():
 def test_a_ramped_run_has_no_retain_term_in_its_first_epoch(run: Any):
     """8 rows in batches of 4, two steps an epoch: the retain term is missing from the first two records."""
     history = run(
-        GRAD_DIFF, {"schedule": "ramp", "alpha": 3.0}, steps=-1, num_train_epochs=3, per_device_train_batch_size=4
+        GRAD_DIFF,
+        {"schedule": "ramp", "alpha": 3.0},
+        steps=-1,
+        num_train_epochs=3,
+        per_device_train_batch_size=4,
     ).trainer.state.log_history
     records = [record for record in history if "grad_diff" in record]
     assert ["retain_nll" in record for record in records] == [False, False, True, True, True, True]
@@ -74,7 +97,9 @@ def test_a_ramped_run_has_no_retain_term_in_its_first_epoch(run: Any):
 
 
 def pdu(**args: Any) -> Any:
-    return build_objective(PDU, {"retain_loss_eps": 0.5, "dual_warmup_epochs": 0, "alpha": 2.0, "dual_step_size": 4.0, **args})
+    return build_objective(
+        PDU, {"retain_loss_eps": 0.5, "dual_warmup_epochs": 0, "alpha": 2.0, "dual_step_size": 4.0, **args}
+    )
 
 
 def test_the_multiplier_by_hand():
@@ -135,7 +160,9 @@ def test_the_multiplier_sees_the_whole_step_however_it_is_cut(run: Any, cut: tup
     """Once an optimizer step, by the mean over all of it: the same for 8x1 and 2x4."""
     args = {"retain_loss_eps": 0.5, "dual_warmup_epochs": 0, "dual_step_size": 0.25}
     batch, accumulation = cut
-    history = run(PDU, args, steps=2, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation).trainer.state.log_history
+    history = run(
+        PDU, args, steps=2, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation
+    ).trainer.state.log_history
     found, weight = [record for record in history if "pdu" in record], 1.0
     for record in found:
         weight += 0.25 * (record["retain_nll"] - 0.5)
@@ -150,7 +177,15 @@ def test_the_field_moves_the_multiplier_after_every_micro_batch(run: Any):
     """Two micro-batches a step: two ascents, each by the mean over its own tokens, whose sum is twice the mean of means."""
     args = {"retain_loss_eps": 0.5, "dual_warmup_epochs": 0, "dual_step_size": 0.25}
     switches, extra = {"pdu": {"dual_unit": "micro_batch", "mask": "own"}}, {"normalise": "micro_batch"}
-    ran = run(PDU, args, steps=1, switches=switches, extra=extra, per_device_train_batch_size=4, gradient_accumulation_steps=2)
+    ran = run(
+        PDU,
+        args,
+        steps=1,
+        switches=switches,
+        extra=extra,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+    )
     record = ran.trainer.state.log_history[0]
     assert record["retain_weight"] == pytest.approx(1.0 + 2 * 0.25 * (record["retain_nll"] - 0.5), rel=1e-5)
 

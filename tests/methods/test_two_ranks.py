@@ -16,7 +16,10 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "PDU": ("pdu:pdu", {"retain_loss_eps": 0.5, "dual_warmup_epochs": 0, "dual_step_size": 0.25}),
     "GRU": ("npo:npo", {"combine": "gru"}),
-    "CEU under l1": ("ceu:ceu", {"retain": {"handler": "expunge.methods.l1_sparse:l1_sparse", "alpha_l1": 1e-3}}),
+    "CEU under l1": (
+        "ceu:ceu",
+        {"retain": {"handler": "expunge.methods.l1_sparse:l1_sparse", "alpha_l1": 1e-3}},
+    ),
     "RMU": ("rmu:rmu", {"module_regex": r"model\.layers\.0"}),
 }
 
@@ -34,7 +37,12 @@ def on_two_ranks(job: Callable[[], None]) -> None:
             try:
                 from accelerate.state import AcceleratorState, GradientState
 
-                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+                os.environ |= {
+                    "RANK": str(rank),
+                    "LOCAL_RANK": str(rank),
+                    "WORLD_SIZE": "2",
+                    "MASTER_ADDR": "127.0.0.1",
+                }
                 os.environ |= {"MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
                 AcceleratorState._reset_state(reset_partial_state=True)
                 GradientState._reset_state()
@@ -50,18 +58,38 @@ def on_two_ranks(job: Callable[[], None]) -> None:
     assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
 
 
-@pytest.mark.parametrize("name", [name if name == "PDU" else pytest.param(name, marks=pytest.mark.slow) for name in CASES])
+@pytest.mark.parametrize(
+    "name", [name if name == "PDU" else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+)
 def test_one_rank_is_two_ranks(run: Any, tmp_path: Any, name: str):
     handler, method_args = CASES[name]
-    # The penalty's gradient jumps where a weight is 0, as the padding's embedding is: one step can be compared, a second one not.
+    # The penalty's gradient jumps where a weight is 0, as the padding's embedding is: one step can be
+    # compared, a second one not.
     steps = 1 if "l1" in name else 2
-    saving = {"save_strategy": "steps", "save_steps": steps, "use_cpu": True, "optim": "sgd", "learning_rate": 0.05}
+    saving = {
+        "save_strategy": "steps",
+        "save_steps": steps,
+        "use_cpu": True,
+        "optim": "sgd",
+        "learning_rate": 0.05,
+    }
 
     def go(folder: str, rows: int, **more: Any) -> None:
-        run(f"expunge.methods.{handler}", method_args, steps=steps, folder=folder, per_device_train_batch_size=rows, **saving, **more)
+        run(
+            f"expunge.methods.{handler}",
+            method_args,
+            steps=steps,
+            folder=folder,
+            per_device_train_batch_size=rows,
+            **saving,
+            **more,
+        )
 
     go("one", 8)
     on_two_ranks(lambda: go("two", 2, gradient_accumulation_steps=2, ddp_backend="gloo"))
-    one, two = (load_file(str(tmp_path / folder / f"checkpoint-{steps}" / "model.safetensors")) for folder in ("one", "two"))
+    one, two = (
+        load_file(str(tmp_path / folder / f"checkpoint-{steps}" / "model.safetensors"))
+        for folder in ("one", "two")
+    )
     for key, value in one.items():
         torch.testing.assert_close(two[key], value, rtol=1e-3, atol=5e-5)

@@ -18,7 +18,10 @@ LORA = {"type": "lora", "r": 4, "alpha": 8, "dropout": 0.0}
 
 def make_side() -> Any:
     rows = [(5, 3, 9, 11, 7, 20, 31), (8, 6, 12, 2, 40), (9, 10, 13)]
-    items = [Encoded(ids, (False,) * 2 + (True,) * (len(ids) - 2), None, 2, f"r{n}", n) for n, ids in enumerate(rows)]
+    items = [
+        Encoded(ids, (False,) * 2 + (True,) * (len(ids) - 2), None, 2, f"r{n}", n)
+        for n, ids in enumerate(rows)
+    ]
     return collate(items, 4)
 
 
@@ -34,7 +37,9 @@ def logits(model: Any, side: Any) -> torch.Tensor:
 
 def train(model: Any, side: Any, steps: int = 3) -> None:
     """A few steps, so that the adapter is one that was trained."""
-    optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad], lr=0.02)
+    optimizer = torch.optim.AdamW(
+        [parameter for parameter in model.parameters() if parameter.requires_grad], lr=0.02
+    )
     for _ in range(steps):
         out = label_outputs(model, side)
         loss = -token_logp(out.logits_BNV, out.label_BN)[out.mask_BN].mean()

@@ -21,7 +21,9 @@ def side() -> Any:
 
 
 @pytest.fixture(scope="module")
-def once(tiny_model: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.Tensor]:
+def once(
+    tiny_model: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, torch.Tensor]:
     """A base and a trained adapter of it, made once for all tests, and the logits they give."""
     folder = tmp_path_factory.mktemp("adapters")
     tiny_model(seed=1).save_pretrained(folder / "base")

@@ -15,7 +15,13 @@ from expunge.core.needs import parse_need
 from expunge.data.collate import collate
 from expunge.data.encoded import Encoded
 from expunge.lm.logprobs import token_logp
-from expunge.models.adapter_reference import AdapterOff, FrozenAdapter, plan_for, reference_for, starts_at_zero
+from expunge.models.adapter_reference import (
+    AdapterOff,
+    FrozenAdapter,
+    plan_for,
+    reference_for,
+    starts_at_zero,
+)
 from expunge.models.adapters import attach_adapter, lora_layers, save_model
 from expunge.models.outputs import label_outputs
 from expunge.models.reference import FrozenCopy
@@ -28,7 +34,10 @@ LOGP = [parse_need("ref_forget_seq_logp_B"), parse_need("forget_seq_logp_B")]
 @pytest.fixture(scope="module")
 def side() -> Any:
     rows = [(5, 3, 9, 11, 7, 20, 31), (8, 6, 12, 2, 40), (9, 10, 13)]
-    items = [Encoded(ids, (False,) * 2 + (True,) * (len(ids) - 2), None, 2, f"r{n}", n) for n, ids in enumerate(rows)]
+    items = [
+        Encoded(ids, (False,) * 2 + (True,) * (len(ids) - 2), None, 2, f"r{n}", n)
+        for n, ids in enumerate(rows)
+    ]
     return collate(items, 4)
 
 
@@ -59,7 +68,9 @@ KINDS = [(AdapterOff, False), (FrozenAdapter, True), (FrozenAdapter, False)]
 
 
 @pytest.mark.parametrize(("kind", "trained"), KINDS)
-def test_equals_a_frozen_deep_copy_before_and_after_training(kind: Any, trained: bool, adapted: Callable[..., Any], side: Any):
+def test_equals_a_frozen_deep_copy_before_and_after_training(
+    kind: Any, trained: bool, adapted: Callable[..., Any], side: Any
+):
     model = adapted(trained)
     frozen = FrozenCopy(model)
     reference = kind(model, hidden=r"model\.layers\.1")
@@ -73,7 +84,9 @@ def test_equals_a_frozen_deep_copy_before_and_after_training(kind: Any, trained:
         assert not found.logits_BNV.requires_grad
         change(model, seed=9)
     now = label_outputs(copy.deepcopy(model).eval(), side)
-    assert not torch.allclose(token_logp(now.logits_BNV, now.label_BN)[mask_BN], found.logp_BN[mask_BN], atol=1e-2)
+    assert not torch.allclose(
+        token_logp(now.logits_BNV, now.label_BN)[mask_BN], found.logp_BN[mask_BN], atol=1e-2
+    )
 
 
 @pytest.mark.parametrize(("kind", "trained"), KINDS)
@@ -88,14 +101,22 @@ def test_the_pass_leaves_no_trace(kind: Any, trained: bool, adapted: Callable[..
     def state() -> Any:
         modes = [module.training for module in model.modules()]
         trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-        return modes, trained, model.active_adapter, [layer.active_adapters for layer in lora_layers(model).values()]
+        return (
+            modes,
+            trained,
+            model.active_adapter,
+            [layer.active_adapters for layer in lora_layers(model).values()],
+        )
 
     def gradients(between: Callable[[], Any]) -> list[Any]:
         model.zero_grad()
         torch.manual_seed(4)
         out = label_outputs(model, side)
         between()
-        (-token_logp(out.logits_BNV, out.label_BN)[out.mask_BN].sum() + label_outputs(model, side).logits_BNV.square().sum()).backward()
+        (
+            -token_logp(out.logits_BNV, out.label_BN)[out.mask_BN].sum()
+            + label_outputs(model, side).logits_BNV.square().sum()
+        ).backward()
         return [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
 
     before, expected = state(), gradients(lambda: None)
@@ -103,7 +124,10 @@ def test_the_pass_leaves_no_trace(kind: Any, trained: bool, adapted: Callable[..
     found = gradients(lambda: reference.outputs("forget", side))
     assert state() == before
     assert frozen_by_user.grad is None
-    assert all(gradient is not None and torch.equal(gradient, other) for gradient, other in zip(found, expected, strict=True))
+    assert all(
+        gradient is not None and torch.equal(gradient, other)
+        for gradient, other in zip(found, expected, strict=True)
+    )
 
 
 def test_a_failing_pass_leaves_no_trace_either(adapted: Callable[..., Any], side: Any):
@@ -117,7 +141,9 @@ def test_a_failing_pass_leaves_no_trace_either(adapted: Callable[..., Any], side
         assert not any(layer.disable_adapters for layer in lora_layers(reference.model).values())
 
 
-def test_a_frozen_adapter_is_neither_trained_nor_saved_nor_drawn(adapted: Callable[..., Any], side: Any, tmp_path: Path):
+def test_a_frozen_adapter_is_neither_trained_nor_saved_nor_drawn(
+    adapted: Callable[..., Any], side: Any, tmp_path: Path
+):
     model = adapted(True)
     torch.manual_seed(2)
     before = torch.get_rng_state()
@@ -172,19 +198,40 @@ PLANS = [
 
 
 @pytest.mark.parametrize(("needs", "state", "asked", "plan"), PLANS)
-def test_the_plan(needs: Any, state: str, asked: str, plan: str, adapted: Callable[..., Any], tiny_model: Callable[..., Any], side: Any):
-    build = {"none": tiny_model, "new": adapted, "trained": lambda: adapted(True), "biased": lambda: adapted(bias="all")}
+def test_the_plan(
+    needs: Any,
+    state: str,
+    asked: str,
+    plan: str,
+    adapted: Callable[..., Any],
+    tiny_model: Callable[..., Any],
+    side: Any,
+):
+    build = {
+        "none": tiny_model,
+        "new": adapted,
+        "trained": lambda: adapted(True),
+        "biased": lambda: adapted(bias="all"),
+    }
     model = build[state]()
     if " " in plan:
         with pytest.raises(UserError, match=plan):
             plan_for(model, needs, asked)
         return
     assert plan_for(model, needs, asked) == plan
-    kinds = {"none": type(None), "cached": str, "adapter_off": AdapterOff, "frozen_adapter": FrozenAdapter, "frozen": FrozenCopy}
+    kinds = {
+        "none": type(None),
+        "cached": str,
+        "adapter_off": AdapterOff,
+        "frozen_adapter": FrozenAdapter,
+        "frozen": FrozenCopy,
+    }
     reference: Any = reference_for(model, needs, cached=lambda: "the cached one", asked=asked)  # type: ignore[arg-type, return-value]
     assert isinstance(reference, kinds[plan])
     if plan in ("adapter_off", "frozen_adapter", "frozen"):
-        assert torch.equal(reference.outputs("retain", side).logits_BNV, label_outputs(model, side).logits_BNV)
+        assert torch.equal(
+            reference.outputs("retain", side).logits_BNV, label_outputs(model, side).logits_BNV
+        )
 
 
 def test_adapter_off_by_hand_is_refused_for_a_trained_adapter(adapted: Callable[..., Any]):
@@ -196,11 +243,15 @@ def test_modules_trained_as_a_whole_go_with_the_frozen_adapter(tiny_model: Calla
     """peft's `modules_to_save`, which an adapter from elsewhere may have."""
     from peft import LoraConfig, get_peft_model
 
-    model: Any = get_peft_model(tiny_model(seed=1), LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["norm"]))
+    model: Any = get_peft_model(
+        tiny_model(seed=1), LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["norm"])
+    )
     model.eval()
     with pytest.raises(UserError, match="trained as a whole"):
         AdapterOff(model)
     change(model, seed=3)
     frozen, reference = FrozenCopy(model), FrozenAdapter(model)
     change(model, seed=4)
-    assert torch.equal(reference.outputs("forget", side).logits_BNV, frozen.outputs("forget", side).logits_BNV)
+    assert torch.equal(
+        reference.outputs("forget", side).logits_BNV, frozen.outputs("forget", side).logits_BNV
+    )

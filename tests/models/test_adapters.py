@@ -40,9 +40,13 @@ def test_a_new_adapter_is_on_all_linear_layers_and_changes_nothing(base: Path, s
     assert not model.training
     config = model.peft_config["default"]
     assert (config.r, config.lora_alpha, config.lora_dropout, config.bias) == (8, 16, 0.05, "none")
-    # r * (inputs + outputs) of each layer, by hand: hidden 32, intermediate 64, 2 of 4 key and value heads of width 8, 2 layers.
+    # r * (inputs + outputs) of each layer, by hand: hidden 32, intermediate 64, 2 of 4 key and value heads of
+    # width 8, 2 layers.
     per_layer = 2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 64)
-    assert sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) == 8 * 2 * per_layer
+    assert (
+        sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        == 8 * 2 * per_layer
+    )
     assert all(("lora_" in name) == parameter.requires_grad for name, parameter in model.named_parameters())
 
 
@@ -57,7 +61,9 @@ def test_the_draw_hangs_on_seed_and_layer_alone(base: Path):
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(6)
     again, fewer, other = drawn(0), drawn(0, target_modules=["q_proj"]), drawn(1)
-    assert all(torch.equal(first[name], again[name]) and not torch.equal(first[name], other[name]) for name in first)
+    assert all(
+        torch.equal(first[name], again[name]) and not torch.equal(first[name], other[name]) for name in first
+    )
     assert set(fewer) == {name for name in first if name.endswith("q_proj")}
     assert all(torch.equal(first[name], fewer[name]) for name in fewer)
     bound = 1 / 32**0.5
@@ -72,14 +78,18 @@ def test_target_modules_by_name_and_by_pattern(base: Path, targets: Any):
     assert len(lora_layers(model)) == 4
 
 
-def test_the_frozen_base_is_kept_in_torch_dtype_and_the_adapter_in_float32(base: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_frozen_base_is_kept_in_torch_dtype_and_the_adapter_in_float32(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr("expunge.models.precision.supports_bf16", lambda _: True)
     notices: list[str] = []
     loaded = load_adapted(args(base, torch_dtype="bfloat16"), LORA, for_training=True, notices=notices)
     dtypes = {("lora_" in name, parameter.dtype) for name, parameter in loaded.model.named_parameters()}
     assert dtypes == {(False, torch.bfloat16), (True, torch.float32)}
     assert notices == []
-    kept = load_adapted(args(base, torch_dtype="bfloat16", master_dtype="float32"), LORA, for_training=True).model
+    kept = load_adapted(
+        args(base, torch_dtype="bfloat16", master_dtype="float32"), LORA, for_training=True
+    ).model
     assert {parameter.dtype for parameter in kept.parameters()} == {torch.float32}
 
 
@@ -100,7 +110,11 @@ def test_gradients_through_label_outputs_equal_those_of_full_logits(base: Path, 
     def gradients(logits_BNV: torch.Tensor) -> dict[str, torch.Tensor]:
         model.zero_grad()
         (-token_logp(logits_BNV, index.label_BN)[index.mask_BN].sum()).backward()
-        return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+        return {
+            name: parameter.grad.clone()
+            for name, parameter in model.named_parameters()
+            if parameter.grad is not None
+        }
 
     full_BTV = model(input_ids=side["input_ids"], attention_mask=side["attention_mask"]).logits
     place_BNV = index.predictor_BN.unsqueeze(-1).expand(-1, -1, full_BTV.shape[-1])
@@ -117,14 +131,20 @@ def test_gradient_checkpointing_really_trains_the_adapter(base: Path, side: Any,
     def gradients(checkpointed: bool) -> dict[str, torch.Tensor]:
         model = load_adapted(args(base), {**LORA, "dropout": 0.3}, for_training=True).model.train()
         for layer in lora_layers(model).values():
-            torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.1, generator=torch.Generator().manual_seed(0))
+            torch.nn.init.normal_(
+                layer.lora_B["default"].weight, std=0.1, generator=torch.Generator().manual_seed(0)
+            )
         if checkpointed:
-            model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": reentrant})
+            model.activation_checkpointing_enable(
+                activation_checkpointing_kwargs={"use_reentrant": reentrant}
+            )
             assert model.get_base_model().is_activation_checkpointing
         torch.manual_seed(3)
         out = label_outputs(model, side)
         (-token_logp(out.logits_BNV, out.label_BN)[out.mask_BN].sum()).backward()
-        return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
+        return {
+            name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad
+        }
 
     expected, found = gradients(False), gradients(True)
     for name, gradient in found.items():
@@ -136,7 +156,9 @@ def test_gradient_checkpointing_really_trains_the_adapter(base: Path, side: Any,
 # Continued
 
 
-def test_a_trained_adapter_is_continued_from_either_place_with_its_logits(base: Path, trained: Any, side: Any):
+def test_a_trained_adapter_is_continued_from_either_place_with_its_logits(
+    base: Path, trained: Any, side: Any
+):
     folder, expected = trained
     by_path = load_adapted(args(base), {**LORA, "path": str(folder)}, for_training=True)
     notices: list[str] = []
@@ -144,10 +166,14 @@ def test_a_trained_adapter_is_continued_from_either_place_with_its_logits(base: 
     by_loader = load_model(args(folder), for_training=True)
     use_lora = attach_adapter(load_model(args(folder), for_training=True).model, LORA, for_training=True)
     assert any("continues the adapter" in notice for notice in notices)
-    assert not torch.allclose(expected, logits(load_model(args(base), for_training=False).model, side), atol=1e-2)
+    assert not torch.allclose(
+        expected, logits(load_model(args(base), for_training=False).model, side), atol=1e-2
+    )
     for model in (by_path.model, by_model.model, by_loader.model, use_lora):
         assert (logits(model, side) - expected).abs().max() <= 1e-6
-        assert all(("lora_" in name) == parameter.requires_grad for name, parameter in model.named_parameters())
+        assert all(
+            ("lora_" in name) == parameter.requires_grad for name, parameter in model.named_parameters()
+        )
         assert len(model.peft_config) == 1
     train(by_model.model, side)
     assert not torch.allclose(expected, logits(by_model.model, side), atol=1e-3)
@@ -159,7 +185,10 @@ def test_a_saved_adapter_is_evaluated_over_its_base(trained: Any, side: Any):
     assert (logits(loaded.model, side) - expected).abs().max() <= 1e-6
     assert not loaded.model.training
     assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
-    assert loaded.model.generate(input_ids=side["input_ids"][:1], max_new_tokens=2, do_sample=False).shape[1] == 9
+    assert (
+        loaded.model.generate(input_ids=side["input_ids"][:1], max_new_tokens=2, do_sample=False).shape[1]
+        == 9
+    )
 
 
 def test_dropout_may_change_when_an_adapter_is_continued(trained: Any, side: Any):
@@ -186,14 +215,20 @@ def test_the_embedded_model_is_recorded_by_its_name_and_found_again(side: Any, t
     model = load_adapted(args("expunge/mini"), LORA, for_training=True).model
     train(model, side)
     save_model(model, tmp_path / "on-mini")
-    assert json.loads((tmp_path / "on-mini" / "base_model.json").read_text())["model_args"] == args("expunge/mini")
-    assert torch.equal(logits(load_model(args(tmp_path / "on-mini"), for_training=False).model, side), logits(model, side))
+    assert json.loads((tmp_path / "on-mini" / "base_model.json").read_text())["model_args"] == args(
+        "expunge/mini"
+    )
+    assert torch.equal(
+        logits(load_model(args(tmp_path / "on-mini"), for_training=False).model, side), logits(model, side)
+    )
 
 
 # Merged
 
 
-def test_merged_weights_give_the_adapters_logits_and_the_adapter_is_kept(trained: Any, side: Any, tmp_path: Path):
+def test_merged_weights_give_the_adapters_logits_and_the_adapter_is_kept(
+    trained: Any, side: Any, tmp_path: Path
+):
     folder, expected = trained
     model = load_adapted(args(folder), {"merge": True}, for_training=True).model
     save_model(model, tmp_path / "merged", merge=True)
@@ -206,19 +241,28 @@ def test_merged_weights_give_the_adapters_logits_and_the_adapter_is_kept(trained
 
 
 def test_an_adapter_on_tied_embeddings_cannot_be_merged(base: Path, tmp_path: Path):
-    model = load_adapted(args(base), {**LORA, "target_modules": ["q_proj", "embed_tokens"]}, for_training=True).model
+    model = load_adapted(
+        args(base), {**LORA, "target_modules": ["q_proj", "embed_tokens"]}, for_training=True
+    ).model
     with pytest.raises(UserError, match="shares its weights"):
         save_model(model, tmp_path / "merged", merge=True)
     assert not (tmp_path / "merged").exists()
     with pytest.raises(UserError, match="shares its weights"):
-        load_adapted(args(base), {**LORA, "target_modules": ["embed_tokens"], "merge": True}, for_training=True)
+        load_adapted(
+            args(base), {**LORA, "target_modules": ["embed_tokens"], "merge": True}, for_training=True
+        )
 
 
 def test_merging_into_half_precision_is_told(base: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("expunge.models.precision.supports_bf16", lambda _: True)
     for more, told in (({}, 1), ({"master_dtype": "float32"}, 0)):
         notices: list[str] = []
-        load_adapted(args(base, torch_dtype="bfloat16", **more), {**LORA, "merge": True}, for_training=True, notices=notices)
+        load_adapted(
+            args(base, torch_dtype="bfloat16", **more),
+            {**LORA, "merge": True},
+            for_training=True,
+            notices=notices,
+        )
         assert sum("merged weights are rounded to bfloat16" in notice for notice in notices) == told
 
 
@@ -234,7 +278,9 @@ def test_an_adapter_without_a_tokenizer_has_that_of_its_base(base: Path, trained
 # Fingerprints
 
 
-def test_a_folders_fingerprint_is_of_adapter_and_base(base: Path, trained: Any, tiny_model: Callable[..., Any]):
+def test_a_folders_fingerprint_is_of_adapter_and_base(
+    base: Path, trained: Any, tiny_model: Callable[..., Any]
+):
     folder, _ = trained
     first = model_fingerprint(folder)
     assert first == model_fingerprint(folder) != model_fingerprint(base)
@@ -247,9 +293,13 @@ def test_a_folders_fingerprint_is_of_adapter_and_base(base: Path, trained: Any, 
 
 
 def test_a_live_models_fingerprint_tells_scales_apart(base: Path):
-    one, other = (load_adapted(args(base), {**LORA, "alpha": alpha}, for_training=True).model for alpha in (8, 9))
+    one, other = (
+        load_adapted(args(base), {**LORA, "alpha": alpha}, for_training=True).model for alpha in (8, 9)
+    )
     assert model_fingerprint(one) != model_fingerprint(other)
-    assert model_fingerprint(one) == model_fingerprint(load_adapted(args(base), LORA, for_training=True).model)
+    assert model_fingerprint(one) == model_fingerprint(
+        load_adapted(args(base), LORA, for_training=True).model
+    )
 
 
 def test_the_bases_fingerprint_survives_another_dtype_and_sees_a_small_change(tiny_model: Callable[..., Any]):

@@ -31,7 +31,9 @@ def test_continuing_as_another_adapter_is_refused(base: Path, trained: Any, aske
     with pytest.raises(UserError, match=has):
         load_adapted(args(base), {"path": str(folder), **asked}, for_training=True)
     with pytest.raises(UserError, match=has):
-        attach_adapter(load_model(args(folder), for_training=True).model, {"type": "lora", **asked}, for_training=True)
+        attach_adapter(
+            load_model(args(folder), for_training=True).model, {"type": "lora", **asked}, for_training=True
+        )
 
 
 def test_continuing_with_its_own_settings_passes(trained: Any):
@@ -46,7 +48,9 @@ def test_both_faults_are_told_together(trained: Any):
     assert len(caught.value.faults) == 2
 
 
-def test_an_adapter_of_another_base_is_refused(trained: Any, tiny_model: Callable[..., Any], tmp_path: Path, side: Any):
+def test_an_adapter_of_another_base_is_refused(
+    trained: Any, tiny_model: Callable[..., Any], tmp_path: Path, side: Any
+):
     folder, expected = trained
     tiny_model(seed=2).save_pretrained(tmp_path / "other")
     tiny_model(seed=1).save_pretrained(tmp_path / "copy")
@@ -58,14 +62,18 @@ def test_an_adapter_of_another_base_is_refused(trained: Any, tiny_model: Callabl
     copied = load_adapted(args(tmp_path / "copy"), section, for_training=True).model
     assert (logits(copied, side) - expected).abs().max() <= 1e-6
     notices: list[str] = []
-    load_adapted(args(tmp_path / "other"), {**section, "allow_other_base": True}, for_training=True, notices=notices)
+    load_adapted(
+        args(tmp_path / "other"), {**section, "allow_other_base": True}, for_training=True, notices=notices
+    )
     assert "another base" in notices[0]
     for name in ("wider", "flatter"):
         with pytest.raises(UserError, match="does not fit the base"):
             load_adapted(args(tmp_path / name), {**section, "allow_other_base": True}, for_training=True)
 
 
-def test_without_our_record_the_bases_name_decides(base: Path, trained: Any, tiny_model: Callable[..., Any], tmp_path: Path):
+def test_without_our_record_the_bases_name_decides(
+    base: Path, trained: Any, tiny_model: Callable[..., Any], tmp_path: Path
+):
     folder, _ = trained
     (folder / "base_model.json").unlink()
     load_adapted(args(base), {"path": str(folder)}, for_training=True)
@@ -83,7 +91,10 @@ def test_damaged_and_incomplete_adapters_are_refused(trained: Any):
     save_file(lacking, path)
     with pytest.raises(UserError, match="lacks 1 weights"):
         load_model(args(folder), for_training=False)
-    save_file({**weights, "base_model.model.model.layers.7.self_attn.q_proj.lora_A.weight": torch.zeros(4, 32)}, path)
+    save_file(
+        {**weights, "base_model.model.model.layers.7.self_attn.q_proj.lora_A.weight": torch.zeros(4, 32)},
+        path,
+    )
     with pytest.raises(UserError, match=r"1 weights .* too many"):
         load_model(args(folder), for_training=False)
     path.write_bytes(b"nothing")
@@ -99,7 +110,9 @@ def test_a_base_that_is_gone_and_two_adapters_are_told(base: Path, trained: Any)
     with pytest.raises(UserError, match="there can be one"):
         load_adapted(args(folder), {"path": str(folder)}, for_training=True)
     with pytest.raises(UserError, match="one of the two"):
-        attach_adapter(load_model(args(folder), for_training=True).model, {"path": str(folder)}, for_training=True)
+        attach_adapter(
+            load_model(args(folder), for_training=True).model, {"path": str(folder)}, for_training=True
+        )
     base.rename(base.with_name("moved"))
     with pytest.raises(UserError, match=r"base of the adapter .* cannot be loaded") as caught:
         load_model(args(folder), for_training=False)
@@ -114,7 +127,12 @@ def test_a_folder_with_adapter_and_whole_model_is_refused(base: Path, trained: A
 
 def test_adapters_of_other_kinds_are_refused(base: Path, trained: Any):
     folder, _ = trained
-    config = {"peft_type": "IA3", "task_type": "CAUSAL_LM", "target_modules": ["k_proj"], "feedforward_modules": []}
+    config = {
+        "peft_type": "IA3",
+        "task_type": "CAUSAL_LM",
+        "target_modules": ["k_proj"],
+        "feedforward_modules": [],
+    }
     (folder / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="only LoRA"):
         load_adapted(args(base), {"path": str(folder)}, for_training=True)
@@ -130,7 +148,16 @@ def test_layers_that_are_not_there_are_told_with_the_near_match(base: Path):
 
 
 def test_bad_values_are_told_together(tmp_path: Path):
-    bad = {"type": "lara", "rank": 3, "r": 0, "alpha": -1, "dropout": 1.0, "bias": "some", "target_modules": [], "path": str(tmp_path)}
+    bad = {
+        "type": "lara",
+        "rank": 3,
+        "r": 0,
+        "alpha": -1,
+        "dropout": 1.0,
+        "bias": "some",
+        "target_modules": [],
+        "path": str(tmp_path),
+    }
     with pytest.raises(UserError) as caught:
         AdapterArgs.parse({**bad, "merge": "yes"})
     assert len(caught.value.faults) == 9
@@ -159,7 +186,8 @@ def test_qlora_over_a_base_in_4_bits(tiny_model: Callable[..., Any], side: Any, 
     assert model.get_base_model().is_loaded_in_4bit
     before = logits(model, side)
     train(model, side)
-    # Before saving: bitsandbytes 0.50 packs weights anew on a CPU after their state was read, and rounds their scales then.
+    # Before saving: bitsandbytes 0.50 packs weights anew on a CPU after their state was read, and rounds
+    # their scales then.
     expected = logits(model, side)
     assert not torch.allclose(before, expected, atol=1e-2)
     save_model(model, tmp_path / "qlora")

@@ -44,7 +44,9 @@ def test_loads_the_weights_that_were_saved(folder: Path, tiny_model: Callable[..
     model, dtype = load_model(args(folder), for_training=True)
     assert dtype == torch.float32
     assert not model.training
-    for (name, one), other in zip(model.state_dict().items(), tiny_model(seed=1).state_dict().values(), strict=True):
+    for (name, one), other in zip(
+        model.state_dict().items(), tiny_model(seed=1).state_dict().values(), strict=True
+    ):
         assert torch.equal(one, other), name
 
 
@@ -57,7 +59,9 @@ def test_torch_dtype_is_the_compute_dtype_and_masters_are_float32(folder: Path):
     plain = load_model(args(folder), for_training=False)
     assert plain.model.dtype == torch.float32
     notices: list[str] = []
-    pure = load_model(args(folder, torch_dtype="bfloat16", master_dtype="bfloat16"), for_training=True, notices=notices)
+    pure = load_model(
+        args(folder, torch_dtype="bfloat16", master_dtype="bfloat16"), for_training=True, notices=notices
+    )
     assert pure.model.dtype == torch.bfloat16
     assert any("master_dtype" in notice for notice in notices)
 
@@ -84,10 +88,17 @@ def test_dtype_names(with_bf16: None):
 
 def test_flash_attention_falls_back_to_sdpa_with_a_notice(folder: Path):
     notices: list[str] = []
-    loaded = load_model(args(folder, attn_implementation="flash_attention_2"), for_training=False, notices=notices)
+    loaded = load_model(
+        args(folder, attn_implementation="flash_attention_2"), for_training=False, notices=notices
+    )
     assert loaded.model.config._attn_implementation == "sdpa"
     assert notices == ["attn_implementation=flash_attention_2: it needs a CUDA device, using sdpa"]
-    assert load_model(args(folder, attn_implementation="eager"), for_training=False).model.config._attn_implementation == "eager"
+    assert (
+        load_model(
+            args(folder, attn_implementation="eager"), for_training=False
+        ).model.config._attn_implementation
+        == "eager"
+    )
 
 
 def test_attention_falls_back_step_by_step(monkeypatch: pytest.MonkeyPatch):
@@ -110,7 +121,9 @@ def test_a_cuda_device_map_without_cuda_is_told(folder: Path):
     if torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
     notices: list[str] = []
-    assert load_model(args(folder, device_map="cuda"), for_training=False, notices=notices).model.device == CPU
+    assert (
+        load_model(args(folder, device_map="cuda"), for_training=False, notices=notices).model.device == CPU
+    )
     assert "device_map=cuda" in notices[0]
 
 
@@ -166,7 +179,9 @@ def test_damaged_models_are_refused(folder: Path):
     weights.write_bytes(whole)
     tensors = load_file(weights)
     name = "model.layers.1.mlp.up_proj.weight"
-    save_file({key: value for key, value in tensors.items() if key != name}, weights, metadata={"format": "pt"})
+    save_file(
+        {key: value for key, value in tensors.items() if key != name}, weights, metadata={"format": "pt"}
+    )
     with pytest.raises(UserError, match=f"incomplete: 1 tensors .* {name}"):
         load_model(args(folder), for_training=False)
     save_file({**tensors, name: tensors[name][:5].clone()}, weights, metadata={"format": "pt"})
@@ -191,14 +206,22 @@ def test_tensors_that_nothing_uses_are_told(folder: Path):
 def test_fingerprints_tell_weights_apart(folder: Path, tiny_model: Callable[..., Any], tmp_path: Path):
     tiny_model(seed=2).save_pretrained(tmp_path / "other")
     tiny_model(seed=1).save_pretrained(tmp_path / "same")
-    assert model_fingerprint(folder) == model_fingerprint(str(tmp_path / "same")) != model_fingerprint(tmp_path / "other")
+    assert (
+        model_fingerprint(folder)
+        == model_fingerprint(str(tmp_path / "same"))
+        != model_fingerprint(tmp_path / "other")
+    )
     before = model_fingerprint(folder)
     (folder / "trainer_state.json").write_text("{}")
     (folder / "optimizer.pt").write_text("x")
     assert model_fingerprint(folder) == before
     assert model_fingerprint("org/name") != model_fingerprint("org/name", "v2")
     model = tiny_model(seed=1)
-    assert model_fingerprint(model) == model_fingerprint(tiny_model(seed=1)) != model_fingerprint(tiny_model(seed=2))
+    assert (
+        model_fingerprint(model)
+        == model_fingerprint(tiny_model(seed=1))
+        != model_fingerprint(tiny_model(seed=2))
+    )
     assert model_fingerprint(model.bfloat16()) != model_fingerprint(tiny_model(seed=1))
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight[0, 0] += 1
@@ -230,7 +253,11 @@ def write_gguf(path: Path, model: Any) -> None:
         "post_attention_layernorm": "ffn_norm",
     }  # fmt: skip
     state = model.state_dict()
-    for theirs, ours in (("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")):
+    for theirs, ours in (
+        ("token_embd", "model.embed_tokens"),
+        ("output_norm", "model.norm"),
+        ("output", "lm_head"),
+    ):
         writer.add_tensor(f"{theirs}.weight", state[f"{ours}.weight"].numpy())
     for layer in range(config.num_hidden_layers):
         for ours, theirs in names.items():

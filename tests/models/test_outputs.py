@@ -30,19 +30,33 @@ def make_side(pad: str = "right", vocab: int = 100) -> Side:
         ids_BT[row, start : start + length] = tokens
         attention_BT[row, start : start + length] = 1
         label_BT[row, start + first - 1 : start + length] = True
-    return {"input_ids": ids_BT, "attention_mask": attention_BT, "label_mask": label_BT, "row": torch.arange(3)}
+    return {
+        "input_ids": ids_BT,
+        "attention_mask": attention_BT,
+        "label_mask": label_BT,
+        "row": torch.arange(3),
+    }
 
 
 def full_path(model: nn.Module, side: Side) -> torch.Tensor:
     """Logits everywhere, then gathered: the reference that `label_outputs` has to equal."""
-    logits_BTV = model(input_ids=side["input_ids"], attention_mask=side["attention_mask"], use_cache=False).logits
+    logits_BTV = model(
+        input_ids=side["input_ids"], attention_mask=side["attention_mask"], use_cache=False
+    ).logits
     index = label_index(side["input_ids"], side["label_mask"])
     return logits_BTV.gather(1, index.predictor_BN.unsqueeze(-1).expand(-1, -1, logits_BTV.shape[-1]))
 
 
 def build(family: str) -> Any:
     """A tiny random model of a family."""
-    from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, PhiConfig, Qwen3Config
+    from transformers import (
+        AutoModelForCausalLM,
+        Gemma2Config,
+        GPT2Config,
+        LlamaConfig,
+        PhiConfig,
+        Qwen3Config,
+    )
 
     common: dict[str, Any] = {
         "vocab_size": 100, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -54,7 +68,9 @@ def build(family: str) -> Any:
         "qwen3": lambda: Qwen3Config(**grouped),
         "gemma2": lambda: Gemma2Config(**grouped, sliding_window=8, final_logit_softcapping=5.0),
         "phi": lambda: PhiConfig(**common),
-        "gpt2": lambda: GPT2Config(vocab_size=100, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.2),
+        "gpt2": lambda: GPT2Config(
+            vocab_size=100, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.2
+        ),
     }
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -94,7 +110,9 @@ def test_what_lies_under_the_padding_does_not_matter():
     other = copy.deepcopy(side)
     other["input_ids"][side["attention_mask"] == 0] = 7
     with torch.no_grad():
-        torch.testing.assert_close(label_outputs(model, side).logits_BNV, label_outputs(model, other).logits_BNV)
+        torch.testing.assert_close(
+            label_outputs(model, side).logits_BNV, label_outputs(model, other).logits_BNV
+        )
 
 
 def hooks(model: nn.Module) -> int:
@@ -138,7 +156,10 @@ def test_a_reference_inside_a_policy_pass_keeps_its_own_positions():
 def test_hidden_is_the_output_of_the_module():
     model, side = build("llama"), make_side()
     out = label_outputs(model, side, hidden=r"model\.layers\.0")
-    states = model(**{"input_ids": side["input_ids"], "attention_mask": side["attention_mask"]}, output_hidden_states=True).hidden_states
+    states = model(
+        **{"input_ids": side["input_ids"], "attention_mask": side["attention_mask"]},
+        output_hidden_states=True,
+    ).hidden_states
     assert out.hidden_BTD is not None
     torch.testing.assert_close(out.hidden_BTD, states[1])
     assert label_outputs(model, side).hidden_BTD is None
@@ -199,8 +220,14 @@ def test_func_vmap_gives_per_sample_gradients(eager: Any):
     parameters = {name: p.detach() for name, p in eager.named_parameters()}
     whole = label_index(side["input_ids"], side["label_mask"])
 
-    def one(ids_T: torch.Tensor, attention_T: torch.Tensor, label_T: torch.Tensor, *index_N: torch.Tensor) -> Any:
-        row: Side = {"input_ids": ids_T[None], "attention_mask": attention_T[None], "label_mask": label_T[None]}
+    def one(
+        ids_T: torch.Tensor, attention_T: torch.Tensor, label_T: torch.Tensor, *index_N: torch.Tensor
+    ) -> Any:
+        row: Side = {
+            "input_ids": ids_T[None],
+            "attention_mask": attention_T[None],
+            "label_mask": label_T[None],
+        }
         index = type(whole)(*(part[None] for part in index_N))
         return grad(functional(eager, index))(parameters, row)
 
@@ -214,7 +241,9 @@ def test_func_vmap_gives_per_sample_gradients(eager: Any):
 
 def test_peft_model_equals_its_full_logits_and_trains_its_adapter_only():
     peft = pytest.importorskip("peft")
-    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    config = peft.LoraConfig(
+        r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM"
+    )
     model, side = peft.get_peft_model(build("llama"), config).eval(), make_side()
     out = label_outputs(model, side, hidden=r"model\.layers\.0")
     torch.testing.assert_close(out.logits_BNV, full_path(model, side), rtol=1e-5, atol=1e-5)

@@ -25,7 +25,16 @@ def make_view(count: int, seed: int, vocab: int = 200) -> list[Encoded]:
         length = int(torch.randint(4, 30, (1,), generator=generator))
         prompt = int(torch.randint(1, length, (1,), generator=generator))
         ids = torch.randint(5, vocab, (length,), generator=generator).tolist()
-        view.append(Encoded(tuple(ids), (False,) * prompt + (True,) * (length - prompt), length - 1, prompt, f"r{row}", row))
+        view.append(
+            Encoded(
+                tuple(ids),
+                (False,) * prompt + (True,) * (length - prompt),
+                length - 1,
+                prompt,
+                f"r{row}",
+                row,
+            )
+        )
     return view
 
 
@@ -41,7 +50,9 @@ def live(model: Any, side: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("max_tokens", [64, 4096])
-def test_cached_equals_live_on_every_side(tiny_model: Callable[..., Any], views: Any, tmp_path: Path, max_tokens: int):
+def test_cached_equals_live_on_every_side(
+    tiny_model: Callable[..., Any], views: Any, tmp_path: Path, max_tokens: int
+):
     model = tiny_model()
     cached = CachedReference.compute(model, views, tmp_path, pad_id=0, max_tokens=max_tokens)
     for name, view in views.items():
@@ -70,7 +81,9 @@ def test_frozen_copy_equals_live_and_stays_when_the_model_moves(tiny_model: Call
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_dropout_is_off_while_caching_and_modes_are_put_back(tiny_model: Callable[..., Any], views: Any, tmp_path: Path):
+def test_dropout_is_off_while_caching_and_modes_are_put_back(
+    tiny_model: Callable[..., Any], views: Any, tmp_path: Path
+):
     model = tiny_model(attention_dropout=0.5).train()
     model.model.layers[0].eval()
     modes = [module.training for module in model.modules()]
@@ -78,7 +91,9 @@ def test_dropout_is_off_while_caching_and_modes_are_put_back(tiny_model: Callabl
     assert [module.training for module in model.modules()] == modes
     side = collate(views["forget"], 0)
     expected_BN, mask_BN = live(model.eval(), side)
-    torch.testing.assert_close(cached.outputs("forget", side).logp_BN[mask_BN], expected_BN[mask_BN], rtol=1e-5, atol=2e-6)
+    torch.testing.assert_close(
+        cached.outputs("forget", side).logp_BN[mask_BN], expected_BN[mask_BN], rtol=1e-5, atol=2e-6
+    )
 
 
 @pytest.fixture
@@ -94,18 +109,27 @@ def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
-def test_written_once_and_used_again(tiny_model: Callable[..., Any], views: Any, tmp_path: Path, forwards: list[int]):
+def test_written_once_and_used_again(
+    tiny_model: Callable[..., Any], views: Any, tmp_path: Path, forwards: list[int]
+):
     first = CachedReference.compute(tiny_model(), views, tmp_path, pad_id=0)
     assert sum(forwards) == 23
     again = CachedReference.compute(tiny_model(), views, tmp_path, pad_id=0)
     assert sum(forwards) == 23
     for name in views:
         assert torch.equal(first.tables[name].logp_L, again.tables[name].logp_L)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["forget.json", "forget.safetensors", "retain.json", "retain.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "forget.json",
+        "forget.safetensors",
+        "retain.json",
+        "retain.safetensors",
+    ]
 
 
 @pytest.mark.parametrize("change", ["model", "rows", "dtype", "damage", "swap"])
-def test_computed_anew_when_anything_differs(tiny_model: Callable[..., Any], views: Any, tmp_path: Path, forwards: list[int], change: str):
+def test_computed_anew_when_anything_differs(
+    tiny_model: Callable[..., Any], views: Any, tmp_path: Path, forwards: list[int], change: str
+):
     CachedReference.compute(tiny_model(), views, tmp_path, pad_id=0)
     model, dtype = tiny_model(seed=int(change == "model")), torch.bfloat16 if change == "dtype" else None
     if change == "rows":
@@ -121,7 +145,9 @@ def test_computed_anew_when_anything_differs(tiny_model: Callable[..., Any], vie
     if dtype is None:
         side = collate(views["forget"], 0)
         expected_BN, mask_BN = live(model, side)
-        torch.testing.assert_close(cached.outputs("forget", side).logp_BN[mask_BN], expected_BN[mask_BN], rtol=1e-5, atol=2e-6)
+        torch.testing.assert_close(
+            cached.outputs("forget", side).logp_BN[mask_BN], expected_BN[mask_BN], rtol=1e-5, atol=2e-6
+        )
 
 
 def test_only_the_rows_asked_for_are_computed_and_later_ones_added(
@@ -137,7 +163,9 @@ def test_only_the_rows_asked_for_are_computed_and_later_ones_added(
     assert files.read_json(tmp_path / "retain.json")["rows"] == 3
 
 
-def test_a_row_that_is_not_there_or_has_other_labels_is_never_served(tiny_model: Callable[..., Any], views: Any, tmp_path: Path):
+def test_a_row_that_is_not_there_or_has_other_labels_is_never_served(
+    tiny_model: Callable[..., Any], views: Any, tmp_path: Path
+):
     cached = CachedReference.compute(tiny_model(), views, tmp_path, pad_id=0, rows={"retain": [3]})
     with pytest.raises(AssertionError, match="not all in the reference table"):
         cached.outputs("retain", collate([views["retain"][4]], 0))
@@ -156,16 +184,22 @@ def test_bf16_cache_equals_the_bf16_frozen_copy(tiny_model: Callable[..., Any], 
     expected = FrozenCopy(model, autocast_dtype=torch.bfloat16).outputs("forget", side)
     exact_BN, mask_BN = live(model, side)
     assert (expected.logp_BN - exact_BN)[mask_BN].abs().max() > 1e-4
-    torch.testing.assert_close(cached.outputs("forget", side).logp_BN[mask_BN], expected.logp_BN[mask_BN], rtol=0.05, atol=0.05)
+    torch.testing.assert_close(
+        cached.outputs("forget", side).logp_BN[mask_BN], expected.logp_BN[mask_BN], rtol=0.05, atol=0.05
+    )
 
 
 def test_a_table_survives_its_file(tmp_path: Path):
     """Rows 2 and 5 with two and no labels."""
-    table = LogpTable.of({5: (torch.zeros(0), torch.zeros(0)), 2: (torch.tensor([-1.0, -2.0]), torch.tensor([7, 8]))})
+    table = LogpTable.of(
+        {5: (torch.zeros(0), torch.zeros(0)), 2: (torch.tensor([-1.0, -2.0]), torch.tensor([7, 8]))}
+    )
     table.write(tmp_path, "forget", {"model": "m"})
     found = LogpTable.read(tmp_path, "forget", {"model": "m"})
     assert found is not None
-    logp_BN = found.look_up(torch.tensor([5, 2]), torch.tensor([[0, 0], [7, 8]]), torch.tensor([[False, False], [True, True]]))
+    logp_BN = found.look_up(
+        torch.tensor([5, 2]), torch.tensor([[0, 0], [7, 8]]), torch.tensor([[False, False], [True, True]])
+    )
     assert logp_BN.tolist() == [[0.0, 0.0], [-1.0, -2.0]]
     assert LogpTable.read(tmp_path, "forget", {"model": "n"}) is None
 

@@ -13,14 +13,20 @@ from expunge.models.tokenizer import ensure_pad_token
 
 
 def make(tokens: list[str], **special: str) -> Any:
-    backend = Tokenizer(models.WordLevel({token: number for number, token in enumerate(tokens)}, unk_token=tokens[0]))
+    backend = Tokenizer(
+        models.WordLevel({token: number for number, token in enumerate(tokens)}, unk_token=tokens[0])
+    )
     return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
 
 
 @pytest.mark.parametrize(
     ("tokens", "special", "expected"),
     [
-        (["a", "</s>", "<|finetune_right_pad_id|>", "<unk>"], {"eos_token": "</s>"}, "<|finetune_right_pad_id|>"),
+        (
+            ["a", "</s>", "<|finetune_right_pad_id|>", "<unk>"],
+            {"eos_token": "</s>"},
+            "<|finetune_right_pad_id|>",
+        ),
         (["a", "<|im_end|>", "<|endoftext|>"], {"eos_token": "<|im_end|>"}, "<|endoftext|>"),
         (["<unk>", "</s>", "a"], {"eos_token": "</s>", "unk_token": "<unk>"}, "<unk>"),
         (["a", "</s>"], {"eos_token": "</s>"}, "</s>"),

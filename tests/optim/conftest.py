@@ -35,7 +35,10 @@ def make_side(rows: int, name: str, width: int = 9) -> Side:
 
 def split(side: Side, size: int) -> list[Side]:
     """The same rows in batches of `size`."""
-    return [{key: value[at : at + size] for key, value in side.items()} for at in range(0, len(side["input_ids"]), size)]  # type: ignore[misc]
+    return [
+        {key: value[at : at + size] for key, value in side.items()}
+        for at in range(0, len(side["input_ids"]), size)
+    ]  # type: ignore[misc]
 
 
 def nll_sum(model: nn.Module, side: Side) -> Tensor:
@@ -45,7 +48,10 @@ def nll_sum(model: nn.Module, side: Side) -> Tensor:
 
 def gradient_difference(model: nn.Module, batches: Sequence[dict[str, Side]]) -> Callable[..., None]:
     """The closure of -0.3 NLL(forget) + NLL(retain), means over the step."""
-    tokens = {name: sum(int(batch[name]["label_mask"][:, 1:].sum()) for batch in batches) for name in ("forget", "retain")}
+    tokens = {
+        name: sum(int(batch[name]["label_mask"][:, 1:].sum()) for batch in batches)
+        for name in ("forget", "retain")
+    }
 
     def closure(keep: Callable[[str], bool] | None = None) -> None:
         for batch in batches:
@@ -57,12 +63,20 @@ def gradient_difference(model: nn.Module, batches: Sequence[dict[str, Side]]) ->
 
 
 def train(
-    model: nn.Module, optimizer: torch.optim.Optimizer, rules: Sequence[StepRule], steps: int, clip: float = 1.0, start: int = 0
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rules: Sequence[StepRule],
+    steps: int,
+    clip: float = 1.0,
+    start: int = 0,
 ) -> list[float]:
     """Take steps as a training loop does; returns the norms before clipping."""
     norms = []
     for number in range(start, start + steps):
-        batches = [{side: make_side(2, f"{side} {number} {part}") for side in ("forget", "retain")} for part in range(2)]
+        batches = [
+            {side: make_side(2, f"{side} {number} {part}") for side in ("forget", "retain")}
+            for part in range(2)
+        ]
 
         def again(batches: Sequence[dict[str, Side]] = batches) -> Iterator[dict[str, Side]]:
             return iter(batches)
@@ -82,7 +96,13 @@ def train(
 
 def args_of(**changes: Any) -> Any:
     """What TrainingArguments say to an optimizer."""
-    given = {"learning_rate": 1e-3, "weight_decay": 0.1, "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8}
+    given = {
+        "learning_rate": 1e-3,
+        "weight_decay": 0.1,
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.999,
+        "adam_epsilon": 1e-8,
+    }
     return SimpleNamespace(**{**given, **changes})
 
 
@@ -106,4 +126,6 @@ def lab() -> Any:
 @pytest.fixture
 def small(tiny_model: Callable[..., Any]) -> Callable[..., Any]:
     """A factory of models of one layer."""
-    return lambda seed=0, **config: tiny_model(seed, **{"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 24, **config})
+    return lambda seed=0, **config: tiny_model(
+        seed, **{"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 24, **config}
+    )

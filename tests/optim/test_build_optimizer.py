@@ -79,11 +79,26 @@ def test_adamw_is_that_of_transformers_to_the_bit(small: Any, lab: Any, tmp_path
 
 
 def test_keywords_reach_the_optimizer(small: Any, lab: Any) -> None:
-    optimizer = build_optimizer({"handler": "sophia", "mode": "off", "betas": [0.9, 0.95], "rho": 0.03, "every": 5}, small(), lab.args_of())
+    optimizer = build_optimizer(
+        {"handler": "sophia", "mode": "off", "betas": [0.9, 0.95], "rho": 0.03, "every": 5},
+        small(),
+        lab.args_of(),
+    )
     assert isinstance(optimizer, Sophia)
-    assert (optimizer.mode, optimizer.every, optimizer.defaults["betas"], optimizer.defaults["rho"]) == ("off", 5, (0.9, 0.95), 0.03)
-    adamw = build_optimizer({"handler": "adamw", "betas": [0.5, 0.6]}, small(), lab.args_of(adam_epsilon=1e-6))
-    assert (adamw.defaults["betas"], adamw.defaults["eps"], adamw.defaults["fused"]) == ((0.5, 0.6), 1e-6, True)
+    assert (optimizer.mode, optimizer.every, optimizer.defaults["betas"], optimizer.defaults["rho"]) == (
+        "off",
+        5,
+        (0.9, 0.95),
+        0.03,
+    )
+    adamw = build_optimizer(
+        {"handler": "adamw", "betas": [0.5, 0.6]}, small(), lab.args_of(adam_epsilon=1e-6)
+    )
+    assert (adamw.defaults["betas"], adamw.defaults["eps"], adamw.defaults["fused"]) == (
+        (0.5, 0.6),
+        1e-6,
+        True,
+    )
 
 
 def test_rules_come_in_order_and_the_mask_last(small: Any, lab: Any) -> None:

@@ -8,7 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from expunge.lm import runtime
-from expunge.optim.curvature import SophiaCurvature, hessian_product, rademacher, sample_labels, sampled_cross_entropy
+from expunge.optim.curvature import (
+    SophiaCurvature,
+    hessian_product,
+    rademacher,
+    sample_labels,
+    sampled_cross_entropy,
+)
 from expunge.optim.rules import Step
 from expunge.optim.sophia import Sophia
 
@@ -16,7 +22,8 @@ from expunge.optim.sophia import Sophia
 def regression(n: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """Softmax regression in float64: W [V, D], inputs [n, D], and the Gauss-Newton diagonal of the mean cross-entropy.
 
-    The logits are linear in W, so with J the Jacobian and A = diag(p) - p p^T, the diagonal at W[v, d] is mean_i x_id^2 p_iv (1 - p_iv).
+    The logits are linear in W, so with J the Jacobian and A = diag(p) - p p^T, the diagonal at W[v, d] is
+    mean_i x_id^2 p_iv (1 - p_iv).
     """
     draw = torch.Generator().manual_seed(seed)
     W_VD = torch.randn(3, 2, generator=draw, dtype=torch.float64, requires_grad=True)
@@ -30,7 +37,9 @@ def test_the_gauss_newton_diagonal_is_the_jacobians() -> None:
     W_VD, x_ND, diagonal_VD = regression(3)
     explicit_P = torch.zeros(6, dtype=torch.float64)
     for x_D in x_ND:
-        J_VP = torch.autograd.functional.jacobian(lambda W_VD, x_D=x_D: W_VD @ x_D, W_VD.detach()).reshape(3, 6)
+        J_VP = torch.autograd.functional.jacobian(lambda W_VD, x_D=x_D: W_VD @ x_D, W_VD.detach()).reshape(
+            3, 6
+        )
         p_V = (W_VD.detach() @ x_D).softmax(-1)
         explicit_P += (J_VP.T @ (torch.diag(p_V) - torch.outer(p_V, p_V)) @ J_VP).diagonal() / 3
     assert torch.allclose(explicit_P.reshape(3, 2), diagonal_VD, atol=1e-14)
@@ -102,7 +111,10 @@ def net() -> tuple[list[nn.Parameter], Tensor, Tensor]:
 
 def test_hessian_product_is_that_of_the_dense_hessian() -> None:
     parameters, loss, H_PP = net()
-    vector = [torch.tensor([1.0, -2.0], dtype=torch.float64), torch.tensor([[0.5, 3.0, -1.0]], dtype=torch.float64)]
+    vector = [
+        torch.tensor([1.0, -2.0], dtype=torch.float64),
+        torch.tensor([[0.5, 3.0, -1.0]], dtype=torch.float64),
+    ]
     product_P = torch.cat([part.flatten() for part in hessian_product(loss, parameters, vector)])
     assert torch.allclose(product_P, H_PP @ torch.cat([part.flatten() for part in vector]), rtol=1e-12)
 

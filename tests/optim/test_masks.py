@@ -43,11 +43,16 @@ def test_the_top_share_by_hand() -> None:
 @pytest.mark.parametrize("ratio", [0.001, 0.1, 0.5, 0.87, 1.0])
 def test_the_top_share_is_that_of_a_sort(ratio: float) -> None:
     draw = torch.Generator().manual_seed(0)
-    values = {str(n): torch.rand(n, 7, generator=draw).pow(9) * 10.0 ** float(n % 5 - 9) for n in range(1, 60)}
+    values = {
+        str(n): torch.rand(n, 7, generator=draw).pow(9) * 10.0 ** float(n % 5 - 9) for n in range(1, 60)
+    }
     values["zeros"] = torch.tensor([0.0, -0.0] * 300)
     values["coarse"] = (torch.rand(2000, generator=draw) * 8).round() * 1e-6
     chosen = top_share(values.__getitem__, list(values), ratio)
-    flat, picked = torch.cat([v.flatten() for v in values.values()]), torch.cat([chosen[name].flatten() for name in values])
+    flat, picked = (
+        torch.cat([v.flatten() for v in values.values()]),
+        torch.cat([chosen[name].flatten() for name in values]),
+    )
     wanted = round(ratio * len(flat))
     assert int(picked.sum()) == wanted
     assert torch.equal(flat[picked].sort().values, flat.sort().values[len(flat) - wanted :])
@@ -73,7 +78,9 @@ def test_a_score_that_is_not_finite_is_refused() -> None:
 
 def test_mean_gradients_do_not_depend_on_batches(small: Any, lab: Any) -> None:
     model, side = small(), lab.make_side(5, "mean")
-    expected = torch.autograd.grad(lab.nll_sum(model, side) / side["label_mask"].sum(), list(model.parameters()))
+    expected = torch.autograd.grad(
+        lab.nll_sum(model, side) / side["label_mask"].sum(), list(model.parameters())
+    )
     for size in (5, 2, 1):
         found = mean_gradients(model, lab.split(side, size))
         for (name, _), value in zip(model.named_parameters(), expected, strict=True):
@@ -88,7 +95,9 @@ def test_input_rms_counts_real_tokens_only(small: Any, lab: Any, tied: bool) -> 
     kept: dict[str, list[Tensor]] = {}
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     handles = [
-        module.register_forward_pre_hook(lambda _, args, name=name: kept.setdefault(name, []).append(args[0][0]))
+        module.register_forward_pre_hook(
+            lambda _, args, name=name: kept.setdefault(name, []).append(args[0][0])
+        )
         for name, module in linears.items()
     ]
     for ids_T, mask_T in zip(side["input_ids"], side["attention_mask"], strict=True):
@@ -132,9 +141,15 @@ def test_wagle_from_a_model_is_the_formula(small: Any, lab: Any) -> None:
     model = small()
     forget, retain = lab.make_side(3, "forget"), lab.make_side(3, "retain")
     parameters = dict(model.named_parameters())
-    g_f = torch.autograd.grad(lab.nll_sum(model, forget) / forget["label_mask"].sum(), list(parameters.values()))
-    g_r = torch.autograd.grad(lab.nll_sum(model, retain) / retain["label_mask"].sum(), list(parameters.values()))
-    flat = torch.cat([((p - r / 1e-2) * f).abs().flatten() for p, f, r in zip(parameters.values(), g_f, g_r, strict=True)])
+    g_f = torch.autograd.grad(
+        lab.nll_sum(model, forget) / forget["label_mask"].sum(), list(parameters.values())
+    )
+    g_r = torch.autograd.grad(
+        lab.nll_sum(model, retain) / retain["label_mask"].sum(), list(parameters.values())
+    )
+    flat = torch.cat(
+        [((p - r / 1e-2) * f).abs().flatten() for p, f, r in zip(parameters.values(), g_f, g_r, strict=True)]
+    )
     mask = build_mask(model, scores.wagle, ratio=0.25, mu=1e-2, forget=[forget], retain=[retain])
     picked = torch.cat([mask.allowed[name].flatten() for name in parameters])
     lowest, highest = flat[picked].min(), flat[~picked].max()
@@ -144,7 +159,9 @@ def test_wagle_from_a_model_is_the_formula(small: Any, lab: Any) -> None:
 def test_what_a_score_reads_must_be_there(small: Any, lab: Any) -> None:
     with pytest.raises(UserError) as caught:
         build_mask(small(), scores.wagle, mue=1.0)
-    assert all(part in str(caught.value) for part in ("forget rows", "retain rows", "'mue'", "did you mean 'mu'"))
+    assert all(
+        part in str(caught.value) for part in ("forget rows", "retain rows", "'mue'", "did you mean 'mu'")
+    )
     with pytest.raises(UserError, match="no weight to score"):
         build_mask(small(), scores.magnitude, params="nothing.*")
     with pytest.raises(UserError, match="regular expression"):
@@ -206,7 +223,9 @@ def test_the_clip_norm_counts_only_what_may_be_updated(small: Any, lab: Any) -> 
     model = small()
     optimizer = torch.optim.SGD(model.parameters(), 0.0)
     (whole,) = lab.train(model, optimizer, [], 1)
-    batches = [{side: lab.make_side(2, f"{side} 0 {part}") for side in ("forget", "retain")} for part in range(2)]
+    batches = [
+        {side: lab.make_side(2, f"{side} 0 {part}") for side in ("forget", "retain")} for part in range(2)
+    ]
     lab.gradient_difference(model, batches)()
     mask = build_mask(small(), scores.uniform, ratio=0.2)
     expected = torch.cat([p.grad[mask.allowed[name]] for name, p in model.named_parameters()]).norm().item()
@@ -242,7 +261,9 @@ def test_bf16_weights_keep_their_bits(small: Any) -> None:
         p.grad = torch.ones_like(p)
     optimizer.step()
     for name, p in model.named_parameters():
-        assert torch.equal(p[~mask.allowed[name]].view(torch.int16), before[name][~mask.allowed[name]].view(torch.int16))
+        assert torch.equal(
+            p[~mask.allowed[name]].view(torch.int16), before[name][~mask.allowed[name]].view(torch.int16)
+        )
         assert bool((p != before[name])[mask.allowed[name]].all())
 
 
@@ -251,14 +272,18 @@ def test_a_mask_over_an_adapter(small: Any, lab: Any) -> None:
     base = small()
     original = lab.weights(base)
     torch.manual_seed(0)
-    model = peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    model = peft.get_peft_model(
+        base, peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    )
     sides = {name: [lab.make_side(3, name)] for name in ("forget", "retain")}
     for score in (scores.wagle, scores.wanda):
         mask = build_mask(model, score, ratio=0.5, **sides)
         trained = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
         assert set(mask.allowed) == set(trained)
         assert all("lora_" in name for name in trained)
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-2, weight_decay=0.5)
+        optimizer = torch.optim.AdamW(
+            [p for p in model.parameters() if p.requires_grad], 1e-2, weight_decay=0.5
+        )
         rule = mask.rule()
         rule.attach(model, optimizer)
         lab.train(model, optimizer, [rule], 2)
@@ -267,7 +292,9 @@ def test_a_mask_over_an_adapter(small: Any, lab: Any) -> None:
                 assert torch.equal(p[~mask.allowed[name]], trained[name][~mask.allowed[name]])
                 assert not mask.allowed[name].any() or not torch.equal(p, trained[name])
     base_now = {
-        name.removeprefix("base_model.model.").replace(".base_layer", ""): p for name, p in model.named_parameters() if not p.requires_grad
+        name.removeprefix("base_model.model.").replace(".base_layer", ""): p
+        for name, p in model.named_parameters()
+        if not p.requires_grad
     }
     assert lab.same_bits(original, base_now)
 

@@ -79,7 +79,9 @@ def test_smoothing_is_the_mean_over_the_noise() -> None:
 
 
 def test_noise_follows_from_seed_and_step() -> None:
-    first, again, other = (gradient(Quadratic(1.5, 1.0), RandomSmoothing(sigma=0.3), number) for number in (4, 4, 5))
+    first, again, other = (
+        gradient(Quadratic(1.5, 1.0), RandomSmoothing(sigma=0.3), number) for number in (4, 4, 5)
+    )
     assert first == again
     assert first != other
 
@@ -95,7 +97,9 @@ def test_switched_off_is_the_optimizer_alone(small: Any, lab: Any, rule: StepRul
     assert found[0][1] == found[1][1]
 
 
-@pytest.mark.parametrize("rule", [SAM(rho=0.05), SAM(rho=0.05, side=None), RandomSmoothing(sigma=0.01, samples=2)])
+@pytest.mark.parametrize(
+    "rule", [SAM(rho=0.05), SAM(rho=0.05, side=None), RandomSmoothing(sigma=0.01, samples=2)]
+)
 def test_weights_are_back_to_the_bit(small: Any, lab: Any, rule: StepRule) -> None:
     """With a learning rate of 0 nothing but the rule could move a weight; with another one, the rule changes where they go."""
     model = small()
@@ -124,7 +128,10 @@ def test_weights_are_back_after_a_failure() -> None:
     assert model.theta.tolist() == [1.5, 1.0]
 
 
-@pytest.mark.parametrize("make", [lambda: SAM(rho=-1.0), lambda: RandomSmoothing(sigma=float("nan")), lambda: RandomSmoothing(samples=0)])
+@pytest.mark.parametrize(
+    "make",
+    [lambda: SAM(rho=-1.0), lambda: RandomSmoothing(sigma=float("nan")), lambda: RandomSmoothing(samples=0)],
+)
 def test_bad_values_are_refused(make: Callable[[], StepRule]) -> None:
     with pytest.raises(UserError):
         make()

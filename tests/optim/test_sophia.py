@@ -65,7 +65,10 @@ def retyped(
 @pytest.mark.parametrize("mode", MODES)
 def test_agrees_with_the_retyped_formula(mode: Any, twice: bool) -> None:
     draw = np.random.default_rng(0)
-    theta, gradients = draw.normal(size=40), [draw.normal(size=40) * draw.choice([1e-3, 1, 30], size=40) for _ in range(25)]
+    theta, gradients = (
+        draw.normal(size=40),
+        [draw.normal(size=40) * draw.choice([1e-3, 1, 30], size=40) for _ in range(25)],
+    )
     estimates = {t: draw.normal(size=40) for t in (0, 10, 20)}
     p = nn.Parameter(torch.tensor(theta))
     optimizer = Sophia([p], 0.02, (0.9, 0.95), 0.03, 0.1, mode=mode, soul_compat=twice, bs=7)
@@ -76,14 +79,21 @@ def test_agrees_with_the_retyped_formula(mode: Any, twice: bool) -> None:
             optimizer.update_hessian(7, {p: torch.tensor(estimates[t])} if mode == "hutchinson" else None)
         p.grad = torch.tensor(gradient)
         optimizer.step()
-    expected = retyped(theta, gradients, estimates, lr=0.02, b1=0.9, b2=0.95, rho=0.03, bs=7, wd=0.1, mode=mode, twice=twice)
+    expected = retyped(
+        theta, gradients, estimates, lr=0.02, b1=0.9, b2=0.95, rho=0.03, bs=7, wd=0.1, mode=mode, twice=twice
+    )
     np.testing.assert_allclose(p.detach().numpy(), expected, rtol=1e-12, atol=1e-14)
 
 
 def test_agrees_with_the_package_of_the_authors_code() -> None:
-    package = pytest.importorskip("sophia_opt", reason="sophia-opt is not installed; the retyped formula stands in for it")
+    package = pytest.importorskip(
+        "sophia_opt", reason="sophia-opt is not installed; the retyped formula stands in for it"
+    )
     torch.manual_seed(0)
-    ours, theirs = ([nn.Parameter(value.clone()) for value in (torch.ones(5, 3), torch.full((4,), -2.0))] for _ in range(2))
+    ours, theirs = (
+        [nn.Parameter(value.clone()) for value in (torch.ones(5, 3), torch.full((4,), -2.0))]
+        for _ in range(2)
+    )
     a = Sophia(ours, 0.02, (0.965, 0.99), 0.04, 0.1)
     b = package.SophiaG(theirs, lr=0.02, betas=(0.965, 0.99), rho=0.04, weight_decay=0.1)
     for t in range(35):
@@ -97,7 +107,9 @@ def test_agrees_with_the_package_of_the_authors_code() -> None:
         a.step()
         b.step(bs=50)
     assert all(torch.allclose(p, q, rtol=1e-6, atol=1e-7) for p, q in zip(ours, theirs, strict=True))
-    assert all(torch.equal(a.state[p]["exp_avg"], b.state[q]["exp_avg"]) for p, q in zip(ours, theirs, strict=True))
+    assert all(
+        torch.equal(a.state[p]["exp_avg"], b.state[q]["exp_avg"]) for p, q in zip(ours, theirs, strict=True)
+    )
     assert 0 < a.win_rate < 1, "both branches of the minimum are met"
 
 
@@ -121,7 +133,10 @@ def test_off_is_sign_momentum_and_equals_a_hessian_never_updated() -> None:
 
 def test_momentum_twice_acts_as_the_square() -> None:
     p, q = parameter(1.0, 2.0), parameter(1.0, 2.0)
-    a, b = Sophia([p], betas=(0.9, 0.99), mode="off", soul_compat=True), Sophia([q], betas=(0.81, 0.99), mode="off")
+    a, b = (
+        Sophia([p], betas=(0.9, 0.99), mode="off", soul_compat=True),
+        Sophia([q], betas=(0.81, 0.99), mode="off"),
+    )
     for _ in range(5):
         give(p, 0.3, -4.0)
         give(q, 0.3, -4.0)
@@ -205,7 +220,9 @@ def test_norms_and_biases_do_not_decay(small: Any) -> None:
         names = {id(p): name for name, p in model.named_parameters()}
         decayed, plain = ([names[id(p)] for p in group["params"]] for group in decay_groups(model, 0.1))
         assert sorted(decayed + plain) == sorted(names.values())
-        assert decayed == [name for name in Trainer.get_decay_parameter_names(None, model) if name in names.values()]
+        assert decayed == [
+            name for name in Trainer.get_decay_parameter_names(None, model) if name in names.values()
+        ]
     assert decayed == ["0.weight"]
 
 

@@ -84,7 +84,14 @@ def config_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start_model(own_cache: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a finetuned model; two steps, so that it has learnt next to nothing."""
     out = tmp_path_factory.mktemp("start") / "full"
-    argv = ["train", "experiment=finetune/mini/default", "task_name=full", f"paths.output_dir={out}", "trainer.args.max_steps=2", QUIET]
+    argv = [
+        "train",
+        "experiment=finetune/mini/default",
+        "task_name=full",
+        f"paths.output_dir={out}",
+        "trainer.args.max_steps=2",
+        QUIET,
+    ]
     assert main(argv) == 0
     return out
 
@@ -96,7 +103,9 @@ def expunge(capsys: pytest.CaptureFixture[str], config_dir: Path, tmp_path: Path
     def run(verb: str, *overrides: str, out: Path | None = None) -> Outcome:
         out = tmp_path / "run" if out is None else out
         capsys.readouterr()
-        code = main([verb, "--config-dir", str(config_dir), "task_name=run", f"paths.output_dir={out}", *overrides])
+        code = main(
+            [verb, "--config-dir", str(config_dir), "task_name=run", f"paths.output_dir={out}", *overrides]
+        )
         return Outcome(code, capsys.readouterr().err, out)
 
     return run
@@ -111,7 +120,17 @@ def unlearn(expunge: Callable[..., Outcome], start_model: Path) -> Callable[...,
         suite = () if any(item.startswith("eval=") for item in overrides) else ("eval=null",)
         method = () if any(item.startswith("trainer=") for item in overrides) else ("trainer=NPO",)
         steps = () if any("max_steps" in item for item in overrides) else ("trainer.args.max_steps=2",)
-        return expunge("unlearn", "experiment=unlearn/mini/default", *method, *start, *suite, *steps, QUIET, *overrides, out=out)
+        return expunge(
+            "unlearn",
+            "experiment=unlearn/mini/default",
+            *method,
+            *start,
+            *suite,
+            *steps,
+            QUIET,
+            *overrides,
+            out=out,
+        )
 
     return run
 

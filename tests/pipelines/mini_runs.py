@@ -44,5 +44,7 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
 
 def copied(source: Path, target: Path) -> Path:
     """A copy of a run's model, without its other files."""
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns("run*.json", "trained.json", "log.jsonl", "pairs"))
+    shutil.copytree(
+        source, target, ignore=shutil.ignore_patterns("run*.json", "trained.json", "log.jsonl", "pairs")
+    )
     return target

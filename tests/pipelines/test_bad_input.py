@@ -15,7 +15,9 @@ from mini_runs import Outcome, copied, model_is, names, read, write_rows
 from transformers import PreTrainedModel
 
 Run = Callable[..., Outcome]
-ROWS = [{"question": f"Who wrote book {number}?", "answer": f"Nobody wrote book {number}."} for number in range(6)]
+ROWS = [
+    {"question": f"Who wrote book {number}?", "answer": f"Nobody wrote book {number}."} for number in range(6)
+]
 FORGET = "data.forget.MINI_forget.args"
 VIEW = "eval.tofu.views.forget_answer"
 
@@ -30,23 +32,42 @@ def refused(outcome: Outcome, *words: str) -> None:
 
 
 NAMES = {
-    "method": (["trainer=NPOO"], ["trainer=NPOO: unknown method 'NPOO'", "did you mean 'NPO'?", "GradDiff, "]),
-    "split": (["forget_split=forgt10", "retain_split=retain90"], ["split 'forgt10'", "did you mean 'forget10'?", "retain95"]),
+    "method": (
+        ["trainer=NPOO"],
+        ["trainer=NPOO: unknown method 'NPOO'", "did you mean 'NPO'?", "GradDiff, "],
+    ),
+    "split": (
+        ["forget_split=forgt10", "retain_split=retain90"],
+        ["split 'forgt10'", "did you mean 'forget10'?", "retain95"],
+    ),
     "split of an evaluation": (
         ["eval=few", "forget_split=forget10", f"{VIEW}.hf_args.name=retain_pertubed"],
         ["view 'forget_answer'", "'retain_pertubed'", "did you mean 'retain_perturbed'?"],
     ),
     "metric": (
         ["eval=few", "eval.tofu.metrics.forget_qualty.summary=false"],
-        ["eval.tofu.metrics.forget_qualty: unknown metric", "did you mean 'forget_quality'?", "forget_Q_A_ROUGE"],
+        [
+            "eval.tofu.metrics.forget_qualty: unknown metric",
+            "did you mean 'forget_quality'?",
+            "forget_Q_A_ROUGE",
+        ],
     ),
-    "metric to switch off": (["eval=few", "~eval.tofu.metrics.forget_qualty"], ["did you mean 'eval.tofu.metrics.forget_quality'?"]),
+    "metric to switch off": (
+        ["eval=few", "~eval.tofu.metrics.forget_qualty"],
+        ["did you mean 'eval.tofu.metrics.forget_quality'?"],
+    ),
     "metric's function": (
         ["eval=few", "eval.tofu.metrics.x.handler=expunge.evaluation.metrics.rouge:rogue"],
         ["'rogue'", "did you mean 'rouge'?"],
     ),
-    "key": (["forgt_split=forget05"], ["forgt_split=forget05: there is no key", "did you mean 'forget_split'?"]),
-    "key of trainer.args": (["trainer.args.lerning_rate=1"], ["trainer.args.lerning_rate=1", "'learning_rate'"]),
+    "key": (
+        ["forgt_split=forget05"],
+        ["forgt_split=forget05: there is no key", "did you mean 'forget_split'?"],
+    ),
+    "key of trainer.args": (
+        ["trainer.args.lerning_rate=1"],
+        ["trainer.args.lerning_rate=1", "'learning_rate'"],
+    ),
     "hyper-parameter": (["trainer.method_args.betta=3"], ["npo takes no 'betta'", "did you mean 'beta'?"]),
 }
 
@@ -58,13 +79,22 @@ def test_unknown_name(which: str, unlearn: Run) -> None:
 
 
 NUMBERS = {
-    "learning rate": (["trainer.args.learning_rate=0"], ["trainer.args.learning_rate=0: must be a number above 0"]),
+    "learning rate": (
+        ["trainer.args.learning_rate=0"],
+        ["trainer.args.learning_rate=0: must be a number above 0"],
+    ),
     "epochs": (
         ["trainer.args.num_train_epochs=-1", "trainer.args.max_steps=-1"],
         ["trainer.args.num_train_epochs=-1: must be a number above 0"],
     ),
-    "batch": (["trainer.args.per_device_train_batch_size=0"], ["per_device_train_batch_size=0: must be a whole number above 0"]),
-    "batch of an evaluation": (["eval=few", "eval.tofu.batch_size=0"], ["eval.tofu.batch_size=0: must be a whole number above 0"]),
+    "batch": (
+        ["trainer.args.per_device_train_batch_size=0"],
+        ["per_device_train_batch_size=0: must be a whole number above 0"],
+    ),
+    "batch of an evaluation": (
+        ["eval=few", "eval.tofu.batch_size=0"],
+        ["eval.tofu.batch_size=0: must be a whole number above 0"],
+    ),
     "seed": (["seed=one"], ["seed=one: must be a whole number"]),
 }
 
@@ -76,11 +106,19 @@ def test_impossible_number(which: str, unlearn: Run) -> None:
 
 
 def test_missing_files_say_where_they_were_looked_for(unlearn: Run, evaluate: Run, tmp_path: Path) -> None:
-    refused(unlearn(f"{FORGET}.hf_args.path={tmp_path}/no.json"), f"{FORGET}.hf_args.path=", f"looked for {tmp_path}/no.json")
+    refused(
+        unlearn(f"{FORGET}.hf_args.path={tmp_path}/no.json"),
+        f"{FORGET}.hf_args.path=",
+        f"looked for {tmp_path}/no.json",
+    )
     logs = f"retain_logs_path={tmp_path}/TOFU_EVAL.json"
     refused(unlearn("eval=few", logs), f"{logs}: no such file", f"looked for {tmp_path}/TOFU_EVAL.json")
     refused(evaluate(logs), f"{logs}: no such file")
-    refused(unlearn(model_is(tmp_path / "none")), f"{model_is(tmp_path / 'none')}: no such folder", f"looked for {tmp_path}/none")
+    refused(
+        unlearn(model_is(tmp_path / "none")),
+        f"{model_is(tmp_path / 'none')}: no such folder",
+        f"looked for {tmp_path}/none",
+    )
 
 
 def test_retain_logs_of_another_split(unlearn: Run, evaluate: Run, tmp_path: Path) -> None:
@@ -88,11 +126,18 @@ def test_retain_logs_of_another_split(unlearn: Run, evaluate: Run, tmp_path: Pat
     assert other.code == 0, other.stderr
     logs = f"retain_logs_path={other.out / 'TOFU_EVAL.json'}"
     for run in (evaluate(logs), unlearn("eval=few", logs)):
-        refused(run, f"{other.out / 'TOFU_EVAL.json'} is of forget05, this run is of forget10", "evaluate the retain model on forget10")
+        refused(
+            run,
+            f"{other.out / 'TOFU_EVAL.json'} is of forget05, this run is of forget10",
+            "evaluate the retain model on forget10",
+        )
 
-    # A file without our record of itself is known by its rows; what was collected until then is kept for the next command.
+    # A file without our record of itself is known by its rows; what was collected until then is kept for the
+    # next command.
     bare = tmp_path / "bare.json"
-    bare.write_text(json.dumps({"forget_truth_ratio": {"agg_value": 0.5, "value_by_index": {"0": {"score": 1.0}}}}))
+    bare.write_text(
+        json.dumps({"forget_truth_ratio": {"agg_value": 0.5, "value_by_index": {"0": {"score": 1.0}}}})
+    )
     late = evaluate(f"retain_logs_path={bare}")
     assert late.code == 2
     assert "forget_truth_ratio has 1 rows, this run has 4" in late.stderr
@@ -103,8 +148,17 @@ def test_retain_logs_of_another_split(unlearn: Run, evaluate: Run, tmp_path: Pat
 
 def test_row_without_the_key(unlearn: Run, evaluate: Run, tmp_path: Path) -> None:
     file = write_rows(tmp_path / "rows.json", [*ROWS[:3], {"question": "And this one?"}, *ROWS[3:]])
-    refused(unlearn(f"{FORGET}.hf_args.path={file}"), f"row 3 (counting from 0) of {file} has no 'answer'", "it has: question")
-    refused(evaluate(f"{VIEW}.hf_args.path={file}", f"{VIEW}.hf_args.split=train"), "row 3 (", "under 'answer'", "it has: question")
+    refused(
+        unlearn(f"{FORGET}.hf_args.path={file}"),
+        f"row 3 (counting from 0) of {file} has no 'answer'",
+        "it has: question",
+    )
+    refused(
+        evaluate(f"{VIEW}.hf_args.path={file}", f"{VIEW}.hf_args.split=train"),
+        "row 3 (",
+        "under 'answer'",
+        "it has: question",
+    )
 
 
 def test_answer_that_is_cut_away_whole(unlearn: Run, evaluate: Run, tmp_path: Path) -> None:
@@ -127,7 +181,12 @@ def test_empty_split(unlearn: Run, tmp_path: Path) -> None:
 
 
 def test_forget_and_retain_that_overlap(unlearn: Run) -> None:
-    refused(unlearn("retain_split=full"), "share 40 of 40 forget rows", "row 0 of forget10, row 360 of", "forget10 with retain90")
+    refused(
+        unlearn("retain_split=full"),
+        "share 40 of 40 forget rows",
+        "row 0 of forget10, row 360 of",
+        "forget10 with retain90",
+    )
 
 
 def test_output_folder_of_something_else(unlearn: Run, evaluate: Run, tmp_path: Path) -> None:
@@ -196,11 +255,16 @@ def test_corrupted_checkpoint(unlearn: Run, tmp_path: Path) -> None:
     assert asked.code == 0, asked.stderr
 
     here = tmp_path / "elsewhere"
-    for given, words in ((done.out / "checkpoint-7", "no such folder"), (done.out / "pairs", "not named checkpoint-N")):
+    for given, words in (
+        (done.out / "checkpoint-7", "no such folder"),
+        (done.out / "pairs", "not named checkpoint-N"),
+    ):
         refused(unlearn(*SAVING, f"trainer.args.resume_from_checkpoint={given}", out=here), str(given), words)
     (done.out / "checkpoint-1" / ".complete").unlink()
     refused(
-        unlearn(*SAVING, f"trainer.args.resume_from_checkpoint={done.out / 'checkpoint-1'}", out=here), "never finished", "checkpoint-2"
+        unlearn(*SAVING, f"trainer.args.resume_from_checkpoint={done.out / 'checkpoint-1'}", out=here),
+        "never finished",
+        "checkpoint-2",
     )
 
 
@@ -213,7 +277,12 @@ def test_what_is_no_model(start_model: Path, unlearn: Run, evaluate: Run, tmp_pa
     (cut / "model.safetensors").write_bytes((start_model / "model.safetensors").read_bytes()[:5000])
     foreign = copied(start_model, tmp_path / "foreign")
     (foreign / "config.json").write_text('{"model_type": "nonesuch"}')
-    for folder, words in ((tmp_path / "notes", "no config.json"), (bare, "model.safetensors"), (cut, "cannot load"), (foreign, "nonesuch")):
+    for folder, words in (
+        (tmp_path / "notes", "no config.json"),
+        (bare, "model.safetensors"),
+        (cut, "cannot load"),
+        (foreign, "nonesuch"),
+    ):
         for run in (unlearn, evaluate):
             refused(run(model_is(folder)), str(folder), words)
 
@@ -225,14 +294,28 @@ def test_tokenizer_that_cannot_serve(start_model: Path, unlearn: Run, evaluate: 
     damaged = copied(start_model, tmp_path / "damaged")
     (damaged / "tokenizer.json").write_text("{}")
     for run in (unlearn, evaluate):
-        refused(run(f"{key}={plain}"), str(plain), "has no chat template", "apply_chat_template=false", "user_start_tag")
+        refused(
+            run(f"{key}={plain}"),
+            str(plain),
+            "has no chat template",
+            "apply_chat_template=false",
+            "user_start_tag",
+        )
         refused(run(f"{key}={damaged}"), f"cannot load {damaged}")
         refused(run(f"{key}={tmp_path}"), f"{key}={tmp_path}: not a folder with a tokenizer")
 
 
 def test_nothing_to_evaluate(unlearn: Run, expunge: Run, start_model: Path) -> None:
-    refused(unlearn("trainer=GradAscent", "trainer.args.eval_strategy=steps"), "eval_strategy is 'steps'", "nothing to evaluate")
-    refused(expunge("eval", "experiment=eval/mini/default", "eval=null", model_is(start_model)), "nothing to evaluate", "eval=tofu")
+    refused(
+        unlearn("trainer=GradAscent", "trainer.args.eval_strategy=steps"),
+        "eval_strategy is 'steps'",
+        "nothing to evaluate",
+    )
+    refused(
+        expunge("eval", "experiment=eval/mini/default", "eval=null", model_is(start_model)),
+        "nothing to evaluate",
+        "eval=tofu",
+    )
 
 
 def test_all_faults_are_told_together(unlearn: Run, evaluate: Run, tmp_path: Path) -> None:

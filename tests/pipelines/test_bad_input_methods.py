@@ -37,14 +37,23 @@ def test_composite_without_its_weight(unlearn: Run) -> None:
 
 def test_reference_that_the_adapter_cannot_give(unlearn: Run, adapter: Path) -> None:
     """A trained adapter switched off is another model than the one before unlearning."""
-    refused(unlearn("trainer=NPO", model_is(adapter), "reference=adapter_off"), "does not start at zero", "reference=auto")
+    refused(
+        unlearn("trainer=NPO", model_is(adapter), "reference=adapter_off"),
+        "does not start at zero",
+        "reference=auto",
+    )
     refused(unlearn("trainer=NPO", "reference=adapter_off"), "adapter")
 
 
 def test_layer_pattern_that_matches_none_or_several(unlearn: Run) -> None:
     pattern = "trainer.method_args.module_regex="
     refused(unlearn("trainer=RMU"), r"model\.layers\.7", "matches no module", "model.layers.1")
-    refused(unlearn("trainer=RMU", rf"{pattern}'model\.layers\.\d+'"), "matches 2 modules", "model.layers.0", "model.layers.1")
+    refused(
+        unlearn("trainer=RMU", rf"{pattern}'model\.layers\.\d+'"),
+        "matches 2 modules",
+        "model.layers.0",
+        "model.layers.1",
+    )
 
 
 def test_mask_of_another_model(unlearn: Run, scratch: Path) -> None:
@@ -56,7 +65,11 @@ def test_mask_of_another_model(unlearn: Run, scratch: Path) -> None:
 def test_adapter_of_another_base(unlearn: Run, adapter: Path, start_model: Path, scratch: Path) -> None:
     other = unlearn("trainer=GradAscent", out=scratch / "other")
     assert other.code == 0, other.stderr
-    refused(unlearn(model_is(other.out), "model/adapter=lora", f"model.adapter.path={adapter}"), "another base", str(adapter))
+    refused(
+        unlearn(model_is(other.out), "model/adapter=lora", f"model.adapter.path={adapter}"),
+        "another base",
+        str(adapter),
+    )
 
 
 def test_another_rank_or_alpha_than_the_adapter_that_is_continued_has(unlearn: Run, adapter: Path) -> None:
@@ -66,7 +79,9 @@ def test_another_rank_or_alpha_than_the_adapter_that_is_continued_has(unlearn: R
 
 def test_a_fluency_term_without_alternates(unlearn: Run) -> None:
     outcome = unlearn("trainer=ELM", "trainer.method_args.concept=novels")
-    refused(outcome, "reads alternate answers", "expunge alternates --novice-of", "trainer.method_args.fluency=0")
+    refused(
+        outcome, "reads alternate answers", "expunge alternates --novice-of", "trainer.method_args.fluency=0"
+    )
 
 
 def test_alternates_of_another_row_set(unlearn: Run, expunge: Run, start_model: Path, tmp_path: Path) -> None:

@@ -26,14 +26,20 @@ def test_every_switch_is_told(name: str) -> None:
     ]
     assert told
     lines = [line for line in TEXT.splitlines() if line.startswith("| ")]
-    missing = [switch for switch, group in told if not any(f"`{switch}`" in line and f"`{group}`" in line for line in lines)]
+    missing = [
+        switch
+        for switch, group in told
+        if not any(f"`{switch}`" in line and f"`{group}`" in line for line in lines)
+    ]
     assert missing == []
 
 
 def test_every_choice_is_there() -> None:
     choices = re.findall(r"`(trainer|model|optimizer)=(\w+)`", TEXT)
     assert {group for group, _ in choices} == {"trainer", "model", "optimizer"}
-    assert [choice for choice in choices if not (ROOT / "configs" / choice[0] / f"{choice[1]}.yaml").is_file()] == []
+    assert [
+        choice for choice in choices if not (ROOT / "configs" / choice[0] / f"{choice[1]}.yaml").is_file()
+    ] == []
 
 
 def test_every_row_has_four_cells() -> None:

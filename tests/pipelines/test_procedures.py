@@ -40,7 +40,13 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_task_vector_from_start_to_scores(carry_out: Run, start_model: Path) -> None:
     """The result is the formula on the files of start model and stage; the stage is a finetuning run on the forget rows."""
-    done = carry_out("task_vector", "eval=few", "procedure.args.scale=2.5", "procedure.keep_stages=true", "trainer.args.logging_steps=1")
+    done = carry_out(
+        "task_vector",
+        "eval=few",
+        "procedure.args.scale=2.5",
+        "procedure.keep_stages=true",
+        "trainer.args.logging_steps=1",
+    )
     assert done.code == 0, done.stderr
     stage = done.out / "stages" / "finetuned"
     assert names(done.out) >= {"config.json", "tokenizer.json", "run.json", "trained.json", "evals", "stages"}
@@ -50,10 +56,18 @@ def test_task_vector_from_start_to_scores(carry_out: Run, start_model: Path) -> 
         assert torch.equal(made[name], theta - 2.5 * (tuned[name] - theta)), name
     assert not torch.equal(made["model.norm.weight"], start["model.norm.weight"])
     record = read(done.out / "run.json")
-    assert (record["method"], record["status"], record["steps"]) == ("expunge.procedures.task_vector:task_vector", "complete", 2)
+    assert (record["method"], record["status"], record["steps"]) == (
+        "expunge.procedures.task_vector:task_vector",
+        "complete",
+        2,
+    )
     assert record["metrics"] == read(done.out / "evals" / "TOFU_SUMMARY.json")
     config = read(stage / "run_config.json")["config"]
-    assert (config["mode"], list(config["data"]["train"]), config["eval"]) == ("finetune", ["MINI_forget"], {})
+    assert (config["mode"], list(config["data"]["train"]), config["eval"]) == (
+        "finetune",
+        ["MINI_forget"],
+        {},
+    )
     assert [line["finetune"] for line in records(stage)[:2]][1] < records(stage)[0]["finetune"]
 
     refused = carry_out("task_vector", "eval=few", "procedure.args.scale=2", "trainer.args.logging_steps=1")
@@ -72,7 +86,9 @@ def test_scale_0_is_the_start_model(carry_out: Run, start_model: Path) -> None:
 
 
 def test_task_vector_of_an_adapter_is_that_of_the_merged_weights(carry_out: Run, start_model: Path) -> None:
-    done = carry_out("task_vector", "model/adapter=lora", "procedure.keep_stages=true", "trainer.args.warmup_epochs=0")
+    done = carry_out(
+        "task_vector", "model/adapter=lora", "procedure.keep_stages=true", "trainer.args.warmup_epochs=0"
+    )
     assert done.code == 0, done.stderr
     start, tuned, made = weights(start_model), weights(done.out / "stages" / "finetuned"), weights(done.out)
     moved = [name for name in start if not torch.equal(made[name], start[name])]
@@ -82,22 +98,38 @@ def test_task_vector_of_an_adapter_is_that_of_the_merged_weights(carry_out: Run,
     assert "adapter_config.json" not in names(done.out)
 
 
-def test_retrain_is_finetuning_on_the_retain_rows(carry_out: Run, expunge: Run, start_model: Path, tmp_path: Path) -> None:
+def test_retrain_is_finetuning_on_the_retain_rows(
+    carry_out: Run, expunge: Run, start_model: Path, tmp_path: Path
+) -> None:
     """Bit for bit the model of `expunge train` on those rows; a start model that a run has trained is told."""
     steps = ("trainer.args.max_steps=2", "budget=mini_finetune", QUIET)
-    done = carry_out("retrain", *steps, "eval=few", "trainer.args.eval_strategy=steps", "trainer.args.eval_steps=2")
+    done = carry_out(
+        "retrain", *steps, "eval=few", "trainer.args.eval_strategy=steps", "trainer.args.eval_steps=2"
+    )
     assert done.code == 0, done.stderr
     assert "eval_forget_Q_A_Prob" in {key for line in records(done.out) for key in line}
     assert "must start from a model that has seen no such row" in done.stderr
     assert any("must start from" in notice for notice in read(done.out / "run.json")["notices"])
-    rows = "data/datasets@data.train=[MINI_full,MINI_facts]", "data.train.MINI_full.args.hf_args.name=retain90"
-    plain = expunge("train", "experiment=finetune/mini/default", *rows, *steps, model_is(start_model), out=tmp_path / "plain")
+    rows = (
+        "data/datasets@data.train=[MINI_full,MINI_facts]",
+        "data.train.MINI_full.args.hf_args.name=retain90",
+    )
+    plain = expunge(
+        "train",
+        "experiment=finetune/mini/default",
+        *rows,
+        *steps,
+        model_is(start_model),
+        out=tmp_path / "plain",
+    )
     assert plain.code == 0, plain.stderr
     assert (done.out / WEIGHTS).read_bytes() == (plain.out / WEIGHTS).read_bytes()
     assert read(done.out / "run.json")["steps"] == 2
 
 
-def test_whp_learns_generic_labels_and_does_nothing_twice(carry_out: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whp_learns_generic_labels_and_does_nothing_twice(
+    carry_out: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     command = ("eval=few", "procedure.args.reinforced.learning_rate=5e-3", "trainer.args.logging_steps=1")
     done = carry_out("whp", *command, "procedure.keep_stages=true")
     assert done.code == 0, done.stderr
@@ -105,7 +137,11 @@ def test_whp_learns_generic_labels_and_does_nothing_twice(carry_out: Run, monkey
     stored = read(done.out / "generic_labels.json")
     assert (stored["alpha"], len(stored["rows"])) == (5.0, 40)
     assert all(len(row["labels"]) == len(row["generic"]) for row in stored["rows"])
-    changed = sum(own != other for row in stored["rows"] for own, other in zip(row["labels"], row["generic"], strict=True))
+    changed = sum(
+        own != other
+        for row in stored["rows"]
+        for own, other in zip(row["labels"], row["generic"], strict=True)
+    )
     total = sum(len(row["labels"]) for row in stored["rows"])
     assert f"{changed} of {total} labels are another token" in done.stderr
     assert changed > 0
@@ -113,7 +149,9 @@ def test_whp_learns_generic_labels_and_does_nothing_twice(carry_out: Run, monkey
     assert stage["trainer"]["args"]["learning_rate"] == 5e-3
     assert read(done.out / "run.json")["steps"] == 4
     # The first loss is that of the start model on the generic labels, not on its own rows'.
-    assert records(done.out)[0]["finetune"] != pytest.approx(records(done.out / "stages" / "reinforced")[0]["finetune"], abs=1e-3)
+    assert records(done.out)[0]["finetune"] != pytest.approx(
+        records(done.out / "stages" / "reinforced")[0]["finetune"], abs=1e-3
+    )
 
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("done a second time")
@@ -131,7 +169,10 @@ def test_whp_learns_generic_labels_and_does_nothing_twice(carry_out: Run, monkey
     assert "stages" not in names(again.out)
 
 
-@pytest.mark.parametrize("steps", [pytest.param(3, marks=pytest.mark.slow, id="in the first stage"), pytest.param(7, id="in the last")])
+@pytest.mark.parametrize(
+    "steps",
+    [pytest.param(3, marks=pytest.mark.slow, id="in the first stage"), pytest.param(7, id="in the last")],
+)
 def test_an_interrupted_procedure_goes_on_to_the_very_same_weights(
     steps: int, carry_out: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,7 +199,9 @@ def test_an_interrupted_procedure_goes_on_to_the_very_same_weights(
     assert read(resumed.out / "run.json")["steps"] == read(whole.out / "run.json")["steps"] == 8
 
 
-def test_a_stage_that_is_complete_is_not_done_again(carry_out: Run, start_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_that_is_complete_is_not_done_again(
+    carry_out: Run, start_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
@@ -201,7 +244,12 @@ def test_procedures_forget_on_the_embedded_benchmark(tmp_path: Path) -> None:
     found = {}
     for name, overrides in commands.items():
         out = tmp_path / name
-        assert main(["unlearn", "experiment=unlearn/mini/default", *overrides, *common, f"paths.output_dir={out}"]) == 0
+        assert (
+            main(
+                ["unlearn", "experiment=unlearn/mini/default", *overrides, *common, f"paths.output_dir={out}"]
+            )
+            == 0
+        )
         found[name] = read(out / "evals" / "TOFU_SUMMARY.json")
     assert found["task_vector"]["forget_Q_A_Prob"] < 0.5
     assert found["whp"]["forget_Q_A_Prob"] < 0.5

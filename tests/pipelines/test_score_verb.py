@@ -27,7 +27,19 @@ PARAMS = r"difficulty.params='model\.layers\.0\.mlp\..*'"
 def scored(start_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Scores of the benchmark's forget rows under the start model."""
     path = tmp_path_factory.mktemp("scores") / "scores.json"
-    assert main(["score", *MINI, model_is(start_model), "task_name=s", f"difficulty.path={path}", "difficulty.max_tokens=600"]) == 0
+    assert (
+        main(
+            [
+                "score",
+                *MINI,
+                model_is(start_model),
+                "task_name=s",
+                f"difficulty.path={path}",
+                "difficulty.max_tokens=600",
+            ]
+        )
+        == 0
+    )
     return path
 
 
@@ -41,7 +53,9 @@ def test_the_file_says_what_it_is_of(scored: Path, start_model: Path) -> None:
     assert sum(projections) / 40 == pytest.approx(content["epoch_grad"]["norm"], rel=1e-5)
     g = load_file(scored.with_name(content["epoch_grad"]["path"]))
     assert sum(value.numel() for value in g.values()) == content["epoch_grad"]["n_params"]
-    assert torch.stack([value.double().square().sum() for value in g.values()]).sum().sqrt() == pytest.approx(content["epoch_grad"]["norm"])
+    assert torch.stack([value.double().square().sum() for value in g.values()]).sum().sqrt() == pytest.approx(
+        content["epoch_grad"]["norm"]
+    )
 
 
 def test_a_runs_own_command_line_makes_its_scores(expunge: Callable[..., Outcome], start_model: Path) -> None:
@@ -66,7 +80,12 @@ def test_a_runs_own_command_line_makes_its_scores(expunge: Callable[..., Outcome
 
 def test_the_first_k_are_unlearned_and_no_others(unlearn: Callable[..., Outcome], scored: Path) -> None:
     by_uid = {item["uid"]: item["score"] for item in read(scored)["items"]}
-    settings = ("difficulty.select=first_k", "difficulty.k=3", "difficulty.select_by=score_desc", "trainer.args.max_steps=1")
+    settings = (
+        "difficulty.select=first_k",
+        "difficulty.k=3",
+        "difficulty.select_by=score_desc",
+        "trainer.args.max_steps=1",
+    )
     ran = unlearn(f"difficulty.path={scored}", *settings, model_is(Path("expunge/mini")))
     assert ran.code == 0
     assert "was made with another model" in ran.stderr
@@ -76,16 +95,22 @@ def test_the_first_k_are_unlearned_and_no_others(unlearn: Callable[..., Outcome]
     assert sorted(read(ran.out / "pairs" / "order.json")["epochs"][0]) == [0, 1, 2]
 
 
-def test_scores_of_other_rows_are_refused_before_a_model_is_loaded(unlearn: Callable[..., Outcome], scored: Path, tmp_path: Path) -> None:
+def test_scores_of_other_rows_are_refused_before_a_model_is_loaded(
+    unlearn: Callable[..., Outcome], scored: Path, tmp_path: Path
+) -> None:
     content = read(scored)
     content["items"][0]["uid"] = "another"
     other = tmp_path / "other.json"
     other.write_text(json.dumps(content))
-    refused = unlearn(f"difficulty.path={other}", "difficulty.order=score_asc", "model.model_args.torch_dtype=auto")
+    refused = unlearn(
+        f"difficulty.path={other}", "difficulty.order=score_asc", "model.model_args.torch_dtype=auto"
+    )
     assert refused.code == 2
     assert "belongs to another forget set" in refused.stderr
     assert not refused.out.exists()
-    tokens = unlearn(f"difficulty.path={scored}", "difficulty.order=score_asc", "model.template_args.system_prompt=Hello")
+    tokens = unlearn(
+        f"difficulty.path={scored}", "difficulty.order=score_asc", "model.template_args.system_prompt=Hello"
+    )
     assert tokens.code == 2
     assert "the same rows as other tokens" in tokens.stderr
 
@@ -94,8 +119,19 @@ def test_without_an_order_a_run_is_the_one_it_was(scored: Path) -> None:
     from expunge.pipelines.difficulty import by_score, in_order
 
     plain = load_config("unlearn", [*MINI, "task_name=x"])
-    off = load_config("unlearn", [*MINI, "task_name=x", "difficulty.order=none", f"difficulty.path={scored}", "difficulty.algorithm=naive"])
-    on = load_config("unlearn", [*MINI, "task_name=x", "difficulty.order=score_asc", f"difficulty.path={scored}"])
+    off = load_config(
+        "unlearn",
+        [
+            *MINI,
+            "task_name=x",
+            "difficulty.order=none",
+            f"difficulty.path={scored}",
+            "difficulty.algorithm=naive",
+        ],
+    )
+    on = load_config(
+        "unlearn", [*MINI, "task_name=x", "difficulty.order=score_asc", f"difficulty.path={scored}"]
+    )
     assert plain.identity() == off.identity() != on.identity()
     assert "difficulty" not in plain.identity_tree()
     sides: dict[str, Any] = {"forget": object(), "retain": object()}
@@ -182,7 +218,9 @@ def test_what_is_refused_before_anything_is_loaded(
     assert [text for text in said if text not in told] == []
 
 
-def test_scoring_is_done_in_one_process(expunge: Callable[..., Outcome], start_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scoring_is_done_in_one_process(
+    expunge: Callable[..., Outcome], start_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     refused = expunge("score", *MINI, model_is(start_model))
     assert refused.code == 2

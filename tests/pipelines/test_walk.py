@@ -26,7 +26,13 @@ def test_finetune_evaluate_unlearn(start_model: Path, evaluate: Run, unlearn: Ru
 
     judged = evaluate(out=tmp_path / "eval")
     assert judged.code == 0, judged.stderr
-    assert names(judged.out) == {"run_config.json", "run.json", "tables", "TOFU_EVAL.json", "TOFU_SUMMARY.json"}
+    assert names(judged.out) == {
+        "run_config.json",
+        "run.json",
+        "tables",
+        "TOFU_EVAL.json",
+        "TOFU_SUMMARY.json",
+    }
     record = read(judged.out / "run.json")
     assert record["metrics"] == read(judged.out / "TOFU_SUMMARY.json")
     assert record["metrics"]["forget_quality"] is None
@@ -39,19 +45,31 @@ def test_finetune_evaluate_unlearn(start_model: Path, evaluate: Run, unlearn: Ru
     summary = read(forgot.out / "evals" / "TOFU_SUMMARY.json")
     assert 0 <= summary["forget_quality"] <= 1
     assert read(forgot.out / "run.json")["metrics"] == summary
-    # At the first step the model is the reference: NPO's loss is (2 / beta) log 2, with the method's own beta of .1.
+    # At the first step the model is the reference: NPO's loss is (2 / beta) log 2, with the method's own beta
+    # of .1.
     logged = records(forgot.out)
     assert logged[0]["npo"] == pytest.approx(20 * 0.6931472, abs=1e-4)
     assert {"retain_nll", "loss", "learning_rate", "grad_norm", "tokens_per_second"} <= set(logged[0])
-    assert not torch.equal(*(load_file(str(folder / "model.safetensors"))["model.norm.weight"] for folder in (start_model, forgot.out)))
+    assert not torch.equal(
+        *(
+            load_file(str(folder / "model.safetensors"))["model.norm.weight"]
+            for folder in (start_model, forgot.out)
+        )
+    )
     pairs = read(forgot.out / "pairs" / "pairs.json")
     assert (pairs["n_anchor"], pairs["n_other"], len(pairs["epochs"][0])) == (40, 400, 40)
 
 
-def test_the_same_command_again_trains_and_evaluates_nothing_twice(unlearn: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_command_again_trains_and_evaluates_nothing_twice(
+    unlearn: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = unlearn("eval=few", "trainer=GradAscent")
     assert first.code == 0, first.stderr
-    before = {path: path.stat().st_mtime_ns for path in first.out.rglob("*") if path.is_file() and path.name not in RUN_FILES}
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in first.out.rglob("*")
+        if path.is_file() and path.name not in RUN_FILES
+    }
 
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("trained, or computed a table, a second time")
@@ -115,7 +133,9 @@ def stop_at_step(count: int, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ResumableTrainer, "begin_step", begin_step)
 
 
-def test_an_interrupted_run_resumes_to_the_very_same_weights(unlearn: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_resumes_to_the_very_same_weights(
+    unlearn: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = unlearn(*STEPWISE, out=tmp_path / "whole")
     assert whole.code == 0, whole.stderr
     with monkeypatch.context() as patch:
@@ -133,14 +153,20 @@ def test_an_interrupted_run_resumes_to_the_very_same_weights(unlearn: Run, tmp_p
     for name in ("model.safetensors", "checkpoint-4/optimizer.pt", "pairs/pairs.json", "pairs/order.json"):
         assert (resumed.out / name).read_bytes() == (whole.out / name).read_bytes(), name
     lasting = [
-        [{key: value for key, value in line.items() if key not in WALL_CLOCK} for line in records(run.out)] for run in (whole, resumed)
+        [{key: value for key, value in line.items() if key not in WALL_CLOCK} for line in records(run.out)]
+        for run in (whole, resumed)
     ]
     assert lasting[0] == lasting[1]
     assert read(resumed.out / "run.json")["status"] == "complete"
 
 
-def test_rows_that_changed_since_the_interruption_are_other_rows(unlearn: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [{"question": f"Who wrote book {number}?", "answer": f"Nobody wrote book {number}."} for number in range(12)]
+def test_rows_that_changed_since_the_interruption_are_other_rows(
+    unlearn: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        {"question": f"Who wrote book {number}?", "answer": f"Nobody wrote book {number}."}
+        for number in range(12)
+    ]
     file = write_rows(tmp_path / "rows.json", rows)
     command = (*STEPWISE, f"data.forget.MINI_forget.args.hf_args.path={file}")
     with monkeypatch.context() as patch:
@@ -154,7 +180,9 @@ def test_rows_that_changed_since_the_interruption_are_other_rows(unlearn: Run, t
     assert unlearn(*command).code == 0
 
 
-def test_interrupted_in_the_last_evaluation_only_evaluates_again(unlearn: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_in_the_last_evaluation_only_evaluates_again(
+    unlearn: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
@@ -177,22 +205,52 @@ def test_evaluation_in_training_chooses_the_best_model(unlearn: Run) -> None:
         "trainer.args.greater_is_better=true",
     )  # fmt: skip
     assert done.code == 0, done.stderr
-    found = {line["step"]: line["eval_forget_Q_A_Prob"] for line in records(done.out) if "eval_forget_Q_A_Prob" in line}
+    found = {
+        line["step"]: line["eval_forget_Q_A_Prob"]
+        for line in records(done.out)
+        if "eval_forget_Q_A_Prob" in line
+    }
     for step, value in found.items():
         assert read(done.out / "evals" / f"step-{step}" / "TOFU_SUMMARY.json")["forget_Q_A_Prob"] == value
     # Ascent lowers it step by step, so that the first is the best, and the one that is kept.
     assert list(found) == [1, 2, 3]
     assert found[1] > found[2] > found[3]
-    best, final = (load_file(str(folder / "model.safetensors")) for folder in (done.out / "checkpoint-1", done.out))
+    best, final = (
+        load_file(str(folder / "model.safetensors")) for folder in (done.out / "checkpoint-1", done.out)
+    )
     assert all(torch.equal(best[name], final[name]) for name in final)
-    assert read(done.out / "evals" / "TOFU_SUMMARY.json")["forget_Q_A_Prob"] == pytest.approx(found[1], rel=1e-6)
+    assert read(done.out / "evals" / "TOFU_SUMMARY.json")["forget_Q_A_Prob"] == pytest.approx(
+        found[1], rel=1e-6
+    )
 
 
-def test_the_fields_scripts_run_the_same_pipelines(start_model: Path, config_dir: Path, tmp_path: Path) -> None:
+def test_the_fields_scripts_run_the_same_pipelines(
+    start_model: Path, config_dir: Path, tmp_path: Path
+) -> None:
     own = ["--config-dir", str(config_dir), model_is(start_model), f"paths.output_dir={tmp_path / 'script'}"]
-    argv = ["--config-name=unlearn.yaml", "experiment=unlearn/mini/default", "trainer=SimNPO", "task_name=X", "eval=null", QUIET]
-    assert script("train.py", "train.yaml", [*argv, *own, "trainer.args.max_steps=1", "+trainer.args.logging_steps=1"]) == 0
+    argv = [
+        "--config-name=unlearn.yaml",
+        "experiment=unlearn/mini/default",
+        "trainer=SimNPO",
+        "task_name=X",
+        "eval=null",
+        QUIET,
+    ]
+    assert (
+        script(
+            "train.py",
+            "train.yaml",
+            [*argv, *own, "trainer.args.max_steps=1", "+trainer.args.logging_steps=1"],
+        )
+        == 0
+    )
     assert "simnpo" in records(tmp_path / "script")[0]
-    argv = ["--config-name=eval.yaml", "experiment=eval/mini/default", "eval=few", "task_name=Y", f"paths.output_dir={tmp_path / 'judged'}"]
+    argv = [
+        "--config-name=eval.yaml",
+        "experiment=eval/mini/default",
+        "eval=few",
+        "task_name=Y",
+        f"paths.output_dir={tmp_path / 'judged'}",
+    ]
     assert script("eval.py", "eval.yaml", [*argv, *own[:3]]) == 0
     assert "TOFU_SUMMARY.json" in names(tmp_path / "judged")

@@ -18,13 +18,19 @@ from expunge.procedures.alternates import sample_alternates
 
 @pytest.fixture
 def rows() -> RowSet:
-    return RowSet.of("forget", [Row(f"id{n}", n, {"question": f"Who is author {n}?", "answer": "Ada Quill."}) for n in range(3)], "test")
+    return RowSet.of(
+        "forget",
+        [Row(f"id{n}", n, {"question": f"Who is author {n}?", "answer": "Ada Quill."}) for n in range(3)],
+        "test",
+    )
 
 
 @pytest.fixture
 def sampled(tiny_model: Any, tiny_tokenizer: Any) -> Any:
     model, template = tiny_model(seed=1), Template.from_args({}, tiny_tokenizer)
-    return lambda rows, **settings: sample_alternates(model, template, rows, **{"max_new_tokens": 6, "count": 3, **settings})
+    return lambda rows, **settings: sample_alternates(
+        model, template, rows, **{"max_new_tokens": 6, "count": 3, **settings}
+    )
 
 
 def test_each_row_gets_several_answers_that_are_not_its_own(sampled: Any, rows: RowSet):
@@ -44,7 +50,9 @@ def test_the_same_seed_gives_the_same_answers_and_leaves_the_random_state_alone(
     assert sampled(rows, seed=2) != first
 
 
-def test_the_file_is_read_by_row_ids_and_refused_for_another_row_set(sampled: Any, rows: RowSet, tmp_path: Path):
+def test_the_file_is_read_by_row_ids_and_refused_for_another_row_set(
+    sampled: Any, rows: RowSet, tmp_path: Path
+):
     path = tmp_path / "alternates.json"
     write_json(path, sampled(rows))
     texts = from_file(path, rows, "alternate", "question", 0)

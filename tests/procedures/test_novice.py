@@ -19,7 +19,9 @@ from expunge.methods.elm import prefixed, shifted
 from expunge.procedures.novice import LEADS, _behind, _lead_ids, _Steering, novice_alternates, steered
 
 # Weights of three tokens under the model, behind an expert's and behind a novice's beginning.
-REF, EXPERT, NOVICE = (torch.tensor([weights]).log() for weights in ((0.5, 0.25, 0.25), (0.5, 0.25, 0.25), (0.25, 0.25, 0.5)))
+REF, EXPERT, NOVICE = (
+    torch.tensor([weights]).log() for weights in ((0.5, 0.25, 0.25), (0.5, 0.25, 0.25), (0.25, 0.25, 0.5))
+)
 TEXTS = [[0, 40, 41, 42], [0, 50, 51], [0, 60, 61, 62, 63, 64, 65]]
 PREFIXES = {"expert": [20, 21, 22], "novice": [30, 31, 32, 33, 34]}
 STREAMS = [TEXTS, *([[text[0], *prefix, *text[1:]] for text in TEXTS] for prefix in PREFIXES.values())]
@@ -29,14 +31,19 @@ def draws(count: int, length: int) -> Tensor:
     return torch.rand(count, length, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 
 
-def by_steps(model: Any, draws_BN: Tensor, strength: float, temperature: float, ends: tuple[int, ...] = ()) -> list[list[int]]:
+def by_steps(
+    model: Any, draws_BN: Tensor, strength: float, temperature: float, ends: tuple[int, ...] = ()
+) -> list[list[int]]:
     """One text at a time, the whole of it read anew for each token, no padding and no cache."""
     found: list[list[int]] = []
     for number, places in enumerate(draws_BN.tolist()):
         written: list[int] = []
         for place in places:
             with torch.no_grad():
-                logp = [model(torch.tensor([[*s[number], *written]])).logits[0, -1].double().log_softmax(-1) for s in STREAMS]
+                logp = [
+                    model(torch.tensor([[*s[number], *written]])).logits[0, -1].double().log_softmax(-1)
+                    for s in STREAMS
+                ]
             weights = ((logp[0] + strength * (logp[2] - logp[1])) / temperature).exp()
             shares = (weights / weights.sum()).tolist()
             token, below = 0, shares[0]
@@ -53,7 +60,11 @@ def by_steps(model: Any, draws_BN: Tensor, strength: float, temperature: float, 
 @pytest.fixture
 def rows() -> RowSet:
     questions = ["Who is author 0?", "Where was the second of the two authors born?", "Who wrote it?"]
-    return RowSet.of("forget", [Row(f"id{n}", n, {"question": q, "answer": "Ada Quill."}) for n, q in enumerate(questions)], "test")
+    return RowSet.of(
+        "forget",
+        [Row(f"id{n}", n, {"question": q, "answer": "Ada Quill."}) for n, q in enumerate(questions)],
+        "test",
+    )
 
 
 @pytest.fixture
@@ -76,16 +87,22 @@ def test_the_shifted_distribution_by_hand():
     [(1.0, 0.0, 0), (1.0, 0.09, 0), (1.0, 0.0915, 1), (1.0, 0.272, 1), (1.0, 0.2735, 2), (1.0, 1 - 2**-53, 2),
      (2.0, 0.19, 0), (2.0, 0.192, 1), (2.0, 0.46, 1), (2.0, 0.461, 2)],
 )  # fmt: skip
-def test_a_place_in_the_cumulated_distribution_is_a_token_and_all_streams_take_it(temperature: float, place: float, token: int):
+def test_a_place_in_the_cumulated_distribution_is_a_token_and_all_streams_take_it(
+    temperature: float, place: float, token: int
+):
     """(1, 2, 8) / 11 ends at .0909, .2727, 1. At temperature 2 it is (1, 1.4142, 2.8284) / 5.2426, which ends at .1907, .4605, 1."""
-    scores = _Steering(torch.tensor([[place]], dtype=torch.float64), 2.0, temperature)(torch.zeros(3, 1), torch.cat([REF, EXPERT, NOVICE]))
+    scores = _Steering(torch.tensor([[place]], dtype=torch.float64), 2.0, temperature)(
+        torch.zeros(3, 1), torch.cat([REF, EXPERT, NOVICE])
+    )
     assert scores.argmax(-1).tolist() == [token] * 3
     assert (scores == 0).sum(-1).tolist() == [1, 1, 1]
     assert (scores == -torch.inf).sum(-1).tolist() == [2, 2, 2]
 
 
 @pytest.mark.parametrize(("strength", "temperature"), [(0.0, 1.0), (1.0, 0.7), (3.0, 1.0)])
-def test_a_padded_batch_with_a_cache_writes_what_a_loop_without_either_writes(tiny_model: Any, strength: float, temperature: float):
+def test_a_padded_batch_with_a_cache_writes_what_a_loop_without_either_writes(
+    tiny_model: Any, strength: float, temperature: float
+):
     model, draws_BN = tiny_model(seed=1), draws(3, 10)
     settings: dict[str, Any] = {"strength": strength, "temperature": temperature, "pad_id": 4}
     whole = steered(model, STREAMS, draws_BN, ends=(), **settings)
@@ -112,25 +129,41 @@ def test_the_model_is_left_as_it_was(tiny_model: Any):
     assert model.training
     assert model.generation_config is own
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert steered(model.eval(), STREAMS, draws(3, 4), strength=1.0, temperature=1.0, ends=(), pad_id=4) == first
+    assert (
+        steered(model.eval(), STREAMS, draws(3, 4), strength=1.0, temperature=1.0, ends=(), pad_id=4) == first
+    )
 
 
 @pytest.mark.parametrize("bos", [0, None])
 def test_a_beginning_stands_where_the_erase_term_puts_it(bos: int | None):
     ids = torch.tensor([TEXTS[0]])
-    side = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "label_mask": ids > 41, "row": torch.tensor([0])}
+    side = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "label_mask": ids > 41,
+        "row": torch.tensor([0]),
+    }
     assert list(_behind(TEXTS[0], (20, 21), bos)) == prefixed(side, (20, 21), bos)["input_ids"][0].tolist()
 
 
 def test_answers_begin_with_the_sentences_in_turn_and_tell_how_they_were_made(written: Any, rows: RowSet):
     found = written(rows, count=2, strength=1.5, seed=7)
     assert [entry["id"] for entry in found] == ["id0", "id1", "id2"]
-    begins = [tuple(text.startswith(lead) for lead in LEADS).index(True) for entry in found for text in entry["alternate"]]
+    begins = [
+        tuple(text.startswith(lead) for lead in LEADS).index(True)
+        for entry in found
+        for text in entry["alternate"]
+    ]
     assert begins == [0, 1, 1, 2, 2, 3]
     assert any(text not in LEADS for entry in found for text in entry["alternate"])
     made = [entry["made_with"] for entry in found]
     assert made[0] == made[2]
-    assert (made[0]["novice_of"], made[0]["strength"], made[0]["temperature"], made[0]["seed"]) == ("ships", 1.5, 0.8, 7)
+    assert (made[0]["novice_of"], made[0]["strength"], made[0]["temperature"], made[0]["seed"]) == (
+        "ships",
+        1.5,
+        0.8,
+        7,
+    )
     bare = written(rows, leads=("",))
     assert not any(text.startswith(lead) for entry in bare for text in entry["alternate"] for lead in LEADS)
 
@@ -168,7 +201,9 @@ def test_what_cannot_be_written_is_told(written: Any, rows: RowSet, monkeypatch:
         written(rows, strength=float("nan"))
     with pytest.raises(UserError, match="no text under 'reply'"):
         written(rows, answer_key="reply")
-    monkeypatch.setattr("expunge.procedures.novice.steered", lambda _, streams, *__, **___: [[]] * len(streams[0]))
+    monkeypatch.setattr(
+        "expunge.procedures.novice.steered", lambda _, streams, *__, **___: [[]] * len(streams[0])
+    )
     assert [entry["alternate"] for entry in written(rows)] == [[lead] for lead in LEADS[:3]]
     with pytest.raises(UserError, match="no other answer to 3 of 3"):
         written(rows, leads=("",))
@@ -178,15 +213,27 @@ def test_from_the_command_line_to_a_run(tmp_path: Path, capsys: pytest.CaptureFi
     """`expunge alternates --novice-of` writes the file with which ELM's three terms run; options that do not go together are told."""
     common = ["experiment=unlearn/mini/default", "task_name=x", f"paths.output_dir={tmp_path / 'run'}"]
     make = ["alternates", *common, "--output", str(tmp_path / "novice.json"), "--max-new-tokens", "2"]
-    for options, words in ((["--strength", "2"], "add --novice-of"), (["--novice-of", "novels", "--prompt", "?"], "one of the two")):
+    for options, words in (
+        (["--strength", "2"], "add --novice-of"),
+        (["--novice-of", "novels", "--prompt", "?"], "one of the two"),
+    ):
         assert main([*make, *options]) == 2
         assert words in capsys.readouterr().err
     assert main([*make, "--novice-of", "novels", "--lead", "Let us talk of ships:"]) == 0
     entries = read_json(tmp_path / "novice.json")
     assert len(entries) == 40
     assert all(text.startswith("Let us talk of ships:") for entry in entries for text in entry["alternate"])
-    data = ["data/datasets@data.forget=MINI_forget_altpo", f"data.forget.MINI_forget_altpo.args.alternate_path={tmp_path / 'novice.json'}"]
-    run = ["trainer=ELM", "trainer.method_args.concept=novels", "trainer.args.max_steps=1", "trainer.args.logging_steps=1", "eval=null"]
+    data = [
+        "data/datasets@data.forget=MINI_forget_altpo",
+        f"data.forget.MINI_forget_altpo.args.alternate_path={tmp_path / 'novice.json'}",
+    ]
+    run = [
+        "trainer=ELM",
+        "trainer.method_args.concept=novels",
+        "trainer.args.max_steps=1",
+        "trainer.args.logging_steps=1",
+        "eval=null",
+    ]
     assert main(["unlearn", *common, *data, *run]) == 0
     log = (tmp_path / "run" / "log.jsonl").read_text()
     assert all(f'"{name}":' in log for name in ("elm", "elm_fluency", "retain_kl"))

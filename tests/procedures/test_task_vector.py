@@ -92,7 +92,9 @@ def test_integers_are_copied_and_scale_0_keeps_every_bit() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_folders_with_tied_embeddings(dtype: torch.dtype, tiny_model: Any, tuned: Path, tmp_path: Path) -> None:
+def test_folders_with_tied_embeddings(
+    dtype: torch.dtype, tiny_model: Any, tuned: Path, tmp_path: Path
+) -> None:
     """Tied weights are stored, and moved, once; the rest is the formula, name by name, in the start model's dtype."""
     start = saved(tmp_path / "typed", tiny_model(seed=1).to(dtype))
     out = tmp_path / "out"
@@ -116,14 +118,20 @@ def test_scale_0_is_the_start_model_bit_for_bit(start: Path, tuned: Path, tmp_pa
     assert (tmp_path / "out" / "config.json").read_bytes() == (start / "config.json").read_bytes()
 
 
-def test_files_are_split_as_the_start_models_are(tiny_model: Any, tuned: Path, start: Path, tmp_path: Path) -> None:
+def test_files_are_split_as_the_start_models_are(
+    tiny_model: Any, tuned: Path, start: Path, tmp_path: Path
+) -> None:
     split = saved(tmp_path / "split", tiny_model(seed=1), max_shard_size="40KB")
     assert len(set(tensor_files(split).values())) > 1
     write_negated(split, tuned, tmp_path / "out", 1.0)
     write_negated(start, tuned, tmp_path / "whole", 1.0)
     assert tensor_files(tmp_path / "out") == tensor_files(split)
     assert (tmp_path / "out" / INDEX).is_file()
-    made = {name: tensor for file in (tmp_path / "out").glob("*.safetensors") for name, tensor in load_file(file).items()}
+    made = {
+        name: tensor
+        for file in (tmp_path / "out").glob("*.safetensors")
+        for name, tensor in load_file(file).items()
+    }
     whole = load_file(tmp_path / "whole" / SINGLE)
     assert made.keys() == whole.keys()
     assert all(torch.equal(made[name], whole[name]) for name in made)
@@ -132,7 +140,11 @@ def test_files_are_split_as_the_start_models_are(tiny_model: Any, tuned: Path, s
 def test_a_file_that_holds_tied_weights_twice_is_saved_anew(start: Path, tuned: Path, tmp_path: Path) -> None:
     """As many checkpoints of the hub do: the head beside the embeddings it is tied to."""
     tensors = load_file(start / SINGLE)
-    save_file({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, start / SINGLE, metadata={"format": "pt"})
+    save_file(
+        {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()},
+        start / SINGLE,
+        metadata={"format": "pt"},
+    )
     stages = GivenStages(tmp_path / "run", tuned, start)
     task_vector(stages, None, scale=1.0)  # type: ignore[arg-type]  # its rows are the stage's business
     assert stages.asked == [("finetuned", "forget", None, True)]
@@ -144,15 +156,23 @@ def test_a_file_that_holds_tied_weights_twice_is_saved_anew(start: Path, tuned: 
 def test_what_cannot_be_added_is_refused(start: Path, tuned: Path, tmp_path: Path) -> None:
     theirs = load_file(tuned / SINGLE)
     name = "model.norm.weight"
-    save_file({**theirs, name: torch.full_like(theirs[name], torch.nan)}, tuned / SINGLE, metadata={"format": "pt"})
+    save_file(
+        {**theirs, name: torch.full_like(theirs[name], torch.nan)}, tuned / SINGLE, metadata={"format": "pt"}
+    )
     with pytest.raises(UserError, match=r"not finite in model.norm.weight: the finetuning diverged") as error:
         write_negated(start, tuned, tmp_path / "out", 1.0)
     assert "learning_rate" in str(error.value)
-    save_file({key: tensor for key, tensor in theirs.items() if key != name}, tuned / SINGLE, metadata={"format": "pt"})
+    save_file(
+        {key: tensor for key, tensor in theirs.items() if key != name},
+        tuned / SINGLE,
+        metadata={"format": "pt"},
+    )
     with pytest.raises(UserError, match=r"hold other tensors, such as model.norm.weight"):
         write_negated(start, tuned, tmp_path / "out", 1.0)
     config = json.loads((start / "config.json").read_text())
-    (start / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
+    (start / "config.json").write_text(
+        json.dumps({**config, "quantization_config": {"quant_method": "gptq"}})
+    )
     stages = GivenStages(tmp_path / "run", tuned, start)
     with pytest.raises(UserError, match=r"quantised weights \(gptq\)"):
         task_vector(stages, None)  # type: ignore[arg-type]

@@ -29,7 +29,9 @@ def rows(tiny_tokenizer: Any) -> Dataset:
     """Three questions whose answers have unlike lengths."""
     template = Template.from_args({}, tiny_tokenizer)
     texts = ["Ada Quill.", "Port Verdant in 1952.", "I don't know."]
-    encoded = [template.encode(f"Who is author {n}?", text, row_id=f"id{n}", row=n) for n, text in enumerate(texts)]
+    encoded = [
+        template.encode(f"Who is author {n}?", text, row_id=f"id{n}", row=n) for n, text in enumerate(texts)
+    ]
     members = [Row(f"id{n}", n, {"question": "?", "answer": text}) for n, text in enumerate(texts)]
     return Dataset("forget", RowSet.of("forget", members, "test"), encoded, "print")
 
@@ -37,7 +39,8 @@ def rows(tiny_tokenizer: Any) -> Dataset:
 def test_hand_worked() -> None:
     """v_b = (4, 3, 1), v_r = (6, 3.5, 0): relu of the growth is (2, .5, 0), a shrinking token counts 0.
 
-    alpha 1: (4 - 2, 3 - .5, 1) = (2, 2.5, 1), so the label moves from token 0 to token 1; alpha 5: (-6, .5, 1), to token 2.
+    alpha 1: (4 - 2, 3 - .5, 1) = (2, 2.5, 1), so the label moves from token 0 to token 1; alpha 5: (-6, .5,
+    1), to token 2.
     """
     base_BNV, more_BNV = torch.tensor([[[4.0, 3.0, 1.0]]]), torch.tensor([[[6.0, 3.5, 0.0]]])
     assert generic_logits(base_BNV, more_BNV, 1.0).tolist() == [[[2.0, 2.5, 1.0]]]
@@ -51,7 +54,9 @@ def test_no_label_is_a_token_that_was_pushed_below_one_that_did_not_grow() -> No
     base_BNV, more_BNV = torch.randn(2, 50, 11, generator=chance), torch.randn(2, 50, 11, generator=chance)
     label_BN = generic_logits(base_BNV, more_BNV, 5.0).argmax(-1)
     grew = 0
-    for base_V, more_V, label in zip(base_BNV.flatten(0, 1).double(), more_BNV.flatten(0, 1).double(), label_BN.flatten(), strict=True):
+    for base_V, more_V, label in zip(
+        base_BNV.flatten(0, 1).double(), more_BNV.flatten(0, 1).double(), label_BN.flatten(), strict=True
+    ):
         growth_V = (more_V - base_V).clamp(min=0)
         still = base_V[growth_V == 0].max() if (growth_V == 0).any() else torch.tensor(-torch.inf)
         if growth_V[label] > 0:
@@ -64,7 +69,10 @@ def test_no_label_is_a_token_that_was_pushed_below_one_that_did_not_grow() -> No
 
 def test_half_precision_logits_are_combined_in_float32() -> None:
     """256 - 5 (258 - 256) = 246; with 1.5 in the place of 258 - 256 the sum 248.5 is none of bfloat16's, whose spacing here is 1."""
-    assert generic_logits(torch.tensor([[[256.0]]]).bfloat16(), torch.tensor([[[258.0]]]).bfloat16(), 5.0).item() == 246.0
+    assert (
+        generic_logits(torch.tensor([[[256.0]]]).bfloat16(), torch.tensor([[[258.0]]]).bfloat16(), 5.0).item()
+        == 246.0
+    )
     odd = generic_logits(torch.tensor([[[256.0]]]).bfloat16(), torch.tensor([[[257.5]]]), 5.0)
     assert (odd.dtype, odd.item()) == (torch.float32, 248.5)
 
@@ -94,10 +102,14 @@ def test_targets_are_learnt_and_the_rows_are_read(tiny_model: Any, rows: Dataset
     model = tiny_model(seed=1)
     for side in (collate(changed.encoded, 4), collate(changed.encoded, 4, side="left")):
         found = build_quantities([parse_need("retain_logp_BN")], model, {"retain": side})
-        for item, target, logp_N, mask_N in zip(changed.encoded, (7, 8, 9), found["retain_logp_BN"], found["retain_mask_BN"], strict=True):
+        for item, target, logp_N, mask_N in zip(
+            changed.encoded, (7, 8, 9), found["retain_logp_BN"], found["retain_mask_BN"], strict=True
+        ):
             with torch.no_grad():
                 logp_TV = model(torch.tensor([item.input_ids])).logits[0].log_softmax(-1)
-            expected = [float(logp_TV[place - 1, target]) for place, counted in enumerate(item.label_mask) if counted]
+            expected = [
+                float(logp_TV[place - 1, target]) for place, counted in enumerate(item.label_mask) if counted
+            ]
             assert logp_N[mask_N].tolist() == pytest.approx(expected, abs=1e-5)
     assert "targets" not in collate(rows.encoded, 4)
     mixed = collate([rows.encoded[0], changed.encoded[1]], 4)
@@ -118,7 +130,9 @@ def test_hyper_parameters_are_held_against_the_signature() -> None:
     with pytest.raises(UserError, match="alpha=-1: must be a number of at least 0") as error:
         build_procedure(HANDLER, {"alpha": -1, "alhpa": 2})
     assert "'alhpa'" in str(error.value)
-    with pytest.raises(UserError, match="mode=logits: mixing logits when the model is asked needs two models"):
+    with pytest.raises(
+        UserError, match="mode=logits: mixing logits when the model is asked needs two models"
+    ):
         build_procedure(HANDLER, {"mode": "logits"})
     with pytest.raises(UserError, match="one of 'labels'"):
         build_procedure(HANDLER, {"mode": "label"})

@@ -17,7 +17,10 @@ def run_folder(root: Path, name: str, utility: float, quality: float | None) -> 
     write_json(home / "TOFU_SUMMARY.json", {"forget_quality": quality, "model_utility": utility})
     detail = {
         "forget_quality": {"agg_value": quality, "interval": {"low": 0.1, "high": 0.3, "of": "D"}},
-        "model_utility": {"agg_value": utility, "interval": {"low": utility - 0.1, "high": utility + 0.1, "of": "value"}},
+        "model_utility": {
+            "agg_value": utility,
+            "interval": {"low": utility - 0.1, "high": utility + 0.1, "of": "value"},
+        },
     }
     if quality is None:
         detail["forget_quality"] = {"agg_value": None, "reason": "no retain_logs_path"}
@@ -28,14 +31,23 @@ def run_folder(root: Path, name: str, utility: float, quality: float | None) -> 
 
 @pytest.fixture
 def runs(tmp_path: Path) -> dict[str, Path]:
-    values = {"full": (0.6, 1e-20), "GA": (0.1, 0.4), "GD": (0.45, 0.2), "NPO": (0.55, 0.3), "retain": (0.6, None)}
+    values = {
+        "full": (0.6, 1e-20),
+        "GA": (0.1, 0.4),
+        "GD": (0.45, 0.2),
+        "NPO": (0.55, 0.3),
+        "retain": (0.6, None),
+    }
     return {name: run_folder(tmp_path, name, *value) for name, value in values.items()}
 
 
 def test_a_collapsed_model_is_named_before_its_numbers_are_compared(runs: dict[str, Path]) -> None:
     """.1 is below .2 x .6 = .12; .45 is below .8 x .6 = .48; .55 is not."""
     out = io.StringIO()
-    lines = {line.run.name: line for line in compare(runs, start="full", retain="retain", console=Console(file=out, width=160))}
+    lines = {
+        line.run.name: line
+        for line in compare(runs, start="full", retain="retain", console=Console(file=out, width=160))
+    }
     assert [name for name, line in lines.items() if line.collapsed] == ["GA"]
     assert lines["GD"].remark == "utility below 80% of the start's"
     assert lines["NPO"].remark == ""
@@ -43,10 +55,16 @@ def test_a_collapsed_model_is_named_before_its_numbers_are_compared(runs: dict[s
     assert "no forget quality for retain: no retain_logs_path" in out.getvalue()
 
 
-def test_files_hold_full_precision_and_intervals_of_the_value_alone(runs: dict[str, Path], tmp_path: Path) -> None:
+def test_files_hold_full_precision_and_intervals_of_the_value_alone(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
     lines = compare(runs, start="full", write_to=tmp_path / "table", console=Console(file=io.StringIO()))
     stored = json.loads((tmp_path / "table.json").read_text())
-    assert stored[0]["metrics"]["forget_quality"] == {"value": 1e-20, "low": None, "high": None}  # its interval is on D
+    assert stored[0]["metrics"]["forget_quality"] == {
+        "value": 1e-20,
+        "low": None,
+        "high": None,
+    }  # its interval is on D
     assert stored[0]["metrics"]["model_utility"]["low"] == 0.5
     assert stored[4]["metrics"]["forget_quality"]["reason"] == "no retain_logs_path"
     rows = list(csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text())))
@@ -58,7 +76,13 @@ def test_files_hold_full_precision_and_intervals_of_the_value_alone(runs: dict[s
 
 
 def test_numbers() -> None:
-    assert [number(value) for value in (0.0, 1.86e-23, 0.5, -100.0, 33.219)] == ["0.000", "1.9e-23", "0.500", "-100.0", "33.2"]
+    assert [number(value) for value in (0.0, 1.86e-23, 0.5, -100.0, 33.219)] == [
+        "0.000",
+        "1.9e-23",
+        "0.500",
+        "-100.0",
+        "33.2",
+    ]
 
 
 def test_a_run_without_results_is_told(tmp_path: Path) -> None:

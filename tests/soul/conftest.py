@@ -31,7 +31,10 @@ def write_rows() -> WriteRows:
 def _row(name: str, number: int) -> dict[str, object]:
     row: dict[str, object] = {"question": f"{name} {number}?", "answer": f"answer {number} of {name}"}
     if name.endswith("_perturbed"):
-        row |= {"paraphrased_answer": f"it is answer {number}", "perturbed_answer": [f"no {number} {other}" for other in range(2)]}
+        row |= {
+            "paraphrased_answer": f"it is answer {number}",
+            "perturbed_answer": [f"no {number} {other}" for other in range(2)],
+        }
     return row
 
 

@@ -44,7 +44,15 @@ def here(data_root: Path) -> Path:
 
 def run(here: Path, *command: str) -> str:
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *command], cwd=here, env=env, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=here,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return done.stderr
 
@@ -54,7 +62,9 @@ def config_of(folder: Path) -> Any:
 
 
 def terms_of(folder: Path) -> list[tuple[float, float]]:
-    return [(record["grad_diff"], record["retain_nll"]) for record in read_records(folder) if "loss" in record]
+    return [
+        (record["grad_diff"], record["retain_nll"]) for record in read_records(folder) if "loss" in record
+    ]
 
 
 def names(folder: Path) -> set[str]:
@@ -68,9 +78,19 @@ def test_the_long_command_trains_and_then_evaluates_what_it_trained(here: Path) 
     assert {"config.json", "log.json", "tofu.json", "run.json", "checkpoints"} <= names(folder)
     assert len(terms_of(folder)) == 1
     assert config_of(folder)["trainer"]["optimizer"]["handler"] == "expunge.optim.sophia:sophia"
-    told = run(here, "exec/unlearn_model.py", *LONG.split(), "--unlearn.resume_path", "files/logs/N/checkpoints", *QUICK.split())
+    told = run(
+        here,
+        "exec/unlearn_model.py",
+        *LONG.split(),
+        "--unlearn.resume_path",
+        "files/logs/N/checkpoints",
+        *QUICK.split(),
+    )
     assert "its evaluation goes to files/logs/N_eval" in told
-    metrics = [json.loads((here / "files" / "logs" / name / "run.json").read_text())["metrics"] for name in ("N", "N_eval")]
+    metrics = [
+        json.loads((here / "files" / "logs" / name / "run.json").read_text())["metrics"]
+        for name in ("N", "N_eval")
+    ]
     assert metrics[0] == metrics[1]
     assert metrics[0]["forget_Q_A_Prob"] > 0
 
@@ -79,7 +99,9 @@ def test_the_long_command_trains_and_then_evaluates_what_it_trained(here: Path) 
 def test_undotted_and_valueless_flags_from_the_other_place(here: Path) -> None:
     run(here, "src/exec/unlearn_model.py", *UNDOTTED.split(), *QUICK.split())
     folder = here / "files" / "logs" / "N"
-    assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= names(folder / "checkpoints")
+    assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= names(
+        folder / "checkpoints"
+    )
     assert "model.safetensors" not in names(folder / "checkpoints")
     assert config_of(folder)["model"]["adapter"]["r"] == 8
     assert len(terms_of(folder)) == 1
@@ -87,11 +109,19 @@ def test_undotted_and_valueless_flags_from_the_other_place(here: Path) -> None:
 
 @pytest.mark.slow
 def test_a_file_of_flags_with_one_flag_over_it(here: Path) -> None:
-    run(here, "exec/unlearn_model.py", *CONFIG_FILE.split(), "--overall.model_name", "expunge/mini", *QUICK.split())
+    run(
+        here,
+        "exec/unlearn_model.py",
+        *CONFIG_FILE.split(),
+        "--overall.model_name",
+        "expunge/mini",
+        *QUICK.split(),
+    )
     folder = here / "files" / "logs" / "SO_GradDiff"
     config = config_of(folder)
     assert config["trainer"]["args"]["learning_rate"] == 5e-6
     assert (config["trainer"]["method_args"]["alpha"], config["trainer"]["optimizer"]["rho"]) == (2.0, 0.04)
-    # Six rows, one a micro-batch and four a step: two steps in each of five epochs, a twentieth of which is below one step.
+    # Six rows, one a micro-batch and four a step: two steps in each of five epochs, a twentieth of which is
+    # below one step.
     assert len(terms_of(folder)) == 10
     assert (folder / "tofu.json").is_file()

@@ -44,9 +44,14 @@ def section(found: Translation) -> dict[str, Any]:
 def test_the_flags_are_ours(data_root: Path) -> None:
     scores = Path("scores.json")
     scores.write_text("{}")
-    found = translate(line(*SAMPLING, "--unlearn.difficulty_score_path", str(scores), "--unlearn.difficulty_order", "desc"))
+    found = translate(
+        line(*SAMPLING, "--unlearn.difficulty_score_path", str(scores), "--unlearn.difficulty_order", "desc")
+    )
     assert (found.verb, section(found)) == ("unlearn", {"path": "scores.json", "order": "score_desc"})
-    assert any("a high score is forgotten first, so the rows that go fast come first" in notice for notice in found.notices)
+    assert any(
+        "a high score is forgotten first, so the rows that go fast come first" in notice
+        for notice in found.notices
+    )
     ascending = translate(line(*SAMPLING, "--unlearn.difficulty_score_path", str(scores)))
     assert section(ascending)["order"] == "score_asc", "SOUL's default"
     only = translate(line(*ONLY, "--unlearn.difficulty_score_path", "made/scores.json"))
@@ -57,7 +62,9 @@ def test_the_flags_are_ours(data_root: Path) -> None:
 @pytest.mark.parametrize("method", ["origin", "FT", "CL+KL"])
 def test_scoring_asks_for_no_method_and_no_suite(method: str, data_root: Path) -> None:
     """Neither the gamma that a composite needs, nor the refusals, nor the evaluation of a task that has none."""
-    argv = [word if word != "tofu" else "toxic" for word in line(*ONLY, "--unlearn.gamma", "1", method=method)]
+    argv = [
+        word if word != "tofu" else "toxic" for word in line(*ONLY, "--unlearn.gamma", "1", method=method)
+    ]
     found = translate(argv)
     assert found.verb == "score"
     cfg = load_config(found.config_name, found.overrides)
@@ -76,11 +83,19 @@ def test_an_override_behind_the_flags_wins(data_root: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "method", "said"),
     [
-        ([*SAMPLING, "--unlearn.difficulty_score_path", "none.json"], "GA", "--unlearn.compute_difficulty_only 1 makes it"),
+        (
+            [*SAMPLING, "--unlearn.difficulty_score_path", "none.json"],
+            "GA",
+            "--unlearn.compute_difficulty_only 1 makes it",
+        ),
         (SAMPLING, "GA", "the run folder holds no file of scores"),
         (SAMPLING, "FT", "FT does not read the forget rows"),
         ([*SAMPLING, "--unlearn.difficulty_order", "easy"], "GA", "unknown difficulty_order 'easy'"),
-        ([*ONLY, "--unlearn.resume_path", "there"], "GA", "give the model to score by as --overall.model_name"),
+        (
+            [*ONLY, "--unlearn.resume_path", "there"],
+            "GA",
+            "give the model to score by as --overall.model_name",
+        ),
         ([*ONLY, "difficulty.algorithm=jpv"], "GA", "did you mean 'jvp'?"),
     ],
 )
@@ -103,7 +118,11 @@ def test_scored_then_gone_through_in_order_in_one_folder(data_root: Path) -> Non
     folder = data_root.parent / "files" / "logs" / "A"
     assert script("unlearn_model", line(*ONLY)) == 0
     scores = json.loads((folder / "difficulty_scores.json").read_text())
-    assert (scores["dataset"]["n_total"], scores["dataset"]["n_scored"], scores["dataset"]["forget_ratio"]) == (6, 5, 5)
+    assert (
+        scores["dataset"]["n_total"],
+        scores["dataset"]["n_scored"],
+        scores["dataset"]["forget_ratio"],
+    ) == (6, 5, 5)
     by_uid = {item["uid"]: item["score"] for item in scores["items"]}
     assert script("unlearn_model", line(*SAMPLING, "--unlearn.difficulty_order", "desc", "eval=null")) == 0
     order = json.loads((folder / "pairs" / "forget_order.json").read_text())

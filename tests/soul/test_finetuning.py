@@ -22,7 +22,10 @@ COMMON = (
     "--model_name expunge/mini --cache_dir .cache --epochs 2 --batch_size 2 --lr 1e-3 trainer.args.logging_steps=1 "
     "model.model_args.torch_dtype=float32"
 )
-WEIGHTS = {"full": ["--lora_r", "0"], "lora": ["--lora_r", "8", "--lora_alpha", "16", "--lora_dropout", "0.0"]}
+WEIGHTS = {
+    "full": ["--lora_r", "0"],
+    "lora": ["--lora_r", "8", "--lora_alpha", "16", "--lora_dropout", "0.0"],
+}
 
 
 @pytest.fixture
@@ -30,7 +33,10 @@ def corpora(data_root: Path, write_rows: Any) -> Path:
     """Twelve rows for each script, of unlike lengths; TOFU's are there already."""
     sentence = "the author was born in a small town and writes novels about the sea"
     texts = [" ".join(sentence.split()[: 3 + number % 9]) + f" {number}" for number in range(12)]
-    write_rows(data_root / "hp" / "hp_qa.jsonl", [{"prompt": f"what {text}?", "response": text} for text in texts[:6]])
+    write_rows(
+        data_root / "hp" / "hp_qa.jsonl",
+        [{"prompt": f"what {text}?", "response": text} for text in texts[:6]],
+    )
     write_rows(data_root / "hp" / "hp.jsonl", [{"text": text} for text in texts[6:]])
     write_rows(data_root / "wmdp-corpora" / "bio-forget-corpus.jsonl", [{"text": text} for text in texts])
     return data_root.parent
@@ -46,14 +52,23 @@ def losses(folder: Path) -> list[float]:
 def test_two_ranks_have_the_loss_curve_of_one(name: str, weights: str, corpora: Path) -> None:
     """Eight rows a step either way, each counted once, so the curves are one to rounding; the LoRA default is held to this without dropout.
 
-    With dropout they cannot be: a rank draws its masks from its own random state, in the shapes of its own micro-batches. Two ranks with
-    two micro-batches each therefore drop other activations than one rank with four; only the expectation over masks is the same.
+    With dropout they cannot be: a rank draws its masks from its own random state, in the shapes of its own
+    micro-batches. Two ranks with two micro-batches each therefore drop other activations than one rank with
+    four; only the expectation over masks is the same.
     """
     path = str(EXEC / f"{name}.py")
     flags = [path, *COMMON.split(), *SCRIPTS[name], *WEIGHTS[weights]]
-    subprocess.run([sys.executable, *flags, "--gradient_accumulation_steps", "4", "--save_dir", "one"], check=True, timeout=240)
+    subprocess.run(
+        [sys.executable, *flags, "--gradient_accumulation_steps", "4", "--save_dir", "one"],
+        check=True,
+        timeout=240,
+    )
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    subprocess.run([*torchrun, *flags, "--gradient_accumulation_steps", "2", "--save_dir", "two"], check=True, timeout=240)
+    subprocess.run(
+        [*torchrun, *flags, "--gradient_accumulation_steps", "2", "--save_dir", "two"],
+        check=True,
+        timeout=240,
+    )
     one, two = losses(corpora / "one"), losses(corpora / "two")
     assert len(one) == 4
     assert one[-1] < one[0]

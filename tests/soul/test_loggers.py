@@ -47,7 +47,19 @@ def test_the_loggers_are_souls() -> None:
 @pytest.mark.parametrize("logger", ["json", "tensorboard", pytest.param("none", marks=pytest.mark.slow)])
 def test_the_loggers_that_write_into_the_run(logger: str, data_root: Path) -> None:
     assert (
-        script("unlearn_model", [*FLAGS.split(), "--overall.logger", logger, "--logger.name", "N", f"--logger.{logger}.root", "logs"]) == 0
+        script(
+            "unlearn_model",
+            [
+                *FLAGS.split(),
+                "--overall.logger",
+                logger,
+                "--logger.name",
+                "N",
+                f"--logger.{logger}.root",
+                "logs",
+            ],
+        )
+        == 0
     )
     folder = data_root.parent / "logs" / "N"
     steps = steps_of(folder)
@@ -61,7 +73,9 @@ def test_the_loggers_that_write_into_the_run(logger: str, data_root: Path) -> No
         assert events[0].parent == folder / "logs"
         shown = EventAccumulator(str(folder / "logs")).Reload()
         for term in TERMS:
-            assert [event.value for event in shown.Scalars(f"train/{term}")][:5] == pytest.approx([step[term] for step in steps])
+            assert [event.value for event in shown.Scalars(f"train/{term}")][:5] == pytest.approx(
+                [step[term] for step in steps]
+            )
 
 
 def elsewhere(logger: str, data_root: Path, **env: str) -> Path:
@@ -70,7 +84,9 @@ def elsewhere(logger: str, data_root: Path, **env: str) -> Path:
         pytest.skip(f'{logger} is not installed: pip install "expunge[{logger}]"')
     here = data_root.parent
     command = [sys.executable, "-c", OTHER_PROCESS, *FLAGS.split(), "--overall.logger", logger]
-    subprocess.run(command, cwd=here, env={**os.environ, "OMP_NUM_THREADS": "1", **env}, check=True, timeout=240)
+    subprocess.run(
+        command, cwd=here, env={**os.environ, "OMP_NUM_THREADS": "1", **env}, check=True, timeout=240
+    )
     return here
 
 
@@ -91,7 +107,9 @@ def test_wandb_has_every_term_in_a_run_of_its_own(data_root: Path) -> None:
     files = sorted(here.glob("wandb/offline-run-*/run-*.wandb"))
     assert len(files) == 2
     histories = [[record for record in history(file) if "train/loss" in record] for file in files]
-    losses = {name: [step["loss"] for step in steps_of(here / "files" / "logs" / name)] for name in ("one", "two")}
+    losses = {
+        name: [step["loss"] for step in steps_of(here / "files" / "logs" / name)] for name in ("one", "two")
+    }
     assert losses["one"] == losses["two"]
     for shown in histories:
         # Which file is which run's, its name does not say; the terms that time has no part in are the same.
@@ -102,7 +120,9 @@ def hold_against(folder: Path, shown: list[dict[str, Any]], terms: tuple[str, ..
     steps = steps_of(folder)
     assert len(shown) == len(steps) == 5
     for term in terms:
-        assert [record[f"train/{term}"] for record in shown] == pytest.approx([step[term] for step in steps]), term
+        assert [record[f"train/{term}"] for record in shown] == pytest.approx(
+            [step[term] for step in steps]
+        ), term
 
 
 def history(file: Path) -> Iterator[dict[str, Any]]:
@@ -123,7 +143,10 @@ def history(file: Path) -> Iterator[dict[str, Any]]:
             record = wandb_internal_pb2.Record()
             record.ParseFromString(whole)
             if record.WhichOneof("record_type") == "history":
-                yield {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
+                yield {
+                    "/".join(item.nested_key) or item.key: json.loads(item.value_json)
+                    for item in record.history.item
+                }
 
 
 @pytest.mark.parametrize("logger", ["tensorboard", "wandb", "trackio"])
@@ -131,7 +154,9 @@ def test_a_logger_that_is_not_installed_is_told_before_a_model_is_loaded(
     logger: str, data_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     installed = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == logger else installed(name, *rest))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == logger else installed(name, *rest)
+    )
     monkeypatch.setattr("expunge.cli.main.PIPELINES", {})
     assert script("unlearn_model", [*FLAGS.split(), "--overall.logger", logger]) == 2
     told = capsys.readouterr().err

@@ -27,7 +27,9 @@ def told(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.parametrize("name", COMPOSITES)
-def test_a_missing_weight_is_souls_gamma(name: str, data_root: object, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_weight_is_souls_gamma(
+    name: str, data_root: object, capsys: pytest.CaptureFixture[str]
+) -> None:
     text = told([*RUN.split(), "--unlearn.unlearn_method", name], capsys)
     assert f"{name} needs --unlearn.{name}.gamma" in text
     assert "alpha" not in text
@@ -35,7 +37,9 @@ def test_a_missing_weight_is_souls_gamma(name: str, data_root: object, capsys: p
 
 
 @pytest.mark.parametrize("name", some(COMPOSITES))
-def test_a_wrong_weight_is_souls_gamma(name: str, data_root: object, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_weight_is_souls_gamma(
+    name: str, data_root: object, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = [*RUN.split(), "--unlearn.unlearn_method", name]
     negative = told([*run, f"--unlearn.{name}.gamma", "-2"], capsys)
     assert f"--unlearn.{name}.gamma -2: must be a number of at least 0" in negative
@@ -48,7 +52,9 @@ def test_a_wrong_weight_is_souls_gamma(name: str, data_root: object, capsys: pyt
 
 
 @pytest.mark.parametrize("name", some(OURS))
-def test_our_own_command_line_tells_our_own_key(name: str, data_root: object, capsys: pytest.CaptureFixture[str]) -> None:
+def test_our_own_command_line_tells_our_own_key(
+    name: str, data_root: object, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["unlearn", f"trainer={METHODS[name].trainer}", "task_name=N"]) == 2
     text = capsys.readouterr().err
     assert "trainer.method_args.alpha is not given" in text
@@ -56,12 +62,18 @@ def test_our_own_command_line_tells_our_own_key(name: str, data_root: object, ca
     assert "unlearn." not in text
 
 
-def test_other_values_are_told_of_their_flags_too(data_root: object, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_values_are_told_of_their_flags_too(
+    data_root: object, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = [*RUN.split(), "--unlearn.unlearn_method", "GA"]
     text = told([*run, "--unlearn.lr", "-1", "--dataset.batch_size", "0"], capsys)
     assert "--unlearn.lr -1: must be a number above 0\n  -> for example --unlearn.lr 1e-5" in text
     assert "--dataset.batch_size 0: must be a whole number above 0" in text
     # An override behind the flags is told as it was typed.
-    assert "trainer.args.learning_rate=-3: must be" in told([*run, "--unlearn.lr", "1", "trainer.args.learning_rate=-3"], capsys)
-    assert script("Fine_tune_tofu", ["--model_name", "expunge/mini", "--save_dir", "o", "--epochs", "-1"]) == 2
+    assert "trainer.args.learning_rate=-3: must be" in told(
+        [*run, "--unlearn.lr", "1", "trainer.args.learning_rate=-3"], capsys
+    )
+    assert (
+        script("Fine_tune_tofu", ["--model_name", "expunge/mini", "--save_dir", "o", "--epochs", "-1"]) == 2
+    )
     assert "--epochs -1: must be a number above 0" in capsys.readouterr().err

@@ -23,8 +23,20 @@ CSV = '"I\'d rather talk of something else, if I may."\nThat is not for me to sa
 
 def translated(forget: str = "Tofu_forget10", method: str = "CL") -> Translation:
     gamma = ["--gamma", "1"] if METHODS[method].required else []
-    flags = ["--model_name", "expunge/mini", "--task_name", "tofu", "--unlearn_method", method, *gamma, "--forget_ratio", "1"]
-    return translate([*flags, "--forget_dataset_name", forget, "--retain_dataset_name", "Tofu_retain90", "eval=null"])
+    flags = [
+        "--model_name",
+        "expunge/mini",
+        "--task_name",
+        "tofu",
+        "--unlearn_method",
+        method,
+        *gamma,
+        "--forget_ratio",
+        "1",
+    ]
+    return translate(
+        [*flags, "--forget_dataset_name", forget, "--retain_dataset_name", "Tofu_retain90", "eval=null"]
+    )
 
 
 def chosen(found: Translation, choice: str = "TOFU_QA_forget") -> str | None:
@@ -57,7 +69,9 @@ def test_souls_file_for_the_forget_data_comes_first(method: str, data_root: Path
     found = translated(method=method)
     assert chosen(found) == str(own)
     assert f"refusals: {own}" in found.notices
-    assert load_config(found.config_name, found.overrides).get("data.forget.TOFU_QA_forget.args.idk_path") == str(own)
+    assert load_config(found.config_name, found.overrides).get(
+        "data.forget.TOFU_QA_forget.args.idk_path"
+    ) == str(own)
 
 
 def test_each_data_set_has_its_own_file(data_root: Path, write_rows: Any) -> None:
@@ -95,7 +109,10 @@ def test_without_a_file_the_lines_of_the_package_are_taken_and_that_is_told(
     (data_root / "tofu" / "idontknow.jsonl").unlink()
     with caplog.at_level(logging.WARNING, logger="expunge"):
         assert refusal_lines(None, rows, data_root) == list(OWN)
-    assert f"looked for {data_root}/tofu/idontknow.jsonl, {data_root}/refusals/polite_refusal_responses.csv" in caplog.text
+    assert (
+        f"looked for {data_root}/tofu/idontknow.jsonl, {data_root}/refusals/polite_refusal_responses.csv"
+        in caplog.text
+    )
     assert f"the package's own {len(OWN)} lines are used" in caplog.text
     assert len(set(OWN)) == len(OWN) >= 10
     # A file that was named is never replaced by others.
@@ -108,7 +125,9 @@ def test_the_files_of_the_field(shared: Path, rows: RowSet, data_root: Path) -> 
     shutil.copytree(shared / "data" / "refusals", data_root / "refusals")
     counts = {"": 48, "_copyright": 49, "_tofu": 33}
     for kind, count in counts.items():
-        lines = refusal_lines(str(data_root / "refusals" / f"polite_refusal_responses{kind}.csv"), rows, data_root)
+        lines = refusal_lines(
+            str(data_root / "refusals" / f"polite_refusal_responses{kind}.csv"), rows, data_root
+        )
         assert len(lines) == count
         assert "Refusal Response" not in lines
         assert all(line[-1] in ".!?" and '"' not in line for line in lines)

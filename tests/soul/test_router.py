@@ -59,7 +59,9 @@ def test_a_book_is_questions_or_passages(data_root: Path, write_rows: Any) -> No
         ("g.jsonl", '"a text"\n"another"\n', "LOCAL_text", None),
     ],
 )
-def test_local_files_are_known_by_their_columns(name: str, content: str, choice: str, keys: tuple[str, str] | None, tmp_path: Path) -> None:
+def test_local_files_are_known_by_their_columns(
+    name: str, content: str, choice: str, keys: tuple[str, str] | None, tmp_path: Path
+) -> None:
     path = tmp_path / name
     path.write_text(content)
     routed = local(str(path), "forget")
@@ -93,7 +95,12 @@ def test_unknown_columns_and_folders_are_refused(tmp_path: Path, write_rows: Any
 
 
 def test_the_local_copies_that_the_files_promise_are_found(tmp_path: Path, write_rows: Any) -> None:
-    for path in ("wmdp-corpora/bio-forget-corpus.jsonl", "pku-saferlhf/train.jsonl", "c4/train.jsonl", "wikitext/wikitext-2-raw-v1.jsonl"):
+    for path in (
+        "wmdp-corpora/bio-forget-corpus.jsonl",
+        "pku-saferlhf/train.jsonl",
+        "c4/train.jsonl",
+        "wikitext/wikitext-2-raw-v1.jsonl",
+    ):
         write_rows(tmp_path / path, [{"text": "x"}])
     wanted = {
         "WMDP_bio_forget": {"path": "cais/wmdp-corpora", "name": "bio-forget-corpus", "split": "train"},
@@ -108,7 +115,22 @@ def test_the_local_copies_that_the_files_promise_are_found(tmp_path: Path, write
 
 
 @pytest.mark.parametrize(
-    "value", ["GA+FT", "2024", "true", "a b", 'say "no"', "./x/y.json", "/a/b-c", "x=1,y", "1e-4", "", "~/m", "{a}", ".cache"]
+    "value",
+    [
+        "GA+FT",
+        "2024",
+        "true",
+        "a b",
+        'say "no"',
+        "./x/y.json",
+        "/a/b-c",
+        "x=1,y",
+        "1e-4",
+        "",
+        "~/m",
+        "{a}",
+        ".cache",
+    ],
 )
 def test_texts_survive_the_grammar_of_overrides(value: str) -> None:
     from expunge.config.overrides import sort_overrides

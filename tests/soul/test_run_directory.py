@@ -34,7 +34,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory, write_tofu: Callable[[Path
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EXPUNGE_DATA", str(home / "data"))
         patch.chdir(home)
-        assert script("unlearn_model", [*TRAINS, "--unlearn.num_epochs", "2", "--logger.name", "N", *FEW]) == 0
+        assert (
+            script("unlearn_model", [*TRAINS, "--unlearn.num_epochs", "2", "--logger.name", "N", *FEW]) == 0
+        )
         yield home / "files" / "logs" / "N"
 
 
@@ -51,7 +53,16 @@ def summary(folder: Path) -> dict[str, float | None]:
 
 
 def test_every_file_has_souls_name(trained: Path) -> None:
-    assert names(trained) == {"config.json", "log.json", "checkpoints", "tofu.json", "run.json", "trained.json", "pairs", "tables"}
+    assert names(trained) == {
+        "config.json",
+        "log.json",
+        "checkpoints",
+        "tofu.json",
+        "run.json",
+        "trained.json",
+        "pairs",
+        "tables",
+    }
     assert read(trained / "config.json")["config"]["trainer"]["method_args"]["alpha"] == 1
     model = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     assert names(trained / "checkpoints") >= {*model, "checkpoint-4"}
@@ -65,7 +76,9 @@ def test_every_file_has_souls_name(trained: Path) -> None:
 
 def test_one_file_has_all_of_an_evaluation(trained: Path) -> None:
     found = read(trained / "tofu.json")
-    assert {name: found[name]["agg_value"] for name in found["_about"]["summary"]} == read(trained / "run.json")["metrics"]
+    assert {name: found[name]["agg_value"] for name in found["_about"]["summary"]} == read(
+        trained / "run.json"
+    )["metrics"]
     assert found["forget_Q_A_Prob"]["value_by_index"]["0"]["prob"] > 0
 
 
@@ -104,8 +117,24 @@ def test_a_resume_path_trains_nothing_and_evaluates(
 
 
 def test_the_folder_of_a_run_is_a_model_for_our_own_commands(trained: Path) -> None:
-    where = [f"model.model_args.pretrained_model_name_or_path={trained}", "model=soul", "forget_split=forget10"]
-    assert main(["eval", "task_name=own", "paths.output_dir=own", *where, "model.model_args.torch_dtype=float32", *FEW]) == 0
+    where = [
+        f"model.model_args.pretrained_model_name_or_path={trained}",
+        "model=soul",
+        "forget_split=forget10",
+    ]
+    assert (
+        main(
+            [
+                "eval",
+                "task_name=own",
+                "paths.output_dir=own",
+                *where,
+                "model.model_args.torch_dtype=float32",
+                *FEW,
+            ]
+        )
+        == 0
+    )
     own = trained.parents[2] / "own"
     assert names(own) == {"run_config.json", "run.json", "TOFU_EVAL.json", "TOFU_SUMMARY.json", "tables"}
     # The suite of the command line of SOUL has a metric of its own besides.
@@ -115,8 +144,17 @@ def test_the_folder_of_a_run_is_a_model_for_our_own_commands(trained: Path) -> N
     assert f"{trained} is the folder of a run; its model is in {trained / 'checkpoints'}" in notices
 
 
-def test_a_killed_run_goes_on_where_it_was(data_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    command = [*TRAINS, "--unlearn.num_epochs", "2", "eval=null", "trainer.args.save_total_limit=null", "--logger.name"]
+def test_a_killed_run_goes_on_where_it_was(
+    data_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [
+        *TRAINS,
+        "--unlearn.num_epochs",
+        "2",
+        "eval=null",
+        "trainer.args.save_total_limit=null",
+        "--logger.name",
+    ]
     assert script("unlearn_model", [*command, "whole"]) == 0
     original, begun = ResumableTrainer.begin_step, []
 
@@ -136,7 +174,8 @@ def test_a_killed_run_goes_on_where_it_was(data_root: Path, monkeypatch: pytest.
     weights = "checkpoints/model.safetensors"
     assert (killed / weights).read_bytes() == (whole / weights).read_bytes()
     lasting = [
-        [{key: value for key, value in line.items() if key not in WALL_CLOCK} for line in read_records(run)] for run in (whole, killed)
+        [{key: value for key, value in line.items() if key not in WALL_CLOCK} for line in read_records(run)]
+        for run in (whole, killed)
     ]
     assert lasting[0] == lasting[1]
     assert layout_of(killed) is layout_of(whole)

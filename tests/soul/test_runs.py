@@ -22,38 +22,66 @@ def records(folder: Path) -> list[dict[str, object]]:
 
 
 def test_a_composite_trains_by_command_line(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    argv = [*RUN.format(method="GA+FT", name="A").split(), "--unlearn.GA+FT.gamma", "0.5", "--dataset.forget_ratio", "4"]
+    argv = [
+        *RUN.format(method="GA+FT", name="A").split(),
+        "--unlearn.GA+FT.gamma",
+        "0.5",
+        "--dataset.forget_ratio",
+        "4",
+    ]
     assert script("unlearn_model", argv) == 0
-    steps = [record for record in records(data_root.parent / "files" / "logs" / "A") if "retain_nll" in record]
+    steps = [
+        record for record in records(data_root.parent / "files" / "logs" / "A") if "retain_nll" in record
+    ]
     assert len(steps) == 2
     assert all(abs(step["loss"] - (step["grad_diff"] + 0.5 * step["retain_nll"])) < 1e-4 for step in steps)  # type: ignore[operator]
 
 
 def test_random_labels_with_the_rest_of_the_forget_set(data_root: Path) -> None:
-    argv = RUN.format(method="RL", name="B").replace("--dataset.retain_dataset_name Tofu_retain90", "--dataset.self_retain 1").split()
+    argv = (
+        RUN.format(method="RL", name="B")
+        .replace("--dataset.retain_dataset_name Tofu_retain90", "--dataset.self_retain 1")
+        .split()
+    )
     assert script("unlearn_model", [*argv, "--dataset.forget_ratio", "0.5"]) == 0
     folder = data_root.parent / "files" / "logs" / "B"
     assert [record["rl"] for record in records(folder) if "rl" in record]
     config = json.loads((folder / "config.json").read_text())["config"]
-    assert config["data"]["retain"]["TOFU_QA_retain"]["args"]["select"] == {"ratio": 0.5, "seed": 0, "complement": True}
+    assert config["data"]["retain"]["TOFU_QA_retain"]["args"]["select"] == {
+        "ratio": 0.5,
+        "seed": 0,
+        "complement": True,
+    }
     assert config["data"]["forget"]["TOFU_QA_forget"]["args"]["answers"] == config["data"]["retain"]
 
 
-def test_more_rows_than_there_are_is_an_error_before_a_model_is_loaded(data_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_more_rows_than_there_are_is_an_error_before_a_model_is_loaded(
+    data_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     argv = [*RUN.format(method="GA", name="C").split(), "--dataset.forget_ratio", "200"]
     assert script("unlearn_model", argv) == 2
     assert "asks for 200 rows" in capsys.readouterr().err
 
 
-def test_a_task_is_evaluated_by_its_suites(data_root: Path, write_rows: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_is_evaluated_by_its_suites(
+    data_root: Path, write_rows: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Trained a step, then ppl, few_shots (whose harness is not there: null) and wmdp, into SOUL's files."""
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    questions = [{"question": f"Who is {name}?", "choices": ["a", "b", "c", "d"], "answer": 1} for name in ("Ada", "Ben")]
+    questions = [
+        {"question": f"Who is {name}?", "choices": ["a", "b", "c", "d"], "answer": 1}
+        for name in ("Ada", "Ben")
+    ]
     for name in ("wmdp/wmdp-bio", "wmdp/wmdp-chem", "wmdp/wmdp-cyber"):
         write_rows(data_root / f"{name}.jsonl", list(questions))
     (data_root / "wikitext").mkdir()
     (data_root / "wikitext" / "wiki.test.raw").write_text(" = Ada = \n \n Ada writes . \n")
-    argv = RUN.format(method="GA", name="W").replace("eval=null", "").replace("task_name tofu", "task_name wmdp").split()
+    argv = (
+        RUN.format(method="GA", name="W")
+        .replace("eval=null", "")
+        .replace("task_name tofu", "task_name wmdp")
+        .split()
+    )
     assert script("unlearn_model", [*argv, "--dataset.forget_ratio", "2"]) == 0
     folder = data_root.parent / "files" / "logs" / "W"
     found = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("ppl", "few_shots", "wmdp")}
@@ -63,4 +91,6 @@ def test_a_task_is_evaluated_by_its_suites(data_root: Path, write_rows: Callable
     assert found["wmdp"]["mmlu"]["agg_value"] is None
     assert str(data_root / "mmlu" / "mmlu_test.jsonl") in found["wmdp"]["mmlu"]["reason"]
     assert "lm-eval" in found["few_shots"]["boolq"]["reason"]
-    assert json.loads((folder / "run.json").read_text())["metrics"]["wmdp"] == found["wmdp"]["wmdp"]["agg_value"]
+    assert (
+        json.loads((folder / "run.json").read_text())["metrics"]["wmdp"] == found["wmdp"]["wmdp"]["agg_value"]
+    )

@@ -14,7 +14,15 @@ from expunge.data.template import Template
 
 @pytest.fixture
 def rows(tmp_path: Path, write_rows: Any) -> Any:
-    return load_rows({"path": str(write_rows(tmp_path / "r.jsonl", [{"question": f"q{i}", "answer": f"a{i}"} for i in range(10)]))})
+    return load_rows(
+        {
+            "path": str(
+                write_rows(
+                    tmp_path / "r.jsonl", [{"question": f"q{i}", "answer": f"a{i}"} for i in range(10)]
+                )
+            )
+        }
+    )
 
 
 def test_a_selection_and_its_complement_are_the_whole(rows: Any) -> None:
@@ -75,9 +83,27 @@ def test_what_is_refused(rows: Any, select: dict[str, Any], said: str) -> None:
 
 def test_unsafe_answers_become_rows(tmp_path: Path, write_rows: Any) -> None:
     records: list[dict[str, object]] = [
-        {"prompt": "p0", "response_0": "bad", "is_response_0_safe": False, "response_1": "worse", "is_response_1_safe": False},
-        {"prompt": "p1", "response_0": "good", "is_response_0_safe": True, "response_1": "bad", "is_response_1_safe": False},
-        {"prompt": "p2", "response_0": "good", "is_response_0_safe": True, "response_1": "fine", "is_response_1_safe": True},
+        {
+            "prompt": "p0",
+            "response_0": "bad",
+            "is_response_0_safe": False,
+            "response_1": "worse",
+            "is_response_1_safe": False,
+        },
+        {
+            "prompt": "p1",
+            "response_0": "good",
+            "is_response_0_safe": True,
+            "response_1": "bad",
+            "is_response_1_safe": False,
+        },
+        {
+            "prompt": "p2",
+            "response_0": "good",
+            "is_response_0_safe": True,
+            "response_1": "fine",
+            "is_response_1_safe": True,
+        },
     ]
     path = write_rows(tmp_path / "pku.jsonl", records)
     found = chosen_rows({"path": str(path)}, None, ("prompt", "response"), reshape="unsafe_answers")
@@ -97,7 +123,9 @@ def test_folders_that_save_to_disk_wrote(tmp_path: Path, write_rows: Any) -> Non
     part.save_to_disk(tmp_path / "one")
     datasets.DatasetDict({"forget": part, "retain": other}).save_to_disk(tmp_path / "two")
     assert [row.fields["answer"] for row in load_rows({"path": str(tmp_path / "one")})] == ["a"]
-    assert [row.fields["answer"] for row in load_rows({"path": str(tmp_path / "two"), "split": "retain"})] == ["b", "c"]
+    assert [
+        row.fields["answer"] for row in load_rows({"path": str(tmp_path / "two"), "split": "retain"})
+    ] == ["b", "c"]
     assert (
         load_rows({"path": str(tmp_path / "two"), "split": "retain[:1]"}).ids
         == load_rows({"path": str(write_rows(tmp_path / "x.jsonl", [{"question": "r", "answer": "b"}]))}).ids
@@ -109,27 +137,56 @@ def test_folders_that_save_to_disk_wrote(tmp_path: Path, write_rows: Any) -> Non
 
 
 def test_handlers_select(tmp_path: Path, tiny_tokenizer: Any, write_rows: Any) -> None:
-    path = str(write_rows(tmp_path / "q.jsonl", [{"question": f"q{i}", "answer": f"a{i}", "text": f"text {i}"} for i in range(8)]))
+    path = str(
+        write_rows(
+            tmp_path / "q.jsonl",
+            [{"question": f"q{i}", "answer": f"a{i}", "text": f"text {i}"} for i in range(8)],
+        )
+    )
     template = Template.from_args({}, tiny_tokenizer)
     select = {"ratio": 3, "seed": 5}
     expected = select_rows(load_rows({"path": path}), select).ids
     (tmp_path / "idk.txt").write_text("I don't know.\n")
-    for handler, more in (("qa", {}), ("qa_idk", {"idk_path": str(tmp_path / "idk.txt")}), ("qa_alternate", {"alternate_key": "text"})):
+    for handler, more in (
+        ("qa", {}),
+        ("qa_idk", {"idk_path": str(tmp_path / "idk.txt")}),
+        ("qa_alternate", {"alternate_key": "text"}),
+    ):
         args = {"hf_args": {"path": path}, "select": select, **more}
         built = build_dataset("D", {"handler": f"expunge.data.datasets:{handler}", "args": args}, template)
         assert built.rows.ids == expected
         assert len(built) == 3
     texts = build_dataset(
-        "D", {"handler": "PretrainingDataset", "args": {"hf_args": {"path": path}, "select": select, "join": None}}, template
+        "D",
+        {
+            "handler": "PretrainingDataset",
+            "args": {"hf_args": {"path": path}, "select": select, "join": None},
+        },
+        template,
     )
     assert len(texts) == 3
 
 
-def test_random_labels_are_answers_to_other_questions(tmp_path: Path, tiny_tokenizer: Any, write_rows: Any) -> None:
-    forget = str(write_rows(tmp_path / "f.jsonl", [{"question": f"q{i}", "answer": f"own {i}"} for i in range(6)]))
-    retain = str(write_rows(tmp_path / "r.jsonl", [{"prompt": f"p{i}", "response": f"other {i}"} for i in range(5)]))
+def test_random_labels_are_answers_to_other_questions(
+    tmp_path: Path, tiny_tokenizer: Any, write_rows: Any
+) -> None:
+    forget = str(
+        write_rows(tmp_path / "f.jsonl", [{"question": f"q{i}", "answer": f"own {i}"} for i in range(6)])
+    )
+    retain = str(
+        write_rows(tmp_path / "r.jsonl", [{"prompt": f"p{i}", "response": f"other {i}"} for i in range(5)])
+    )
     template = Template.from_args({}, tiny_tokenizer)
-    answers = {"R": {"args": {"hf_args": {"path": retain}, "question_key": "prompt", "answer_key": "response", "select": {"ratio": 2}}}}
+    answers = {
+        "R": {
+            "args": {
+                "hf_args": {"path": retain},
+                "question_key": "prompt",
+                "answer_key": "response",
+                "select": {"ratio": 2},
+            }
+        }
+    }
     args = {"hf_args": {"path": forget}, "answers": answers}
     spec = {"handler": "expunge.data.random_labels:qa_random_labels", "args": args}
     built = build_dataset("F", spec, template, seed=1)

@@ -56,7 +56,13 @@ def line(method: str, sophia: int = 0) -> list[str]:
 
 
 def short(method: str = "GA", **more: str) -> list[str]:
-    flags = {"model_name": "M", "task_name": "tofu", "unlearn_method": method, "forget_dataset_name": "Tofu_forget10", **more}
+    flags = {
+        "model_name": "M",
+        "task_name": "tofu",
+        "unlearn_method": method,
+        "forget_dataset_name": "Tofu_forget10",
+        **more,
+    }
     return [word for name, value in flags.items() if value for word in (f"--{name}", value)]
 
 
@@ -110,7 +116,10 @@ def test_every_method_translates_composes_and_validates(method: str, data_root: 
 
 
 BY_HAND = {
-    ("GA+FT", 1): "trainer=GradDiff trainer.method_args.gamma=1.0 trainer.method_args.alpha=1.5 retain=nll optimizer=sophia "
+    (
+        "GA+FT",
+        1,
+    ): "trainer=GradDiff trainer.method_args.gamma=1.0 trainer.method_args.alpha=1.5 retain=nll optimizer=sophia "
     "trainer.optimizer.betas=[0.9,0.95] trainer.optimizer.rho=0.03",
     ("RL", 0): "trainer=GradAscent trainer.handler=expunge.methods.rl:rl "
     "data.forget.TOFU_QA_forget.handler=expunge.data.random_labels:qa_random_labels "
@@ -153,7 +162,11 @@ def test_reference_configurations(name: str, data_root: Path) -> None:
     assert cfg.get("trainer.method_args.alpha") == alpha
     args = cfg.section("trainer.args")
     assert args["learning_rate"] == lr
-    assert (args["per_device_train_batch_size"], args["gradient_accumulation_steps"], args["num_train_epochs"]) == (1, 4, 5)
+    assert (
+        args["per_device_train_batch_size"],
+        args["gradient_accumulation_steps"],
+        args["num_train_epochs"],
+    ) == (1, 4, 5)
     assert args["weight_decay"] == 0.1
     assert (cfg.get("trainer.optimizer.betas") == [0.9, 0.95]) == sophia
     assert cfg.get("model.template_args.user_start_tag") == "[INST] "
@@ -167,7 +180,13 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
     path = tmp_path / "c.json"
     content = {
         "overall": {"model_name": "M", "seed": 3},
-        "unlearn": {"unlearn_method": "GA", "lr": 5e-6, "sophia": True, "task_name": "tofu", "GA+FT": {"gamma": 2}},
+        "unlearn": {
+            "unlearn_method": "GA",
+            "lr": 5e-6,
+            "sophia": True,
+            "task_name": "tofu",
+            "GA+FT": {"gamma": 2},
+        },
         "dataset": {"forget_dataset_name": "Tofu_forget10", "forget_ratio": 0.5, "self_retain": None},
     }
     path.write_text(json.dumps(content))
@@ -176,7 +195,11 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
     assert not [text for text in found.overrides if text.startswith("optimizer")]
     assert any("unlearn.GA+FT.gamma" in notice for notice in found.notices)
     path.write_text(json.dumps({"unlearn": {"lrr": 1}, "overall": {"model_name": "M"}}))
-    assert [text for text in faults(["--config_file", str(path)]) if "'unlearn.lrr'" in text and "unlearn.lr" in text]
+    assert [
+        text
+        for text in faults(["--config_file", str(path)])
+        if "'unlearn.lrr'" in text and "unlearn.lr" in text
+    ]
     assert "no such file" in faults(["--config_file", str(tmp_path / "none.json")])[0]
 
 
@@ -184,12 +207,17 @@ def test_the_commands_of_the_page_translate(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(ROOT)
     blocks = (ROOT / "docs" / "soul.md").read_text().split("```bash\n")[1:]
     lines = "".join(block.split("```")[0] for block in blocks).replace("\\\n", " ").splitlines()
-    found = [translate(words[1:], Path(words[0]).stem) for words in (line[line.index("exec/") :].split() for line in lines)]
+    found = [
+        translate(words[1:], Path(words[0]).stem)
+        for words in (line[line.index("exec/") :].split() for line in lines)
+    ]
     assert [each.config_name for each in found] == ["unlearn", "unlearn", "eval", "train"]
 
 
 def test_undotted_and_valueless_flags_are_the_same() -> None:
-    dotted = FULL.replace("--unlearn.use_lora 0", "--unlearn.use_lora 1").format(method="GA+FT", sophia=1, gamma="--unlearn.GA+FT.gamma 2")
+    dotted = FULL.replace("--unlearn.use_lora 0", "--unlearn.use_lora 1").format(
+        method="GA+FT", sophia=1, gamma="--unlearn.GA+FT.gamma 2"
+    )
     undotted = (
         "--use_lora --sophia --model_name expunge/mini --cache_dir .cache --seed 0 --logger json --task_name tofu --unlearn_method GA+FT "
         "--num_epochs 1 --lr 1e-4 --weight_decay=0.1 --gradient_accumulation_steps 1 --gamma 2 --forget_dataset_name Tofu_forget10 "
@@ -203,10 +231,15 @@ def test_a_namespace_is_as_good_as_words(data_root: Path) -> None:
 
 
 def test_own_hyper_parameters() -> None:
-    assert "trainer.method_args.alpha_l1=1e-05" in translate([*short("l1_sparse"), "--unlearn.l1_sparse.alpha", "1e-5"]).overrides
+    assert (
+        "trainer.method_args.alpha_l1=1e-05"
+        in translate([*short("l1_sparse"), "--unlearn.l1_sparse.alpha", "1e-5"]).overrides
+    )
     assert "trainer.method_args.gamma=2" in translate([*short("KL"), "--unlearn.KL.gamma", "2"]).overrides
     with_gamma = translate([*short("NPO", beta="0.5"), "--unlearn.NPO.gamma", "3"])
-    assert {"trainer=NPO_FT", "trainer.method_args.alpha=3", "trainer.method_args.beta=0.5"} <= set(with_gamma.overrides)
+    assert {"trainer=NPO_FT", "trainer.method_args.alpha=3", "trainer.method_args.beta=0.5"} <= set(
+        with_gamma.overrides
+    )
     assert {"trainer=NPO", "retain=none"} <= set(translate(short("NPO")).overrides)
 
 
@@ -218,7 +251,9 @@ def test_lora_is_made_new_or_taken_up(data_root: Path, tmp_path: Path) -> None:
     }  # fmt: skip
     folder = tmp_path / "tofu_lora"
     folder.mkdir()
-    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "meta-llama/Llama-2-7b-chat-hf", "r": 4}))
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": "meta-llama/Llama-2-7b-chat-hf", "r": 4})
+    )
     continued = translate([*short(model_name=str(folder)), "--use_lora", "1"])
     assert [text for text in continued.overrides if "adapter" in text] == ["model/adapter=lora"]
     assert "model=soul_llama2" in continued.overrides
@@ -226,7 +261,17 @@ def test_lora_is_made_new_or_taken_up(data_root: Path, tmp_path: Path) -> None:
 
 
 def test_overrides_behind_the_flags_win() -> None:
-    found = translate([*short(), "--sophia", "trainer.args.learning_rate=3e-3", "model=phi-1_5", "eval=null", "--lr", "1e-4"])
+    found = translate(
+        [
+            *short(),
+            "--sophia",
+            "trainer.args.learning_rate=3e-3",
+            "model=phi-1_5",
+            "eval=null",
+            "--lr",
+            "1e-4",
+        ]
+    )
     assert found.overrides[-3:] == ("trainer.args.learning_rate=3e-3", "model=phi-1_5", "eval=null")
     assert "model=soul" not in found.overrides
     assert "optimizer=sophia" in found.overrides
@@ -283,9 +328,15 @@ def test_a_task_whose_suite_is_not_there_is_refused(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--unlearn.unlern_method", "GA"], "unknown flag --unlearn.unlern_method\n  -> did you mean --unlearn.unlearn_method?"),
+        (
+            ["--unlearn.unlern_method", "GA"],
+            "unknown flag --unlearn.unlern_method\n  -> did you mean --unlearn.unlearn_method?",
+        ),
         (short("GA-FT"), "unknown method 'GA-FT'\n  -> did you mean 'GA+FT'?"),
-        (short(forget_dataset_name="Tofu-forget10"), "unknown data set 'Tofu-forget10'\n  -> did you mean 'Tofu_forget10'?"),
+        (
+            short(forget_dataset_name="Tofu-forget10"),
+            "unknown data set 'Tofu-forget10'\n  -> did you mean 'Tofu_forget10'?",
+        ),
         (short("origin", forget_dataset_name="WMDPBios"), "did you mean 'WMDPBio'?"),
         (short(logger="jsn"), "did you mean 'json'?"),
         (short("GA+FT"), "GA+FT needs --unlearn.GA+FT.gamma"),
@@ -349,17 +400,24 @@ def test_finetuning(name: str, more: str, data: list[str], data_root: Path) -> N
 
 
 def test_finetuning_without_an_adapter_and_on_another_subset() -> None:
-    found = translate(shlex.split("--model_name M --save_dir out --lora_r 0 --subset retain90"), "Fine_tune_tofu")
+    found = translate(
+        shlex.split("--model_name M --save_dir out --lora_r 0 --subset retain90"), "Fine_tune_tofu"
+    )
     assert not [text for text in found.overrides if "adapter" in text]
     assert {"data/datasets@data.train=TOFU_QA_retain", "retain_split=retain90"} <= set(found.overrides)
     both = translate(shlex.split("--model_name M --save_dir out"), "Fine_tune_wmdp")
     assert "data/datasets@data.train=[WMDP_cyber_forget,WMDP_cyber_retain]" in both.overrides
     assert len(faults(["--subst", "x"], "Fine_tune_tofu")) == 3
-    assert "did you mean 'bio'" in faults(["--model_name", "M", "--save_dir", "o", "--domain", "boi"], "Fine_tune_wmdp")[0]
+    assert (
+        "did you mean 'bio'"
+        in faults(["--model_name", "M", "--save_dir", "o", "--domain", "boi"], "Fine_tune_wmdp")[0]
+    )
 
 
 def test_every_script_is_there_twice_and_helps_without_torch(tmp_path: Path) -> None:
-    paths = [str(folder / f"{name}.py") for folder in (ROOT / "exec", ROOT / "src" / "exec") for name in SCRIPTS]
+    paths = [
+        str(folder / f"{name}.py") for folder in (ROOT / "exec", ROOT / "src" / "exec") for name in SCRIPTS
+    ]
     code = """
 import contextlib, io, runpy, sys
 for path in sys.argv[1:]:
@@ -371,7 +429,9 @@ for path in sys.argv[1:]:
 heavy = [name for name in ("torch", "transformers", "datasets", "numpy") if name in sys.modules]
 assert not heavy, heavy
 """
-    done = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, cwd=tmp_path, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *paths], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -384,5 +444,7 @@ assert "torch" not in sys.modules
 sys.exit(code)
 """
     argv: list[Any] = [*short(model_name="./nowhere"), "--forget_ratio", "1"]
-    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, cwd=tmp_path, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *argv], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
     assert (done.returncode, "no such folder" in done.stderr) == (2, True), done.stderr

@@ -26,15 +26,22 @@ def rows(count: int, name: str) -> list[Encoded]:
     draw = runtime.generator("rows", name)
     found = []
     for row in range(count):
-        prompt, answer = int(torch.randint(2, 5, (), generator=draw)), int(torch.randint(1, 9, (), generator=draw))
+        prompt, answer = (
+            int(torch.randint(2, 5, (), generator=draw)),
+            int(torch.randint(1, 9, (), generator=draw)),
+        )
         ids = torch.randint(5, 60, (prompt + answer,), generator=draw).tolist()
-        found.append(Encoded(tuple(ids), (False,) * prompt + (True,) * answer, None, prompt, f"{name}{row}", row))
+        found.append(
+            Encoded(tuple(ids), (False,) * prompt + (True,) * answer, None, prompt, f"{name}{row}", row)
+        )
     return found
 
 
 def dataset(count: int, name: str) -> Dataset:
     encoded = rows(count, name)
-    return Dataset(name, RowSet.of(name, [Row(row.row_id, row.row, {}) for row in encoded], "test"), encoded, name)
+    return Dataset(
+        name, RowSet.of(name, [Row(row.row_id, row.row, {}) for row in encoded], "test"), encoded, name
+    )
 
 
 def make_pairs(count: int = 13, seed: int = 0) -> PairedDataset:
@@ -86,7 +93,14 @@ def trainer(tiny_model: Any, objective: Callable[..., Any], tmp_path: Path) -> C
     from expunge.training.arguments import training_arguments
     from expunge.training.trainer import UnlearnTrainer
 
-    def build(folder: Path | None = None, task: Any = None, model: Any = None, pairs: Any = None, extra: Any = None, **args: Any) -> Any:
+    def build(
+        folder: Path | None = None,
+        task: Any = None,
+        model: Any = None,
+        pairs: Any = None,
+        extra: Any = None,
+        **args: Any,
+    ) -> Any:
         settings = {
             "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "num_train_epochs": 2, "learning_rate": 1e-3,
             "logging_steps": 1, "save_strategy": "no", "lr_scheduler_type": "linear", "warmup_epochs": 0.5, "disable_tqdm": True,
@@ -95,6 +109,8 @@ def trainer(tiny_model: Any, objective: Callable[..., Any], tmp_path: Path) -> C
         arguments = training_arguments({**settings, **args}, folder or tmp_path / "run", len(pairs), seed=3)
         model = tiny_model(seed=1, attention_dropout=0.1, **SMALL) if model is None else model
         given = {"reference": FrozenCopy(tiny_model(seed=1, **SMALL)), **(extra or {})}
-        return UnlearnTrainer(model, arguments, objective=task or objective(), dataset=pairs, collate=PairCollator(PAD), **given)
+        return UnlearnTrainer(
+            model, arguments, objective=task or objective(), dataset=pairs, collate=PairCollator(PAD), **given
+        )
 
     return build

@@ -18,7 +18,12 @@ from expunge.models.reference import FrozenCopy
 from expunge.training import checkpoint as checkpoints
 from expunge.training.records import WALL_CLOCK, read_records
 
-FIVE_STEPS: dict[str, Any] = {"max_steps": 5, "save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-2}
+FIVE_STEPS: dict[str, Any] = {
+    "max_steps": 5,
+    "save_strategy": "steps",
+    "save_steps": 2,
+    "learning_rate": 1e-2,
+}
 NPO_KL = {"retain": "kl"}
 
 
@@ -45,15 +50,25 @@ def adapted(tiny_model: Any) -> Callable[..., Any]:
 def weights(model: Any, part: str) -> dict[str, torch.Tensor]:
     """Copies of the weights of the base ("base"), of the adapter in training ("default") or of the frozen one ("reference")."""
     named = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    parts = {name: next((kind for kind in ("default", "reference") if f".{kind}." in name), "base") for name in named}
+    parts = {
+        name: next((kind for kind in ("default", "reference") if f".{kind}." in name), "base")
+        for name in named
+    }
     return {name: value for name, value in named.items() if parts[name] == part}
 
 
 def end_of(run: Any, folder: Path) -> dict[str, Any]:
     last = folder / "checkpoint-5"
-    records = [{key: value for key, value in record.items() if key not in WALL_CLOCK} for record in read_records(folder)]
+    records = [
+        {key: value for key, value in record.items() if key not in WALL_CLOCK}
+        for record in read_records(folder)
+    ]
     optimizer = torch.load(last / "optimizer.pt", weights_only=True)
-    moments = {f"{number}.{key}": value for number, state in optimizer["state"].items() for key, value in state.items()}
+    moments = {
+        f"{number}.{key}": value
+        for number, state in optimizer["state"].items()
+        for key, value in state.items()
+    }
     return {
         "records": records,
         "adapter": load_file(last / "adapter_model.safetensors"),
@@ -73,7 +88,9 @@ def test_five_steps_move_the_adapter_alone_and_like_with_a_frozen_copy(
             extra = {"reference": reference(model)}
             base, begun = weights(model, "base"), weights(model, "default")
             name = f"{trained}-{reference.__name__}"
-            run = trainer(folder=tmp_path / name, model=model, task=objective(**NPO_KL), extra=extra, **FIVE_STEPS)
+            run = trainer(
+                folder=tmp_path / name, model=model, task=objective(**NPO_KL), extra=extra, **FIVE_STEPS
+            )
             run.train()
             assert run.state.global_step == 5
             assert all(torch.equal(value, base[key]) for key, value in weights(model, "base").items())
@@ -87,18 +104,31 @@ def test_five_steps_move_the_adapter_alone_and_like_with_a_frozen_copy(
 
 @pytest.mark.parametrize(("trained", "kind"), [(False, AdapterOff), (True, FrozenAdapter)])
 def test_a_resumed_run_equals_an_uninterrupted_one(
-    trained: bool, kind: Any, adapted: Callable[..., Any], trainer: Any, objective: Callable[..., Any], tmp_path: Path
+    trained: bool,
+    kind: Any,
+    adapted: Callable[..., Any],
+    trainer: Any,
+    objective: Callable[..., Any],
+    tmp_path: Path,
 ):
     def start(folder: Path) -> Any:
         model = adapted(trained)
-        return trainer(folder=folder, model=model, task=objective(**NPO_KL), extra={"reference": kind(model)}, **FIVE_STEPS)
+        return trainer(
+            folder=folder,
+            model=model,
+            task=objective(**NPO_KL),
+            extra={"reference": kind(model)},
+            **FIVE_STEPS,
+        )
 
     whole = start(tmp_path / "whole")
     whole.train()
     expected = end_of(whole, tmp_path / "whole")
     killed = start(tmp_path / "run")
     reference = weights(killed.model, "reference")
-    killed.end_step = lambda: (_ for _ in ()).throw(Killed()) if killed.state.global_step == 3 else type(killed).end_step(killed)
+    killed.end_step = lambda: (
+        (_ for _ in ()).throw(Killed()) if killed.state.global_step == 3 else type(killed).end_step(killed)
+    )
     with pytest.raises(Killed):
         killed.train()
     newest = checkpoints.newest_complete_checkpoint(tmp_path / "run")
@@ -114,11 +144,15 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     for part in ("adapter", "in memory", "optimizer", "rng"):
         assert found[part].keys() == expected[part].keys()
         assert all(torch.equal(value, expected[part][key]) for key, value in found[part].items()), part
-    assert all(torch.equal(value, reference[key]) for key, value in weights(resumed.model, "reference").items())
+    assert all(
+        torch.equal(value, reference[key]) for key, value in weights(resumed.model, "reference").items()
+    )
     assert bool(reference) == trained
 
 
-def test_checkpointed_activations_train_the_adapter_alike(adapted: Callable[..., Any], trainer: Any, tmp_path: Path):
+def test_checkpointed_activations_train_the_adapter_alike(
+    adapted: Callable[..., Any], trainer: Any, tmp_path: Path
+):
     ends = []
     for checkpointed in (False, True):
         model = adapted(True)
@@ -134,7 +168,12 @@ def test_the_best_adapter_is_loaded_at_the_end(adapted: Callable[..., Any], trai
     def evaluator(_: Any, step: int) -> dict[str, float | None]:
         return {"forgetting": {2: 0.9, 4: 0.7}[step]}
 
-    best = {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True, "metric_for_best_model": "forgetting"}
+    best = {
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "forgetting",
+    }
     extra = {"reference": AdapterOff(model), "evaluator": evaluator}
     settings = {**FIVE_STEPS, "max_steps": 4, **best, "greater_is_better": True}
     trainer(folder=tmp_path / "run", model=model, extra=extra, **settings).train()
@@ -150,14 +189,28 @@ def test_two_ranks_train_as_one(
     trained: bool, kind: Any, tiny_model: Any, trainer: Any, objective: Callable[..., Any], tmp_path: Path
 ) -> None:
     def run(name: str, **sizes: Any) -> None:
-        model = attach_adapter(tiny_model(seed=1, num_hidden_layers=1), {"type": "lora", "r": 2, "dropout": 0.0}, for_training=True)
+        model = attach_adapter(
+            tiny_model(seed=1, num_hidden_layers=1),
+            {"type": "lora", "r": 2, "dropout": 0.0},
+            for_training=True,
+        )
         for key, parameter in model.named_parameters():
             if trained and "lora_B" in key:
                 torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(8))
         settings = {**FIVE_STEPS, "save_steps": 5, "learning_rate": 1e-3, "use_cpu": True, **sizes}
-        trainer(folder=tmp_path / name, model=model, task=objective(**NPO_KL), extra={"reference": kind(model)}, **settings).train()
+        trainer(
+            folder=tmp_path / name,
+            model=model,
+            task=objective(**NPO_KL),
+            extra={"reference": kind(model)},
+            **settings,
+        ).train()
 
     run("one", per_device_train_batch_size=4, gradient_accumulation_steps=1)
-    on_two_ranks(lambda: run("two", per_device_train_batch_size=1, gradient_accumulation_steps=2, ddp_backend="gloo"))
-    one, two = (load_file(tmp_path / name / "checkpoint-5" / "adapter_model.safetensors") for name in ("one", "two"))
+    on_two_ranks(
+        lambda: run("two", per_device_train_batch_size=1, gradient_accumulation_steps=2, ddp_backend="gloo")
+    )
+    one, two = (
+        load_file(tmp_path / name / "checkpoint-5" / "adapter_model.safetensors") for name in ("one", "two")
+    )
     assert all(torch.allclose(value, two[key], rtol=0, atol=2e-5) for key, value in one.items())

@@ -10,7 +10,9 @@ from expunge.training.arguments import steps_per_epoch, training_arguments
 
 
 def build(tmp_path: Path, n_examples: int = 400, **args: Any) -> Any:
-    return training_arguments({"per_device_train_batch_size": 8, "gradient_accumulation_steps": 4, **args}, tmp_path, n_examples)
+    return training_arguments(
+        {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 4, **args}, tmp_path, n_examples
+    )
 
 
 def test_warm_up_in_epochs_is_so_many_epochs_of_steps(tmp_path: Path) -> None:
@@ -34,12 +36,24 @@ def test_what_the_loop_needs_is_fixed_and_nothing_hides_a_diverging_loss(tmp_pat
 
 def test_all_faults_are_told_together(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
-        build(tmp_path, learnin_rate=1, learning_rate=0, num_train_epochs=-1, gradient_accumulation_steps=0, label_smoothing_factor=0.1)
+        build(
+            tmp_path,
+            learnin_rate=1,
+            learning_rate=0,
+            num_train_epochs=-1,
+            gradient_accumulation_steps=0,
+            label_smoothing_factor=0.1,
+        )
     text = str(caught.value)
     assert len(caught.value.faults) == 5
     assert "unknown key in trainer.args 'learnin_rate'" in text
     assert "did you mean 'learning_rate'?" in text
-    for told in ("learning_rate is 0", "num_train_epochs is -1", "gradient_accumulation_steps is 0", "label_smoothing_factor"):
+    for told in (
+        "learning_rate is 0",
+        "num_train_epochs is -1",
+        "gradient_accumulation_steps is 0",
+        "label_smoothing_factor",
+    ):
         assert told in text
 
 

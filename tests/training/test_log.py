@@ -13,10 +13,15 @@ from expunge.core.layout import SOUL
 from expunge.training.records import RecordLog, read_records
 
 
-def test_a_record_holds_means_over_its_steps_of_every_term(trainer: Any, tiny_model: Any, tmp_path: Path) -> None:
+def test_a_record_holds_means_over_its_steps_of_every_term(
+    trainer: Any, tiny_model: Any, tmp_path: Path
+) -> None:
     """Logged every 3 steps of 4: the third step's record is the mean of the three that a run logged every step has."""
     fine, coarse = (
-        trainer(folder=tmp_path / str(every), model=tiny_model(seed=2), num_train_epochs=1, logging_steps=every) for every in (1, 3)
+        trainer(
+            folder=tmp_path / str(every), model=tiny_model(seed=2), num_train_epochs=1, logging_steps=every
+        )
+        for every in (1, 3)
     )
     fine.train()
     coarse.train()
@@ -45,18 +50,32 @@ def test_console_and_tensorboard_show_the_terms(trainer: Any, tmp_path: Path, ca
     assert {"train/loss", "train/npo", "train/retain_nll", "train/grad_norm"} <= set(shown)
 
 
-def test_finetuning_is_the_same_loop_on_the_retain_side_alone(trainer: Any, tiny_model: Any, retain_only: Any, tmp_path: Path) -> None:
+def test_finetuning_is_the_same_loop_on_the_retain_side_alone(
+    trainer: Any, tiny_model: Any, retain_only: Any, tmp_path: Path
+) -> None:
     from expunge.methods.objective import build_objective
 
     task = build_objective("expunge.methods.finetune:finetune", {})
-    run = trainer(folder=tmp_path / "run", task=task, pairs=retain_only, model=tiny_model(seed=2), num_train_epochs=6, learning_rate=1e-2)
+    run = trainer(
+        folder=tmp_path / "run",
+        task=task,
+        pairs=retain_only,
+        model=tiny_model(seed=2),
+        num_train_epochs=6,
+        learning_rate=1e-2,
+    )
     run.train()
     losses = [record["loss"] for record in read_records(tmp_path / "run") if "loss" in record]
     assert losses[-1] < 0.8 * losses[0]
 
 
 def test_a_best_metric_that_nobody_computes_is_told_with_what_there_is(trainer: Any) -> None:
-    args = {"save_strategy": "epoch", "eval_strategy": "epoch", "load_best_model_at_end": True, "metric_for_best_model": "forget_qualty"}
+    args = {
+        "save_strategy": "epoch",
+        "eval_strategy": "epoch",
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "forget_qualty",
+    }
     run = trainer(extra={"evaluator": lambda model, step: {"forget_quality": 0.5}}, **args)
     with pytest.raises(UserError, match="did you mean 'eval_forget_quality'"):
         run.train()
@@ -64,7 +83,9 @@ def test_a_best_metric_that_nobody_computes_is_told_with_what_there_is(trainer: 
 
 def test_every_record_says_what_the_run_has_taken(trainer: Any, tmp_path: Path) -> None:
     args = {"max_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
-    trainer(folder=tmp_path / "run", extra={"evaluator": lambda model, step: {"forget_quality": 0.5}}, **args).train()
+    trainer(
+        folder=tmp_path / "run", extra={"evaluator": lambda model, step: {"forget_quality": 0.5}}, **args
+    ).train()
     found = read_records(tmp_path / "run")
     assert [("loss" in record, "eval_forget_quality" in record, "train_loss" in record) for record in found] == [
         (True, False, False), (True, False, False), (False, True, False), (False, False, True),
@@ -85,12 +106,16 @@ def test_an_array_is_whole_after_every_record_and_outlives_every_torn_write(tmp_
             == [record["step"] for record in read_records(tmp_path)]
         )
         states.append(log.path.read_bytes())
-    # A record is written over the end of what was there: whatever part of it arrives, those before it are whole.
+    # A record is written over the end of what was there: whatever part of it arrives, those before it are
+    # whole.
     for before, after in pairwise(states):
         for written in range(len(after)):
             log.path.write_bytes(after[:written] + before[written:])
             found = [record["step"] for record in read_records(tmp_path)]
-            assert found in (list(range(1, before.count(b"text") + 1)), list(range(1, after.count(b"text") + 1)))
+            assert found in (
+                list(range(1, before.count(b"text") + 1)),
+                list(range(1, after.count(b"text") + 1)),
+            )
     for written in range(len(states[2]) - len("]\n"), len(states[3]), 5):
         log.path.write_bytes(states[3][:written] + states[2][written:])
         again = RecordLog(log.path)
@@ -101,7 +126,9 @@ def test_an_array_is_whole_after_every_record_and_outlives_every_torn_write(tmp_
 
 def test_tensorboard_writes_where_the_layout_says(trainer: Any, tmp_path: Path) -> None:
     extra = {"layout": SOUL, "run_dir": tmp_path / "run"}
-    trainer(folder=tmp_path / "run" / "checkpoints", max_steps=1, report_to="tensorboard", extra=extra).train()
+    trainer(
+        folder=tmp_path / "run" / "checkpoints", max_steps=1, report_to="tensorboard", extra=extra
+    ).train()
     (event,) = (tmp_path / "run").rglob("events.out.tfevents.*")
     assert event.parent == tmp_path / "run" / "logs"
     assert len(json.loads((tmp_path / "run" / "log.json").read_text())) == 2

@@ -29,13 +29,18 @@ from expunge.training.stepping import check_sharding
 
 GRAD_DIFF = "expunge.methods.grad_diff:grad_diff"
 SAM_SGD = {"handler": "sgd", "rules": {"sam": {"rho": 0.05}}}
-# Three steps without moving: what the optimizer has summed up then is a polynomial of gradients, which a division by them is not.
+# Three steps without moving: what the optimizer has summed up then is a polynomial of gradients, which a
+# division by them is not.
 STILL = {"learning_rate": 1e-30, "weight_decay": 0.0, "max_grad_norm": 0.0, "max_steps": 3}
 
 
 def given(spec: Any, mask: Any = None) -> dict[str, Any]:
     """The trainer's arguments for a specification, as `pipelines.stepping` gives them."""
-    return {"optimizer_factory": optimizer_factory(spec), "rules_factory": partial(build_rules, spec), "mask": mask}
+    return {
+        "optimizer_factory": optimizer_factory(spec),
+        "rules_factory": partial(build_rules, spec),
+        "mask": mask,
+    }
 
 
 def flat(model: torch.nn.Module) -> torch.Tensor:
@@ -77,7 +82,10 @@ class Noting(StepRule):
             torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
         clear_gradients(model)
         step.closure()
-        assert all(torch.equal(parameter.grad, gradient) for parameter, gradient in zip(model.parameters(), first, strict=True))
+        assert all(
+            torch.equal(parameter.grad, gradient)
+            for parameter, gradient in zip(model.parameters(), first, strict=True)
+        )
         assert (forget - torch.cat([gradient.flatten() for gradient in first])).norm() > 0.1 * forget.norm()
         self.calls.append(("done", step.number, step.seed))
 
@@ -85,12 +93,21 @@ class Noting(StepRule):
         return {"noted": float(len(self.calls))}
 
 
-def test_rules_are_called_about_each_step_and_can_have_its_gradient_again(trainer: Any, plain: Any, tmp_path: Path) -> None:
+def test_rules_are_called_about_each_step_and_can_have_its_gradient_again(
+    trainer: Any, plain: Any, tmp_path: Path
+) -> None:
     """13 rows by 2 x 2: an epoch of 4, 4, 4 and 1 rows. The closure gives the step's gradient to the bit, as a sum over sides nearly so."""
     rule = Noting()
-    trainer(model=plain(), extra={"rules_factory": lambda optimizer, mask: [rule]}, num_train_epochs=1).train()
+    trainer(
+        model=plain(), extra={"rules_factory": lambda optimizer, mask: [rule]}, num_train_epochs=1
+    ).train()
     assert rule.calls[0] == ("attach", "AdamW")
-    assert rule.calls[1::2] == [("begin", 0, [2, 2]), ("begin", 1, [2, 2]), ("begin", 2, [2, 2]), ("begin", 3, [1])]
+    assert rule.calls[1::2] == [
+        ("begin", 0, [2, 2]),
+        ("begin", 1, [2, 2]),
+        ("begin", 2, [2, 2]),
+        ("begin", 3, [1]),
+    ]
     assert rule.calls[2::2] == [("done", step, 3) for step in range(4)]
     assert [record["noted"] for record in read_records(tmp_path / "run") if "loss" in record] == [3, 5, 7, 9]
 
@@ -110,7 +127,9 @@ def test_nothing_chosen_changes_nothing_and_adamw_is_the_default(trainer: Any, t
 
 
 @pytest.mark.parametrize("mode", ["gnb", "hutchinson", "empirical"])
-def test_sophia_sums_up_the_same_however_a_step_is_cut(trainer: Any, plain: Any, tmp_path: Path, mode: str) -> None:
+def test_sophia_sums_up_the_same_however_a_step_is_cut(
+    trainer: Any, plain: Any, tmp_path: Path, mode: str
+) -> None:
     states = []
     for rows, cuts in ((4, 1), (1, 4)):
         run = trainer(
@@ -120,7 +139,12 @@ def test_sophia_sums_up_the_same_however_a_step_is_cut(trainer: Any, plain: Any,
         run.train()
         optimizer = run.optimizer.optimizer
         assert isinstance(optimizer, Sophia)
-        states.append({key: torch.cat([s[key].flatten() for s in optimizer.state.values()]) for key in ("exp_avg", "hessian")})
+        states.append(
+            {
+                key: torch.cat([s[key].flatten() for s in optimizer.state.values()])
+                for key in ("exp_avg", "hessian")
+            }
+        )
     assert states[0]["hessian"].abs().max() > 0
     for state in states[1:]:
         for key, value in state.items():
@@ -128,8 +152,12 @@ def test_sophia_sums_up_the_same_however_a_step_is_cut(trainer: Any, plain: Any,
             torch.testing.assert_close(value, states[0][key], rtol=1e-3, atol=1e-5 * scale)
 
 
-@pytest.mark.parametrize("rule", [{"sam": {"rho": 0.05}}, {"random_smoothing": {"samples": 2, "sigma": 0.02}}])
-def test_rules_that_move_weights_do_the_same_however_a_step_is_cut(trainer: Any, plain: Any, tmp_path: Path, rule: Any) -> None:
+@pytest.mark.parametrize(
+    "rule", [{"sam": {"rho": 0.05}}, {"random_smoothing": {"samples": 2, "sigma": 0.02}}]
+)
+def test_rules_that_move_weights_do_the_same_however_a_step_is_cut(
+    trainer: Any, plain: Any, tmp_path: Path, rule: Any
+) -> None:
     ends, start = [], flat(plain())
     for rows, cuts in ((4, 1), (1, 4)):
         run = trainer(
@@ -139,7 +167,12 @@ def test_rules_that_move_weights_do_the_same_however_a_step_is_cut(trainer: Any,
         run.train()
         ends.append(flat(run.model) - start)
     unruled = trainer(
-        folder=tmp_path / "bare", model=plain(), extra=given({"handler": "sgd"}), max_steps=4, learning_rate=0.1, warmup_epochs=0
+        folder=tmp_path / "bare",
+        model=plain(),
+        extra=given({"handler": "sgd"}),
+        max_steps=4,
+        learning_rate=0.1,
+        warmup_epochs=0,
     )
     unruled.train()
     assert (flat(unruled.model) - start - ends[0]).norm() > 0.01 * ends[0].norm()
@@ -148,12 +181,20 @@ def test_rules_that_move_weights_do_the_same_however_a_step_is_cut(trainer: Any,
 
 
 @pytest.mark.parametrize("spec", [{}, {"handler": "sophia", "mode": "empirical"}, SAM_SGD])
-def test_masked_weights_keep_their_bits_in_the_saved_model(trainer: Any, plain: Any, tmp_path: Path, spec: Any) -> None:
+def test_masked_weights_keep_their_bits_in_the_saved_model(
+    trainer: Any, plain: Any, tmp_path: Path, spec: Any
+) -> None:
     model = plain()
     start = {name: value.clone() for name, value in model.state_dict().items()}
     mask = mask_of({"handler": "random", "ratio": 0.3}, model)
     assert mask is not None
-    settings = {"save_strategy": "epoch", "num_train_epochs": 1, "weight_decay": 0.5, "learning_rate": 0.05, "warmup_epochs": 0}
+    settings = {
+        "save_strategy": "epoch",
+        "num_train_epochs": 1,
+        "weight_decay": 0.5,
+        "learning_rate": 0.05,
+        "warmup_epochs": 0,
+    }
     trainer(model=model, extra=given(spec, mask), **settings).train()
     saved = load_file(str(tmp_path / "run" / "checkpoint-4" / "model.safetensors"))
     moved = 0
@@ -175,13 +216,20 @@ def test_a_mask_without_a_choice_of_optimizer(trainer: Any, plain: Any) -> None:
     assert [type(rule) for rule in run.rules] == [MaskRule]
 
 
-def test_resumed_with_sophia_smoothing_and_a_mask_equals_uninterrupted(trainer: Any, tiny_model: Any, tmp_path: Path) -> None:
+def test_resumed_with_sophia_smoothing_and_a_mask_equals_uninterrupted(
+    trainer: Any, tiny_model: Any, tmp_path: Path
+) -> None:
     """With dropout. Step 3 lies between two estimates of the curvature (at 0, 5), so h has to come from the checkpoint."""
     spec = {"handler": "sophia", "every": 5, "rules": {"random_smoothing": {"sigma": 0.01}}}
 
     def start(folder: Path) -> Any:
         model = tiny_model(seed=1, attention_dropout=0.1, num_hidden_layers=1)
-        return trainer(folder=folder, model=model, extra=given(spec, mask_of({"handler": "random", "ratio": 0.5}, model)), **SETTINGS)
+        return trainer(
+            folder=folder,
+            model=model,
+            extra=given(spec, mask_of({"handler": "random", "ratio": 0.5}, model)),
+            **SETTINGS,
+        )
 
     start(tmp_path / "run").train()
     expected = final_state(tmp_path / "run")
@@ -197,21 +245,34 @@ def test_a_state_of_another_mode_is_refused(trainer: Any, plain: Any) -> None:
     settings = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2}
     trainer(model=plain(), extra=given({"handler": "sophia", "mode": "off"}), **settings).train()
     with pytest.raises(UserError, match="mode off, the run's mode is gnb"):
-        trainer(model=plain(), extra=given({"handler": "sophia"}), **settings).train(resume_from_checkpoint=True)
+        trainer(model=plain(), extra=given({"handler": "sophia"}), **settings).train(
+            resume_from_checkpoint=True
+        )
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_two_ranks_take_the_steps_of_one(trainer: Any, objective: Any, plain: Any, tmp_path: Path) -> None:
     def run(folder: str, rows: int, cuts: int, **more: Any) -> None:
         model = plain()
-        extra = given({"handler": "sgd", "rules": {"sam": {"rho": 0.05}}}, mask_of({"handler": "random", "ratio": 0.4}, model))
-        args = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": cuts, "num_train_epochs": 1, "use_cpu": True, **more}
+        extra = given(
+            {"handler": "sgd", "rules": {"sam": {"rho": 0.05}}},
+            mask_of({"handler": "random", "ratio": 0.4}, model),
+        )
+        args = {
+            "per_device_train_batch_size": rows,
+            "gradient_accumulation_steps": cuts,
+            "num_train_epochs": 1,
+            "use_cpu": True,
+            **more,
+        }
         args |= {"save_strategy": "epoch", "learning_rate": 0.1, "warmup_epochs": 0}
         trainer(folder=tmp_path / folder, task=objective(GRAD_DIFF), model=model, extra=extra, **args).train()
 
     run("one", 4, 1)
     on_two_ranks(lambda: run("two", 1, 2, ddp_backend="gloo"))
-    one, two = (load_file(str(tmp_path / name / "checkpoint-4" / "model.safetensors")) for name in ("one", "two"))
+    one, two = (
+        load_file(str(tmp_path / name / "checkpoint-4" / "model.safetensors")) for name in ("one", "two")
+    )
     start, moved = plain().state_dict(), 0.0
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5)
@@ -223,13 +284,20 @@ def test_two_ranks_take_the_steps_of_one(trainer: Any, objective: Any, plain: An
 def test_a_rule_about_a_side_without_terms_is_refused(trainer: Any, retain_only: Any, objective: Any) -> None:
     finetuning = objective("expunge.methods.finetune:finetune", retain="none")
     run = trainer(task=finetuning, pairs=retain_only, extra={**given(SAM_SGD), "reference": None})
-    with pytest.raises(UserError, match=r"SAM is about terms averaged over the side 'forget'.*\n.*side=null, or of retain"):
+    with pytest.raises(
+        UserError, match=r"SAM is about terms averaged over the side 'forget'.*\n.*side=null, or of retain"
+    ):
         run.train()
 
 
 def test_what_sharded_weights_cannot_have() -> None:
-    fsdp, deepspeed, whole = (SimpleNamespace(deepspeed=d, fsdp=f) for d, f in ((None, True), ("zero.json", None), (None, None)))
-    curvature = {mode: SophiaCurvature(Sophia([torch.nn.Parameter(torch.ones(1))], mode=mode)) for mode in ("gnb", "empirical")}
+    fsdp, deepspeed, whole = (
+        SimpleNamespace(deepspeed=d, fsdp=f) for d, f in ((None, True), ("zero.json", None), (None, None))
+    )
+    curvature = {
+        mode: SophiaCurvature(Sophia([torch.nn.Parameter(torch.ones(1))], mode=mode))
+        for mode in ("gnb", "empirical")
+    }
     check_sharding(whole, chosen=True, masked=True, rules=[SAM(), *curvature.values()])
     check_sharding(fsdp, chosen=True, rules=[curvature["empirical"]])
     with pytest.raises(UserError) as fault:
@@ -254,11 +322,22 @@ def test_the_launcher_shards_as_the_arguments_do(monkeypatch: pytest.MonkeyPatch
 def stepping(plain: Any, pairs: Any, tmp_path: Path) -> Callable[..., Any]:
     """`stepping(model=None, rows=2, sides=(...), **trainer)`: what the pipeline hands to the trainer."""
     data = pairs()
-    rows_of = {side: SimpleNamespace(encoded=[data[row][side] for row in range(len(data))]) for side in ("forget", "retain")}
+    rows_of = {
+        side: SimpleNamespace(encoded=[data[row][side] for row in range(len(data))])
+        for side in ("forget", "retain")
+    }
 
-    def build(model: Any = None, rows: int = 2, folder: str = "run", sides: tuple[str, ...] = ("forget", "retain"), **trainer: Any) -> Any:
+    def build(
+        model: Any = None,
+        rows: int = 2,
+        folder: str = "run",
+        sides: tuple[str, ...] = ("forget", "retain"),
+        **trainer: Any,
+    ) -> Any:
         cfg, run = Config({"seed": 3, "trainer": trainer}), SimpleNamespace(path=tmp_path / folder)
-        args = SimpleNamespace(per_device_train_batch_size=rows, device=torch.device("cpu"), deepspeed=None, fsdp=None)
+        args = SimpleNamespace(
+            per_device_train_batch_size=rows, device=torch.device("cpu"), deepspeed=None, fsdp=None
+        )
         return stepping_of(cfg, run, model or plain(), {side: rows_of[side] for side in sides}, args, 4)
 
     return build
@@ -272,7 +351,9 @@ def test_nothing_chosen_is_nothing_made(stepping: Any, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_mask_is_made_once_from_all_rows_and_kept_with_the_run(stepping: Any, plain: Any, pairs: Any, tmp_path: Path) -> None:
+def test_a_mask_is_made_once_from_all_rows_and_kept_with_the_run(
+    stepping: Any, plain: Any, pairs: Any, tmp_path: Path
+) -> None:
     wagle = {"handler": "expunge.optim.scores:wagle", "ratio": 0.25}
     mask = stepping(mask=wagle)["mask"]
     assert mask.num_allowed == round(0.25 * mask.num_weights)
@@ -291,7 +372,9 @@ def test_a_mask_is_made_once_from_all_rows_and_kept_with_the_run(stepping: Any, 
 def test_a_mask_of_another_model_is_refused(stepping: Any, tiny_model: Any) -> None:
     stepping(mask={"handler": "expunge.optim.scores:magnitude"})
     with pytest.raises(UserError, match="is of another model"):
-        stepping(model=tiny_model(seed=5, num_hidden_layers=1), mask={"handler": "expunge.optim.scores:magnitude"})
+        stepping(
+            model=tiny_model(seed=5, num_hidden_layers=1), mask={"handler": "expunge.optim.scores:magnitude"}
+        )
 
 
 def test_a_mask_without_its_rows_is_refused_and_leaves_nothing(stepping: Any, tmp_path: Path) -> None:

@@ -21,7 +21,9 @@ def dealt(size: int, batch: int, world: int, epoch: int = 0) -> list[list[list[K
     return ranks
 
 
-@pytest.mark.parametrize(("size", "batch", "world"), [(13, 4, 1), (13, 2, 2), (13, 3, 2), (13, 2, 3), (3, 1, 4), (8, 4, 2)])
+@pytest.mark.parametrize(
+    ("size", "batch", "world"), [(13, 4, 1), (13, 2, 2), (13, 3, 2), (13, 2, 3), (3, 1, 4), (8, 4, 2)]
+)
 def test_every_row_once_and_as_many_micro_batches_on_every_rank(size: int, batch: int, world: int) -> None:
     ranks = dealt(size, batch, world)
     assert len({len(rank) for rank in ranks}) == 1
@@ -36,7 +38,9 @@ def test_a_step_takes_the_same_rows_on_one_rank_and_on_two() -> None:
     for step in range(2):
         rows = {key.row for key in one[0][step]}
         assert {key.row for rank in two for key in rank[step]} == rows
-        assert {key.row for rank in four for keys in rank[2 * step : 2 * step + 2] for key in keys if key.counted} == rows
+        assert {
+            key.row for rank in four for keys in rank[2 * step : 2 * step + 2] for key in keys if key.counted
+        } == rows
 
 
 def test_the_order_hangs_on_seed_and_epoch_alone() -> None:

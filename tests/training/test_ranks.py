@@ -30,7 +30,12 @@ def on_two_ranks(job: Callable[[], None]) -> None:
             try:
                 from accelerate.state import AcceleratorState, GradientState
 
-                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+                os.environ |= {
+                    "RANK": str(rank),
+                    "LOCAL_RANK": str(rank),
+                    "WORLD_SIZE": "2",
+                    "MASTER_ADDR": "127.0.0.1",
+                }
                 os.environ |= {"MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
                 AcceleratorState._reset_state(reset_partial_state=True)
                 GradientState._reset_state()
@@ -45,35 +50,62 @@ def on_two_ranks(job: Callable[[], None]) -> None:
 
 @pytest.mark.parametrize(("batch", "accumulation", "sequential"), [(2, 1, False), (1, 2, True)])
 def test_one_rank_is_two_ranks(
-    batch: int, accumulation: int, sequential: bool, trainer: Any, tiny_model: Any, objective: Any, tmp_path: Path
+    batch: int,
+    accumulation: int,
+    sequential: bool,
+    trainer: Any,
+    tiny_model: Any,
+    objective: Any,
+    tmp_path: Path,
 ) -> None:
-    # NPO counts sequences and its retain term tokens. 13 rows in steps of 4: the last step has one row, so a rank has none.
+    # NPO counts sequences and its retain term tokens. 13 rows in steps of 4: the last step has one row, so a
+    # rank has none.
     def run(name: str, rows: int, cuts: int) -> None:
-        args = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3, "logging_steps": 2, "use_cpu": True}
+        args = {
+            "num_train_epochs": 2,
+            "save_strategy": "steps",
+            "save_steps": 3,
+            "logging_steps": 2,
+            "use_cpu": True,
+        }
         sizes = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": cuts}
         sizes |= {"ddp_backend": "gloo"} if name == "two" else {}
         extra = {"sequential_terms": sequential}
-        trainer(folder=tmp_path / name, model=tiny_model(seed=2), task=objective(), extra=extra, **args, **sizes).train()
+        trainer(
+            folder=tmp_path / name, model=tiny_model(seed=2), task=objective(), extra=extra, **args, **sizes
+        ).train()
 
     run("one", 4, 1)
     on_two_ranks(lambda: run("two", batch, accumulation))
-    # transformers counts an epoch's fraction, and operations, by padded micro-batches, which are cut otherwise.
+    # transformers counts an epoch's fraction, and operations, by padded micro-batches, which are cut
+    # otherwise.
     apart = (*WALL_CLOCK, "total_flos", "epoch")
     records = [
-        [{key: value for key, value in record.items() if key not in apart} for record in read_records(tmp_path / name)]
+        [
+            {key: value for key, value in record.items() if key not in apart}
+            for record in read_records(tmp_path / name)
+        ]
         for name in ("one", "two")
     ]
     assert len(records[0]) == 5
     for one, two in zip(*records, strict=True):
         assert one == pytest.approx(two, rel=1e-4)
-    one, two = (load_file(str(tmp_path / name / "checkpoint-8" / "model.safetensors")) for name in ("one", "two"))
+    one, two = (
+        load_file(str(tmp_path / name / "checkpoint-8" / "model.safetensors")) for name in ("one", "two")
+    )
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-3, atol=2e-5)
 
 
 def test_two_ranks_resume_bit_for_bit(trainer: Any, tmp_path: Path) -> None:
     """With dropout, so that each rank's own random state counts."""
-    args = {"per_device_train_batch_size": 1, "save_strategy": "steps", "save_steps": 3, "logging_steps": 2, "use_cpu": True}
+    args = {
+        "per_device_train_batch_size": 1,
+        "save_strategy": "steps",
+        "save_steps": 3,
+        "logging_steps": 2,
+        "use_cpu": True,
+    }
     args |= {"ddp_backend": "gloo"}
 
     def whole_then_from_the_middle() -> None:
@@ -88,10 +120,16 @@ def test_two_ranks_resume_bit_for_bit(trainer: Any, tmp_path: Path) -> None:
 
     on_two_ranks(whole_then_from_the_middle)
     for name in ("model.safetensors", "rng_state_1.safetensors", "sums_1.safetensors"):
-        whole, resumed = load_file(str(tmp_path / "kept" / name)), load_file(str(tmp_path / "run" / "checkpoint-8" / name))
+        whole, resumed = (
+            load_file(str(tmp_path / "kept" / name)),
+            load_file(str(tmp_path / "run" / "checkpoint-8" / name)),
+        )
         assert all(torch.equal(resumed[key], value) for key, value in whole.items()), name
     logs = [
-        [{key: value for key, value in record.items() if key not in WALL_CLOCK} for record in read_records(folder)]
+        [
+            {key: value for key, value in record.items() if key not in WALL_CLOCK}
+            for record in read_records(folder)
+        ]
         for folder in (tmp_path, tmp_path / "run")
     ]
     assert logs[0] == logs[1]

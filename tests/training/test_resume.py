@@ -20,9 +20,14 @@ from expunge.training.checkpoint import complete_checkpoints, newest_complete_ch
 from expunge.training.records import WALL_CLOCK, RecordLog, read_records
 from expunge.training.resumable import ResumableTrainer
 
-# 13 rows in steps of 4: 4 steps an epoch, the last one short; 2 epochs = 8 steps. Saving every 3 and logging every 5 steps never meet
-# but by chance, and both fall into the middle of epochs.
-SETTINGS: dict[str, Any] = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3, "logging_steps": 5}
+# 13 rows in steps of 4: 4 steps an epoch, the last one short; 2 epochs = 8 steps. Saving every 3 and logging
+# every 5 steps never meet but by chance, and both fall into the middle of epochs.
+SETTINGS: dict[str, Any] = {
+    "num_train_epochs": 2,
+    "save_strategy": "steps",
+    "save_steps": 3,
+    "logging_steps": 5,
+}
 LAST = 8
 
 
@@ -33,7 +38,10 @@ class Killed(BaseException):
 def final_state(folder: Path) -> dict[str, Any]:
     """All that has to be equal at the end, as files of the last checkpoint."""
     last = folder / f"checkpoint-{LAST}"
-    records = [{key: value for key, value in record.items() if key not in WALL_CLOCK} for record in read_records(folder)]
+    records = [
+        {key: value for key, value in record.items() if key not in WALL_CLOCK}
+        for record in read_records(folder)
+    ]
     state = json.loads((last / "trainer_state.json").read_text())
     return {
         "weights": load_file(str(last / "model.safetensors")),
@@ -43,7 +51,10 @@ def final_state(folder: Path) -> dict[str, Any]:
         "scheduler": torch.load(last / "scheduler.pt", weights_only=True),
         "records": records,
         "order": json.loads((folder / "pairs" / "order.json").read_text()),
-        "progress": {key: state[key] for key in ("epoch", "global_step", "total_flos", "best_metric", "best_global_step")},
+        "progress": {
+            key: state[key]
+            for key in ("epoch", "global_step", "total_flos", "best_metric", "best_global_step")
+        },
     }
 
 
@@ -78,7 +89,14 @@ def expected(uninterrupted: dict[str, Any], trainer: Any, tmp_path: Path) -> dic
     return uninterrupted
 
 
-def nth_call(target: Any, name: str, count: int, monkeypatch: pytest.MonkeyPatch, act: Callable[[], None], after: bool = False) -> None:
+def nth_call(
+    target: Any,
+    name: str,
+    count: int,
+    monkeypatch: pytest.MonkeyPatch,
+    act: Callable[[], None],
+    after: bool = False,
+) -> None:
     """Have the `count`-th call of a function run `act` before or after it."""
     original, calls = getattr(target, name), []
 
@@ -98,7 +116,8 @@ def kill() -> None:
     raise Killed
 
 
-# Where a run may die: the function, its how-manieth call, before or after it, and the checkpoint that is the newest then.
+# Where a run may die: the function, its how-manieth call, before or after it, and the checkpoint that is the
+# newest then.
 POINTS = {
     "before the first checkpoint": (ResumableTrainer, "end_step", 2, False, None),
     "between two checkpoints": (ResumableTrainer, "begin_step", 8, False, 6),
@@ -115,8 +134,12 @@ POINTS = {
 SLOW = ("before the first checkpoint", "while weights are written", "after the mark, before the rename")
 
 
-@pytest.mark.parametrize("point", [pytest.param(point, marks=pytest.mark.slow) if point in SLOW else point for point in POINTS])
-def test_a_run_that_dies_anywhere_ends_as_if_it_had_not(point: str, expected: dict[str, Any], trainer: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "point", [pytest.param(point, marks=pytest.mark.slow) if point in SLOW else point for point in POINTS]
+)
+def test_a_run_that_dies_anywhere_ends_as_if_it_had_not(
+    point: str, expected: dict[str, Any], trainer: Any, tmp_path: Path
+) -> None:
     target, name, count, after, newest = POINTS[point]
     run = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
@@ -134,13 +157,17 @@ def test_a_run_that_dies_anywhere_ends_as_if_it_had_not(point: str, expected: di
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("point", ["while weights are written"])
-def test_a_process_killed_by_sigkill_resumes(point: str, expected: dict[str, Any], trainer: Any, tmp_path: Path) -> None:
+def test_a_process_killed_by_sigkill_resumes(
+    point: str, expected: dict[str, Any], trainer: Any, tmp_path: Path
+) -> None:
     target, name, count, after, newest = POINTS[point]
     run = tmp_path / "run"
     child = os.fork()
     if child == 0:
         try:
-            nth_call(target, name, count, pytest.MonkeyPatch(), lambda: os.kill(os.getpid(), signal.SIGKILL), after)
+            nth_call(
+                target, name, count, pytest.MonkeyPatch(), lambda: os.kill(os.getpid(), signal.SIGKILL), after
+            )
             trainer(folder=run, **SETTINGS).train()
         finally:
             os._exit(1)
@@ -150,7 +177,9 @@ def test_a_process_killed_by_sigkill_resumes(point: str, expected: dict[str, Any
     assert_same(final_state(run), expected)
 
 
-def test_a_named_checkpoint_goes_back_behind_later_ones(expected: dict[str, Any], trainer: Any, tmp_path: Path) -> None:
+def test_a_named_checkpoint_goes_back_behind_later_ones(
+    expected: dict[str, Any], trainer: Any, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     trainer(folder=run, **SETTINGS).train()
     trainer(folder=run, **SETTINGS).train(resume_from_checkpoint=str(run / "checkpoint-3"))
@@ -169,7 +198,9 @@ def best_in_the_middle(model: Any, step: int) -> dict[str, float | None]:
     return {"forgetting": {4: 0.9, 8: 0.7}[step], "unscored": None}
 
 
-def test_the_best_model_is_loaded_and_evaluating_changes_no_training(expected: dict[str, Any], trainer: Any, tmp_path: Path) -> None:
+def test_the_best_model_is_loaded_and_evaluating_changes_no_training(
+    expected: dict[str, Any], trainer: Any, tmp_path: Path
+) -> None:
     run = trainer(folder=tmp_path / "run", extra={"evaluator": best_in_the_middle}, **EPOCHWISE)
     run.train()
     assert same(load_file(str(tmp_path / "run" / "checkpoint-8" / "model.safetensors")), expected["weights"])
@@ -238,7 +269,9 @@ class Counting:
         return task
 
 
-def test_an_objectives_state_is_saved_and_told_every_steps_values(trainer: Any, objective: Any, tmp_path: Path) -> None:
+def test_an_objectives_state_is_saved_and_told_every_steps_values(
+    trainer: Any, objective: Any, tmp_path: Path
+) -> None:
     whole, stopped, resumed = (Counting(objective()) for _ in range(3))
     trainer(folder=tmp_path / "whole", task=whole, **SETTINGS).train()
     with pytest.MonkeyPatch.context() as patch:
@@ -265,9 +298,14 @@ def test_keyboard_interrupt_says_how_to_go_on(trainer: Any, tmp_path: Path, capl
 
 @pytest.mark.parametrize(
     "error",
-    [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")],
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
+    ],
 )
-def test_a_full_disk_is_told_and_leaves_nothing_half_written(error: Exception, trainer: Any, tmp_path: Path) -> None:
+def test_a_full_disk_is_told_and_leaves_nothing_half_written(
+    error: Exception, trainer: Any, tmp_path: Path
+) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise error
 
@@ -275,7 +313,11 @@ def test_a_full_disk_is_told_and_leaves_nothing_half_written(error: Exception, t
         nth_call(ResumableTrainer, "_save_optimizer_and_scheduler", 2, patch, fail)
         with pytest.raises(UserError, match="no space left"):
             trainer(folder=tmp_path / "run", **SETTINGS).train()
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint-3", "log.jsonl", "pairs"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "checkpoint-3",
+        "log.jsonl",
+        "pairs",
+    ]
 
 
 def test_bad_checkpoints_are_refused_by_name(trainer: Any, tmp_path: Path) -> None:
@@ -316,7 +358,10 @@ def test_only_so_many_checkpoints_are_kept_and_none_is_pickled(trainer: Any, tmp
     assert "training_args.bin" not in files
     for name in ("optimizer.pt", "scheduler.pt"):
         torch.load(run / "checkpoint-8" / name, weights_only=True)
-    assert {name for name in files if name.endswith((".pt", ".bin", ".pth", ".pkl"))} == {"optimizer.pt", "scheduler.pt"}
+    assert {name for name in files if name.endswith((".pt", ".bin", ".pth", ".pkl"))} == {
+        "optimizer.pt",
+        "scheduler.pt",
+    }
 
 
 def test_weights_alone_are_nothing_to_resume_from(trainer: Any, tmp_path: Path) -> None:

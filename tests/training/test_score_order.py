@@ -24,11 +24,17 @@ UIDS = ("d", "c", "b", "a")
 def dataset(name: str, size: int, alternates: bool = False) -> Dataset:
     rows = RowSet.of(name, [Row(f"{name}{n}", n, {}) for n in range(size)], "test")
     encoded = [Encoded((1, 5 + n, 2), (False, True, True), 2, 1, f"{name}{n}", n) for n in range(size)]
-    others = [Encoded((1, 50 + n, 2), (False, True, True), 2, 1, f"{name}{n}", n) for n in range(size)] if alternates else None
+    others = (
+        [Encoded((1, 50 + n, 2), (False, True, True), 2, 1, f"{name}{n}", n) for n in range(size)]
+        if alternates
+        else None
+    )
     return Dataset(name, rows, encoded, f"fp-{name}", others)
 
 
-def pairs(n_forget: int = 7, n_retain: int = 9, anchor: Any = "forget", alternates: bool = False) -> PairedDataset:
+def pairs(
+    n_forget: int = 7, n_retain: int = 9, anchor: Any = "forget", alternates: bool = False
+) -> PairedDataset:
     forget, retain = dataset("f", n_forget, alternates), dataset("r", n_retain)
     return PairedDataset(forget, retain, pairs_of(forget, retain, 3, 2, anchor))
 
@@ -44,8 +50,12 @@ def test_rows_are_sorted_by_score_and_equal_ones_by_uid(order: str, expected: st
 
 def test_selecting_is_apart_from_ordering() -> None:
     assert score_order(SCORES, UIDS) == (None, None)
-    assert score_order(SCORES, UIDS, select="first_k", k=2, select_by="score_desc") == ((2, 3), None), "b and a, as drawn"
-    assert score_order(SCORES, UIDS, select="first_k", k=3, order="score_asc") == ((0, 1, 3), (0, 2, 1)), "d, c, a; places d 0, c 2, a 1"
+    assert score_order(SCORES, UIDS, select="first_k", k=2, select_by="score_desc") == ((2, 3), None), (
+        "b and a, as drawn"
+    )
+    assert score_order(SCORES, UIDS, select="first_k", k=3, order="score_asc") == ((0, 1, 3), (0, 2, 1)), (
+        "d, c, a; places d 0, c 2, a 1"
+    )
     both = score_order(SCORES, UIDS, select="first_k", k=2, select_by="score_desc", order="score_asc")
     assert both == ((2, 3), (1, 0)), "b and a are kept, and a comes first"
     for settings, said in (
@@ -63,7 +73,10 @@ def test_a_subset_keeps_ids_and_alternates() -> None:
     whole = dataset("f", 5, alternates=True)
     part = subset(whole, (1, 4))
     assert part.rows.ids == ("f1", "f4")
-    assert [(row.row_id, row.row, row.input_ids) for row in part.encoded] == [("f1", 0, (1, 6, 2)), ("f4", 1, (1, 9, 2))]
+    assert [(row.row_id, row.row, row.input_ids) for row in part.encoded] == [
+        ("f1", 0, (1, 6, 2)),
+        ("f4", 1, (1, 9, 2)),
+    ]
     assert part.alternates is not None
     assert [row.input_ids[1] for row in part.alternates] == [51, 54]
     assert part.fingerprint not in (whole.fingerprint, subset(whole, (1, 3)).fingerprint)
@@ -72,7 +85,10 @@ def test_a_subset_keeps_ids_and_alternates() -> None:
 def gone_through(rows: Any, size: int, epoch: int, seed: int = 11) -> list[dict[str, str]]:
     """The ids of an epoch's rows, in the order in which training takes them."""
     rows.set_epoch(epoch)
-    return [{side: example.row_id for side, example in rows[item].items()} for item in epoch_order(size, seed, epoch)]
+    return [
+        {side: example.row_id for side, example in rows[item].items()}
+        for item in epoch_order(size, seed, epoch)
+    ]
 
 
 RANK = (3, 0, 6, 1, 5, 2, 4)
@@ -89,7 +105,9 @@ def test_the_uids_of_epoch_1_come_in_order_and_retain_rows_do_not_move() -> None
         assert [row["retain"] for row in gone_through(ordered, 7, epoch)] == [row["retain"] for row in drawn]
         assert [f"f{row}" for row in ordered.sequence(epoch)] == IN_ORDER
         assert [row["forget"] for row in drawn] != IN_ORDER
-    assert gone_through(ordered, 7, 0) != gone_through(ordered, 7, 1), "the retain rows of another epoch are others"
+    assert gone_through(ordered, 7, 0) != gone_through(ordered, 7, 1), (
+        "the retain rows of another epoch are others"
+    )
 
 
 def test_alternates_go_with_their_row() -> None:
@@ -152,13 +170,19 @@ def test_the_order_is_the_same_on_one_rank_and_on_two() -> None:
             sampler.set_epoch(1)
         dealt = [list(sampler) for sampler in samplers]
         keys = [[key for rank in dealt for key in rank[step] if key.counted] for step in range(len(dealt[0]))]
-        return [{(ordered[key.row]["forget"].row, ordered[key.row]["retain"].row) for key in step} for step in keys]
+        return [
+            {(ordered[key.row]["forget"].row, ordered[key.row]["retain"].row) for key in step}
+            for step in keys
+        ]
 
     assert steps(4, 1) == steps(2, 2)
 
 
 def test_a_stopped_run_goes_on_in_the_same_order(
-    trainer: Callable[..., Any], pairs: Callable[..., PairedDataset], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    trainer: Callable[..., Any],
+    pairs: Callable[..., PairedDataset],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     """Stopped in the middle of the first epoch: weights as those of a run that was not, bit for bit, and others than without an order."""
     from expunge.training.resumable import ResumableTrainer

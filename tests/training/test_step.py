@@ -24,14 +24,23 @@ class Gradients(TrainerCallback):
     def __init__(self) -> None:
         self.steps: list[torch.Tensor] = []
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        self.steps.append(torch.cat([p.grad.detach().flatten().clone() for p in model.parameters() if p.grad is not None]))
+    def on_pre_optimizer_step(
+        self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
+    ) -> None:
+        self.steps.append(
+            torch.cat([p.grad.detach().flatten().clone() for p in model.parameters() if p.grad is not None])
+        )
 
 
 def gradients(trainer: Any, batch: int, accumulation: int, **more: Any) -> list[torch.Tensor]:
     kept = Gradients()
     extra = {"callbacks": [kept], **more.pop("extra", {})}
-    args = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation, "num_train_epochs": 1, "max_grad_norm": 0.0}
+    args = {
+        "per_device_train_batch_size": batch,
+        "gradient_accumulation_steps": accumulation,
+        "num_train_epochs": 1,
+        "max_grad_norm": 0.0,
+    }
     trainer(extra=extra, **args, **more).train()
     return kept.steps
 
@@ -43,16 +52,22 @@ def plain(tiny_model: Any) -> Any:
 
 
 @pytest.mark.parametrize("handler", ["expunge.methods.npo:npo", GRAD_DIFF])
-def test_eight_by_one_is_four_by_two_is_two_by_four(trainer: Any, objective: Any, plain: Any, handler: str) -> None:
+def test_eight_by_one_is_four_by_two_is_two_by_four(
+    trainer: Any, objective: Any, plain: Any, handler: str
+) -> None:
     """13 rows: a step of 8 and a short one of 5, whose last micro-batch has one row."""
-    whole, halves, quarters = (gradients(trainer, b, a, task=objective(handler), model=plain()) for b, a in ((8, 1), (4, 2), (2, 4)))
+    whole, halves, quarters = (
+        gradients(trainer, b, a, task=objective(handler), model=plain()) for b, a in ((8, 1), (4, 2), (2, 4))
+    )
     assert len(whole) == len(halves) == len(quarters) == 2
     for step in range(2):
         torch.testing.assert_close(halves[step], whole[step], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(quarters[step], whole[step], rtol=1e-4, atol=1e-5)
 
 
-def test_the_gradient_is_that_of_the_mean_written_out(trainer: Any, objective: Any, plain: Any, pairs: Any) -> None:
+def test_the_gradient_is_that_of_the_mean_written_out(
+    trainer: Any, objective: Any, plain: Any, pairs: Any
+) -> None:
     """GradDiff by hand, model called row by row: 0.7 * mean of log p over forget labels + 1.3 * mean nll over retain labels."""
     first = gradients(trainer, 4, 2, task=objective(GRAD_DIFF), model=plain())[0]
     model, data, order = plain().train(), pairs(), epoch_order(13, 3, 0)[:8]
@@ -69,13 +84,17 @@ def test_the_gradient_is_that_of_the_mean_written_out(trainer: Any, objective: A
     torch.testing.assert_close(first, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_micro_batch_means_depend_on_the_cut_and_are_the_fields(trainer: Any, objective: Any, plain: Any) -> None:
+def test_micro_batch_means_depend_on_the_cut_and_are_the_fields(
+    trainer: Any, objective: Any, plain: Any
+) -> None:
     """Mean of the micro-batches' means: 4x2 is the average of two steps of 4x1 from the same weights, and not 8x1."""
     extra = {"normalise": "micro_batch"}
     task = objective(GRAD_DIFF)
     whole = gradients(trainer, 8, 1, task=task, model=plain(), extra=extra)[0]
     halves = gradients(trainer, 4, 2, task=task, model=plain(), extra=extra)[0]
-    apart = gradients(trainer, 4, 1, task=task, model=plain(), extra=extra, learning_rate=1e-30, weight_decay=0.0)
+    apart = gradients(
+        trainer, 4, 1, task=task, model=plain(), extra=extra, learning_rate=1e-30, weight_decay=0.0
+    )
     torch.testing.assert_close(halves, (apart[0] + apart[1]) / 2, rtol=1e-4, atol=1e-5)
     assert (halves - whole).norm() > 0.01 * whole.norm()
 
@@ -116,15 +135,23 @@ def test_terms_that_share_a_side_stay_together(objective: Any) -> None:
     alone = objective(GRAD_DIFF).terms
     assert [[term.side for term in group] for group in independent_groups(alone)] == [["forget"], ["retain"]]
     shared = (*alone, *objective("expunge.methods.npo:npo", retain="none").terms)
-    assert [[term.name for term in group] for group in independent_groups(shared)] == [["retain_nll"], ["grad_diff", "npo"]]
+    assert [[term.name for term in group] for group in independent_groups(shared)] == [
+        ["retain_nll"],
+        ["grad_diff", "npo"],
+    ]
 
 
 def test_a_filler_counts_for_nothing(tiny_model: Any, objective: Any, pairs: Any, make_collate: Any) -> None:
     data, model = pairs(), tiny_model(seed=2)
     filler = {"sides": make_collate([data[0]]), "counted": False}
-    assert count_step([filler], ["forget"], lambda total: total) == StepCounts({"forget": 0}, {"forget": 0}, 0)
+    assert count_step([filler], ["forget"], lambda total: total) == StepCounts(
+        {"forget": 0}, {"forget": 0}, 0
+    )
     loss, values = Driver(objective(GRAD_DIFF)).backward(
-        model, filler, StepCounts({"forget": 9, "retain": 9}, {"forget": 1, "retain": 1}, 1), lambda loss: loss.backward()
+        model,
+        filler,
+        StepCounts({"forget": 9, "retain": 9}, {"forget": 1, "retain": 1}, 1),
+        lambda loss: loss.backward(),
     )
     assert loss == 0
     assert values.tolist() == [0, 0]
@@ -148,7 +175,9 @@ def test_one_forward_a_side_however_many_needs(tiny_model: Any, pairs: Any, make
     assert len(calls) == 1
     assert set(found) == {*names, "retain_mask_BN"}
     assert found["forget_len_B"].tolist() == [sum(data[row]["forget"].label_mask) for row in range(3)]
-    by_hand = torch.stack([row[: int(n)].sum() for row, n in zip(found["forget_logp_BN"], found["forget_len_B"], strict=True)])
+    by_hand = torch.stack(
+        [row[: int(n)].sum() for row, n in zip(found["forget_logp_BN"], found["forget_len_B"], strict=True)]
+    )
     torch.testing.assert_close(found["forget_seq_logp_B"], by_hand)
 
 
@@ -167,8 +196,12 @@ def test_what_cannot_be_built_is_refused_before_training(trainer: Any, objective
 
 def test_a_loss_of_the_wrong_shape_is_told(objective: Any) -> None:
     term = objective(GRAD_DIFF).terms[0]
-    term.loss = type("Mean", (), {"spec": term.loss.spec, "__call__": lambda self, *_, **__: torch.zeros(())})()
-    quantities = {need.name: torch.zeros(2, 3) for need in term.needs} | {"forget_mask_BN": torch.ones(2, 3, dtype=torch.bool)}
+    term.loss = type(
+        "Mean", (), {"spec": term.loss.spec, "__call__": lambda self, *_, **__: torch.zeros(())}
+    )()
+    quantities = {need.name: torch.zeros(2, 3) for need in term.needs} | {
+        "forget_mask_BN": torch.ones(2, 3, dtype=torch.bool)
+    }
     with pytest.raises(UserError, match=r"returned \[\] instead of \[2, 3\]"):
         summed(term, quantities)
 

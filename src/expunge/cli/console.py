@@ -22,8 +22,8 @@ def setup_logging(verbose: bool = False) -> None:
     logger = logging.getLogger("expunge")
     logger.handlers[:] = [handler]
     logger.setLevel(level if first else logging.WARNING)
-    # Records still reach the root logger, for whoever listens there. With a handler of its own, even an idle one, no library will
-    # give it one that prints everything a second time.
+    # Records still reach the root logger, for whoever listens there. With a handler of its own, even an idle
+    # one, no library will give it one that prints everything a second time.
     logging.getLogger().addHandler(logging.NullHandler())
     logging.captureWarnings(True)
     warnings_log = logging.getLogger("py.warnings")

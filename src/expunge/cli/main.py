@@ -20,9 +20,18 @@ log = logging.getLogger(__name__)
 FAULTY = 2
 INTERRUPTED = 130
 SCORE = "expunge.pipelines.score"
-SCORING = ("difficulty.order=none", "difficulty.select=null", "difficulty.k=null", "difficulty.select_by=null")
+SCORING = (
+    "difficulty.order=none",
+    "difficulty.select=null",
+    "difficulty.k=null",
+    "difficulty.select_by=null",
+)
 """What makes a run's command line one that scores the rows."""
-PIPELINES = {"finetune": "expunge.pipelines.train", "unlearn": "expunge.pipelines.unlearn", "eval": "expunge.pipelines.evaluate"}
+PIPELINES = {
+    "finetune": "expunge.pipelines.train",
+    "unlearn": "expunge.pipelines.unlearn",
+    "eval": "expunge.pipelines.evaluate",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,7 +86,8 @@ def guarded(action: Callable[[], None]) -> int:
         print(f"\n{message}, where trainer.args.save_strategy has let it write one", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader (`| head`) has gone; nothing is left to be told, and python must not try to flush at exit.
+        # The reader (`| head`) has gone; nothing is left to be told, and python must not try to flush at
+        # exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
@@ -94,7 +104,10 @@ def _load(args: argparse.Namespace) -> Config:
     from expunge.config.validate import load_config
 
     if args.multirun:
-        raise UserError("-m (several runs from one command line) is not part of this version", "start one run for each value")
+        raise UserError(
+            "-m (several runs from one command line) is not part of this version",
+            "start one run for each value",
+        )
     return load_config(args.config_name or args.default_config_name, args.overrides, args.config_dir)
 
 
@@ -138,9 +151,14 @@ def _ls(args: argparse.Namespace) -> None:
 
     make_importable(args.config_dir)
     if args.kind is None:
-        print_table(("KIND", "CHOICES"), [(kind, str(len(entries(kind, args.config_dir)))) for kind in kinds(args.config_dir)])
+        print_table(
+            ("KIND", "CHOICES"),
+            [(kind, str(len(entries(kind, args.config_dir)))) for kind in kinds(args.config_dir)],
+        )
         return
-    print_table(("NAME", "WHAT IT IS"), [(entry.name, entry.summary) for entry in entries(args.kind, args.config_dir)])
+    print_table(
+        ("NAME", "WHAT IT IS"), [(entry.name, entry.summary) for entry in entries(args.kind, args.config_dir)]
+    )
 
 
 def _show(args: argparse.Namespace) -> None:
@@ -159,7 +177,8 @@ def _alternates(args: argparse.Namespace) -> None:
 
 
 def _score(args: argparse.Namespace) -> None:
-    # The command line of the run that will use the scores makes them too: what it does with them is left aside.
+    # The command line of the run that will use the scores makes them too: what it does with them is left
+    # aside.
     args.overrides = [*args.overrides, *SCORING]
     cfg = _load(args)
     setup_logging(args.verbose)

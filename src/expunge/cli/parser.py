@@ -6,7 +6,12 @@ import argparse
 
 import expunge
 
-CONFIG_NAMES = {"train": "train.yaml", "unlearn": "unlearn.yaml", "eval": "eval.yaml", "score": "unlearn.yaml"}
+CONFIG_NAMES = {
+    "train": "train.yaml",
+    "unlearn": "unlearn.yaml",
+    "eval": "eval.yaml",
+    "score": "unlearn.yaml",
+}
 
 OVERRIDES = """\
 Behind the options stand overrides, in hydra's grammar:
@@ -67,20 +72,44 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"expunge {expunge.__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb, summary in SUMMARY.items():
-        _run_options(_verb(verbs, verb, summary, f"Example:\n{EXAMPLES[verb]}\n{OVERRIDES}"), CONFIG_NAMES[verb])
-    validate = _verb(verbs, "validate", "check a command line and print what it would run", f"Example:\n{_as_validate()}\n{OVERRIDES}")
+        _run_options(
+            _verb(verbs, verb, summary, f"Example:\n{EXAMPLES[verb]}\n{OVERRIDES}"), CONFIG_NAMES[verb]
+        )
+    validate = _verb(
+        verbs,
+        "validate",
+        "check a command line and print what it would run",
+        f"Example:\n{_as_validate()}\n{OVERRIDES}",
+    )
     _run_options(validate, "unlearn.yaml")
     listing = _verb(verbs, "ls", "list choices", "Without KIND, the kinds there are.")
-    listing.add_argument("kind", nargs="?", metavar="KIND", help="methods, procedures, metrics, models, experiments, ...")
+    listing.add_argument(
+        "kind", nargs="?", metavar="KIND", help="methods, procedures, metrics, models, experiments, ..."
+    )
     _config_dir(listing)
     show = _verb(verbs, "show", "tell about one choice", "Example:\n  expunge show NPO\n")
     show.add_argument("name", metavar="NAME", help="a method, procedure, metric, model, experiment, ...")
     _config_dir(show)
     _alternates_options(verbs)
-    score = _verb(verbs, "score", "score how hard each forget row is to forget, for difficulty.order", f"{SCORE}\n{OVERRIDES}")
+    score = _verb(
+        verbs,
+        "score",
+        "score how hard each forget row is to forget, for difficulty.order",
+        f"{SCORE}\n{OVERRIDES}",
+    )
     _run_options(score, CONFIG_NAMES["score"])
-    demo = _verb(verbs, "demo", "see the whole thing work: train, unlearn three ways, evaluate, compare", "Needs neither GPU nor network.")
-    demo.add_argument("--output-dir", default=".demo", metavar="DIR", help="where models and results go (default: %(default)s)")
+    demo = _verb(
+        verbs,
+        "demo",
+        "see the whole thing work: train, unlearn three ways, evaluate, compare",
+        "Needs neither GPU nor network.",
+    )
+    demo.add_argument(
+        "--output-dir",
+        default=".demo",
+        metavar="DIR",
+        help="where models and results go (default: %(default)s)",
+    )
     demo.add_argument("--seed", type=int, default=0, help="seed of everything drawn (default: %(default)s)")
     demo.add_argument("-v", "--verbose", action="store_true", help="log more")
     return parser
@@ -88,32 +117,62 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _alternates_options(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     summary = "have the model write other answers to the forget questions, for AltPO and ELM"
-    alternates = _verb(verbs, "alternates", summary, f"Examples, for AltPO and for ELM:\n{ALTERNATES}\n{OVERRIDES}")
+    alternates = _verb(
+        verbs, "alternates", summary, f"Examples, for AltPO and for ELM:\n{ALTERNATES}\n{OVERRIDES}"
+    )
     alternates.add_argument("--output", required=True, metavar="FILE", help="the JSON file to write")
-    alternates.add_argument("--count", type=int, metavar="N", help="answers a row (default: 5; with --novice-of 1)")
-    alternates.add_argument("--temperature", type=float, default=1.0, metavar="T", help="of sampling (default: %(default)s)")
-    alternates.add_argument("--max-new-tokens", type=int, default=200, metavar="N", help="of an answer (default: %(default)s)")
-    alternates.add_argument("--prompt", metavar="TEXT", help="what is asked, with {question} and {answer} in it")
+    alternates.add_argument(
+        "--count", type=int, metavar="N", help="answers a row (default: 5; with --novice-of 1)"
+    )
+    alternates.add_argument(
+        "--temperature", type=float, default=1.0, metavar="T", help="of sampling (default: %(default)s)"
+    )
+    alternates.add_argument(
+        "--max-new-tokens", type=int, default=200, metavar="N", help="of an answer (default: %(default)s)"
+    )
+    alternates.add_argument(
+        "--prompt", metavar="TEXT", help="what is asked, with {question} and {answer} in it"
+    )
     about = "for ELM: change the subject and write as one who knows nothing of this, away from how an expert would"
     alternates.add_argument("--novice-of", metavar="CONCEPT", help=about)
-    alternates.add_argument("--strength", type=float, metavar="S", help="how far from expert to novice, with --novice-of (default: 3)")
-    alternates.add_argument("--lead", metavar="TEXT", help="the sentence that changes the subject (default: one of four in turn)")
+    alternates.add_argument(
+        "--strength",
+        type=float,
+        metavar="S",
+        help="how far from expert to novice, with --novice-of (default: 3)",
+    )
+    alternates.add_argument(
+        "--lead", metavar="TEXT", help="the sentence that changes the subject (default: one of four in turn)"
+    )
     for who in ("expert", "novice"):
-        alternates.add_argument(f"--{who}-prompt", metavar="TEXT", help="beginning of a text by one, with {concept} (default: ELM's)")
+        alternates.add_argument(
+            f"--{who}-prompt",
+            metavar="TEXT",
+            help="beginning of a text by one, with {concept} (default: ELM's)",
+        )
     _run_options(alternates, "unlearn.yaml")
 
 
 def script_parser(prog: str, config_name: str) -> argparse.ArgumentParser:
     """The parser of `src/train.py` and `src/eval.py`, which take the field's command lines."""
-    parser = argparse.ArgumentParser(prog=prog, epilog=OVERRIDES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog=prog, epilog=OVERRIDES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     _run_options(parser, config_name)
     return parser
 
 
-def _verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str, epilog: str) -> argparse.ArgumentParser:
+def _verb(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str, epilog: str
+) -> argparse.ArgumentParser:
     description = summary[0].upper() + summary[1:] + "."
     return verbs.add_parser(
-        name, help=summary, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        name,
+        help=summary,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
 
 
@@ -122,13 +181,28 @@ def _as_validate() -> str:
 
 
 def _run_options(parser: argparse.ArgumentParser, config_name: str) -> None:
-    parser.add_argument("--config-name", default=None, metavar="NAME", help=f"a YAML at the top of the configs (default: {config_name})")
+    parser.add_argument(
+        "--config-name",
+        default=None,
+        metavar="NAME",
+        help=f"a YAML at the top of the configs (default: {config_name})",
+    )
     _config_dir(parser)
-    parser.add_argument("-m", "--multirun", action="store_true", help="not in this version: start one run for each value")
+    parser.add_argument(
+        "-m", "--multirun", action="store_true", help="not in this version: start one run for each value"
+    )
     parser.add_argument("-v", "--verbose", action="store_true", help="log more")
-    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="GROUP=CHOICE, KEY=VALUE or ~KEY, see below")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="OVERRIDE", help="GROUP=CHOICE, KEY=VALUE or ~KEY, see below"
+    )
     parser.set_defaults(default_config_name=config_name)
 
 
 def _config_dir(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config-dir", action="append", default=[], metavar="DIR", help="a folder with choices of your own; may repeat")
+    parser.add_argument(
+        "--config-dir",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a folder with choices of your own; may repeat",
+    )

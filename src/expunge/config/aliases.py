@@ -14,7 +14,8 @@ from expunge.config.location import choices
 from expunge.core.errors import Fault, unknown
 from expunge.core.layout import model_folder_of
 
-# TrainingArguments that transformers 5 has under another name. Source: the v5 migration guide and training_args.py of 4.51 and 5.23.
+# TrainingArguments that transformers 5 has under another name. Source: the v5 migration guide and
+# training_args.py of 4.51 and 5.23.
 RENAMED = {
     "evaluation_strategy": "eval_strategy",
     "no_cuda": "use_cpu",
@@ -59,7 +60,13 @@ DATASETS = {
     "QAwithAlternateDataset": "expunge.data.datasets:qa_alternate",
     "PretrainingDataset": "expunge.data.datasets:text",
 }
-LOGGERS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio", "mlflow": "mlflow", "comet_ml": "comet_ml"}
+LOGGERS = {
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "trackio": "trackio",
+    "mlflow": "mlflow",
+    "comet_ml": "comet_ml",
+}
 """Values of `report_to` and the package that each needs."""
 EXTRAS = ("tensorboard", "wandb", "trackio")
 """Those of them that an extra of this package brings."""
@@ -83,7 +90,9 @@ def installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-def translate(tree: dict[str, Any], typed: set[str], roots: Sequence[Path], has: Callable[[str], bool] = installed) -> Translation:
+def translate(
+    tree: dict[str, Any], typed: set[str], roots: Sequence[Path], has: Callable[[str], bool] = installed
+) -> Translation:
     """Rewrite old keys of a resolved tree in place.
 
     Args:
@@ -123,7 +132,9 @@ def fit_machine(args: dict[str, Any], *, cuda: bool, cpu_bf16: bool) -> tuple[di
     """
     fitted, notices = dict(args), []
     if not cuda and fitted.get("optim") in {"adamw_apex_fused", "adamw_torch_npu_fused", "adamw_torch_xla"}:
-        notices.append(f"trainer.args.optim={fitted['optim']} needs a device that is not here; taken as adamw_torch")
+        notices.append(
+            f"trainer.args.optim={fitted['optim']} needs a device that is not here; taken as adamw_torch"
+        )
         fitted["optim"] = "adamw_torch"
     for key in ("fp16", "fp16_full_eval", "tf32"):
         if not cuda and fitted.get(key):
@@ -153,7 +164,12 @@ def _root(tree: dict[str, Any], typed: set[str], out: Translation) -> None:
     elif args and "trainer.args.seed" not in typed:
         args["seed"] = tree.get("seed")
     elif args and args.get("seed") != tree.get("seed"):
-        out.faults.append(Fault(f"seed={tree.get('seed')} and trainer.args.seed={args.get('seed')} differ", "give one of the two"))
+        out.faults.append(
+            Fault(
+                f"seed={tree.get('seed')} and trainer.args.seed={args.get('seed')} differ",
+                "give one of the two",
+            )
+        )
     if tree.get("retain_logs_path") in ("None", "null", ""):
         tree["retain_logs_path"] = None
 
@@ -163,7 +179,12 @@ def _model(args: dict[str, Any], typed: set[str], out: Translation) -> None:
         return
     value = args.pop("dtype")
     if "model.model_args.torch_dtype" in typed and args.get("torch_dtype") != value:
-        out.faults.append(Fault(f"model.model_args.dtype={value} and torch_dtype={args['torch_dtype']} differ", "give one of the two"))
+        out.faults.append(
+            Fault(
+                f"model.model_args.dtype={value} and torch_dtype={args['torch_dtype']} differ",
+                "give one of the two",
+            )
+        )
         return
     args["torch_dtype"] = value
     out.notices.append(f"model.model_args.dtype={value} is called torch_dtype here (the compute dtype)")
@@ -171,7 +192,11 @@ def _model(args: dict[str, Any], typed: set[str], out: Translation) -> None:
 
 def _models_of_runs(tree: dict[str, Any], out: Translation) -> None:
     """A run's folder stands for the model that the run has trained, wherever in it that is."""
-    keys = ("model.model_args.pretrained_model_name_or_path", "model.tokenizer_args.pretrained_model_name_or_path", "model.adapter.path")
+    keys = (
+        "model.model_args.pretrained_model_name_or_path",
+        "model.tokenizer_args.pretrained_model_name_or_path",
+        "model.adapter.path",
+    )
     for parent, _, key in (name.rpartition(".") for name in keys):
         node = _at(tree, parent)
         given = node.get(key)
@@ -192,7 +217,9 @@ def _renamed(args: dict[str, Any], typed: set[str], out: Translation) -> None:
             continue
         value = args.pop(old)
         if f"trainer.args.{new}" in typed:
-            out.notices.append(f"trainer.args.{old} is left out: {new}, its name in transformers 5, is given as well")
+            out.notices.append(
+                f"trainer.args.{old} is left out: {new}, its name in transformers 5, is given as well"
+            )
         else:
             args[new] = value
             out.notices.append(f"trainer.args.{old} is called {new} in transformers 5")
@@ -207,19 +234,33 @@ def _warmup(args: dict[str, Any], typed: set[str], out: Translation) -> None:
     if ratio is not None:
         number = isinstance(ratio, int | float) and not isinstance(ratio, bool)
         if not number or not 0 <= ratio < 1:
-            out.faults.append(Fault(f"trainer.args.warmup_ratio={ratio}: a share of the run, at least 0 and below 1", "for example 0.1"))
+            out.faults.append(
+                Fault(
+                    f"trainer.args.warmup_ratio={ratio}: a share of the run, at least 0 and below 1",
+                    "for example 0.1",
+                )
+            )
             return
         if "trainer.args.warmup_steps" in typed:
             out.notices.append("trainer.args.warmup_ratio is left out: warmup_steps is given as well")
         else:
             args["warmup_steps"] = float(ratio)
-            out.notices.append(f"trainer.args.warmup_ratio is called warmup_steps={ratio} in transformers 5 (below 1: a share of the run)")
+            out.notices.append(
+                f"trainer.args.warmup_ratio is called warmup_steps={ratio} in transformers 5 (below 1: a share of the run)"
+            )
     if "warmup_steps" in args and "warmup_epochs" in args:
         if "trainer.args.warmup_epochs" in typed:
-            out.faults.append(Fault("trainer.args.warmup_epochs and warmup_steps (or warmup_ratio) are both given", "give one of them"))
+            out.faults.append(
+                Fault(
+                    "trainer.args.warmup_epochs and warmup_steps (or warmup_ratio) are both given",
+                    "give one of them",
+                )
+            )
         else:
             args.pop("warmup_epochs")
-            out.notices.append("the recipe's warmup_epochs is left out: warmup_steps (or warmup_ratio) is given")
+            out.notices.append(
+                "the recipe's warmup_epochs is left out: warmup_steps (or warmup_ratio) is given"
+            )
 
 
 def _packages(args: dict[str, Any], typed: set[str], out: Translation, has: Callable[[str], bool]) -> None:
@@ -227,7 +268,9 @@ def _packages(args: dict[str, Any], typed: set[str], out: Translation, has: Call
     optim = args.get("optim")
     if optim in BITSANDBYTES and not has("bitsandbytes"):
         args["optim"] = BITSANDBYTES[optim]
-        out.notices.append(f'trainer.args.optim={optim} needs bitsandbytes (pip install "expunge[quantized]"); taken as {args["optim"]}')
+        out.notices.append(
+            f'trainer.args.optim={optim} needs bitsandbytes (pip install "expunge[quantized]"); taken as {args["optim"]}'
+        )
     wanted = args.get("report_to")
     names = [wanted] if isinstance(wanted, str) else list(wanted or [])
     absent = [name for name in names if name in LOGGERS and not has(LOGGERS[name])]
@@ -236,7 +279,9 @@ def _packages(args: dict[str, Any], typed: set[str], out: Translation, has: Call
     elif absent:
         kept = [name for name in names if name not in absent]
         args["report_to"] = kept or "none"
-        out.notices.append(f"trainer.args.report_to: {', '.join(absent)} is not installed; the run logs to the console and to its file")
+        out.notices.append(
+            f"trainer.args.report_to: {', '.join(absent)} is not installed; the run logs to the console and to its file"
+        )
 
 
 def missing_logger(name: str, told: str) -> Fault:
@@ -246,7 +291,11 @@ def missing_logger(name: str, told: str) -> Fault:
         name: one of `LOGGERS`.
         told: how it was asked for.
     """
-    line = f'pip install "expunge[{name}]"' if name in EXTRAS else f"pip install {LOGGERS[name].replace('_', '-')}"
+    line = (
+        f'pip install "expunge[{name}]"'
+        if name in EXTRAS
+        else f"pip install {LOGGERS[name].replace('_', '-')}"
+    )
     return Fault(f"{told} needs the package {LOGGERS[name]!r}, which is not installed", line)
 
 
@@ -266,7 +315,10 @@ def _retain_term(trainer: dict[str, Any], typed: set[str], roots: Sequence[Path]
     chosen = method_args.get("retain")
     if isinstance(chosen, dict) and chosen.get("handler") != term["retain"]["handler"]:
         out.faults.append(
-            Fault(f"trainer.method_args.retain_loss_type={name} and retain={chosen.get('handler')} differ", "give one of the two")
+            Fault(
+                f"trainer.method_args.retain_loss_type={name} and retain={chosen.get('handler')} differ",
+                "give one of the two",
+            )
         )
         return
     method_args["retain"] = {**term["retain"], **(chosen or {})}
@@ -286,5 +338,7 @@ def _handlers(tree: dict[str, Any], trainer: dict[str, Any], roots: Sequence[Pat
     for side, sets in _at(tree, "data").items():
         for dataset, node in sets.items() if isinstance(sets, dict) else ():
             if isinstance(node, dict) and node.get("handler") in DATASETS:
-                out.notices.append(f"data.{side}.{dataset}.handler={node['handler']} is called {DATASETS[node['handler']]}")
+                out.notices.append(
+                    f"data.{side}.{dataset}.handler={node['handler']} is called {DATASETS[node['handler']]}"
+                )
                 node["handler"] = DATASETS[node["handler"]]

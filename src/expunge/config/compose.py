@@ -20,7 +20,8 @@ from expunge.core.config import Config
 from expunge.core.errors import Fault, UserError, nearest, unknown
 
 MISSING = "???"
-# Below these keys the names are those of a function's arguments: `validate` holds them against signatures, not against the YAML.
+# Below these keys the names are those of a function's arguments: `validate` holds them against signatures,
+# not against the YAML.
 OPEN = (
     *(f"model.{name}" for name in ("model_args", "tokenizer_args", "template_args")),
     *(f"trainer.{name}" for name in ("args", "method_args", "optimizer", "mask")),
@@ -45,7 +46,9 @@ class Composition:
     roots: list[Path] = field(default_factory=list)
 
 
-def compose_config(config_name: str, overrides: Sequence[str] = (), config_dirs: Sequence[str | Path] = ()) -> Config:
+def compose_config(
+    config_name: str, overrides: Sequence[str] = (), config_dirs: Sequence[str | Path] = ()
+) -> Config:
     """Compose a configuration: defaults list, choices, values, aliases, interpolations.
 
     Args:
@@ -65,7 +68,9 @@ def compose_config(config_name: str, overrides: Sequence[str] = (), config_dirs:
     return composition.config
 
 
-def compose_all(config_name: str, overrides: Sequence[str] = (), config_dirs: Sequence[str | Path] = ()) -> Composition:
+def compose_all(
+    config_name: str, overrides: Sequence[str] = (), config_dirs: Sequence[str | Path] = ()
+) -> Composition:
     """As `compose_config`, but faults are handed back, so that `load_config` can tell them with those of `validate`."""
     roots = config_roots(config_dirs)
     name = config_name.removesuffix(".yaml").removesuffix(".yml")
@@ -84,7 +89,9 @@ def compose_all(config_name: str, overrides: Sequence[str] = (), config_dirs: Se
     except (HydraException, OmegaConfBaseException) as error:
         reason = " ".join(str(error).split())
         return Composition(
-            None, [*faults, Fault(f"{name}.yaml does not compose: {reason}", "see `expunge show` for the choices")], roots=roots
+            None,
+            [*faults, Fault(f"{name}.yaml does not compose: {reason}", "see `expunge show` for the choices")],
+            roots=roots,
         )
     notices = [*given.notices, *_repeated(values, paths), *_hidden(roots)]
     translation = translate(tree, {value.key for value in values if not value.deletes}, roots)
@@ -105,7 +112,9 @@ def _resolved(config: DictConfig) -> dict[str, Any]:
     OmegaConf.set_struct(config, False)
     stand_in = "<missing>"
     # Not OmegaConf.missing_keys: it raises on a value that is interpolated from a missing one.
-    for key in [key for key, value in _paths(OmegaConf.to_container(config, resolve=False)) if value == MISSING]:
+    for key in [
+        key for key, value in _paths(OmegaConf.to_container(config, resolve=False)) if value == MISSING
+    ]:
         OmegaConf.update(config, key, stand_in)
     tree = OmegaConf.to_container(config, resolve=True)
     assert isinstance(tree, dict)
@@ -129,7 +138,9 @@ def _effective(groups: Sequence[str], name: str, roots: Sequence[Path]) -> list[
     path = next(root / f"{name}.yaml" for root in roots if (root / f"{name}.yaml").is_file())
     defaults = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     entries = defaults.get("defaults", []) if isinstance(defaults, dict) else []
-    listed = {group: choice for entry in entries if isinstance(entry, dict) for group, choice in entry.items()}
+    listed = {
+        group: choice for entry in entries if isinstance(entry, dict) for group, choice in entry.items()
+    }
     lines: list[str] = []
     for line in groups:
         group = line.lstrip("~").partition("=")[0]
@@ -170,7 +181,9 @@ def _unknown_key(typed: Typed, paths: Sequence[str]) -> Fault:
         return Fault(f"{typed.text}: there is no group {typed.key!r}", "`expunge ls` names the groups")
     near = nearest(typed.key, paths, count=1)
     parent = typed.key.rpartition(".")[0]
-    siblings = [path for path in paths if path.rpartition(".")[0] == parent] or [path for path in paths if "." not in path]
+    siblings = [path for path in paths if path.rpartition(".")[0] == parent] or [
+        path for path in paths if "." not in path
+    ]
     hint = f"did you mean {near[0]!r}? " if near else ""
     return Fault(f"{typed.text}: there is no key {typed.key!r}", f"{hint}there are: {', '.join(siblings)}")
 
@@ -196,7 +209,9 @@ def _repeated(values: Sequence[Typed], paths: Sequence[str]) -> list[str]:
 
 
 def _hidden(roots: Sequence[Path]) -> list[str]:
-    return [f"{path} is not used: the shipped configs have a choice of that name" for path in hidden_files(roots)]
+    return [
+        f"{path} is not used: the shipped configs have a choice of that name" for path in hidden_files(roots)
+    ]
 
 
 def _register_resolvers() -> None:

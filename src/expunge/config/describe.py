@@ -31,22 +31,30 @@ def describe(cfg: Config) -> dict[str, str]:
         cfg: a validated configuration.
 
     Returns:
-        `config` (the resolved tree as YAML) and, where the run trains, `rows`, `effective batch`, `steps`; always `model` and `memory`.
-        "unknown until downloaded" where only the hub can tell.
+        `config` (the resolved tree as YAML) and, where the run trains, `rows`, `effective batch`, `steps`;
+        always `model` and `memory`. "unknown until downloaded" where only the hub can tell.
     """
     facts = {"config": OmegaConf.to_yaml(OmegaConf.create(dict(cfg.tree)))}
     if "trainer" in cfg.tree:
         batch, stages = effective_batch(cfg), stages_of(cfg)
-        sides = stages.values() if stages else [str(cfg.get("data.anchor", "forget")) if cfg.get("mode") == "unlearn" else "train"]
+        sides = (
+            stages.values()
+            if stages
+            else [str(cfg.get("data.anchor", "forget")) if cfg.get("mode") == "unlearn" else "train"]
+        )
         counts = {side: _rows(cfg, side) for side in sides}
         facts["rows"] = "; ".join(
-            (UNKNOWN if rows is None else str(rows)) + (f" ({side})" if stages else "") for side, rows in counts.items()
+            (UNKNOWN if rows is None else str(rows)) + (f" ({side})" if stages else "")
+            for side, rows in counts.items()
         )
         facts["effective batch"] = (
             f"{batch} = {cfg.get('trainer.args.per_device_train_batch_size', 8)} per device"
             f" x {cfg.get('trainer.args.gradient_accumulation_steps', 1)} accumulated x {world_size()} processes"
         )
-        told = [_steps(_with_args(cfg, stage), counts[side]) + f" (stage {stage})" for stage, side in stages.items()]
+        told = [
+            _steps(_with_args(cfg, stage), counts[side]) + f" (stage {stage})"
+            for stage, side in stages.items()
+        ]
         facts["steps"] = "; ".join(told) if stages else _steps(cfg, *counts.values())
     parameters = count_parameters(cfg)
     facts["model"] = UNKNOWN if parameters is None else f"{parameters:,} parameters"
@@ -61,7 +69,10 @@ def world_size() -> int:
 
 def effective_batch(cfg: Config) -> int:
     """Rows of one optimizer step over all processes; the defaults are TrainingArguments'."""
-    per_device, accumulated = cfg.get("trainer.args.per_device_train_batch_size", 8), cfg.get("trainer.args.gradient_accumulation_steps", 1)
+    per_device, accumulated = (
+        cfg.get("trainer.args.per_device_train_batch_size", 8),
+        cfg.get("trainer.args.gradient_accumulation_steps", 1),
+    )
     return int(per_device) * int(accumulated) * world_size()
 
 
@@ -79,7 +90,9 @@ def _parameters(path: Path) -> int:
             header = json.loads(handle.read(length))
         return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
     except (struct.error, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a safetensors file: {error}", "the checkpoint is damaged; fetch or save it anew") from error
+        raise UserError(
+            f"{path} is not a safetensors file: {error}", "the checkpoint is damaged; fetch or save it anew"
+        ) from error
 
 
 def _with_args(cfg: Config, stage: str) -> Config:

@@ -43,7 +43,11 @@ class Entry:
 def kinds(config_dirs: Sequence[str | Path] = ()) -> list[str]:
     """What `ls` can list: ours, and the groups that only a user's folder has."""
     covered = set(KINDS.values())
-    return [*KINDS, "metrics", *(group for group in group_names(config_roots(config_dirs)) if group not in covered)]
+    return [
+        *KINDS,
+        "metrics",
+        *(group for group in group_names(config_roots(config_dirs)) if group not in covered),
+    ]
 
 
 def entries(kind: str, config_dirs: Sequence[str | Path] = ()) -> list[Entry]:
@@ -58,7 +62,11 @@ def entries(kind: str, config_dirs: Sequence[str | Path] = ()) -> list[Entry]:
     if kind == "metrics":
         return _metrics(roots)
     files = choices(roots, KINDS.get(kind, kind))
-    summaries: dict[str, Callable[[Path], str]] = {"methods": _method_summary, "procedures": _procedure_summary, "models": _model_summary}
+    summaries: dict[str, Callable[[Path], str]] = {
+        "methods": _method_summary,
+        "procedures": _procedure_summary,
+        "models": _model_summary,
+    }
     summarise = summaries.get(kind, comment)
     return [Entry(name, kind, summarise(path), path) for name, path in files.items()]
 
@@ -74,7 +82,9 @@ def show(name: str, config_dirs: Sequence[str | Path] = ()) -> str:
     if not found:
         near = nearest(name, sorted({entry.name for entry in every}), count=3)
         hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-        raise UserError(f"unknown choice {name!r}", f"{hint}expunge ls KIND lists them: {', '.join(kinds(config_dirs))}")
+        raise UserError(
+            f"unknown choice {name!r}", f"{hint}expunge ls KIND lists them: {', '.join(kinds(config_dirs))}"
+        )
     return "\n\n".join(page_of(entry) for entry in found)
 
 
@@ -122,7 +132,11 @@ def _method_summary(path: Path) -> str:
     """What the function says of itself; of a choice that is made of another method's function, what its own file says."""
     handler = handler_of(path)
     own = path.stem.replace("_", "").lower() == (handler or "").rpartition(":")[2].replace("_", "")
-    return (_signature_summary(handler) if own else comment(path)) or _signature_summary(handler) or comment(path)
+    return (
+        (_signature_summary(handler) if own else comment(path))
+        or _signature_summary(handler)
+        or comment(path)
+    )
 
 
 def _procedure_summary(path: Path) -> str:
@@ -159,7 +173,11 @@ def page_of(entry: Entry) -> str:
         yaml = OmegaConf.to_yaml(OmegaConf.create(node)).rstrip()
         return "\n".join([*lines, *_about(_signature(node.get("handler")), weights=False), "", yaml])
     if entry.kind in ("methods", "retain", "procedures"):
-        handler = handler_of(entry.path) if entry.kind == "methods" else _nested_handler(entry.path, entry.kind.removesuffix("s"))
+        handler = (
+            handler_of(entry.path)
+            if entry.kind == "methods"
+            else _nested_handler(entry.path, entry.kind.removesuffix("s"))
+        )
         lines += _about(_signature(handler), weights=entry.kind == "methods")
     return "\n".join([*lines, "", entry.path.read_text(encoding="utf-8").rstrip()])
 
@@ -170,10 +188,22 @@ def _about(signature: Signature | None, weights: bool) -> list[str]:
     decorator = signature.decorators.get("procedure") or loss_defaults(signature)
     reads = signature.positional[1:] if "procedure" in signature.decorators else signature.positional
     takes = hyper_parameters(signature) if weights else dict(signature.keyword)
-    lines = [f"  {signature.summary}", f"  handler: {signature.handler}", f"  reads: {', '.join(reads) or 'nothing'}"]
-    lines += [f"  term {key}: {term.handler}, reads: {', '.join(term.positional)}" for key, term in extra_terms(signature).items()]
-    lines.append("  takes: " + (", ".join(f"{name}={default!r}" for name, default in takes.items()) or "nothing"))
+    lines = [
+        f"  {signature.summary}",
+        f"  handler: {signature.handler}",
+        f"  reads: {', '.join(reads) or 'nothing'}",
+    ]
+    lines += [
+        f"  term {key}: {term.handler}, reads: {', '.join(term.positional)}"
+        for key, term in extra_terms(signature).items()
+    ]
+    lines.append(
+        "  takes: " + (", ".join(f"{name}={default!r}" for name, default in takes.items()) or "nothing")
+    )
     if decorator.get("stages"):
-        lines.append("  stages: " + ", ".join(f"{stage} (on the {side} rows)" for stage, side in decorator["stages"].items()))
+        lines.append(
+            "  stages: "
+            + ", ".join(f"{stage} (on the {side} rows)" for stage, side in decorator["stages"].items())
+        )
     lines += [f"  {name}: {decorator[name]}" for name in ("kind", "paper", "code") if decorator.get(name)]
     return lines

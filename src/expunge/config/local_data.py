@@ -28,8 +28,15 @@ def local_file(hf_args: Mapping[str, Any], data_root: str | Path) -> Path | None
     if Path(path).expanduser().is_file():
         return Path(path).expanduser()
     name, split = hf_args.get("name"), str(hf_args.get("split") or "train").partition("[")[0]
-    stems = [split] if name is None else [f"{name}/{split}"] if split != "train" else [str(name), f"{name}/train"]
-    candidates = (folder / f"{stem}{suffix}" for folder in _folders(path, data_root) for stem in stems for suffix in SUFFIXES)
+    stems = (
+        [split] if name is None else [f"{name}/{split}"] if split != "train" else [str(name), f"{name}/train"]
+    )
+    candidates = (
+        folder / f"{stem}{suffix}"
+        for folder in _folders(path, data_root)
+        for stem in stems
+        for suffix in SUFFIXES
+    )
     return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 

@@ -18,7 +18,10 @@ def configs_dir() -> Path:
     for folder in (package / "configs", package.parents[1] / "configs"):
         if (folder / "unlearn.yaml").is_file():
             return folder
-    raise UserError(f"the configs folder is neither in {package} nor in {package.parents[1]}", "reinstall the package: pip install expunge")
+    raise UserError(
+        f"the configs folder is neither in {package} nor in {package.parents[1]}",
+        "reinstall the package: pip install expunge",
+    )
 
 
 def config_roots(config_dirs: Sequence[str | Path] = ()) -> list[Path]:
@@ -43,9 +46,15 @@ def is_group(roots: Sequence[Path], name: str) -> bool:
 
 def group_names(roots: Sequence[Path]) -> list[str]:
     """All groups, those inside a group (`data/datasets`, `model/adapter`) included; folders inside `experiment` are parts of choices."""
-    names = {path.name for root in roots for path in root.iterdir() if path.is_dir() and any(path.rglob("*.yaml"))}
+    names = {
+        path.name for root in roots for path in root.iterdir() if path.is_dir() and any(path.rglob("*.yaml"))
+    }
     nested = {
-        f"{name}/{path.name}" for name in names - {"experiment"} for root in roots for path in (root / name).glob("*") if path.is_dir()
+        f"{name}/{path.name}"
+        for name in names - {"experiment"}
+        for root in roots
+        for path in (root / name).glob("*")
+        if path.is_dir()
     }
     return sorted((names | nested) - set(NOT_GROUPS))
 

@@ -75,7 +75,9 @@ def sort_overrides(texts: Iterable[str], roots: Sequence[Path]) -> Sorted:
             result.faults.append(_unreadable(text, error))
             continue
         if override.key_or_group.split(".")[0].split("/")[0] in FOREIGN:
-            result.notices.append(f"{text} is left out: a single run does not go through hydra's own launcher")
+            result.notices.append(
+                f"{text} is left out: a single run does not go through hydra's own launcher"
+            )
         elif is_group(roots, override.key_or_group) and not isinstance(override.value(), dict):
             _add_group(result, text, override, roots)
         else:
@@ -95,14 +97,19 @@ def _add_group(result: Sorted, text: str, override: Override, roots: Sequence[Pa
     if value is None:
         result.groups.append(f"~{target}")
         return
-    names = [str(item).removesuffix(".yaml").removesuffix(".yml") for item in (value if isinstance(value, list) else [value])]
+    names = [
+        str(item).removesuffix(".yaml").removesuffix(".yml")
+        for item in (value if isinstance(value, list) else [value])
+    ]
     known = choices(roots, group)
     for name in names:
         if name not in known:
             result.broken.add(group)
             result.faults.append(_no_choice(text, group, name, known))
     if all(name in known for name in names):
-        result.groups.append(f"{target}={'[' + ','.join(names) + ']' if isinstance(value, list) else names[0]}")
+        result.groups.append(
+            f"{target}={'[' + ','.join(names) + ']' if isinstance(value, list) else names[0]}"
+        )
 
 
 def _add_value(result: Sorted, text: str, override: Override) -> None:
@@ -111,7 +118,9 @@ def _add_value(result: Sorted, text: str, override: Override) -> None:
         return
     deletes = override.type == OverrideType.DEL
     value = None if deletes else override.value()
-    result.values.append(Typed(text, override.key_or_group, value, deletes, override.type == OverrideType.ADD))
+    result.values.append(
+        Typed(text, override.key_or_group, value, deletes, override.type == OverrideType.ADD)
+    )
 
 
 def _no_choice(text: str, group: str, name: str, known: Iterable[str]) -> Fault:
@@ -121,11 +130,19 @@ def _no_choice(text: str, group: str, name: str, known: Iterable[str]) -> Fault:
 
 
 def _sweep(text: str) -> Fault:
-    return Fault(f"{text}: several values for one key", "a sweep (-m) is not part of this version: start one run for each value")
+    return Fault(
+        f"{text}: several values for one key",
+        "a sweep (-m) is not part of this version: start one run for each value",
+    )
 
 
 def _unreadable(text: str, error: Exception) -> Fault:
     if "=" not in text:
-        return Fault(f"{text!r} is neither an option nor KEY=VALUE", "write KEY=VALUE, for example trainer=NPO; see --help")
+        return Fault(
+            f"{text!r} is neither an option nor KEY=VALUE",
+            "write KEY=VALUE, for example trainer=NPO; see --help",
+        )
     reason = " ".join(str(error).split())
-    return Fault(f"{text}: cannot be read ({reason})", "quote the value: 'KEY=\"a value with = or , or blanks\"'")
+    return Fault(
+        f"{text}: cannot be read ({reason})", "quote the value: 'KEY=\"a value with = or , or blanks\"'"
+    )

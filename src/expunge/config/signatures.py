@@ -75,10 +75,15 @@ def read_signature(handler: str) -> Signature:
     """
     module, colon, name = handler.partition(":")
     if not colon or not module or not name.isidentifier():
-        raise UserError(f"{handler!r} is not of the form module:function", "for example my_package.my_method:my_loss")
+        raise UserError(
+            f"{handler!r} is not of the form module:function", "for example my_package.my_method:my_loss"
+        )
     path = module_file(module)
     if path is None:
-        raise UserError(f"{handler}: there is no module {module!r}", "install it, put its folder on PYTHONPATH, or beside the --config-dir")
+        raise UserError(
+            f"{handler}: there is no module {module!r}",
+            "install it, put its folder on PYTHONPATH, or beside the --config-dir",
+        )
     tree = _parse(path, path.stat().st_mtime_ns)
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name == name:
@@ -88,7 +93,11 @@ def read_signature(handler: str) -> Signature:
                 if (alias.asname or alias.name) == name:
                     source = _absolute(node, module, path)
                     return read_signature(f"{source}:{alias.name}")
-    names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")]
+    names = [
+        node.name
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+    ]
     raise UserError.of([unknown(f"name in {module}", name, names)])
 
 
@@ -134,8 +143,14 @@ def read_names(module: str, name: str) -> tuple[str, ...]:
 
 def make_importable(config_dirs: Sequence[str | Path]) -> None:
     """Append to `sys.path` where the modules that a user's YAML names may lie: its folder, the one around it, the current folder."""
-    folders = [folder for item in config_dirs for folder in (Path(item).expanduser().resolve(), Path(item).expanduser().resolve().parent)]
-    sys.path.extend(str(folder) for folder in dict.fromkeys([*folders, Path.cwd()]) if str(folder) not in sys.path)
+    folders = [
+        folder
+        for item in config_dirs
+        for folder in (Path(item).expanduser().resolve(), Path(item).expanduser().resolve().parent)
+    ]
+    sys.path.extend(
+        str(folder) for folder in dict.fromkeys([*folders, Path.cwd()]) if str(folder) not in sys.path
+    )
 
 
 def dataclass_fields(path: Path, name: str) -> list[str]:
@@ -146,7 +161,11 @@ def dataclass_fields(path: Path, name: str) -> list[str]:
     """
     for node in _parse(path, path.stat().st_mtime_ns).body:
         if isinstance(node, ast.ClassDef) and node.name == name:
-            return [item.target.id for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)]
+            return [
+                item.target.id
+                for item in node.body
+                if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+            ]
     raise UserError(f"{path} has no class {name}")
 
 
@@ -155,7 +174,9 @@ def _parse(path: Path, _changed: int) -> ast.Module:
     try:
         return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
     except SyntaxError as error:
-        raise UserError(f"{path}, line {error.lineno}: {error.msg}", "this file does not parse as Python") from error
+        raise UserError(
+            f"{path}, line {error.lineno}: {error.msg}", "this file does not parse as Python"
+        ) from error
 
 
 def _absolute(node: ast.ImportFrom, module: str, path: Path) -> str:
@@ -167,11 +188,16 @@ def _absolute(node: ast.ImportFrom, module: str, path: Path) -> str:
     return ".".join([*parts[: len(parts) - node.level + 1], node.module or ""])
 
 
-def _signature(handler: str, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef, path: Path) -> Signature:
+def _signature(
+    handler: str, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef, path: Path
+) -> Signature:
     summary = (ast.get_docstring(node) or "").strip().split("\n")[0]
     decorators = {_called(item): _keywords(item) for item in node.decorator_list}
     if isinstance(node, ast.ClassDef):
-        init = next((item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "__init__"), None)
+        init = next(
+            (item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "__init__"),
+            None,
+        )
         if init is None:
             return Signature(handler, (), _fields(node), False, summary, path, {}, decorators)
         arguments, skip = init.args, 1
@@ -184,13 +210,28 @@ def _signature(handler: str, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.
         item.arg: REQUIRED if default is None else _value(default)
         for item, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
     }
-    return Signature(handler, tuple(positional[skip:]), keyword, arguments.kwarg is not None, summary, path, defaults, decorators)
+    return Signature(
+        handler,
+        tuple(positional[skip:]),
+        keyword,
+        arguments.kwarg is not None,
+        summary,
+        path,
+        defaults,
+        decorators,
+    )
 
 
 def _fields(node: ast.ClassDef) -> dict[str, Any]:
     """The fields of a class without `__init__` (a dataclass), as keyword parameters."""
-    items = [item for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)]
-    return {item.target.id: REQUIRED if item.value is None else _value(item.value) for item in items if isinstance(item.target, ast.Name)}
+    items = [
+        item for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+    ]
+    return {
+        item.target.id: REQUIRED if item.value is None else _value(item.value)
+        for item in items
+        if isinstance(item.target, ast.Name)
+    }
 
 
 def _strings(node: ast.expr | None, constants: Mapping[str, ast.expr]) -> Iterator[str]:

@@ -23,7 +23,9 @@ from expunge.core.layout import EXPUNGE, LAYOUTS
 MODES = ("finetune", "unlearn", "eval")
 
 
-def load_config(config_name: str, overrides: Sequence[str] = (), config_dirs: Sequence[str | Path] = ()) -> Config:
+def load_config(
+    config_name: str, overrides: Sequence[str] = (), config_dirs: Sequence[str | Path] = ()
+) -> Config:
     """Compose and validate: what a command line does first.
 
     Args:
@@ -41,7 +43,9 @@ def load_config(config_name: str, overrides: Sequence[str] = (), config_dirs: Se
     composition = compose_all(config_name, overrides, config_dirs)
     faults = list(composition.faults)
     if composition.config is not None:
-        faults += [fault for fault in find_faults(composition.config, composition.broken) if fault not in faults]
+        faults += [
+            fault for fault in find_faults(composition.config, composition.broken) if fault not in faults
+        ]
     if faults or composition.config is None:
         raise UserError.of(faults)
     return composition.config
@@ -51,7 +55,8 @@ def validate(cfg: Config) -> None:
     """Check a composed configuration.
 
     Raises:
-        UserError: all faults together, each with the key as typed, what is wrong with it, the near match and what to do.
+        UserError: all faults together, each with the key as typed, what is wrong with it, the near match and
+            what to do.
     """
     faults = find_faults(cfg)
     if faults:
@@ -62,7 +67,10 @@ def find_faults(cfg: Config, broken: set[str] | None = None) -> list[Fault]:
     """The faults of a configuration; what hangs on a `broken` group (one whose choice does not exist) is not judged."""
     check = Checking(cfg, broken or set())
     for key in _missing(cfg.tree):
-        check.fault(f"{key} is not given", f"add {key}=VALUE" + (", a name for this run" if key == "task_name" else ""))
+        check.fault(
+            f"{key} is not given",
+            f"add {key}=VALUE" + (", a name for this run" if key == "task_name" else ""),
+        )
     mode = cfg.get("mode")
     if mode not in MODES:
         check.faults.append(unknown("mode", str(mode), MODES))

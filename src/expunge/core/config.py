@@ -9,7 +9,8 @@ from typing import Any
 
 from expunge.core.fingerprint import fingerprint
 
-# Keys that change what is written about a run, not what the run computes: another value of them is still the same run.
+# Keys that change what is written about a run, not what the run computes: another value of them is still the
+# same run.
 NOT_IDENTITY = ("eval", "paths", "overwrite", "retain_logs_path", "holdout_split", "hydra", "run_layout")
 NOT_IDENTITY_ARGS = (
     "logging_steps", "logging_strategy", "logging_first_step", "logging_dir", "report_to", "run_name", "disable_tqdm",
@@ -55,12 +56,18 @@ class Config:
 
     def identity_tree(self) -> dict[str, Any]:
         """What the run computes: a copy of the tree without logging, evaluation and path keys."""
-        tree = {key: value for key, value in copy.deepcopy(dict(self.tree)).items() if key not in NOT_IDENTITY}
+        tree = {
+            key: value for key, value in copy.deepcopy(dict(self.tree)).items() if key not in NOT_IDENTITY
+        }
         args = tree.get("trainer", {}).get("args", {}) if isinstance(tree.get("trainer"), dict) else {}
         for key in NOT_IDENTITY_ARGS:
             args.pop(key, None)
         difficulty = tree.get("difficulty")
-        if isinstance(difficulty, dict) and difficulty.get("order") in (None, "none") and difficulty.get("select") is None:
+        if (
+            isinstance(difficulty, dict)
+            and difficulty.get("order") in (None, "none")
+            and difficulty.get("select") is None
+        ):
             # How scores would be computed is not what a run computes that does not use them.
             del tree["difficulty"]
         if isinstance(tree.get("procedure"), dict):

@@ -61,7 +61,10 @@ class MissingExtraError(UserError):
     """
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs the package {package!r}, which is not installed", f'pip install "expunge[{extra}]"')
+        super().__init__(
+            f"{purpose} needs the package {package!r}, which is not installed",
+            f'pip install "expunge[{extra}]"',
+        )
 
 
 class MissingDataError(UserError):

@@ -29,7 +29,10 @@ def told_to_user(path: Path) -> Iterator[None]:
                 "free some space or set paths.output_dir to another disk",
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise UserError(f"cannot write {path}: {error.strerror}", "choose a folder you may write to with paths.output_dir") from error
+            raise UserError(
+                f"cannot write {path}: {error.strerror}",
+                "choose a folder you may write to with paths.output_dir",
+            ) from error
         raise
 
 
@@ -65,7 +68,9 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
     """Write `value` as JSON, atomically; NaN and infinities become null, since JSON has neither."""
-    write_text(path, json.dumps(without_nan(value), indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(
+        path, json.dumps(without_nan(value), indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
+    )
 
 
 def read_json(path: Path) -> Any:
@@ -79,7 +84,10 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError as error:
         raise UserError(f"no such file: {path}", f"looked in {path.parent.resolve()}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}", "the file is damaged or is another kind of file; make it anew") from error
+        raise UserError(
+            f"{path} is not valid JSON: {error}",
+            "the file is damaged or is another kind of file; make it anew",
+        ) from error
 
 
 def without_nan(value: Any) -> Any:

@@ -17,7 +17,9 @@ LENGTH = 16
 
 def fingerprint(value: Any) -> str:
     """Hash of a JSON-like value: 16 hex digits, the same for equal values whatever the key order."""
-    canonical = json.dumps(without_nan(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
+    canonical = json.dumps(
+        without_nan(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str
+    )
     return hashlib.sha256(canonical.encode()).hexdigest()[:LENGTH]
 
 

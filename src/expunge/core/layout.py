@@ -24,9 +24,12 @@ class Layout:
         config: file of the resolved configuration.
         log: file of the records; JSON Lines where it ends in `.jsonl`, else one JSON array.
         model: folder of the final model, its tokenizer and the checkpoints; "" = the run's folder itself.
-        boards: folder of TensorBoard's files; None = where transformers puts them, `runs/` beside the checkpoints.
-        evals: folder of the evaluation after training; "" = the run's folder itself. An evaluation run's own files are always there.
-        evaluation: name of a suite's file of values row by row; `{suite}` and `{SUITE}` stand for the suite's name.
+        boards: folder of TensorBoard's files; None = where transformers puts them, `runs/` beside the
+            checkpoints.
+        evals: folder of the evaluation after training; "" = the run's folder itself. An evaluation run's own
+            files are always there.
+        evaluation: name of a suite's file of values row by row; `{suite}` and `{SUITE}` stand for the suite's
+            name.
         summary: name of a suite's file of aggregates; None = they are in the other file alone.
         renamed: suites whose files go by another name.
     """
@@ -66,8 +69,17 @@ class Layout:
         return pattern.format(suite=name, SUITE=name.upper())
 
 
-EXPUNGE = Layout("expunge", "run_config.json", "log.jsonl", evals="evals", evaluation="{SUITE}_EVAL.json", summary="{SUITE}_SUMMARY.json")
-SOUL = Layout("soul", "config.json", "log.json", model="checkpoints", boards="logs", renamed={"toxicity": "toxic"})
+EXPUNGE = Layout(
+    "expunge",
+    "run_config.json",
+    "log.jsonl",
+    evals="evals",
+    evaluation="{SUITE}_EVAL.json",
+    summary="{SUITE}_SUMMARY.json",
+)
+SOUL = Layout(
+    "soul", "config.json", "log.json", model="checkpoints", boards="logs", renamed={"toxicity": "toxic"}
+)
 LAYOUTS = {layout.name: layout for layout in (EXPUNGE, SOUL)}
 
 

@@ -28,7 +28,8 @@ class Need:
     Attributes:
         name: the parameter's name, such as `ref_forget_seq_logp_B`.
         side: one of `SIDES`; empty for a quantity of no side (see `OWN`).
-        quantity: logp_BN, seq_logp_B, len_B, logits_BNV, hidden_BTD, hidden_LBTD, mask_BN, mask_BT, attention_mask_BT or label_BN.
+        quantity: logp_BN, seq_logp_B, len_B, logits_BNV, hidden_BTD, hidden_LBTD, mask_BN, mask_BT,
+            attention_mask_BT or label_BN.
         reference: whether the quantity comes from the model before unlearning.
     """
 

@@ -63,7 +63,8 @@ class RunDir:
     Args:
         path: the folder.
         config: what the run computes.
-        overwrite: replace a run that the folder holds, instead of continuing or refusing it; it is removed when the new one begins.
+        overwrite: replace a run that the folder holds, instead of continuing or refusing it; it is removed
+            when the new one begins.
         primary: whether this process is the one of several that looks at the folder and writes to it.
 
     Attributes:
@@ -85,13 +86,17 @@ class RunDir:
         self.started = time.monotonic()
         self._was_there = path.exists()
         if path.exists() and not path.is_dir():
-            raise UserError(f"the output folder {path} is a file", "choose another paths.output_dir or task_name")
+            raise UserError(
+                f"the output folder {path} is a file", "choose another paths.output_dir or task_name"
+            )
         self._held_a_run = primary and self._holds_a_run()
         self.resumed = self._held_a_run and not overwrite
         self.record = RunRecord(
             mode=str(config.get("mode")),
             task_name=str(config.get("task_name")),
-            method=config.get("procedure.handler") or config.get("trainer.handler") if config.get("mode") != "eval" else None,
+            method=config.get("procedure.handler") or config.get("trainer.handler")
+            if config.get("mode") != "eval"
+            else None,
             identity=config.identity(),
             notices=list(config.notices),
             versions=versions(),
@@ -131,7 +136,11 @@ class RunDir:
         if self.primary:
             if self._held_a_run and self.overwrite:
                 _empty(self.path)
-            tree = {"identity": self.config.identity(), "overrides": self.config.overrides, "config": dict(self.config.tree)}
+            tree = {
+                "identity": self.config.identity(),
+                "overrides": self.config.overrides,
+                "config": dict(self.config.tree),
+            }
             write_json(self.path / self.layout.config, tree)
         self.save()
 
@@ -139,7 +148,8 @@ class RunDir:
         """End a run that a fault stopped.
 
         Args:
-            keep: whether it has made something to go on from. A new run that has not leaves nothing; any other is marked as failed.
+            keep: whether it has made something to go on from. A new run that has not leaves nothing; any
+                other is marked as failed.
         """
         if not keep and self.begun and self.primary and not self._held_a_run:
             _empty(self.path)
@@ -167,7 +177,9 @@ class RunDir:
     def mark_trained(self) -> None:
         """Say that the final model is in the folder, whole."""
         if self.primary:
-            write_json(self.path / TRAINED_FILE, {"identity": self.config.identity(), "steps": self.record.steps})
+            write_json(
+                self.path / TRAINED_FILE, {"identity": self.config.identity(), "steps": self.record.steps}
+            )
 
     def save(self) -> None:
         """Write the record of a run that has begun."""
@@ -204,7 +216,10 @@ def _empty(folder: Path) -> None:
     layout = layout_of(folder)
     if layout is None:
         return
-    for path in sorted((path for path in folder.iterdir() if not _is_score(path)), key=lambda path: path.name == layout.config):
+    for path in sorted(
+        (path for path in folder.iterdir() if not _is_score(path)),
+        key=lambda path: path.name == layout.config,
+    ):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -214,7 +229,11 @@ def _empty(folder: Path) -> None:
 def _difference(old: Any, new: Any) -> str:
     """The first keys at which two trees differ, for a message; those that say most come first."""
     found = sorted(_differences(old, new, ""), key=lambda text: not text.startswith(TELLING))
-    return "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "") if found else "differs"
+    return (
+        "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
+        if found
+        else "differs"
+    )
 
 
 def _differences(old: Any, new: Any, prefix: str) -> list[str]:

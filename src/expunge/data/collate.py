@@ -15,16 +15,18 @@ from expunge.lm.labels import Batch, Side
 def collate(encoded: Sequence[Encoded], pad_id: int, side: Literal["right", "left"] = "right") -> Side:
     """Pad examples to the longest.
 
-    The attention mask comes from the lengths, never from comparing tokens with the pad: pad may equal EOS, and an EOS that ends a turn
-    counts.
+    The attention mask comes from the lengths, never from comparing tokens with the pad: pad may equal EOS,
+    and an EOS that ends a turn counts.
 
     Args:
         encoded: at least one example.
         pad_id: token to fill with; any valid id, since masked positions count nowhere.
-        side: where the padding goes: `right` in training, `left` in generation (where every row must end in its last token).
+        side: where the padding goes: `right` in training, `left` in generation (where every row must end in
+            its last token).
 
     Returns:
-        input_ids, attention_mask [B, T] int64, label_mask [B, T] bool, row [B] int64; targets [B, T] int64 where an example has some.
+        input_ids, attention_mask [B, T] int64, label_mask [B, T] bool, row [B] int64; targets [B, T] int64
+        where an example has some.
     """
     assert encoded, "an empty batch has no width"
     assert side in ("right", "left"), f"no such side: {side}"
@@ -40,13 +42,21 @@ def collate(encoded: Sequence[Encoded], pad_id: int, side: Literal["right", "lef
         label_mask_BT[number, span] = torch.tensor(example.label_mask, dtype=torch.bool)
     row_B = torch.tensor([example.row for example in encoded], dtype=torch.long)
     hidden_BT = hidden_places(encoded, input_ids_BT)
-    collated: Side = {"input_ids": input_ids_BT, "attention_mask": attention_mask_BT, "label_mask": label_mask_BT, "row": row_B}
+    collated: Side = {
+        "input_ids": input_ids_BT,
+        "attention_mask": attention_mask_BT,
+        "label_mask": label_mask_BT,
+        "row": row_B,
+    }
     if hidden_BT is not None:
         # Positions count hidden tokens too, as where no position ids are given.
         collated["position_ids"] = (attention_mask_BT.cumsum(-1) - 1).clamp(min=0)
         collated["attention_mask"] = attention_mask_BT.masked_fill(hidden_BT, 0)
     if any(example.targets is not None for example in encoded):
-        predicted = [replace(example, input_ids=example.targets or example.input_ids, targets=None) for example in encoded]
+        predicted = [
+            replace(example, input_ids=example.targets or example.input_ids, targets=None)
+            for example in encoded
+        ]
         collated["targets"] = collate(predicted, pad_id, side)["input_ids"]
     return collated
 

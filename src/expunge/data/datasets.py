@@ -1,7 +1,7 @@
 """The data sets that a configuration names: `data.*.NAME = {handler, args}`.
 
-A handler is a function `handler(context, *, hf_args, ...) -> Dataset`, named `module:function`, so that users bring their own. The names of
-open-unlearning's classes are aliases of the ones here.
+A handler is a function `handler(context, *, hf_args, ...) -> Dataset`, named `module:function`, so that users
+bring their own. The names of open-unlearning's classes are aliases of the ones here.
 """
 
 from __future__ import annotations
@@ -26,7 +26,18 @@ from expunge.data.template import Shot, Template
 
 log = logging.getLogger(__name__)
 
-__all__ = ["ALIASES", "Context", "Dataset", "build_dataset", "concatenate", "encode_answers", "qa", "qa_alternate", "qa_idk", "text"]
+__all__ = [
+    "ALIASES",
+    "Context",
+    "Dataset",
+    "build_dataset",
+    "concatenate",
+    "encode_answers",
+    "qa",
+    "qa_alternate",
+    "qa_idk",
+    "text",
+]
 
 ALIASES = {
     "QADataset": "expunge.data.datasets:qa",
@@ -100,18 +111,27 @@ def build_dataset(
         UserError: unknown handler or argument, or whatever is wrong with the rows.
     """
     if "handler" not in spec:
-        raise UserError(f"data set {name!r} has no handler", f"name one: {', '.join(ALIASES)}, or module:function")
+        raise UserError(
+            f"data set {name!r} has no handler", f"name one: {', '.join(ALIASES)}, or module:function"
+        )
     handler = _resolve(str(spec["handler"]))
     args = {str(key): value for key, value in dict(spec.get("args") or {}).items()}
     parameters = inspect.signature(handler).parameters
     known = [key for key, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY]
     faults = [unknown(f"argument of data set {name!r}", key, known) for key in args if key not in known]
-    required = [key for key in known if parameters[key].default is inspect.Parameter.empty and key not in args]
-    faults += [Fault(f"data set {name!r} lacks the argument {key!r}", f"set it under args of {name!r}") for key in required]
+    required = [
+        key for key in known if parameters[key].default is inspect.Parameter.empty and key not in args
+    ]
+    faults += [
+        Fault(f"data set {name!r} lacks the argument {key!r}", f"set it under args of {name!r}")
+        for key in required
+    ]
     if faults:
         raise UserError.of(faults)
     dataset = handler(Context(name, template, data_root, seed, dict(switches or {})), **args)
-    log.info("data set %s: %d rows of %s, %d examples", name, len(dataset.rows), dataset.rows.source, len(dataset))
+    log.info(
+        "data set %s: %d rows of %s, %d examples", name, len(dataset.rows), dataset.rows.source, len(dataset)
+    )
     return dataset
 
 
@@ -123,7 +143,10 @@ def _resolve(handler: str) -> Callable[..., Dataset]:
     try:
         found = getattr(import_module(module), function)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"data handler {handler!r} cannot be imported: {error}", "give module:function of an installed package") from error
+        raise UserError(
+            f"data handler {handler!r} cannot be imported: {error}",
+            "give module:function of an installed package",
+        ) from error
     if not callable(found):
         raise UserError(f"data handler {handler!r} is no function", "give module:function")
     return found  # type: ignore[no-any-return]  # what a handler returns is its own word
@@ -181,8 +204,10 @@ def qa_idk(
         answer_key: key of the assistant turn.
         few_shot_dataset_hf_args: worked examples before each question.
         max_length: tokens at most.
-        idk_path: file of refusals; None = `idontknow.jsonl` beside the rows, or where `refusals.refusal_lines` looks next.
-        return_original: False = the refusals take the answers' place (relabelling), and there are no alternates.
+        idk_path: file of refusals; None = `idontknow.jsonl` beside the rows, or where
+            `refusals.refusal_lines` looks next.
+        return_original: False = the refusals take the answers' place (relabelling), and there are no
+            alternates.
         select: `{ratio, seed, complement}`: which of the rows, see `data.select`.
         reshape: what the rows are made of, see `data.select.RESHAPES`.
     """
@@ -190,7 +215,9 @@ def qa_idk(
     lines = refusal_lines(idk_path, rows, context.data_root)
     shots = _few_shot(context, few_shot_dataset_hf_args, question_key, answer_key)
     others = drawn_refusals(lines, rows, context.seed)
-    return with_alternates(context, rows, question_key, answer_key, shots, max_length, others, return_original)
+    return with_alternates(
+        context, rows, question_key, answer_key, shots, max_length, others, return_original
+    )
 
 
 def qa_alternate(
@@ -216,20 +243,27 @@ def qa_alternate(
         answer_key: key of the assistant turn.
         few_shot_dataset_hf_args: worked examples before each question.
         max_length: tokens at most.
-        alternate_key: key of the alternate answer, in the row or in the file's entries; of a list one is drawn per (seed, row id).
+        alternate_key: key of the alternate answer, in the row or in the file's entries; of a list one is
+            drawn per (seed, row id).
         alternate_path: a file of alternates, matched by row `id` or question; None = the rows carry them.
         return_original: False = the alternates take the answers' place, and there are no alternates.
         select: `{ratio, seed, complement}`: which of the rows, see `data.select`.
         reshape: what the rows are made of, see `data.select.RESHAPES`.
     """
-    keys = (question_key, answer_key) if alternate_path is not None else (question_key, answer_key, alternate_key)
+    keys = (
+        (question_key, answer_key)
+        if alternate_path is not None
+        else (question_key, answer_key, alternate_key)
+    )
     rows = chosen_rows(hf_args, context.data_root, keys, select, reshape)
     shots = _few_shot(context, few_shot_dataset_hf_args, question_key, answer_key)
     if alternate_path is None:
         others = from_key(rows, alternate_key, context.seed)
     else:
         others = from_file(Path(alternate_path).expanduser(), rows, alternate_key, question_key, context.seed)
-    return with_alternates(context, rows, question_key, answer_key, shots, max_length, others, return_original)
+    return with_alternates(
+        context, rows, question_key, answer_key, shots, max_length, others, return_original
+    )
 
 
 def text(
@@ -248,7 +282,8 @@ def text(
         hf_args: where the rows are, see `load_rows`.
         text_key: key of the text.
         max_length: tokens of a piece at most, BOS included.
-        join: put between the rows before the whole is cut; None = each row is cut on its own, so that no piece spans two.
+        join: put between the rows before the whole is cut; None = each row is cut on its own, so that no
+            piece spans two.
         select: `{ratio, seed, complement}`: which of the source's rows, see `data.select`.
 
     Returns:
@@ -257,14 +292,26 @@ def text(
     source = chosen_rows(hf_args, context.data_root, (text_key,), select)
     texts = [str(row.fields[text_key]) for row in source]
     tokenizer = context.template.tokenizer
-    pieces = [ids for whole in ([join.join(texts)] if join is not None else texts) for ids in text_chunks(tokenizer, whole, max_length)]
+    pieces = [
+        ids
+        for whole in ([join.join(texts)] if join is not None else texts)
+        for ids in text_chunks(tokenizer, whole, max_length)
+    ]
     if not pieces:
-        raise UserError(f"{source.source} holds no text to learn from", f"look at the key {text_key!r} of its rows")
+        raise UserError(
+            f"{source.source} holds no text to learn from", f"look at the key {text_key!r} of its rows"
+        )
     spoken = [str(tokenizer.decode(list(ids), skip_special_tokens=True)) for ids in pieces]
     fields: list[dict[str, Any]] = [{"text": words} for words in spoken]
-    rows = RowSet.of(source.name, [Row(i, 0, row) for i, row in zip(row_ids(fields), fields, strict=True)], source.source, source.file)
+    rows = RowSet.of(
+        source.name,
+        [Row(i, 0, row) for i, row in zip(row_ids(fields), fields, strict=True)],
+        source.source,
+        source.file,
+    )
     encoded = [
-        encode_ids(ids, row_id=row.id, row=row.index, target_text=words) for ids, row, words in zip(pieces, rows, spoken, strict=True)
+        encode_ids(ids, row_id=row.id, row=row.index, target_text=words)
+        for ids, row, words in zip(pieces, rows, spoken, strict=True)
     ]
     return Dataset(context.name, rows, encoded, _identity(context, source, encoded, max_length))
 
@@ -285,7 +332,11 @@ def concatenate(name: str, datasets: Sequence[Dataset]) -> Dataset:
     offsets = [sum(len(part.rows) for part in datasets[:number]) for number in range(len(datasets))]
 
     def moved(parts: Iterable[Sequence[Encoded]]) -> list[Encoded]:
-        placed = [(offset + example.row, example) for offset, part in zip(offsets, parts, strict=True) for example in part]
+        placed = [
+            (offset + example.row, example)
+            for offset, part in zip(offsets, parts, strict=True)
+            for example in part
+        ]
         return [replace(example, row=row, row_id=ids[row]) for row, example in placed]
 
     alternates = [part.alternates for part in datasets if part.alternates is not None]
@@ -312,17 +363,36 @@ def with_alternates(
     alternates = _encode(context, rows, question_key, others, shots, max_length)
     if not return_original:
         return Dataset(context.name, rows, alternates, _identity(context, rows, alternates, max_length))
-    encoded = _encode(context, rows, question_key, [row.fields[answer_key] for row in rows], shots, max_length)
-    return Dataset(context.name, rows, encoded, _identity(context, rows, [*encoded, *alternates], max_length), alternates)
+    encoded = _encode(
+        context, rows, question_key, [row.fields[answer_key] for row in rows], shots, max_length
+    )
+    return Dataset(
+        context.name, rows, encoded, _identity(context, rows, [*encoded, *alternates], max_length), alternates
+    )
 
 
 def _encode(
-    context: Context, rows: RowSet, question_key: str, answers: Sequence[Any], shots: Sequence[Shot], max_length: int | None
+    context: Context,
+    rows: RowSet,
+    question_key: str,
+    answers: Sequence[Any],
+    shots: Sequence[Shot],
+    max_length: int | None,
 ) -> list[Encoded]:
-    return encode_rows(rows, context.template, question_key, answers, few_shot=shots, max_length=max_length, switches=context.switches)
+    return encode_rows(
+        rows,
+        context.template,
+        question_key,
+        answers,
+        few_shot=shots,
+        max_length=max_length,
+        switches=context.switches,
+    )
 
 
-def _few_shot(context: Context, hf_args: Mapping[str, Any] | None, question_key: str, answer_key: str) -> tuple[Shot, ...]:
+def _few_shot(
+    context: Context, hf_args: Mapping[str, Any] | None, question_key: str, answer_key: str
+) -> tuple[Shot, ...]:
     if hf_args is None:
         return ()
     rows = load_rows(hf_args, context.data_root, (question_key, answer_key))
@@ -331,5 +401,9 @@ def _few_shot(context: Context, hf_args: Mapping[str, Any] | None, question_key:
 
 def _identity(context: Context, rows: RowSet, encoded: Sequence[Encoded], max_length: int | None) -> str:
     """Hash of what an example depends on; the tokens themselves speak for few-shot examples, keys and drawn alternates."""
-    tokens = [[example.row_id, example.input_ids, example.prompt_length, example.turn_end] for example in encoded]
-    return fingerprint([rows.fingerprint, context.template.fingerprint, max_length, dict(context.switches), tokens])
+    tokens = [
+        [example.row_id, example.input_ids, example.prompt_length, example.turn_end] for example in encoded
+    ]
+    return fingerprint(
+        [rows.fingerprint, context.template.fingerprint, max_length, dict(context.switches), tokens]
+    )

@@ -19,15 +19,18 @@ class Encoded:
 
     Attributes:
         input_ids: the tokens, prompt first; no padding.
-        label_mask: True = this token is a label: the assistant turn up to and including its end-of-turn token. Never True at position 0.
+        label_mask: True = this token is a label: the assistant turn up to and including its end-of-turn
+            token. Never True at position 0.
         turn_end: position of the end-of-turn token; None where it was cut away or there is none (plain text).
         prompt_length: tokens before the answer.
         row_id: id of the row.
         row: position of the row in its view, the key to cached reference values.
         answer_index: which answer of the row, where it has several.
         target_text: the answer's own text, as the row has it.
-        targets: tokens to predict in the place of the labels, one at each position of `input_ids`; None = the labels themselves.
-        hidden: a token that no position attends to, wherever it stands (`compat`); None = all tokens are seen.
+        targets: tokens to predict in the place of the labels, one at each position of `input_ids`; None = the
+            labels themselves.
+        hidden: a token that no position attends to, wherever it stands (`compat`); None = all tokens are
+            seen.
     """
 
     input_ids: tuple[int, ...]
@@ -61,7 +64,13 @@ class Encoded:
 
     def prompt_only(self) -> Encoded:
         """The view for generation: the prompt without the answer, no labels, the target's text kept."""
-        return replace(self, input_ids=self.prompt_ids, label_mask=(False,) * self.prompt_length, turn_end=None, targets=None)
+        return replace(
+            self,
+            input_ids=self.prompt_ids,
+            label_mask=(False,) * self.prompt_length,
+            turn_end=None,
+            targets=None,
+        )
 
 
 def text_chunks(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> Iterator[tuple[int, ...]]:
@@ -75,7 +84,9 @@ def text_chunks(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) 
     prefix = special_prefix(tokenizer)
     size = max_length - len(prefix)
     if max_length < 2:
-        raise UserError(f"max_length={max_length} leaves no token to predict", "give max_length of at least 2")
+        raise UserError(
+            f"max_length={max_length} leaves no token to predict", "give max_length of at least 2"
+        )
     ids = plain_ids(tokenizer, text)
     for start in range(0, len(ids), size):
         chunk = (*prefix, *ids[start : start + size])

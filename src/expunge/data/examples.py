@@ -42,7 +42,9 @@ def encode_answers(
     Raises:
         UserError: rows without a key, answers that are no text or cut away whole; all such rows together.
     """
-    jobs = [(row, number, answer) for row in rows for number, answer in enumerate(answers_of(row, answer_key))]
+    jobs = [
+        (row, number, answer) for row in rows for number, answer in enumerate(answers_of(row, answer_key))
+    ]
 
     def one(job: tuple[Row, int, str]) -> Encoded:
         row, number, answer = job
@@ -88,14 +90,21 @@ def encode_rows(
     def one(job: tuple[Row, Any]) -> Encoded:
         row, answer = job
         if not isinstance(answer, str):
-            raise UserError(f"row {row.index} ({row.id}): the answer is {type(answer).__name__}, not text", "train on one answer a row")
+            raise UserError(
+                f"row {row.index} ({row.id}): the answer is {type(answer).__name__}, not text",
+                "train on one answer a row",
+            )
         asked = question(row, question_key)
-        return template.encode(asked, answer, few_shot, max_length=max_length, row_id=row.id, row=row.index, **(switches or {}))
+        return template.encode(
+            asked, answer, few_shot, max_length=max_length, row_id=row.id, row=row.index, **(switches or {})
+        )
 
     encoded = _gathered(one, list(zip(rows, answers, strict=True)))
     cut = sum(example.turn_end is None for example in encoded) if template.closing.ends else 0
     if cut:
-        log.warning("%s: max_length=%s cuts the end of %d of %d answers", rows.name, max_length, cut, len(encoded))
+        log.warning(
+            "%s: max_length=%s cuts the end of %d of %d answers", rows.name, max_length, cut, len(encoded)
+        )
     return encoded
 
 
@@ -107,7 +116,9 @@ def question(row: Row, key: str) -> str:
     """
     asked = row.fields.get(key)
     if not isinstance(asked, str):
-        told = f"row {row.index} ({row.id}) has no text under {key!r}; it has: {', '.join(sorted(row.fields))}"
+        told = (
+            f"row {row.index} ({row.id}) has no text under {key!r}; it has: {', '.join(sorted(row.fields))}"
+        )
         raise UserError(told, "correct question_key")
     return asked
 

@@ -20,13 +20,14 @@ _PARQUET_MAGIC = b"PAR1"
 def read_fields(path: Path, sample_by: str = "line") -> list[dict[str, Any]]:
     """The rows of a file as mappings from key to value.
 
-    Parquet is known by its first bytes and CSV by its suffix; whatever starts with a brace or a bracket is JSON or JSON Lines, be the
-    file called `.json`, `.jsonl` or otherwise; the rest is plain text with the one key `text`.
+    Parquet is known by its first bytes and CSV by its suffix; whatever starts with a brace or a bracket is
+    JSON or JSON Lines, be the file called `.json`, `.jsonl` or otherwise; the rest is plain text with the one
+    key `text`.
 
     Args:
         path: the file.
-        sample_by: what a row of plain text is: a `line`, a `paragraph` (split at blank lines) or the whole `document`.
-            Blank rows are dropped.
+        sample_by: what a row of plain text is: a `line`, a `paragraph` (split at blank lines) or the whole
+            `document`. Blank rows are dropped.
 
     Returns:
         One mapping a row, in the order of the file; empty for an empty file.
@@ -42,7 +43,9 @@ def read_fields(path: Path, sample_by: str = "line") -> list[dict[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is neither parquet nor UTF-8 text: {error}", "convert it to JSON Lines in UTF-8") from error
+        raise UserError(
+            f"{path} is neither parquet nor UTF-8 text: {error}", "convert it to JSON Lines in UTF-8"
+        ) from error
     if path.suffix.lower() in (".csv", ".tsv"):
         return _read_csv(path, text)
     if text.lstrip()[:1] in ("{", "["):
@@ -67,7 +70,8 @@ def read_lines(path: Path) -> list[str]:
         text = next((value for value in fields.values() if isinstance(value, str)), None)
         if text is None:
             raise UserError(
-                f"{path}: entry {number} (counting from 0) holds no text, only the keys {sorted(fields)}", "give one text a line"
+                f"{path}: entry {number} (counting from 0) holds no text, only the keys {sorted(fields)}",
+                "give one text a line",
             )
         lines.append(text.strip())
     return lines
@@ -102,12 +106,17 @@ def _read_json(path: Path, text: str) -> list[dict[str, Any]]:
         document = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(
-            f"{path} is not valid JSON: {error}", "give a JSON array of objects, or JSON Lines with one object a line"
+            f"{path} is not valid JSON: {error}",
+            "give a JSON array of objects, or JSON Lines with one object a line",
         ) from error
     if isinstance(document, dict):
         if _is_table(document):
             sizes = {len(column) for column in document.values()}
-            return [dict(zip(document, values, strict=True)) for values in zip(*document.values(), strict=True)] if sizes else []
+            return (
+                [dict(zip(document, values, strict=True)) for values in zip(*document.values(), strict=True)]
+                if sizes
+                else []
+            )
         return [document]
     return _as_rows(path, document)
 
@@ -115,7 +124,11 @@ def _read_json(path: Path, text: str) -> list[dict[str, Any]]:
 def _is_table(document: Mapping[str, Any]) -> bool:
     """Whether an object is a table by columns: every value a list, all of one length."""
     columns = list(document.values())
-    return bool(columns) and all(isinstance(column, list) for column in columns) and len({len(column) for column in columns}) == 1
+    return (
+        bool(columns)
+        and all(isinstance(column, list) for column in columns)
+        and len({len(column) for column in columns}) == 1
+    )
 
 
 def _parse_line(path: Path, number: int, line: str) -> Any:
@@ -123,7 +136,8 @@ def _parse_line(path: Path, number: int, line: str) -> Any:
         return json.loads(line)
     except json.JSONDecodeError as error:
         raise UserError(
-            f"{path}, line {number}: not valid JSON: {error}", "each line of JSON Lines is one object; mend that line"
+            f"{path}, line {number}: not valid JSON: {error}",
+            "each line of JSON Lines is one object; mend that line",
         ) from error
 
 
@@ -136,7 +150,8 @@ def _as_rows(path: Path, values: Iterable[Any]) -> list[dict[str, Any]]:
             rows.append({"text": value})
         else:
             raise UserError(
-                f"{path}: row {number} (counting from 0) is {type(value).__name__}, not an object", "each row is an object or a string"
+                f"{path}: row {number} (counting from 0) is {type(value).__name__}, not an object",
+                "each row is an object or a string",
             )
     return rows
 
@@ -146,7 +161,10 @@ def _read_csv(path: Path, text: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for number, row in enumerate(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)):
         if None in row:
-            raise UserError(f"{path}: row {number} (counting from 0) has more cells than the header", "quote cells that hold the delimiter")
+            raise UserError(
+                f"{path}: row {number} (counting from 0) has more cells than the header",
+                "quote cells that hold the delimiter",
+            )
         rows.append({key: value for key, value in row.items() if value is not None})
     return rows
 

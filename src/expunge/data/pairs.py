@@ -26,7 +26,8 @@ Anchor = Literal["forget", "retain"]
 def draw_pairs(n_anchor: int, n_other: int, seed: int, epoch: int) -> list[int]:
     """For each anchor row of an epoch, the position of the row on the other side that goes with it.
 
-    Permutations of the other side, one after the other until every anchor row has one: no row comes a second time before all came once.
+    Permutations of the other side, one after the other until every anchor row has one: no row comes a second
+    time before all came once.
 
     Args:
         n_anchor: rows that an epoch runs over.
@@ -76,12 +77,16 @@ def pairs_of(forget: Dataset, retain: Dataset, seed: int, n_epochs: int, anchor:
     """Draw the pairs of all epochs of a run."""
     n_anchor, n_other = (len(forget), len(retain)) if anchor == "forget" else (len(retain), len(forget))
     epochs = tuple(tuple(draw_pairs(n_anchor, n_other, seed, epoch)) for epoch in range(n_epochs))
-    return Pairs(anchor, n_anchor, n_other, seed, epochs, {"forget": forget.fingerprint, "retain": retain.fingerprint})
+    return Pairs(
+        anchor, n_anchor, n_other, seed, epochs, {"forget": forget.fingerprint, "retain": retain.fingerprint}
+    )
 
 
 def save_pairs(path: Path, pairs: Pairs) -> None:
     """Write the pairs as JSON, atomically."""
-    fields: dict[str, Any] = {name: getattr(pairs, name) for name in ("anchor", "n_anchor", "n_other", "seed", "data", "epochs")}
+    fields: dict[str, Any] = {
+        name: getattr(pairs, name) for name in ("anchor", "n_anchor", "n_other", "seed", "data", "epochs")
+    }
     write_json(path, fields, indent=None)
 
 
@@ -94,20 +99,35 @@ def load_pairs(path: Path) -> Pairs:
     value = read_json(path)
     try:
         epochs = tuple(tuple(int(position) for position in epoch) for epoch in value["epochs"])
-        pairs = Pairs(value["anchor"], int(value["n_anchor"]), int(value["n_other"]), int(value["seed"]), epochs, dict(value["data"]))
+        pairs = Pairs(
+            value["anchor"],
+            int(value["n_anchor"]),
+            int(value["n_other"]),
+            int(value["seed"]),
+            epochs,
+            dict(value["data"]),
+        )
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is not a file of pairs: {error!r}", "remove it; pairs are drawn anew from the seed") from error
-    sound = all(len(epoch) == pairs.n_anchor and all(0 <= position < pairs.n_other for position in epoch) for epoch in epochs)
+        raise UserError(
+            f"{path} is not a file of pairs: {error!r}", "remove it; pairs are drawn anew from the seed"
+        ) from error
+    sound = all(
+        len(epoch) == pairs.n_anchor and all(0 <= position < pairs.n_other for position in epoch)
+        for epoch in epochs
+    )
     if not sound or pairs.anchor not in ("forget", "retain"):
-        raise UserError(f"{path} is damaged: its pairs do not fit its own row counts", "remove it; pairs are drawn anew from the seed")
+        raise UserError(
+            f"{path} is damaged: its pairs do not fit its own row counts",
+            "remove it; pairs are drawn anew from the seed",
+        )
     return pairs
 
 
 class PairedDataset(TorchDataset[dict[str, Encoded]]):
     """Forget and retain examples side by side; as long as the anchor side.
 
-    Item i is `{"forget": ..., "retain": ..., "alternate": ...}`, restricted to the sides that are read. With one data set alone it is that
-    data set under its side's name.
+    Item i is `{"forget": ..., "retain": ..., "alternate": ...}`, restricted to the sides that are read. With
+    one data set alone it is that data set under its side's name.
 
     Args:
         forget: the forget side; None where nothing reads it.
@@ -117,7 +137,8 @@ class PairedDataset(TorchDataset[dict[str, Encoded]]):
         anchor: the side that an epoch runs over where there is no `pairs`.
 
     Raises:
-        UserError: alternates are read but the forget data has none, a side is read that is not given, or pairs of other data.
+        UserError: alternates are read but the forget data has none, a side is read that is not given, or
+            pairs of other data.
     """
 
     def __init__(
@@ -135,9 +156,14 @@ class PairedDataset(TorchDataset[dict[str, Encoded]]):
                 raise UserError("forget and retain rows need pairs", "draw them with pairs_of")
             if dict(pairs.data) != {"forget": forget.fingerprint, "retain": retain.fingerprint}:
                 raise UserError(
-                    "the stored pairs belong to other forget or retain data", "use another output folder, or overwrite=true to start anew"
+                    "the stored pairs belong to other forget or retain data",
+                    "use another output folder, or overwrite=true to start anew",
                 )
-        self.anchor: Anchor = pairs.anchor if self._pairs is not None and pairs is not None else ("retain" if forget is None else "forget")
+        self.anchor: Anchor = (
+            pairs.anchor
+            if self._pairs is not None and pairs is not None
+            else ("retain" if forget is None else "forget")
+        )
         data = forget if self.anchor == "forget" else retain
         assert data is not None
         self._size = len(data)
@@ -181,7 +207,9 @@ class PairedDataset(TorchDataset[dict[str, Encoded]]):
         return self._drawn[1][index]
 
 
-def _sides(forget: Dataset | None, retain: Dataset | None, wanted: Collection[str] | None) -> dict[str, Sequence[Encoded]]:
+def _sides(
+    forget: Dataset | None, retain: Dataset | None, wanted: Collection[str] | None
+) -> dict[str, Sequence[Encoded]]:
     """The examples by side, restricted to what is read."""
     there: dict[str, Sequence[Encoded]] = {}
     if forget is not None:
@@ -197,9 +225,16 @@ def _sides(forget: Dataset | None, retain: Dataset | None, wanted: Collection[st
         "retain": "name a data set under data.retain, or choose retain=none",
     }
     if missing:
-        raise UserError.of([Fault(f"the method reads {side} rows, but there are none", hints.get(side, "")) for side in missing])
+        raise UserError.of(
+            [
+                Fault(f"the method reads {side} rows, but there are none", hints.get(side, ""))
+                for side in missing
+            ]
+        )
     if not there:
-        raise UserError("there is neither forget nor retain data", "name data sets under data.forget and data.retain")
+        raise UserError(
+            "there is neither forget nor retain data", "name data sets under data.forget and data.retain"
+        )
     return {side: examples for side, examples in there.items() if wanted is None or side in wanted}
 
 
@@ -215,8 +250,13 @@ def check_disjoint(forget: RowSet, retain: RowSet) -> None:
     shared = [(row, kept[base_id(row.id)]) for row in forget if base_id(row.id) in kept]
     if not shared:
         return
-    told = [f"    {row.id}: row {row.index} of {forget.name}, row {twin.index} of {retain.name}" for row, twin in shared[:SHOWN]]
+    told = [
+        f"    {row.id}: row {row.index} of {forget.name}, row {twin.index} of {retain.name}"
+        for row, twin in shared[:SHOWN]
+    ]
     more = [f"    and {len(shared) - SHOWN} more"] if len(shared) > SHOWN else []
-    head = f"forget ({forget.name}) and retain ({retain.name}) share {len(shared)} of {len(forget)} forget rows:"
+    head = (
+        f"forget ({forget.name}) and retain ({retain.name}) share {len(shared)} of {len(forget)} forget rows:"
+    )
     hint = "choose splits that belong together, such as forget10 with retain90, forget05 with retain95, forget01 with retain99"
     raise UserError("\n".join([head, *told, *more]), hint)

@@ -38,10 +38,11 @@ def refusal_lines(idk_path: str | None, rows: RowSet, data_root: Path | None) ->
     """The refusals of a run.
 
     Args:
-        idk_path: a file as given: absolute, from the working directory, or from the data root. Text, one CSV column, or JSON texts. None =
-            the first there is of `idontknow.jsonl` beside the rows' own file, `DATA_ROOT/tofu/idontknow.jsonl`, and
-            `DATA_ROOT/refusals/polite_refusal_responses.{csv,json,jsonl,txt}`; where there is none, this package's own lines, with a
-            warning that says where was looked.
+        idk_path: a file as given: absolute, from the working directory, or from the data root. Text, one CSV
+            column, or JSON texts. None = the first there is of `idontknow.jsonl` beside the rows' own file,
+            `DATA_ROOT/tofu/idontknow.jsonl`, and
+            `DATA_ROOT/refusals/polite_refusal_responses.{csv,json,jsonl,txt}`; where there is none, this
+            package's own lines, with a warning that says where was looked.
         rows: the rows that are to be refused.
         data_root: folder of local data sets.
 
@@ -51,13 +52,21 @@ def refusal_lines(idk_path: str | None, rows: RowSet, data_root: Path | None) ->
     looked = list(_given(idk_path, data_root) if idk_path is not None else _known(rows, data_root))
     found = next((place for place in looked if place.is_file()), None)
     if found is None:
-        where = ", ".join(str(place.absolute()) for place in dict.fromkeys(looked)) or "nowhere: no local rows and no data root"
+        where = (
+            ", ".join(str(place.absolute()) for place in dict.fromkeys(looked))
+            or "nowhere: no local rows and no data root"
+        )
         if idk_path is not None:
             raise UserError(
                 f"no file of refusals for {rows.name!r}: idk_path is {idk_path!r}; looked for {where}",
                 "give idk_path a text file with one refusal a line",
             )
-        log.warning("no file of refusals for %r: looked for %s; the package's own %d lines are used", rows.name, where, len(OWN))
+        log.warning(
+            "no file of refusals for %r: looked for %s; the package's own %d lines are used",
+            rows.name,
+            where,
+            len(OWN),
+        )
         return list(OWN)
     lines = [line for line in read_lines(found) if line]
     if not lines:

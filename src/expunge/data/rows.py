@@ -40,7 +40,8 @@ class RowSet:
     Attributes:
         name: short name, such as `forget10`.
         rows: the rows; `rows[i].index == i`.
-        fingerprint: hash over the ids and contents, in order; the same rows from another place have the same one.
+        fingerprint: hash over the ids and contents, in order; the same rows from another place have the same
+            one.
         source: where the rows are from, in words.
         file: the local file, None where there is none.
     """
@@ -72,19 +73,24 @@ class RowSet:
         return iter(self.rows)
 
 
-def load_rows(hf_args: Mapping[str, Any], data_root: Path | None = None, keys: Sequence[str] | None = None) -> RowSet:
+def load_rows(
+    hf_args: Mapping[str, Any], data_root: Path | None = None, keys: Sequence[str] | None = None
+) -> RowSet:
     """Rows of a data set, looked for on this machine first and on the hub last.
 
-    1. `path` is a local file (its content says whether it is JSON, JSON Lines, CSV, parquet or text), or a builder (`json`, `csv`, `text`,
-       `parquet`) with `data_files`.
-    2. `path: org/NAME` with `name` is `DATA_ROOT/name-in-lower-case/NAME.{json,jsonl,csv,parquet,txt}`: `locuslab/TOFU` with `forget10`
-       finds `tofu/forget10.json`. `path: expunge/mini` is the benchmark that the package makes.
+    1. `path` is a local file (its content says whether it is JSON, JSON Lines, CSV, parquet or text), or a
+       builder (`json`, `csv`, `text`, `parquet`) with `data_files`.
+    2. `path: org/NAME` with `name` is `DATA_ROOT/name-in-lower-case/NAME.{json,jsonl,csv,parquet,txt}`:
+       `locuslab/TOFU` with `forget10` finds `tofu/forget10.json`. `path: expunge/mini` is the benchmark that
+       the package makes.
     3. The hub, through the package `datasets`.
 
     Args:
-        hf_args: `path`, and optionally `name`, `split` (with a slice, such as `train[:10]`), `revision`, `data_files`, `sample_by`.
+        hf_args: `path`, and optionally `name`, `split` (with a slice, such as `train[:10]`), `revision`,
+            `data_files`, `sample_by`.
         data_root: the folder of local data sets (`paths.data_root`), None = there is none.
-        keys: keys that each row must have. The first two also serve as (question, answer) of the id where a row has no such keys.
+        keys: keys that each row must have. The first two also serve as (question, answer) of the id where a
+            row has no such keys.
 
     Returns:
         The rows; ids are given before a slice is taken, so that a row keeps its id in every slice.
@@ -95,13 +101,22 @@ def load_rows(hf_args: Mapping[str, Any], data_root: Path | None = None, keys: S
     source = Source.of(hf_args)
     fields, origin, file = read_source(source, data_root)
     if not fields:
-        raise UserError(f"the split {source.label!r} is empty: no row in {origin}", "give a file with at least one row, or another split")
+        raise UserError(
+            f"the split {source.label!r} is empty: no row in {origin}",
+            "give a file with at least one row, or another split",
+        )
     if keys:
         _check_keys(fields, keys, origin)
-    rows = [Row(row_id, index, row) for index, (row_id, row) in enumerate(zip(row_ids(fields, keys or ()), fields, strict=True))]
+    rows = [
+        Row(row_id, index, row)
+        for index, (row_id, row) in enumerate(zip(row_ids(fields, keys or ()), fields, strict=True))
+    ]
     kept = [rows[index] for index in source.cut(len(rows))]
     if not kept:
-        raise UserError(f"the slice {hf_args.get('split')!r} of {source.label!r} keeps none of its {len(rows)} rows", "widen the slice")
+        raise UserError(
+            f"the slice {hf_args.get('split')!r} of {source.label!r} keeps none of its {len(rows)} rows",
+            "widen the slice",
+        )
     return RowSet.of(source.label, kept, origin, file)
 
 
@@ -145,7 +160,9 @@ def _content_id(row: Mapping[str, Any], keys: Sequence[str]) -> str:
         chosen = keys[:2]
     else:
         chosen = sorted(row)
-    canonical = json.dumps([_canonical(row[key]) for key in chosen], ensure_ascii=False, sort_keys=True, default=str)
+    canonical = json.dumps(
+        [_canonical(row[key]) for key in chosen], ensure_ascii=False, sort_keys=True, default=str
+    )
     return hashlib.sha256(canonical.encode()).hexdigest()[:LENGTH]
 
 
@@ -160,8 +177,15 @@ def _check_keys(fields: Sequence[Mapping[str, Any]], keys: Sequence[str], origin
         missing = [key for key in keys if row.get(key) is None]
         if missing:
             told = ", ".join(repr(key) for key in missing)
-            faults.append(Fault(f"row {number} (counting from 0) of {origin} has no {told}; it has: {', '.join(sorted(row)) or 'no keys'}"))
+            faults.append(
+                Fault(
+                    f"row {number} (counting from 0) of {origin} has no {told}; it has: {', '.join(sorted(row)) or 'no keys'}"
+                )
+            )
     if faults:
         rest = [Fault(f"and {len(faults) - SHOWN} more rows like that")] if len(faults) > SHOWN else []
-        hint = Fault("rows lack a key that is read", "name the right key with question_key, answer_key or text_key, or mend the rows")
+        hint = Fault(
+            "rows lack a key that is read",
+            "name the right key with question_key, answer_key or text_key, or mend the rows",
+        )
         raise UserError.of([*faults[:SHOWN], *rest, hint])

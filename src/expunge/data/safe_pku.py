@@ -31,7 +31,12 @@ def unsafe_answers(records: Sequence[Mapping[str, Any]], source: str) -> list[di
                 f"row {number} (counting from 0) of {source} has no {', '.join(map(repr, missing))}",
                 "give rows as PKU-Alignment/PKU-SafeRLHF has them, or name a file of questions and answers itself",
             )
-    found = [{"prompt": record["prompt"], "response": record[answer]} for record in records for answer, safe in ANSWERS if not record[safe]]
+    found = [
+        {"prompt": record["prompt"], "response": record[answer]}
+        for record in records
+        for answer, safe in ANSWERS
+        if not record[safe]
+    ]
     if not found:
         raise UserError(f"no answer in {source} is unsafe", "there is nothing to forget in it")
     return found

@@ -13,7 +13,9 @@ DICT_FILE, SET_FILE = "dataset_dict.json", "dataset_info.json"
 def is_saved(path: str) -> bool:
     """Whether a path is a folder that `save_to_disk` wrote: of one set of rows, or of several splits."""
     folder = Path(path).expanduser()
-    return (folder / DICT_FILE).is_file() or ((folder / SET_FILE).is_file() and (folder / "state.json").is_file())
+    return (folder / DICT_FILE).is_file() or (
+        (folder / SET_FILE).is_file() and (folder / "state.json").is_file()
+    )
 
 
 def read_saved(path: str, split: str) -> tuple[list[dict[str, Any]], Path]:

@@ -43,11 +43,25 @@ class Selection:
             UserError: an unknown key or a value of the wrong kind.
         """
         faults = [unknown("key of select", str(key), KEYS) for key in select if key not in KEYS]
-        ratio, seed, complement = select.get("ratio", 1.0), select.get("seed", 0), select.get("complement", False)
+        ratio, seed, complement = (
+            select.get("ratio", 1.0),
+            select.get("seed", 0),
+            select.get("complement", False),
+        )
         if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not ratio > 0:
-            faults.append(Fault(f"select.ratio is {ratio!r}", "give a count of rows above 1, or a share above 0 and at most 1"))
+            faults.append(
+                Fault(
+                    f"select.ratio is {ratio!r}",
+                    "give a count of rows above 1, or a share above 0 and at most 1",
+                )
+            )
         elif ratio > 1 and not float(ratio).is_integer():
-            faults.append(Fault(f"select.ratio is {ratio!r}: above 1 it is a count of rows", "give a whole number, or a share at most 1"))
+            faults.append(
+                Fault(
+                    f"select.ratio is {ratio!r}: above 1 it is a count of rows",
+                    "give a whole number, or a share at most 1",
+                )
+            )
         if isinstance(seed, bool) or not isinstance(seed, int):
             faults.append(Fault(f"select.seed is {seed!r}", "give a whole number"))
         if not isinstance(complement, bool):
@@ -62,7 +76,9 @@ class Selection:
 
     def positions(self, size: int) -> list[int]:
         """The positions that are kept out of `size`, ascending."""
-        drawn = torch.randperm(size, generator=generator(self.seed, "select", size))[: self.count(size)].tolist()
+        drawn = torch.randperm(size, generator=generator(self.seed, "select", size))[
+            : self.count(size)
+        ].tolist()
         return sorted(set(range(size)) - set(drawn)) if self.complement else sorted(drawn)
 
 
@@ -86,9 +102,14 @@ def select_rows(rows: RowSet, select: Mapping[str, Any] | None) -> RowSet:
         )
     kept = [rows[position] for position in chosen.positions(len(rows))]
     if not kept:
-        what = "the complement of all rows" if chosen.complement else f"select.ratio={chosen.ratio:g} of {len(rows)} rows"
+        what = (
+            "the complement of all rows"
+            if chosen.complement
+            else f"select.ratio={chosen.ratio:g} of {len(rows)} rows"
+        )
         raise UserError(
-            f"{what} of {rows.source} is empty", "take fewer rows, so that others are left" if chosen.complement else "take more"
+            f"{what} of {rows.source} is empty",
+            "take fewer rows, so that others are left" if chosen.complement else "take more",
         )
     return RowSet.of(rows.name, kept, rows.source, rows.file)
 

@@ -25,7 +25,8 @@ class Source:
     """What `hf_args` asks for.
 
     Attributes:
-        path: a file, a folder, a hub name, or one of the builders `json`, `csv`, `text`, `parquet` (with `data_files`).
+        path: a file, a folder, a hub name, or one of the builders `json`, `csv`, `text`, `parquet` (with
+            `data_files`).
         name: the configuration, such as `forget10`.
         split: the split without its slice, `train` when none was given.
         slice: (start, stop) as written, each a number or a percentage; (None, None) = all rows.
@@ -53,11 +54,17 @@ class Source:
         """
         args = {key: value for key, value in hf_args.items() if value is not None}
         if "path" not in args:
-            raise UserError(f"hf_args has no 'path': {dict(hf_args)}", "give a local file, or a hub name such as locuslab/TOFU")
+            raise UserError(
+                f"hf_args has no 'path': {dict(hf_args)}",
+                "give a local file, or a hub name such as locuslab/TOFU",
+            )
         split = str(args.pop("split", "train"))
         match = _SPLIT.fullmatch(split)
         if match is None:
-            raise UserError(f"split {split!r} cannot be read", "give one split, with a slice at most: train, train[:10], train[10%:]")
+            raise UserError(
+                f"split {split!r} cannot be read",
+                "give one split, with a slice at most: train, train[:10], train[10%:]",
+            )
         return cls(
             path=str(args.pop("path")),
             name=str(args.pop("name")) if "name" in args else None,
@@ -103,7 +110,11 @@ def read_source(source: Source, data_root: Path | None) -> tuple[list[dict[str, 
     """
     if source.path in _BUILDERS and source.data_files is not None:
         files = _data_files(source, data_root)
-        return [row for file in files for row in read_fields(file, source.sample_by)], ", ".join(map(str, files)), files[0]
+        return (
+            [row for file in files for row in read_fields(file, source.sample_by)],
+            ", ".join(map(str, files)),
+            files[0],
+        )
     if source.name is None and is_saved(source.path):
         fields, file = read_saved(source.path, source.split)
         return fields, source.path, file
@@ -118,9 +129,14 @@ def read_source(source: Source, data_root: Path | None) -> tuple[list[dict[str, 
         if place.is_file():
             return read_fields(place, source.sample_by), str(place), place
     if source.path == MINI or _is_local(source.path) or any(_holds_rows(place.parent) for place in looked):
-        # The data set's own folder is there: a split it lacks is a slip of the pen, not a reason to try the network.
+        # The data set's own folder is there: a split it lacks is a slip of the pen, not a reason to try the
+        # network.
         raise _not_found(source, looked, data_root, "")
-    return _read_hub(source, looked, data_root), f"hub: {source.path} ({source.name or 'default'}, {source.split})", None
+    return (
+        _read_hub(source, looked, data_root),
+        f"hub: {source.path} ({source.name or 'default'}, {source.split})",
+        None,
+    )
 
 
 def _places(source: Source, data_root: Path | None) -> Iterable[Path]:
@@ -147,14 +163,18 @@ def _holds_rows(folder: Path) -> bool:
 
 def _is_local(path: str) -> bool:
     """Whether a path can only mean this machine: absolute, relative by dots, an existing folder, or a file of rows."""
-    return path.startswith((".", "/", "~")) or Path(path).suffix.lower() in _ROW_SUFFIXES or Path(path).exists()
+    return (
+        path.startswith((".", "/", "~")) or Path(path).suffix.lower() in _ROW_SUFFIXES or Path(path).exists()
+    )
 
 
 def _data_files(source: Source, data_root: Path | None) -> list[Path]:
     given = source.data_files
     if isinstance(given, Mapping):
         if source.split not in given:
-            raise UserError(f"data_files has no split {source.split!r}", f"it has: {', '.join(map(str, given))}")
+            raise UserError(
+                f"data_files has no split {source.split!r}", f"it has: {', '.join(map(str, given))}"
+            )
         given = given[source.split]
     names = [given] if isinstance(given, (str, Path)) else list(given)
     files = []
@@ -179,14 +199,23 @@ def _read_hub(source: Source, looked: list[Path], data_root: Path | None) -> lis
     except ImportError as error:
         local = "; ".join(_told(looked)) or "no data root is set"
         raise MissingExtraError(
-            "datasets", "hub", f"{source.path} ({source.name}) is not among the local files ({local}); the hub"
+            "datasets",
+            "hub",
+            f"{source.path} ({source.name}) is not among the local files ({local}); the hub",
         ) from error
     try:
         loaded = datasets.load_dataset(
-            source.path, name=source.name, split=source.split, revision=source.revision, data_files=source.data_files, **source.rest
+            source.path,
+            name=source.name,
+            split=source.split,
+            revision=source.revision,
+            data_files=source.data_files,
+            **source.rest,
         )
     except (OSError, ValueError, RuntimeError, TypeError) as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        reason = next(
+            (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
+        )
         raise _not_found(source, looked, data_root, f"the hub: {reason}") from error
     return [dict(row) for row in loaded]
 
@@ -203,9 +232,15 @@ def _not_found(source: Source, looked: list[Path], data_root: Path | None, hub: 
     folders = [folder for folder in dict.fromkeys(place.parent for place in looked) if folder.is_dir()]
     named = source.name is not None or not _is_local(source.path)
     target = wanted if named else Path(source.path).stem
-    there = sorted({file.stem for folder in folders for file in folder.iterdir() if file.suffix.lower() in _ROW_SUFFIXES})
+    there = sorted(
+        {file.stem for folder in folders for file in folder.iterdir() if file.suffix.lower() in _ROW_SUFFIXES}
+    )
     near = nearest(target, there)
-    hints = [f"did you mean {near[0]!r}?" + (f" also near: {', '.join(near[1:])}" if near[1:] else "")] if near else []
+    hints = (
+        [f"did you mean {near[0]!r}?" + (f" also near: {', '.join(near[1:])}" if near[1:] else "")]
+        if near
+        else []
+    )
     if there and named:
         hints.append(f"there are: {', '.join(there)}")
     if data_root is None and hub:
@@ -219,7 +254,13 @@ def _not_found(source: Source, looked: list[Path], data_root: Path | None, hub: 
 def _preferred(source: Source, data_root: Path | None) -> Path | None:
     if data_root is None or _is_local(source.path) or source.path == MINI:
         return None
-    stem = source.split if source.name is None else source.name if source.split == "train" else f"{source.name}/{source.split}"
+    stem = (
+        source.split
+        if source.name is None
+        else source.name
+        if source.split == "train"
+        else f"{source.name}/{source.split}"
+    )
     return data_root / source.path.rsplit("/", 1)[-1].lower() / f"{stem}.json"
 
 
@@ -228,4 +269,7 @@ def _told(looked: list[Path]) -> list[str]:
     grouped: dict[Path, list[str]] = {}
     for place in looked:
         grouped.setdefault(place.absolute().with_suffix(""), []).append(place.suffix.lstrip("."))
-    return [f"{stem}.{{{','.join(suffixes)}}}" if len(suffixes) > 1 else f"{stem}.{suffixes[0]}" for stem, suffixes in grouped.items()]
+    return [
+        f"{stem}.{{{','.join(suffixes)}}}" if len(suffixes) > 1 else f"{stem}.{suffixes[0]}"
+        for stem, suffixes in grouped.items()
+    ]

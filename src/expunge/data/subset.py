@@ -13,7 +13,12 @@ from expunge.data.rows import RowSet
 
 def subset(dataset: Dataset, positions: Sequence[int]) -> Dataset:
     """The rows at these positions, in this order, with their alternates. They keep their ids and are counted anew."""
-    rows = RowSet.of(dataset.rows.name, [dataset.rows[position] for position in positions], dataset.rows.source, dataset.rows.file)
+    rows = RowSet.of(
+        dataset.rows.name,
+        [dataset.rows[position] for position in positions],
+        dataset.rows.source,
+        dataset.rows.file,
+    )
 
     def taken(examples: Sequence[Encoded]) -> list[Encoded]:
         return [replace(examples[position], row=row) for row, position in enumerate(positions)]

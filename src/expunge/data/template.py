@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, Any
 from expunge.core.errors import UserError, unknown
 from expunge.core.fingerprint import fingerprint
 from expunge.data.encoded import Encoded
-from expunge.data.tokens import Closing, field_pad_id, find_closing, plain_ids, special_prefix, tokenizer_identity
+from expunge.data.tokens import (
+    Closing,
+    field_pad_id,
+    find_closing,
+    plain_ids,
+    special_prefix,
+    tokenizer_identity,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,7 +37,14 @@ Shot = tuple[str, str]
 """A worked example before the question: (question, answer)."""
 
 TAGS = ("user_start_tag", "user_end_tag", "asst_start_tag", "asst_end_tag")
-KNOWN = ("apply_chat_template", "system_prompt", "date_string", "chat_template_kwargs", "system_prompt_with_special_tokens", *TAGS)
+KNOWN = (
+    "apply_chat_template",
+    "system_prompt",
+    "date_string",
+    "chat_template_kwargs",
+    "system_prompt_with_special_tokens",
+    *TAGS,
+)
 _PROBE = "expunge probe"
 
 
@@ -41,29 +55,45 @@ class Template(ABC):
         self.tokenizer = tokenizer
 
     @classmethod
-    def from_args(cls, template_args: Mapping[str, Any] | None, tokenizer: PreTrainedTokenizerBase) -> Template:
+    def from_args(
+        cls, template_args: Mapping[str, Any] | None, tokenizer: PreTrainedTokenizerBase
+    ) -> Template:
         """The template that `model.template_args` describes.
 
         Args:
-            template_args: `apply_chat_template` (default: true unless tags are given); with it `system_prompt`, `date_string` and
-                `chat_template_kwargs` (handed to the chat template, such as `enable_thinking: false`); without it the four tags and
+            template_args: `apply_chat_template` (default: true unless tags are given); with it
+                `system_prompt`, `date_string` and `chat_template_kwargs` (handed to the chat template, such
+                as `enable_thinking: false`); without it the four tags and
                 `system_prompt_with_special_tokens`.
             tokenizer: the model's.
 
         Raises:
-            UserError: an unknown key, a tag that is missing, or a chat template asked of a tokenizer that has none.
+            UserError: an unknown key, a tag that is missing, or a chat template asked of a tokenizer that has
+                none.
         """
         args = {key: value for key, value in (template_args or {}).items() if value is not None}
         faults = [unknown("key of model.template_args", key, KNOWN) for key in args if key not in KNOWN]
         if faults:
             raise UserError.of(faults)
         if args.get("apply_chat_template", "user_start_tag" not in args):
-            return ChatTemplate(tokenizer, args.get("system_prompt"), args.get("date_string"), args.get("chat_template_kwargs") or {})
+            return ChatTemplate(
+                tokenizer,
+                args.get("system_prompt"),
+                args.get("date_string"),
+                args.get("chat_template_kwargs") or {},
+            )
         missing = [tag for tag in TAGS if tag not in args]
         if missing:
             told = ", ".join(missing)
-            raise UserError(f"model.template_args has apply_chat_template=false but no {told}", "give all four tags; a tag may be empty")
-        return TagTemplate(tokenizer, {tag: str(args[tag]) for tag in TAGS}, str(args.get("system_prompt_with_special_tokens", "")))
+            raise UserError(
+                f"model.template_args has apply_chat_template=false but no {told}",
+                "give all four tags; a tag may be empty",
+            )
+        return TagTemplate(
+            tokenizer,
+            {tag: str(args[tag]) for tag in TAGS},
+            str(args.get("system_prompt_with_special_tokens", "")),
+        )
 
     @abstractmethod
     def prompt(self, question: str, few_shot: Sequence[Shot] = ()) -> str:
@@ -102,11 +132,12 @@ class Template(ABC):
             answer: the assistant turn.
             few_shot: worked examples before the question; no labels among them.
             max_length: tokens at most; the end is cut away. None = no limit.
-            append_eos: the field's encoding (`compat`): the labels run over everything that the chat template writes after the prompt, a
-                tag template's end tag is left out, an EOS is appended where the last token is none (also after a cut), and that
-                last token counts as the end of the turn.
-            hide_pad: the field's attention mask (`compat`): no position attends to the token that pads, wherever it stands. Where the
-                tokenizer came without one, that is the EOS, and with it ends of turns are hidden.
+            append_eos: the field's encoding (`compat`): the labels run over everything that the chat template
+                writes after the prompt, a tag template's end tag is left out, an EOS is appended where the
+                last token is none (also after a cut), and that last token counts as the end of the turn.
+            hide_pad: the field's attention mask (`compat`): no position attends to the token that pads,
+                wherever it stands. Where the tokenizer came without one, that is the EOS, and with it ends of
+                turns are hidden.
             row_id: id of the row, for the record and for errors.
             row: position of the row in its view.
             answer_index: which of the row's answers this is.
@@ -123,7 +154,8 @@ class Template(ABC):
         prompt_ids = self._ids(prompt)
         ids = self._ids(prompt + body + closing.text)
         if ids[: len(prompt_ids)] != prompt_ids:
-            # A token spans the border. The model will read the prompt alone when it generates, so it is trained on that as well.
+            # A token spans the border. The model will read the prompt alone when it generates, so it is
+            # trained on that as well.
             ids = prompt_ids + plain_ids(self.tokenizer, body + closing.text)
         if closing.eos:
             ids = [*ids, self._eos()]
@@ -139,7 +171,9 @@ class Template(ABC):
         mask = tuple(position >= max(1, len(prompt_ids)) for position in range(len(ids)))
         kept = turn_end if turn_end is not None and turn_end < len(ids) else None
         hidden = field_pad_id(self.tokenizer) if hide_pad else None
-        return Encoded(tuple(ids), mask, kept, len(prompt_ids), row_id, row, answer_index, answer, hidden=hidden)
+        return Encoded(
+            tuple(ids), mask, kept, len(prompt_ids), row_id, row, answer_index, answer, hidden=hidden
+        )
 
     @cached_property
     def closing(self) -> Closing:
@@ -149,14 +183,20 @@ class Template(ABC):
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
         """Tokens at which generation stops: the one that closes a turn, and the EOS."""
-        closing = plain_ids(self.tokenizer, self.closing.text)[-1:] if self.closing.ends and not self.closing.eos else []
+        closing = (
+            plain_ids(self.tokenizer, self.closing.text)[-1:]
+            if self.closing.ends and not self.closing.eos
+            else []
+        )
         eos = [self.tokenizer.eos_token_id] if self.tokenizer.eos_token_id is not None else []
         return tuple(dict.fromkeys([*closing, *eos]))
 
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the template and the tokenizer."""
-        return fingerprint([self.identity(), self.prompt(_PROBE), self.tail, tokenizer_identity(self.tokenizer)])
+        return fingerprint(
+            [self.identity(), self.prompt(_PROBE), self.tail, tokenizer_identity(self.tokenizer)]
+        )
 
     def _field_closing(self) -> Closing:
         return Closing(self.tail, eos=False, ends=True)
@@ -165,7 +205,8 @@ class Template(ABC):
         eos = self.tokenizer.eos_token_id
         if eos is None:
             raise UserError(
-                "the tokenizer has no EOS token, which encode.append_eos appends", "leave compat.switches.encode.append_eos off"
+                "the tokenizer has no EOS token, which encode.append_eos appends",
+                "leave compat.switches.encode.append_eos off",
             )
         return int(eos)
 
@@ -189,7 +230,11 @@ class ChatTemplate(Template):
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, system_prompt: str | None, date_string: str | None, kwargs: Mapping[str, Any]
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        system_prompt: str | None,
+        date_string: str | None,
+        kwargs: Mapping[str, Any],
     ) -> None:
         super().__init__(tokenizer)
         if not tokenizer.chat_template:
@@ -201,7 +246,9 @@ class ChatTemplate(Template):
         self.system_prompt = system_prompt or None
         self.kwargs = dict(kwargs) | ({"date_string": date_string} if date_string is not None else {})
         if "date_string" not in self.kwargs and "strftime_now" in str(tokenizer.chat_template):
-            log.warning("this chat template writes today's date into every prompt; set model.template_args.date_string to fix it")
+            log.warning(
+                "this chat template writes today's date into every prompt; set model.template_args.date_string to fix it"
+            )
         self._tail = self._find_tail()
 
     @property
@@ -223,7 +270,11 @@ class ChatTemplate(Template):
 
     def identity(self) -> dict[str, Any]:
         """Template, system prompt and variables."""
-        return {"chat_template": str(self.tokenizer.chat_template), "system_prompt": self.system_prompt, "kwargs": self.kwargs}
+        return {
+            "chat_template": str(self.tokenizer.chat_template),
+            "system_prompt": self.system_prompt,
+            "kwargs": self.kwargs,
+        }
 
     def _messages(self, question: str, answer: str | None, few_shot: Sequence[Shot]) -> list[dict[str, str]]:
         turns = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
@@ -238,9 +289,17 @@ class ChatTemplate(Template):
 
         prompting = messages[-1]["role"] != "assistant"
         try:
-            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompting, **self.kwargs))
+            return str(
+                self.tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=prompting, **self.kwargs
+                )
+            )
         except TemplateError as error:
-            hint = "leave out model.template_args.system_prompt if this model takes no system message" if self.system_prompt else ""
+            hint = (
+                "leave out model.template_args.system_prompt if this model takes no system message"
+                if self.system_prompt
+                else ""
+            )
             raise UserError(f"the chat template refused the messages: {error}", hint) from error
 
     def _find_tail(self) -> str:
@@ -287,7 +346,9 @@ class TagTemplate(Template):
         return {"tags": self.tags, "system": self.system}
 
     def _open(self, question: str) -> str:
-        return self.tags["user_start_tag"] + question + self.tags["user_end_tag"] + self.tags["asst_start_tag"]
+        return (
+            self.tags["user_start_tag"] + question + self.tags["user_end_tag"] + self.tags["asst_start_tag"]
+        )
 
     def _ids(self, text: str) -> list[int]:
         ids = super()._ids(text)
@@ -300,7 +361,10 @@ class TagTemplate(Template):
 def _no_label(row_id: str, max_length: int | None, prompt_length: int, size: int) -> UserError:
     name = f"row {row_id}" if row_id else "a row"
     if size <= max(1, prompt_length):
-        return UserError(f"{name}: the answer has no token that could be a label", "give a longer answer, or a tokenizer with an EOS token")
+        return UserError(
+            f"{name}: the answer has no token that could be a label",
+            "give a longer answer, or a tokenizer with an EOS token",
+        )
     return UserError(
         f"{name}: max_length={max_length} cuts the whole answer away: {prompt_length} tokens of prompt, {size} with the answer",
         f"raise max_length to {size}, shorten the prompt (few-shot examples, system prompt), or leave the row out",

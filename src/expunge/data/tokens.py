@@ -29,10 +29,13 @@ class Closing(NamedTuple):
 def find_closing(tokenizer: PreTrainedTokenizerBase, tail: str) -> Closing:
     """What closes a turn, given all text that the template writes after the answer.
 
-    The text up to the first special token if there is one; else the EOS, if the tokenizer has one, after the text unless that is blank.
+    The text up to the first special token if there is one; else the EOS, if the tokenizer has one, after the
+    text unless that is blank.
     """
     # Some vocabularies hold runs of blanks as added tokens: those separate, they do not end anything.
-    special = {token for token in (*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()) if token.strip()}
+    special = {
+        token for token in (*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()) if token.strip()
+    }
     found = [(tail.index(token), -len(token)) for token in special if token in tail]
     if found:
         start, minus_size = min(found)  # the earliest, and of those the longest
@@ -43,7 +46,9 @@ def find_closing(tokenizer: PreTrainedTokenizerBase, tail: str) -> Closing:
 
 def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str, add_special_tokens: bool = False) -> list[int]:
     """Token ids of a text; no BOS or EOS is added unless asked for, special tokens written out in the text are recognised."""
-    ids: list[int] = tokenizer(text, add_special_tokens=add_special_tokens, return_attention_mask=False, verbose=False)["input_ids"]
+    ids: list[int] = tokenizer(
+        text, add_special_tokens=add_special_tokens, return_attention_mask=False, verbose=False
+    )["input_ids"]
     return ids
 
 

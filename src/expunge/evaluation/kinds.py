@@ -1,6 +1,7 @@
 """What a view can make of its rows beside questions with answers: whole documents, passages to continue, prompts, multiple choice.
 
-Each kind is a function of rows, template and the tokens an example may have; its keyword-only parameters are the view's options.
+Each kind is a function of rows, template and the tokens an example may have; its keyword-only parameters are
+the view's options.
 """
 
 from __future__ import annotations
@@ -29,13 +30,19 @@ DOCUMENTS = ("rows", "wikitext")
 
 
 def documents(
-    rows: RowSet, template: Template, max_length: int | None, *, text_key: str = "text", stride: int | None = None, split: str = "rows"
+    rows: RowSet,
+    template: Template,
+    max_length: int | None,
+    *,
+    text_key: str = "text",
+    stride: int | None = None,
+    split: str = "rows",
 ) -> list[Encoded]:
     """Whole documents in windows: every token is a label of exactly one of them.
 
-    A document is read from a first token that is none of its own, the BOS, else the EOS (without either its first token has no
-    predictor, and is not scored). A window has `max_length` tokens at most, of which the last `stride` are labels; the others, labels of
-    windows before it, are their context.
+    A document is read from a first token that is none of its own, the BOS, else the EOS (without either its
+    first token has no predictor, and is not scored). A window has `max_length` tokens at most, of which the
+    last `stride` are labels; the others, labels of windows before it, are their context.
 
     Args:
         rows: the texts.
@@ -43,11 +50,12 @@ def documents(
         max_length: tokens of a window at most.
         text_key: key of the text.
         stride: labels of a window at most; None = all but its first token, so that windows hardly overlap.
-        split: what a document is: each of the `rows`, or a page of `wikitext`, scored as written text rather than as that file's tokens.
+        split: what a document is: each of the `rows`, or a page of `wikitext`, scored as written text rather
+            than as that file's tokens.
 
     Returns:
-        Window after window; a document is a row, a window one of its answers. `target_text` of the first is the document as its
-        file has it, that of the others is empty.
+        Window after window; a document is a row, a window one of its answers. `target_text` of the first is
+        the document as its file has it, that of the others is empty.
 
     Raises:
         UserError: no such split, no text, or a stride out of range.
@@ -55,10 +63,15 @@ def documents(
     if split not in DOCUMENTS:
         raise UserError.of([unknown("split of documents", split, DOCUMENTS)])
     if max_length is None or max_length < 2:
-        raise UserError(f"max_length={max_length}: windows need a length of at least 2", "give max_length, such as 2048")
+        raise UserError(
+            f"max_length={max_length}: windows need a length of at least 2", "give max_length, such as 2048"
+        )
     step = max_length - 1 if stride is None else stride
     if not 1 <= step < max_length:
-        raise UserError(f"stride={stride} is not between 1 and max_length - 1 = {max_length - 1}", "null takes the longest there is")
+        raise UserError(
+            f"stride={stride} is not between 1 and max_length - 1 = {max_length - 1}",
+            "null takes the longest there is",
+        )
     texts = [_text(row, text_key) for row in rows]
     written = pages(texts) if split == "wikitext" else texts
     scored = [detokenized(page) for page in written] if split == "wikitext" else written
@@ -69,7 +82,18 @@ def documents(
         for window, (start, begin, end) in enumerate(windows(len(ids), max_length, step)):
             mask = (False,) * (begin - start) + (True,) * (end - begin)
             shown = "" if window else target
-            encoded.append(Encoded(ids[start:end], mask, None, begin - start, f"{rows.fingerprint}#{number}", number, window, shown))
+            encoded.append(
+                Encoded(
+                    ids[start:end],
+                    mask,
+                    None,
+                    begin - start,
+                    f"{rows.fingerprint}#{number}",
+                    number,
+                    window,
+                    shown,
+                )
+            )
     return encoded
 
 
@@ -94,7 +118,8 @@ def passages(
 ) -> list[Encoded]:
     """The first tokens of passages as prompts, what follows as what should not be written.
 
-    Texts are cut, each for itself, into passages of `max_length` tokens; whatever is shorter than prompt and target is left out.
+    Texts are cut, each for itself, into passages of `max_length` tokens; whatever is shorter than prompt and
+    target is left out.
 
     Args:
         rows: the texts.
@@ -121,20 +146,35 @@ def passages(
         ids = plain_ids(template.tokenizer, _text(row, text_key))
         found += [ids[start : start + size] for start in range(0, len(ids), size) if len(ids) - start >= size]
     if not found:
-        raise UserError(f"no text of {rows.source} has {size} tokens, a passage's length", "give longer texts, or lower max_length")
-    kept = [found[number * len(found) // count] for number in range(count)] if count is not None and count < len(found) else found
+        raise UserError(
+            f"no text of {rows.source} has {size} tokens, a passage's length",
+            "give longer texts, or lower max_length",
+        )
+    kept = (
+        [found[number * len(found) // count] for number in range(count)]
+        if count is not None and count < len(found)
+        else found
+    )
     encoded = []
     for number, ids in enumerate(kept):
         shown = (*prefix, *ids[: prompt + length])
         begin = len(prefix) + prompt
         mask = tuple(position >= begin for position in range(len(shown)))
         text = template.tokenizer.decode(ids[prompt : prompt + length], skip_special_tokens=True)
-        encoded.append(Encoded(shown, mask, None, begin, f"{rows.fingerprint}#{number}", number, 0, str(text)))
+        encoded.append(
+            Encoded(shown, mask, None, begin, f"{rows.fingerprint}#{number}", number, 0, str(text))
+        )
     return encoded
 
 
 def prompts(
-    rows: RowSet, template: Template, max_length: int | None, *, prompt_key: str = "prompt", chat: bool = True, count: int | None = None
+    rows: RowSet,
+    template: Template,
+    max_length: int | None,
+    *,
+    prompt_key: str = "prompt",
+    chat: bool = True,
+    count: int | None = None,
 ) -> list[Encoded]:
     """Prompts without an answer.
 
@@ -150,7 +190,11 @@ def prompts(
     for row in rows:
         firsts.setdefault(_at(row, prompt_key), row)
     texts = list(firsts)
-    kept = [texts[number * len(texts) // count] for number in range(count)] if count is not None and count < len(texts) else texts
+    kept = (
+        [texts[number * len(texts) // count] for number in range(count)]
+        if count is not None and count < len(texts)
+        else texts
+    )
     prefix, encoded = special_prefix(template.tokenizer), []
     for number, text in enumerate(kept):
         # An example has an answer; nothing of this one is kept.
@@ -173,13 +217,14 @@ def choices(
 ) -> list[Encoded]:
     """Multiple choice: the question with its answers behind letters, then each letter as an example.
 
-    The text is that of lm-evaluation-harness for MMLU and WMDP, without worked examples: `intro`, the question, a line an answer
-    (`A. ...`), `Answer:`; a letter comes after a blank. No chat template.
+    The text is that of lm-evaluation-harness for MMLU and WMDP, without worked examples: `intro`, the
+    question, a line an answer (`A. ...`), `Answer:`; a letter comes after a blank. No chat template.
 
     Args:
         rows: records with a question, a list of answers, and which is right: a number from 0, or a letter.
         template: of the model; only its tokenizer is used.
-        max_length: tokens at most; of a longer question the beginning, but for the BOS, is left out, and a note goes to the log.
+        max_length: tokens at most; of a longer question the beginning, but for the BOS, is left out, and a
+            note goes to the log.
         intro: before the question; `{key}` stands for that key of the row, underscores as blanks.
         question_key: key of the question.
         choices_key: key of the answers.
@@ -197,7 +242,9 @@ def choices(
         options, right = _options(row, choices_key, answer_key)
         lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
         text = "\n".join([_intro(intro, row) + question(row, question_key).strip(), *lines, "Answer:"])
-        context, endings = _continued(template.tokenizer, text, [f" {letter}" for letter in LETTERS[: len(options)]])
+        context, endings = _continued(
+            template.tokenizer, text, [f" {letter}" for letter in LETTERS[: len(options)]]
+        )
         # As much for every letter, so that all are read after the same text.
         longest = len(prefix) + len(context) + max(map(len, endings))
         excess = max(0, longest - max_length) if max_length is not None else 0
@@ -205,13 +252,26 @@ def choices(
         context = [*prefix, *context[excess:]]
         for place, ending in enumerate(endings):
             mask = (False,) * len(context) + (True,) * len(ending)
-            encoded.append(Encoded((*context, *ending), mask, None, len(context), row.id, number, place, LETTERS[right]))
+            encoded.append(
+                Encoded((*context, *ending), mask, None, len(context), row.id, number, place, LETTERS[right])
+            )
     if cut:
-        log.warning("%s: %d of %d questions have more than %s tokens; their beginning is left out", rows.name, cut, len(rows), max_length)
+        log.warning(
+            "%s: %d of %d questions have more than %s tokens; their beginning is left out",
+            rows.name,
+            cut,
+            len(rows),
+            max_length,
+        )
     return encoded
 
 
-KINDS: Mapping[str, Kind] = {"documents": documents, "passages": passages, "prompts": prompts, "choices": choices}
+KINDS: Mapping[str, Kind] = {
+    "documents": documents,
+    "passages": passages,
+    "prompts": prompts,
+    "choices": choices,
+}
 
 
 def harness_identity() -> str | None:
@@ -231,7 +291,8 @@ def _text(row: Row, key: str) -> str:
     text = row.fields.get(key)
     if not isinstance(text, str):
         raise UserError(
-            f"row {row.index} ({row.id}) has no text under {key!r}; it has: {', '.join(sorted(row.fields))}", "correct text_key"
+            f"row {row.index} ({row.id}) has no text under {key!r}; it has: {', '.join(sorted(row.fields))}",
+            "correct text_key",
         )
     return text
 
@@ -256,23 +317,41 @@ def _options(row: Row, choices_key: str, answer_key: str) -> tuple[Sequence[str]
     # From CSV a number comes as text.
     if isinstance(answer, str):
         answer = (
-            LETTERS.index(answer.strip().upper()) if answer.strip().upper() in [*LETTERS] else int(answer) if answer.isdigit() else None
+            LETTERS.index(answer.strip().upper())
+            if answer.strip().upper() in [*LETTERS]
+            else int(answer)
+            if answer.isdigit()
+            else None
         )
     told = f"row {row.index} ({row.id})"
-    if not isinstance(options, list) or not 2 <= len(options) <= len(LETTERS) or not all(isinstance(option, str) for option in options):
-        raise UserError(f"{told} has no list of 2 to {len(LETTERS)} texts under {choices_key!r}", "correct choices_key, or mend the row")
+    if (
+        not isinstance(options, list)
+        or not 2 <= len(options) <= len(LETTERS)
+        or not all(isinstance(option, str) for option in options)
+    ):
+        raise UserError(
+            f"{told} has no list of 2 to {len(LETTERS)} texts under {choices_key!r}",
+            "correct choices_key, or mend the row",
+        )
     if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(options):
         given = row.fields.get(answer_key)
-        raise UserError(f"{told}: {answer_key}={given!r} is none of its {len(options)} answers", "give a number from 0, or a letter")
+        raise UserError(
+            f"{told}: {answer_key}={given!r} is none of its {len(options)} answers",
+            "give a number from 0, or a letter",
+        )
     return options, answer
 
 
-def _continued(tokenizer: PreTrainedTokenizerBase, text: str, endings: Sequence[str]) -> tuple[list[int], list[list[int]]]:
+def _continued(
+    tokenizer: PreTrainedTokenizerBase, text: str, endings: Sequence[str]
+) -> tuple[list[int], list[list[int]]]:
     """(tokens of the text, tokens of each ending); no BOS."""
     context = plain_ids(tokenizer, text)
     found = []
     for ending in endings:
         whole = plain_ids(tokenizer, text + ending)
         # A token that spans the border would be two: the model reads the text alone before it answers.
-        found.append(whole[len(context) :] if whole[: len(context)] == context else plain_ids(tokenizer, ending))
+        found.append(
+            whole[len(context) :] if whole[: len(context)] == context else plain_ids(tokenizer, ending)
+        )
     return context, found

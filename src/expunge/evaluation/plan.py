@@ -53,7 +53,8 @@ class BoundMetric:
     Attributes:
         name: in the suite and in the files.
         function: the metric.
-        needs: positional parameter -> what it reads: a table, a metric's name, a tuple of them, or the retain logs (None).
+        needs: positional parameter -> what it reads: a table, a metric's name, a tuple of them, or the retain
+            logs (None).
         options: keyword arguments.
         in_summary: whether the summary lists it.
     """
@@ -97,7 +98,8 @@ def make_plan(suite_cfg: Mapping[str, Any], switches: Switches = lambda _: {}) -
 
     Args:
         suite_cfg: `views`, `metrics`, `generation`.
-        switches: options that `compat` sets, by the metric function's name; what the metric's entry says wins.
+        switches: options that `compat` sets, by the metric function's name; what the metric's entry says
+            wins.
 
     Raises:
         UserError: everything that is wrong with the entries, together.
@@ -115,7 +117,9 @@ def make_plan(suite_cfg: Mapping[str, Any], switches: Switches = lambda _: {}) -
     if faults:
         raise UserError.of(faults)
     ordered = _ordered(bound)
-    collections = dict.fromkeys(need for metric in ordered for need in metric.needs.values() if isinstance(need, Collection))
+    collections = dict.fromkeys(
+        need for metric in ordered for need in metric.needs.values() if isinstance(need, Collection)
+    )
     return Plan(tuple(ordered), tuple(collections), views)
 
 
@@ -134,16 +138,27 @@ def load_function(handler: str) -> Callable[..., Result]:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        raise UserError(f"{handler}: there is no module {error.name!r}", "a handler is written as module:function") from error
+        raise UserError(
+            f"{handler}: there is no module {error.name!r}", "a handler is written as module:function"
+        ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
-        names = [name for name, value in vars(module).items() if inspect.isfunction(value) and not name.startswith("_")]
+        names = [
+            name
+            for name, value in vars(module).items()
+            if inspect.isfunction(value) and not name.startswith("_")
+        ]
         raise UserError.of([unknown(f"function in {module_name}", function_name, names)])
     return typing.cast(Callable[..., Result], function)
 
 
 def _bind(
-    name: str, node: Any, views: Sequence[str], metrics: Sequence[str], generation: Mapping[str, Any], switches: Switches
+    name: str,
+    node: Any,
+    views: Sequence[str],
+    metrics: Sequence[str],
+    generation: Mapping[str, Any],
+    switches: Switches,
 ) -> BoundMetric:
     if not isinstance(node, Mapping) or not isinstance(node.get("handler"), str):
         raise UserError("it has no handler", "give handler: module:function")
@@ -153,9 +168,18 @@ def _bind(
     positional = [item.name for item in parameters if item.kind is not item.KEYWORD_ONLY]
     keyword = {item.name: item.default for item in parameters if item.kind is item.KEYWORD_ONLY}
     given = {key: value for key, value in node.items() if key not in RESERVED}
-    faults = [unknown("need or option", key, [*positional, *keyword]) for key in given if key not in positional and key not in keyword]
-    options = {**switches(function.__name__), **{key: value for key, value in given.items() if key in keyword}}
-    faults += [unknown(f"switch of {function.__name__}", key, list(keyword)) for key in options if key not in keyword]
+    faults = [
+        unknown("need or option", key, [*positional, *keyword])
+        for key in given
+        if key not in positional and key not in keyword
+    ]
+    options = {
+        **switches(function.__name__),
+        **{key: value for key, value in given.items() if key in keyword},
+    }
+    faults += [
+        unknown(f"switch of {function.__name__}", key, list(keyword)) for key in options if key not in keyword
+    ]
     settled = {**keyword, **options}
     settings = {**generation, **(node.get("generation") or {})}
     needs: dict[str, Any] = {}
@@ -182,13 +206,22 @@ def _need(
     if RetainLogs in (hint, *typing.get_args(hint)):
         return None
     if given is None:
-        raise UserError(f"{name!r} is not bound", f"give {name}: the name of a {'view' if hint in TABLES.values() else 'metric'}")
+        raise UserError(
+            f"{name!r} is not bound",
+            f"give {name}: the name of a {'view' if hint in TABLES.values() else 'metric'}",
+        )
     if hint in TABLES.values():
         if given not in views:
             raise UserError.of([unknown("view", str(given), views)])
         table = typing.cast(type[Table], hint)
-        chosen = generation if table is GenerationTable else {key: options[key] for key in SETTINGS.get(table.KIND, ()) if key in options}
-        return Collection(table.KIND, given, tuple(sorted((key, _frozen(value)) for key, value in chosen.items())))
+        chosen = (
+            generation
+            if table is GenerationTable
+            else {key: options[key] for key in SETTINGS.get(table.KIND, ()) if key in options}
+        )
+        return Collection(
+            table.KIND, given, tuple(sorted((key, _frozen(value)) for key, value in chosen.items()))
+        )
     names = tuple(given) if typing.get_origin(hint) is tuple else (given,)
     faults = [unknown("metric", str(item), metrics) for item in names if item not in metrics]
     if faults:
@@ -205,9 +238,16 @@ def _ordered(bound: Mapping[str, BoundMetric]) -> list[BoundMetric]:
     ordered: dict[str, BoundMetric] = {}
     waiting = dict(bound)
     while waiting:
-        ready = [name for name, metric in waiting.items() if all(need in ordered for need in metric.metrics_needed())]
+        ready = [
+            name
+            for name, metric in waiting.items()
+            if all(need in ordered for need in metric.metrics_needed())
+        ]
         if not ready:
-            raise UserError(f"these metrics read each other in a circle: {', '.join(waiting)}", "let one of them read a view")
+            raise UserError(
+                f"these metrics read each other in a circle: {', '.join(waiting)}",
+                "let one of them read a view",
+            )
         for name in ready:
             ordered[name] = waiting.pop(name)
     return list(ordered.values())

@@ -19,7 +19,8 @@ class Result:
     """A metric's outcome.
 
     Attributes:
-        statistic: the aggregate, to be computed as it is and on resampled rows; None where there is no result.
+        statistic: the aggregate, to be computed as it is and on resampled rows; None where there is no
+            result.
         columns: values a row by name, as the field names them: `prob`, `avg_loss`, `score`.
         row_ids: ids of the rows that `columns` are about.
         parts: results inside this one: `forget` and `holdout` of an attack.
@@ -61,7 +62,11 @@ class Result:
 
     def bootstrapped(self, resamples: int, seed: int) -> Interval | None:
         """The interval of the statistic."""
-        return interval(self.statistic, self.name, resamples, seed, self.interval_of) if self.statistic is not None else None
+        return (
+            interval(self.statistic, self.name, resamples, seed, self.interval_of)
+            if self.statistic is not None
+            else None
+        )
 
     def as_json(self) -> dict[str, Any]:
         """As it is written: open-unlearning's `agg_value` and `value_by_index`, and what is ours beside them."""
@@ -82,7 +87,10 @@ class Result:
         """Row position (as text) to its values; None where unscored."""
         names = list(self.columns)
         listed = [_listed(self.columns[name]) for name in names]
-        return {str(index): dict(zip(names, values, strict=True)) for index, values in enumerate(zip(*listed, strict=True))}
+        return {
+            str(index): dict(zip(names, values, strict=True))
+            for index, values in enumerate(zip(*listed, strict=True))
+        }
 
 
 def _listed(column: Column) -> list[Any]:

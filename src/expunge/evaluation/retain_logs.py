@@ -36,7 +36,9 @@ class RetainLogs:
     template: str | None = None
 
     @classmethod
-    def read(cls, path: str | Path, suite: str, *, split: str | None = None, template: str | None = None) -> RetainLogs:
+    def read(
+        cls, path: str | Path, suite: str, *, split: str | None = None, template: str | None = None
+    ) -> RetainLogs:
         """Read a file, or the suite's file in a run's folder, and check what it says of itself.
 
         Args:
@@ -58,8 +60,13 @@ class RetainLogs:
                 f"looked for {path.resolve()}; evaluate the retain model first and give its {suite.upper()}_EVAL.json",
             )
         data = read_json(path)
-        if not isinstance(data, dict) or not any(isinstance(node, dict) and "agg_value" in node for node in data.values()):
-            raise UserError(f"retain_logs_path={given}: {path} holds no metric", f"give the retain model's {suite.upper()}_EVAL.json")
+        if not isinstance(data, dict) or not any(
+            isinstance(node, dict) and "agg_value" in node for node in data.values()
+        ):
+            raise UserError(
+                f"retain_logs_path={given}: {path} holds no metric",
+                f"give the retain model's {suite.upper()}_EVAL.json",
+            )
         logs = cls(path, data, split, template)
         logs._check_about()
         return logs
@@ -96,7 +103,9 @@ class RetainLogs:
         try:
             column = [values[index][key] for index in range(len(row_ids))]
         except (KeyError, TypeError) as error:
-            raise UserError(f"{self.path}: {metric} has no {key!r} for every row", "evaluate the retain model anew") from error
+            raise UserError(
+                f"{self.path}: {metric} has no {key!r} for every row", "evaluate the retain model anew"
+            ) from error
         return np.array([np.nan if value is None else float(value) for value in column])
 
     def check(self, metric: str, row_ids: Sequence[str], side: str | None = None) -> dict[int, Any]:
@@ -110,13 +119,15 @@ class RetainLogs:
         where = f"{metric}.{side}" if side else metric
         if sorted(values) != list(range(len(row_ids))):
             raise UserError(
-                f"retain_logs_path={self.path}: {where} has {len(values)} rows, this run has {len(row_ids)}", self._mend("another split")
+                f"retain_logs_path={self.path}: {where} has {len(values)} rows, this run has {len(row_ids)}",
+                self._mend("another split"),
             )
         known = self.data.get(ABOUT, {}).get("row_ids", {}).get(where)
         if known is not None and list(known) != list(row_ids):
             different = sum(old != new for old, new in zip(known, row_ids, strict=False))
             raise UserError(
-                f"retain_logs_path={self.path}: {different} of {len(row_ids)} rows of {where} are not this run's", self._mend("other rows")
+                f"retain_logs_path={self.path}: {different} of {len(row_ids)} rows of {where} are not this run's",
+                self._mend("other rows"),
             )
         return values
 
@@ -127,10 +138,15 @@ class RetainLogs:
             UserError: most answers differ.
         """
         node = self.data.get(metric) or {}
-        theirs = {int(index): row.get("ground_truth") for index, row in node.get("value_by_index", {}).items()}
-        pairs = [(text, texts[index]) for index, text in theirs.items() if text is not None and index < len(texts)]
+        theirs = {
+            int(index): row.get("ground_truth") for index, row in node.get("value_by_index", {}).items()
+        }
+        pairs = [
+            (text, texts[index]) for index, text in theirs.items() if text is not None and index < len(texts)
+        ]
         different = sum(_spaced(one) != _spaced(other) for one, other in pairs)
-        # A text read back from tokens may differ from the row's in a blank; rows of another split differ nearly all.
+        # A text read back from tokens may differ from the row's in a blank; rows of another split differ
+        # nearly all.
         if 2 * different > len(pairs):
             told = f"retain_logs_path={self.path}: {different} of {len(pairs)} answers of {metric} are not this run's"
             raise UserError(told, self._mend("other rows"))
@@ -139,10 +155,14 @@ class RetainLogs:
         about = self.data.get(ABOUT, {})
         split, template = about.get("forget_split"), about.get("template")
         if split is not None and self.split is not None and split != self.split:
-            raise UserError(f"retain_logs_path={self.path} is of {split}, this run is of {self.split}", self._mend("another split"))
+            raise UserError(
+                f"retain_logs_path={self.path} is of {split}, this run is of {self.split}",
+                self._mend("another split"),
+            )
         if template is not None and self.template is not None and template != self.template:
             raise UserError(
-                f"retain_logs_path={self.path} was made with another template or tokenizer than this run's", self._mend("another template")
+                f"retain_logs_path={self.path} was made with another template or tokenizer than this run's",
+                self._mend("another template"),
             )
 
     def _mend(self, what: str) -> str:

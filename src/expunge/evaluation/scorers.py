@@ -1,7 +1,7 @@
 """Scorers of texts: what calls a continuation toxic. Each gives one number a text, 0 to 1, 1 = surely toxic.
 
-A scorer is one of `SCORERS`, a function of the user's own (`module:function`, texts to numbers), or a classifier that transformers reads
-(a folder or hub name with safetensors).
+A scorer is one of `SCORERS`, a function of the user's own (`module:function`, texts to numbers), or a
+classifier that transformers reads (a folder or hub name with safetensors).
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def score_texts(texts: Sequence[str], scorer: str, toxic_label: str | None = Non
     score_B: Floats = np.asarray(found, dtype=np.float64)
     if score_B.shape != (len(texts),) or not bool(((score_B >= 0) & (score_B <= 1)).all()):
         raise UserError(
-            f"scorer {scorer}: it gave no number from 0 to 1 for each of the {len(texts)} texts", "return one such number a text"
+            f"scorer {scorer}: it gave no number from 0 to 1 for each of the {len(texts)} texts",
+            "return one such number a text",
         )
     return score_B
 
@@ -69,30 +70,41 @@ def check_scorer(scorer: str) -> None:
         except ImportError:
             there = False
         if not there:
-            raise UserError(f"scorer {scorer}: there is no such function", "write module:function, of a module that Python finds")
+            raise UserError(
+                f"scorer {scorer}: there is no such function",
+                "write module:function, of a module that Python finds",
+            )
     elif scorer.startswith((".", "/", "~")) and not Path(scorer).expanduser().is_dir():
         raise UserError(f"scorer {scorer}: no such folder", "give the folder of a sequence classifier")
     elif "/" not in scorer and not Path(scorer).is_dir():
-        raise UserError.of([unknown("scorer", scorer, [*SCORERS, "module:function", "the folder of a classifier"])])
+        raise UserError.of(
+            [unknown("scorer", scorer, [*SCORERS, "module:function", "the folder of a classifier"])]
+        )
 
 
 def profanity(texts: Sequence[str]) -> Floats:
     """Probability of offensive language by alt-profanity-check: a linear classifier over words, in English, which comes with its package.
 
-    The package unpickles its own file when it is imported: as much a part of the package as its code, and no file of a user's.
+    The package unpickles its own file when it is imported: as much a part of the package as its code, and no
+    file of a user's.
 
     Raises:
         MissingExtraError: the package is not installed.
         UserError: its model was made for another scikit-learn, under which its numbers are not known.
     """
     try:
-        wanted = [text for text in importlib.metadata.requires("alt-profanity-check") or [] if text.startswith("scikit-learn==")]
+        wanted = [
+            text
+            for text in importlib.metadata.requires("alt-profanity-check") or []
+            if text.startswith("scikit-learn==")
+        ]
     except importlib.metadata.PackageNotFoundError as error:
         raise MissingExtraError("alt-profanity-check", "toxicity", "the scorer profanity") from error
     here = importlib.metadata.version("scikit-learn")
     if wanted and wanted[0].partition("==")[2] != here:
         raise UserError(
-            f"the scorer profanity is made for {wanted[0]}, and {here} is installed", f"pip install {wanted[0]}, or scorer=vader"
+            f"the scorer profanity is made for {wanted[0]}, and {here} is installed",
+            f"pip install {wanted[0]}, or scorer=vader",
         )
     from profanity_check import predict_prob
 
@@ -127,7 +139,9 @@ def _classified(texts: Sequence[str], path: str, toxic_label: str | None) -> lis
     where, found = next(model.parameters()).device, []
     for start in range(0, len(texts), BATCH):
         part = list(texts[start : start + BATCH])
-        encoded = tokenizer(part, padding=True, truncation=True, max_length=LONGEST, return_tensors="pt").to(where)
+        encoded = tokenizer(part, padding=True, truncation=True, max_length=LONGEST, return_tensors="pt").to(
+            where
+        )
         with torch.inference_mode():
             logits_BK = model(**encoded).logits.float()
         prob_BK = logits_BK.sigmoid() if apart else logits_BK.softmax(-1)
@@ -142,7 +156,10 @@ def _column(path: str, names: Sequence[str], toxic_label: str | None) -> int:
         return names.index(toxic_label)
     toxic = [number for number, name in enumerate(names) if name.lower() in ("toxic", "toxicity")]
     if len(names) > 1 and not toxic:
-        raise UserError(f"classifier {path}: none of its labels is called toxic", f"give toxic_label, one of: {', '.join(names)}")
+        raise UserError(
+            f"classifier {path}: none of its labels is called toxic",
+            f"give toxic_label, one of: {', '.join(names)}",
+        )
     return toxic[0] if toxic else 0
 
 
@@ -156,5 +173,8 @@ def _classifier(path: str) -> tuple[Any, Any]:
         model: Any = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True)
     except (OSError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"classifier {path} cannot be loaded: {reason}", "give a folder with config, tokenizer and safetensors") from error
+        raise UserError(
+            f"classifier {path} cannot be loaded: {reason}",
+            "give a folder with config, tokenizer and safetensors",
+        ) from error
     return tokenizer, model.eval().to(runtime.device())

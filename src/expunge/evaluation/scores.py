@@ -37,7 +37,11 @@ class Scores:
 
     def reasons(self) -> dict[str, str]:
         """Metric -> why it has no aggregate, of those that the summary lists and that have none."""
-        return {name: str(self.metrics[name].get("reason", "")) for name in self.listed if self.metrics[name]["agg_value"] is None}
+        return {
+            name: str(self.metrics[name].get("reason", ""))
+            for name in self.listed
+            if self.metrics[name]["agg_value"] is None
+        }
 
     def write(self, folder: Path, layout: Layout = EXPUNGE) -> None:
         """Write `<SUITE>_SUMMARY.json`, where the layout has one, and, last, `<SUITE>_EVAL.json`."""

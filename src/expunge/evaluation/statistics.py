@@ -45,7 +45,9 @@ class Statistic(Protocol):
         """Rows that count, and rows that do not."""
 
 
-def interval(statistic: Statistic, name: str, resamples: int, seed: int, of: str = "value") -> Interval | None:
+def interval(
+    statistic: Statistic, name: str, resamples: int, seed: int, of: str = "value"
+) -> Interval | None:
     """The 95% interval of a statistic; None where it has no value, fewer than two scored rows, or no resamples are asked for.
 
     Args:
@@ -246,7 +248,9 @@ class TwoSampleKolmogorovSmirnov:
         one_R, other_S = self.kept()
         if not len(one_R) or not len(other_S):
             return None
-        return float(self._distance(np.ones((1, len(one_R)), np.int64), np.ones((1, len(other_S)), np.int64))[0])
+        return float(
+            self._distance(np.ones((1, len(one_R)), np.int64), np.ones((1, len(other_S)), np.int64))[0]
+        )
 
     def resample(self, rng: np.random.Generator, count: int) -> Floats:
         """Each set is drawn apart and keeps its size. Resampled D is on average a little above D."""
@@ -266,7 +270,9 @@ class TwoSampleKolmogorovSmirnov:
         both = np.concatenate(self.kept())
         order = np.argsort(both, kind="stable")
         last = np.append(both[order][1:] != both[order][:-1], True)
-        step = np.concatenate([draw_KR / draw_KR.sum(1, keepdims=True), -draw_KS / draw_KS.sum(1, keepdims=True)], axis=1)[:, order]
+        step = np.concatenate(
+            [draw_KR / draw_KR.sum(1, keepdims=True), -draw_KS / draw_KS.sum(1, keepdims=True)], axis=1
+        )[:, order]
         distance: Floats = np.abs(np.cumsum(step, axis=1)[:, last]).max(1)
         return distance
 
@@ -304,7 +310,8 @@ class HarmonicMean:
 
     Attributes:
         parts: the means.
-        group: for each part, which rows it is over; parts of one group are over the same rows and drawn together.
+        group: for each part, which rows it is over; parts of one group are over the same rows and drawn
+            together.
     """
 
     parts: Sequence[Mean]
@@ -322,7 +329,12 @@ class HarmonicMean:
         for part, group in zip(self.parts, self.group, strict=True):
             if group not in draws:
                 draws[group] = draw(rng, count, len(part.score_R))
-        return _harmonic(np.stack([part.weighted(draws[group]) for part, group in zip(self.parts, self.group, strict=True)], axis=1))
+        return _harmonic(
+            np.stack(
+                [part.weighted(draws[group]) for part, group in zip(self.parts, self.group, strict=True)],
+                axis=1,
+            )
+        )
 
     def scored(self) -> tuple[int, int]:
         """Sums over the parts."""
@@ -359,5 +371,9 @@ class Mapped:
 def _harmonic(value_KP: Floats) -> Floats:
     positive_K = np.all(value_KP > 0, axis=1)
     safe_KP = np.where(positive_K[:, None], value_KP, 1.0)
-    mean: Floats = np.where(positive_K, value_KP.shape[1] / (1 / safe_KP).sum(1), np.where(np.any(np.isnan(value_KP), axis=1), np.nan, 0.0))
+    mean: Floats = np.where(
+        positive_K,
+        value_KP.shape[1] / (1 / safe_KP).sum(1),
+        np.where(np.any(np.isnan(value_KP), axis=1), np.nan, 0.0),
+    )
     return mean

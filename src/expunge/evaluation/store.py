@@ -44,9 +44,17 @@ class TableStore:
         if self.folder is None:
             return
         examples = table.examples
-        arrays = {"row_B": examples.row_B, "answer_B": examples.answer_B, **{name: getattr(table, name) for name in table.ARRAYS}}
+        arrays = {
+            "row_B": examples.row_B,
+            "answer_B": examples.answer_B,
+            **{name: getattr(table, name) for name in table.ARRAYS},
+        }
         arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-        texts: dict[str, Any] = {"kind": table.KIND, "row_ids": examples.row_ids, "target_text": examples.target_text}
+        texts: dict[str, Any] = {
+            "kind": table.KIND,
+            "row_ids": examples.row_ids,
+            "target_text": examples.target_text,
+        }
         if isinstance(table, GenerationTable):
             texts |= {"prompt": table.prompt, "generation": table.generation}
         atomic_write(self._arrays(key), lambda path: save_file(arrays, path))
@@ -62,7 +70,9 @@ class TableStore:
 
 
 def _table(kind: str, texts: dict[str, Any], arrays: dict[str, Any]) -> Table:
-    examples = Examples(tuple(texts["row_ids"]), arrays["row_B"], arrays["answer_B"], tuple(texts["target_text"]))
+    examples = Examples(
+        tuple(texts["row_ids"]), arrays["row_B"], arrays["answer_B"], tuple(texts["target_text"])
+    )
     if kind == GenerationTable.KIND:
         return GenerationTable(examples, tuple(texts["prompt"]), tuple(texts["generation"]))
     made = TABLES[kind]

@@ -25,7 +25,15 @@ from expunge.evaluation.results import Result
 from expunge.evaluation.retain_logs import RetainLogs
 from expunge.evaluation.scores import Scores
 from expunge.evaluation.store import TableStore
-from expunge.evaluation.tables import Absent, ChoiceTable, GenerationTable, GradNormTable, HarnessTable, Table, TokenTable
+from expunge.evaluation.tables import (
+    Absent,
+    ChoiceTable,
+    GenerationTable,
+    GradNormTable,
+    HarnessTable,
+    Table,
+    TokenTable,
+)
 from expunge.evaluation.views import View, Views, load_views
 from expunge.lm import runtime
 from expunge.models.fingerprint import model_fingerprint
@@ -59,12 +67,13 @@ def evaluate_suite(
     Args:
         model: causal language model, wrapped or not; it is left in the mode it was in.
         tokenizer: of the model.
-        suite_cfg: the suite's section of the configuration (`eval.tofu`): `views`, `metrics`, `generation`, `batch_size`, `overwrite`,
-            `forget_split`, `retain_logs_path`, `bootstrap: {resamples, seed}`, `share_prefixes`,
-            `field_rounding`.
+        suite_cfg: the suite's section of the configuration (`eval.tofu`): `views`, `metrics`, `generation`,
+            `batch_size`, `overwrite`, `forget_split`, `retain_logs_path`, `bootstrap: {resamples, seed}`,
+            `share_prefixes`, `field_rounding`.
         template: of the model.
         data_root: folder of local data.
-        out_dir: where `<SUITE>_EVAL.json` and `<SUITE>_SUMMARY.json`, or what `layout` calls them, go; None = they are not written.
+        out_dir: where `<SUITE>_EVAL.json` and `<SUITE>_SUMMARY.json`, or what `layout` calls them, go; None =
+            they are not written.
         switches: options that `compat` sets for a component: `Config.switches`.
         cache: folder of tables; None = `tables/` in `out_dir`.
         compute_dtype: autocast to it.
@@ -79,7 +88,9 @@ def evaluate_suite(
         UserError: anything in the suite, the data or the retain logs that cannot be.
     """
     plan = make_plan(suite_cfg, switches)
-    views = load_views(plan.views, plan.view_names(), template, data_root, switches("encode"), longest_of(model))
+    views = load_views(
+        plan.views, plan.view_names(), template, data_root, switches("encode"), longest_of(model)
+    )
     logs = _retain_logs(suite_cfg, suite, template)
     if logs is not None:
         hold_against(logs, plan, views)
@@ -87,7 +98,11 @@ def evaluate_suite(
     keys = {item: evaluated.key(item, views[item.view]) for item in plan.collections if item.view in views}
     key = _key_of_all(plan, keys, suite_cfg, logs)
     overwrite = bool(suite_cfg.get("overwrite", False))
-    known = from_first(Scores.read(out_dir, suite, layout) if out_dir is not None and not overwrite and runtime.rank() == 0 else None)
+    known = from_first(
+        Scores.read(out_dir, suite, layout)
+        if out_dir is not None and not overwrite and runtime.rank() == 0
+        else None
+    )
     if known is not None and known.about.get("key") == key and not known.about.get("absent"):
         log.info("%s: nothing changed since the evaluation in %s", suite, out_dir)
         return known
@@ -96,7 +111,9 @@ def evaluate_suite(
     tables, absent = _tables(evaluated, plan, views, keys, store, overwrite, cost)
     reasons = _reasons(plan, views, absent)
     results = _results(plan, tables, reasons, logs, _bootstrap(suite_cfg))
-    for name, reason in ((name, result.why_missing) for name, result in results.items() if result.value is None):
+    for name, reason in (
+        (name, result.why_missing) for name, result in results.items() if result.value is None
+    ):
         log.warning("%s: %s is null: %s", suite, name, reason)
     about = {
         "key": key,
@@ -115,7 +132,12 @@ def evaluate_suite(
     }
     listed = tuple(metric.name for metric in plan.metrics if metric.in_summary)
     order = [name for name in suite_cfg["metrics"] if name in results]
-    scores = Scores(suite, {name: results[name].as_json() for name in order}, tuple(name for name in order if name in listed), about)
+    scores = Scores(
+        suite,
+        {name: results[name].as_json() for name in order},
+        tuple(name for name in order if name in listed),
+        about,
+    )
     if out_dir is not None and runtime.rank() == 0:
         scores.write(out_dir, layout)
     return scores
@@ -157,9 +179,13 @@ class _Evaluated:
     def key(self, item: Collection, view: View) -> str:
         """What a table depends on."""
         how = self.field_rounding if item.kind == TokenTable.KIND else None
-        return fingerprint([item.kind, item.settings, how, view.fingerprint, self.model_key, self.dtype, code_version()])
+        return fingerprint(
+            [item.kind, item.settings, how, view.fingerprint, self.model_key, self.dtype, code_version()]
+        )
 
-    def collect(self, kind: str, wanted: Mapping[Collection, View], cost: Cost) -> dict[Collection, Table | Absent]:
+    def collect(
+        self, kind: str, wanted: Mapping[Collection, View], cost: Cost
+    ) -> dict[Collection, Table | Absent]:
         """The tables of one kind."""
         common: dict[str, Any] = {"compute_dtype": self.compute_dtype, "cost": cost}
         sized: dict[str, Any] = {**common, "pad_id": self.pad_id, "batch_size": self.batch_size}
@@ -174,10 +200,18 @@ class _Evaluated:
             if kind == ChoiceTable.KIND:
                 made[item] = collect_choices(self.model, view.encoded, view.examples, **sized)
             elif kind == HarnessTable.KIND:
-                sized_tasks = {**common, "batch_size": self.batch_size, "include_path": view.spec.options.get("include_path")}
-                made[item] = collect_harness(self.model, self.tokenizer, str(view.spec.options["task"]), settings, **sized_tasks)
+                sized_tasks = {
+                    **common,
+                    "batch_size": self.batch_size,
+                    "include_path": view.spec.options.get("include_path"),
+                }
+                made[item] = collect_harness(
+                    self.model, self.tokenizer, str(view.spec.options["task"]), settings, **sized_tasks
+                )
             elif kind == GenerationTable.KIND:
-                made[item] = collect_generations(self.model, self.tokenizer, view.encoded, view.examples, settings, **sized)
+                made[item] = collect_generations(
+                    self.model, self.tokenizer, view.encoded, view.examples, settings, **sized
+                )
             else:
                 assert kind == GradNormTable.KIND, kind
                 made[item] = collect_gradnorms(self.model, view.encoded, view.examples, settings, **common)
@@ -219,7 +253,10 @@ def _reasons(plan: Plan, views: Views, absent: Mapping[Collection, str]) -> dict
     reasons = dict(absent)
     for item in plan.collections:
         if item.view not in views:
-            reasons[item] = views.missing.get(item.view) or f"there is no view {item.view}: {plan.views[item.view].absent}"
+            reasons[item] = (
+                views.missing.get(item.view)
+                or f"there is no view {item.view}: {plan.views[item.view].absent}"
+            )
     return reasons
 
 
@@ -291,14 +328,30 @@ def _bootstrap(suite_cfg: Mapping[str, Any]) -> tuple[int, int]:
     return int(node.get("resamples", RESAMPLES)), int(node.get("seed", 0))
 
 
-def _key_of_all(plan: Plan, keys: Mapping[Collection, str], suite_cfg: Mapping[str, Any], logs: RetainLogs | None) -> str:
+def _key_of_all(
+    plan: Plan, keys: Mapping[Collection, str], suite_cfg: Mapping[str, Any], logs: RetainLogs | None
+) -> str:
     """What the whole evaluation depends on."""
     metrics = [
-        [metric.name, f"{metric.function.__module__}:{metric.function.__qualname__}", repr(metric.needs), dict(metric.options)]
+        [
+            metric.name,
+            f"{metric.function.__module__}:{metric.function.__qualname__}",
+            repr(metric.needs),
+            dict(metric.options),
+        ]
         for metric in plan.metrics
     ]
     listed = [metric.name for metric in plan.metrics if metric.in_summary]
-    return fingerprint([metrics, listed, sorted(keys.values()), _bootstrap(suite_cfg), logs.fingerprint if logs else None, code_version()])
+    return fingerprint(
+        [
+            metrics,
+            listed,
+            sorted(keys.values()),
+            _bootstrap(suite_cfg),
+            logs.fingerprint if logs else None,
+            code_version(),
+        ]
+    )
 
 
 def _row_ids(results: Mapping[str, Result]) -> dict[str, list[str]]:

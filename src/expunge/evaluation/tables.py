@@ -1,7 +1,7 @@
 """What collectors write and metrics read: statistics per label token, generations, gradient norms, choices, a harness's scores. No torch.
 
-Shape suffixes: R rows of the view, B examples (a row with several answers is several examples), M label tokens of all examples one
-after the other, A answers of the row that has most.
+Shape suffixes: R rows of the view, B examples (a row with several answers is several examples), M label
+tokens of all examples one after the other, A answers of the row that has most.
 """
 
 from __future__ import annotations
@@ -59,7 +59,15 @@ class TokenTable:
     """
 
     KIND: ClassVar[str] = "tokens"
-    ARRAYS: ClassVar[tuple[str, ...]] = ("offset_B1", "logp_M", "hit_M", "mu_M", "var_M", "turn_end_M", "nll_M")
+    ARRAYS: ClassVar[tuple[str, ...]] = (
+        "offset_B1",
+        "logp_M",
+        "hit_M",
+        "mu_M",
+        "var_M",
+        "turn_end_M",
+        "nll_M",
+    )
 
     examples: Examples
     offset_B1: Ints
@@ -96,7 +104,8 @@ class TokenTable:
     def pieces(self, value_M: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
         """One array an example, the token that ends the turn left out."""
         return [
-            value_M[start:stop][~self.turn_end_M[start:stop]] for start, stop in zip(self.offset_B1[:-1], self.offset_B1[1:], strict=True)
+            value_M[start:stop][~self.turn_end_M[start:stop]]
+            for start, stop in zip(self.offset_B1[:-1], self.offset_B1[1:], strict=True)
         ]
 
     @cached_property
@@ -185,13 +194,17 @@ class Absent:
 
 
 Table = TokenTable | GenerationTable | GradNormTable | ChoiceTable | HarnessTable
-TABLES: Mapping[str, type[Table]] = {kind.KIND: kind for kind in (TokenTable, GenerationTable, GradNormTable, ChoiceTable, HarnessTable)}
+TABLES: Mapping[str, type[Table]] = {
+    kind.KIND: kind for kind in (TokenTable, GenerationTable, GradNormTable, ChoiceTable, HarnessTable)
+}
 
 
 def row_mean(value_RA: Floats) -> Floats:
     """Mean over a row's answers, [R]; NaN where none of them has a value."""
     count_R = (~np.isnan(value_RA)).sum(1)
-    mean_R: Floats = np.divide(np.nansum(value_RA, axis=1), count_R, out=np.full(len(value_RA), np.nan), where=count_R > 0)
+    mean_R: Floats = np.divide(
+        np.nansum(value_RA, axis=1), count_R, out=np.full(len(value_RA), np.nan), where=count_R > 0
+    )
     return mean_R
 
 

@@ -31,12 +31,15 @@ class ViewSpec:
     """What a suite says of a view.
 
     Attributes:
-        hf_args: where the rows are, as for a dataset; a `name` or `path` of null means that there is no such view.
+        hf_args: where the rows are, as for a dataset; a `name` or `path` of null means that there is no such
+            view.
         question_key: key of the question.
         answer_key: key of the answer or answers.
-        text_key: the rows are plain text under this key, without question and answer; they are joined and cut at `max_length`.
+        text_key: the rows are plain text under this key, without question and answer; they are joined and cut
+            at `max_length`.
         max_length: tokens at most.
-        kind: what is made of the rows: `answers`, one of `evaluation.kinds.KINDS`, or `harness` (no rows: a task of lm-eval).
+        kind: what is made of the rows: `answers`, one of `evaluation.kinds.KINDS`, or `harness` (no rows: a
+            task of lm-eval).
         options: of the kind; a view of a kind but `answers` has these in the place of the three keys.
         local: files under the data root that are looked for first, in this order.
         optional: without its rows there is no such view, and what reads it is null with the reason.
@@ -59,7 +62,11 @@ class ViewSpec:
     @property
     def absent(self) -> str | None:
         """Why there is no such view, None where there is one."""
-        empty = [key for key in ("path", "name") if key in self.hf_args and self.hf_args[key] is None and not self.local]
+        empty = [
+            key
+            for key in ("path", "name")
+            if key in self.hf_args and self.hf_args[key] is None and not self.local
+        ]
         return f"its hf_args.{empty[0]} is null" if empty else None
 
 
@@ -76,15 +83,34 @@ def parse_views(views: Mapping[str, Any]) -> dict[str, ViewSpec]:
         if kind not in (ANSWERS, HARNESS, *KINDS):
             faults.append(unknown(f"kind of the view {name!r}", str(kind), [ANSWERS, HARNESS, *KINDS]))
             continue
-        if not isinstance(node, Mapping) or (kind != HARNESS and not isinstance(node.get("hf_args"), Mapping)):
-            faults.append(Fault(f"the view {name!r} has no hf_args", "say where its rows are: hf_args: {path, name, split}"))
+        if not isinstance(node, Mapping) or (
+            kind != HARNESS and not isinstance(node.get("hf_args"), Mapping)
+        ):
+            faults.append(
+                Fault(
+                    f"the view {name!r} has no hf_args",
+                    "say where its rows are: hf_args: {path, name, split}",
+                )
+            )
             continue
-        own = ANSWER_KEYS if kind == ANSWERS else ("task", "include_path") if kind == HARNESS else _options(kind)
-        wrong = [unknown(f"key of the view {name!r}", str(key), [*COMMON_KEYS, *own]) for key in node if key not in (*COMMON_KEYS, *own)]
+        own = (
+            ANSWER_KEYS
+            if kind == ANSWERS
+            else ("task", "include_path")
+            if kind == HARNESS
+            else _options(kind)
+        )
+        wrong = [
+            unknown(f"key of the view {name!r}", str(key), [*COMMON_KEYS, *own])
+            for key in node
+            if key not in (*COMMON_KEYS, *own)
+        ]
         faults += wrong
         if not wrong:
             common = {str(key): value for key, value in node.items() if key in COMMON_KEYS or kind == ANSWERS}
-            options = {} if kind == ANSWERS else {str(key): value for key, value in node.items() if key in own}
+            options = (
+                {} if kind == ANSWERS else {str(key): value for key, value in node.items() if key in own}
+            )
             specs[name] = ViewSpec(**{"hf_args": {}, **common}, options=options)
     if faults:
         raise UserError.of(faults)
@@ -93,7 +119,11 @@ def parse_views(views: Mapping[str, Any]) -> dict[str, ViewSpec]:
 
 def _options(kind: str) -> tuple[str, ...]:
     """What a view of a kind may say of it: the keyword-only parameters of its function."""
-    return tuple(item.name for item in inspect.signature(KINDS[kind]).parameters.values() if item.kind is item.KEYWORD_ONLY)
+    return tuple(
+        item.name
+        for item in inspect.signature(KINDS[kind]).parameters.values()
+        if item.kind is item.KEYWORD_ONLY
+    )
 
 
 @dataclass(frozen=True)
@@ -106,7 +136,8 @@ class View:
         rows: the rows.
         template: of the model.
         switches: `encode` switches of `compat`.
-        longest: tokens that the model takes at most, None = not known; only views of a kind but `answers` heed it.
+        longest: tokens that the model takes at most, None = not known; only views of a kind but `answers`
+            heed it.
     """
 
     name: str
@@ -128,7 +159,11 @@ class View:
     @property
     def max_length(self) -> int | None:
         """Tokens of an example at most."""
-        known = [size for size in (self.spec.max_length, self.longest if self.spec.kind != ANSWERS else None) if size is not None]
+        known = [
+            size
+            for size in (self.spec.max_length, self.longest if self.spec.kind != ANSWERS else None)
+            if size is not None
+        ]
         return min(known) if known else None
 
     @cached_property
@@ -153,16 +188,25 @@ class View:
     def examples(self) -> Examples:
         """Which rows and answers the examples are."""
         encoded = self.encoded
-        # The rows of a view that cuts texts are its pieces, of which there may be fewer or more than rows of the file.
+        # The rows of a view that cuts texts are its pieces, of which there may be fewer or more than rows of
+        # the file.
         pieces = self.spec.text_key is not None or self.spec.kind != ANSWERS
-        return examples_of(encoded, tuple(dict.fromkeys(item.row_id for item in encoded)) if pieces else self.rows.ids)
+        return examples_of(
+            encoded, tuple(dict.fromkeys(item.row_id for item in encoded)) if pieces else self.rows.ids
+        )
 
     def _chunks(self, key: str) -> list[Encoded]:
         text = "\n\n".join(str(row.fields.get(key, "")) for row in self.rows)
         if self.spec.max_length is None:
-            raise UserError(f"the view {self.name!r} is plain text without max_length", "give the length to cut the text at")
+            raise UserError(
+                f"the view {self.name!r} is plain text without max_length",
+                "give the length to cut the text at",
+            )
         pieces = text_chunks(self.template.tokenizer, text, self.spec.max_length)
-        return [encode_ids(ids, row_id=f"{self.rows.fingerprint}#{number}", row=number) for number, ids in enumerate(pieces)]
+        return [
+            encode_ids(ids, row_id=f"{self.rows.fingerprint}#{number}", row=number)
+            for number, ids in enumerate(pieces)
+        ]
 
     def about(self) -> dict[str, Any]:
         """What is written of the view, so that another run's rows can be held against it."""
@@ -175,7 +219,11 @@ class View:
             "question_key": self.spec.question_key,
             "answer_key": self.spec.answer_key,
             "row_ids": list(self.rows.ids),
-            **({"kind": self.spec.kind, "max_length": self.max_length, **self.spec.options} if self.spec.kind != ANSWERS else {}),
+            **(
+                {"kind": self.spec.kind, "max_length": self.max_length, **self.spec.options}
+                if self.spec.kind != ANSWERS
+                else {}
+            ),
         }
 
 
@@ -220,8 +268,8 @@ def load_views(
         longest: tokens that the model takes at most.
 
     Raises:
-        UserError: rows that cannot be read, or lack a key; of all views together. Optional views whose rows are nowhere, if that leaves
-            nothing to score.
+        UserError: rows that cannot be read, or lack a key; of all views together. Optional views whose rows
+            are nowhere, if that leaves nothing to score.
     """
     read: dict[str, RowSet | UserError] = {}
     views = Views()
@@ -241,8 +289,13 @@ def load_views(
         else:
             faults += [Fault(f"view {name!r}: {fault.message}", fault.hint) for fault in rows.faults]
     if not faults and not views and nowhere:
-        faults = [Fault(f"nothing to score for {', '.join(found)}: {fault.message}", fault.hint) for fault, found in nowhere.items()]
-        faults.append(Fault("no rows at all for this suite", "or leave it out: eval=[...] lists the suites of a run"))
+        faults = [
+            Fault(f"nothing to score for {', '.join(found)}: {fault.message}", fault.hint)
+            for fault, found in nowhere.items()
+        ]
+        faults.append(
+            Fault("no rows at all for this suite", "or leave it out: eval=[...] lists the suites of a run")
+        )
     if faults:
         raise UserError.of(faults)
     return views
@@ -286,7 +339,9 @@ def _missing(spec: ViewSpec, error: UserError, data_root: Path | None) -> Fault:
     message = f"no rows of {wanted}" if wanted else "its text is not given"
     if spec.local:
         place = spec.local[0] if data_root is None else (data_root / spec.local[0]).absolute()
-        root = "set paths.data_root (or EXPUNGE_DATA) to your folder of data, and " if data_root is None else ""
+        root = (
+            "set paths.data_root (or EXPUNGE_DATA) to your folder of data, and " if data_root is None else ""
+        )
         return Fault(message, f"{root}put it into {place}")
     last = (error.faults[0].hint or error.faults[0].message).splitlines()[-1]
     return Fault(message, last.strip().removeprefix("or "))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-# In the order in which they apply; each undoes what the corpus's tokenizer did, as lm-evaluation-harness's task `wikitext` (0.4) does.
+# In the order in which they apply; each undoes what the corpus's tokenizer did, as lm-evaluation-harness's
+# task `wikitext` (0.4) does.
 _JOINED = (
     ("s '", "s'"),
     (" @-@ ", "-"), (" @,@ ", ","), (" @.@ ", "."),
@@ -30,7 +31,9 @@ def pages(texts: Sequence[str]) -> list[str]:
     Returns:
         The pages as they are in the file, blank ones left out.
     """
-    lines = "".join(text if text.endswith("\n") else f"{text}\n" for text in texts).removesuffix("\n").split("\n")
+    lines = (
+        "".join(text if text.endswith("\n") else f"{text}\n" for text in texts).removesuffix("\n").split("\n")
+    )
     found: list[list[str]] = [[]]
     for line in lines:
         if _is_title(line):
@@ -44,7 +47,11 @@ def detokenized(page: str) -> str:
     for old, new in _JOINED:
         page = page.replace(old, new)
     for opened, closed in _PAIRS:
-        page = re.sub(rf"{re.escape(opened)}\s*([^{re.escape(closed)}]*?)\s*{re.escape(closed)}", rf"{opened}\1{closed}", page)
+        page = re.sub(
+            rf"{re.escape(opened)}\s*([^{re.escape(closed)}]*?)\s*{re.escape(closed)}",
+            rf"{opened}\1{closed}",
+            page,
+        )
     for old, new in _AFTER:
         page = page.replace(old, new)
     return page

@@ -1,10 +1,12 @@
 """How hard each row is to forget, to first order, at the model before unlearning.
 
-With l_i the loss of row i, g_i its gradient at theta_0 and g = (1/N) sum_i g_i the gradient of the whole forget set:
+With l_i the loss of row i, g_i its gradient at theta_0 and g = (1/N) sum_i g_i the gradient of the whole
+forget set:
 
     projection_i = <g_i, g> / ||g||        score_i = |projection_i|        cosine_i = projection_i / ||g_i||
 
-The mean of the projections is ||g||. To first order one step of gradient ascent along g changes l_i by eta ||g|| projection_i, so a HIGH
+The mean of the projections is ||g||. To first order one step of gradient ascent along g changes l_i by eta
+||g|| projection_i, so a HIGH
 score forgets first: in the order of ascending scores the slow rows come first.
 """
 
@@ -31,7 +33,9 @@ log = logging.getLogger(__name__)
 EPOCH_GRAD_MODES = ("frozen",)
 CHOICES = ("auto", "naive", "jvp", "ghost", "lora")
 """What `algorithm` may be."""
-Algorithm = Callable[[nn.Module, Mapping[str, nn.Parameter], Tensors, Iterable[RowBatch], str], dict[int, Along]]
+Algorithm = Callable[
+    [nn.Module, Mapping[str, nn.Parameter], Tensors, Iterable[RowBatch], str], dict[int, Along]
+]
 TWO_PASSES: dict[str, Algorithm] = {"naive": naive, "jvp": jvp, "ghost": ghost}
 """The algorithms that are given g; `lora` comes by it."""
 
@@ -96,15 +100,16 @@ def score_rows(
 ) -> Difficulty:
     """Score the rows of a forget set.
 
-    Everything is computed in float32 in eval mode, dropout off, and dot products are accumulated in float64. The model is left as it was
-    found.
+    Everything is computed in float32 in eval mode, dropout off, and dot products are accumulated in float64.
+    The model is left as it was found.
 
     Args:
         model: the model before unlearning, with float32 weights, on the device to compute on.
         encoded: the forget rows, a row each.
-        algorithm: `naive` (a backward pass a row; gives norms and cosines too), `jvp` (forward passes with tangents), `ghost` (a backward
-            pass a batch, for any attention), `lora` (one pass in all, gives norms and cosines too, and holds every row's gradient), or
-            `auto`: lora for an adapter whose gradients are few enough, else jvp where the attention has a forward derivative, else ghost.
+        algorithm: `naive` (a backward pass a row; gives norms and cosines too), `jvp` (forward passes with
+            tangents), `ghost` (a backward pass a batch, for any attention), `lora` (one pass in all, gives
+            norms and cosines too, and holds every row's gradient), or `auto`: lora for an adapter whose
+            gradients are few enough, else jvp where the attention has a forward derivative, else ghost.
         loss: `nll`, the negative log-likelihood of the row's label tokens.
         reduction: `token_mean`, or `token_sum`, which is the ranking of NPO's gradient at theta_0.
         epoch_grad_mode: `frozen`: g is the mean gradient of the model as it is.
@@ -116,23 +121,32 @@ def score_rows(
         The scores.
 
     Raises:
-        UserError: an unknown choice, rows without labels, no parameter to differentiate by, or a gradient that is zero or not finite.
+        UserError: an unknown choice, rows without labels, no parameter to differentiate by, or a gradient
+            that is zero or not finite.
     """
     check_choices(algorithm=algorithm, loss=loss, reduction=reduction, epoch_grad_mode=epoch_grad_mode)
     check_rows(encoded)
     chosen = choose_parameters(model, params)
-    attention = str(getattr(getattr(unwrapped(model), "config", None), "_attn_implementation", None) or "eager")
+    attention = str(
+        getattr(getattr(unwrapped(model), "config", None), "_attn_implementation", None) or "eager"
+    )
     if algorithm == "auto" and chosen.kind == "lora" and fits_lora(model, chosen.parameters, len(encoded)):
         algorithm = "lora"
     algorithm = _algorithm(algorithm, attention)
     where = next(iter(chosen.parameters.values())).device
 
     def batches(what: str) -> Iterable[RowBatch]:
-        return _told(batches_of(encoded, max_tokens, where, max_rows=1 if algorithm == "naive" else None), len(encoded), what)
+        return _told(
+            batches_of(encoded, max_tokens, where, max_rows=1 if algorithm == "naive" else None),
+            len(encoded),
+            what,
+        )
 
     with gradients_for(model, chosen.parameters):
         g, along = _measured(model, chosen.parameters, algorithm, batches, reduction)
-    items = tuple(_item(row, g.losses[number], along[number], g.norm, signed) for number, row in enumerate(encoded))
+    items = tuple(
+        _item(row, g.losses[number], along[number], g.norm, signed) for number, row in enumerate(encoded)
+    )
     scorer = {
         "loss": loss, "reduction": reduction, "epoch_grad_mode": epoch_grad_mode, "params": chosen.kind, "algorithm": algorithm,
         "signed": signed,
@@ -162,14 +176,18 @@ def check_choices(*, algorithm: str, loss: str, reduction: str, epoch_grad_mode:
         UserError: an unknown choice, or `trajectory`.
     """
     faults: list[Fault] = []
-    for key, value, known in (("algorithm", algorithm, CHOICES), ("loss", loss, LOSSES), ("reduction", reduction, REDUCTIONS)):
+    for key, value, known in (
+        ("algorithm", algorithm, CHOICES),
+        ("loss", loss, LOSSES),
+        ("reduction", reduction, REDUCTIONS),
+    ):
         if value not in known:
             faults.append(unknown(f"difficulty.{key}", str(value), known))
     if epoch_grad_mode == "trajectory":
-        message = (
-            "difficulty.epoch_grad_mode=trajectory (the sum of step gradients while a copy trains an epoch) is not part of this version"
+        message = "difficulty.epoch_grad_mode=trajectory (the sum of step gradients while a copy trains an epoch) is not part of this version"
+        faults.append(
+            Fault(message, "leave it out: frozen accumulates the gradients of the model before unlearning")
         )
-        faults.append(Fault(message, "leave it out: frozen accumulates the gradients of the model before unlearning"))
     elif epoch_grad_mode not in EPOCH_GRAD_MODES:
         faults.append(unknown("difficulty.epoch_grad_mode", str(epoch_grad_mode), EPOCH_GRAD_MODES))
     if faults:
@@ -188,7 +206,16 @@ def _algorithm(asked: str, attention: str) -> str:
 def _item(row: Encoded, loss: float, along: Along, norm: float, signed: bool) -> Item:
     projection = along.dot / norm
     cosine = projection / along.norm if along.norm else None
-    return Item(row.row_id, row.row, count_labels(row), loss, projection, projection if signed else abs(projection), along.norm, cosine)
+    return Item(
+        row.row_id,
+        row.row,
+        count_labels(row),
+        loss,
+        projection,
+        projection if signed else abs(projection),
+        along.norm,
+        cosine,
+    )
 
 
 def _told(batches: Iterable[RowBatch], total: int, what: str) -> Iterable[RowBatch]:

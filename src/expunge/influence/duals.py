@@ -33,8 +33,12 @@ def told_without_rule(model: nn.Module) -> Iterator[None]:
             warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
             yield
     except (NotImplementedError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError) or not (isinstance(error, NotImplementedError) or "forward AD" in str(error)):
+        if isinstance(error, torch.OutOfMemoryError) or not (
+            isinstance(error, NotImplementedError) or "forward AD" in str(error)
+        ):
             raise
         reason = " ".join(str(error).split())[:200]
         hint = "choose difficulty.algorithm=naive or ghost, or model.model_args.attn_implementation=eager"
-        raise UserError(f"{type(model).__name__} has an operation without a forward derivative: {reason}", hint) from error
+        raise UserError(
+            f"{type(model).__name__} has an operation without a forward derivative: {reason}", hint
+        ) from error

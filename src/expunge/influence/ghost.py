@@ -1,9 +1,10 @@
 """Two ways by one batched backward pass, for any attention: `ghost`, and `lora`, which needs no second pass.
 
-With y = f(x; theta) the output of a module and d_it = dl_i/dy_it, the part of <g_i, g> that belongs to the module's own parameters is
-sum_t <d_it, (df/dtheta g)_it>: for a Linear the tangent is x V^T with V the part of g that is its own (the "ghost" product, after Lee and
-Kifer 2021, arXiv:2009.03106, who take norms this way). So no gradient of a row is ever formed. Where gradients of rows are small, as
-those of LoRA's factors are, `lora` forms them all, sum_t d_it x_it^T, and has g and every projection from the one pass.
+With y = f(x; theta) the output of a module and d_it = dl_i/dy_it, the part of <g_i, g> that belongs to the
+module's own parameters is sum_t <d_it, (df/dtheta g)_it>: for a Linear the tangent is x V^T with V the part
+of g that is its own (the "ghost" product, after Lee and Kifer 2021, arXiv:2009.03106, who take norms this
+way). So no gradient of a row is ever formed. Where gradients of rows are small, as those of LoRA's factors
+are, `lora` forms them all, sum_t d_it x_it^T, and has g and every projection from the one pass.
 """
 
 from __future__ import annotations
@@ -29,7 +30,11 @@ HELD = 4 * 2**30
 
 
 def ghost(
-    model: nn.Module, parameters: Mapping[str, nn.Parameter], gradient: Tensors, batches: Iterable[RowBatch], reduction: str
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    gradient: Tensors,
+    batches: Iterable[RowBatch],
+    reduction: str,
 ) -> dict[int, Along]:
     """One backward pass a batch, and a tangent of each module's output by its own parameters.
 
@@ -44,7 +49,8 @@ def ghost(
         By the row's number, without norms.
 
     Raises:
-        UserError: a module that mixes rows, a parameter that is used elsewhere, or an operation without a forward derivative.
+        UserError: a module that mixes rows, a parameter that is used elsewhere, or an operation without a
+            forward derivative.
     """
     inner = unwrapped(model)
     owners = owners_of(inner, parameters)
@@ -76,7 +82,8 @@ def lora(
 
     Args:
         model: in eval mode; `parameters` require gradients.
-        parameters: by name; all of them weights or biases of Linear modules, such as LoRA's factors. N times their size is held.
+        parameters: by name; all of them weights or biases of Linear modules, such as LoRA's factors. N times
+            their size is held.
         batches: every row once.
         reduction: see `rows.REDUCTIONS`.
 
@@ -84,13 +91,16 @@ def lora(
         g, and by the row's number <g_i, g> and ||g_i||.
 
     Raises:
-        UserError: parameters that are not those of Linear modules, a module that mixes rows, or a gradient that is zero or not finite.
+        UserError: parameters that are not those of Linear modules, a module that mixes rows, or a gradient
+            that is zero or not finite.
     """
     inner = unwrapped(model)
     owners = owners_of(inner, parameters)
     if others := _not_linear(owners, parameters):
         message = f"difficulty.algorithm=lora: {len(others)} of the parameters are not those of Linear modules alone, such as {others[0]}"
-        raise UserError(message, "choose the algorithm jvp, ghost or naive, or other parameters with difficulty.params")
+        raise UserError(
+            message, "choose the algorithm jvp, ghost or naive, or other parameters with difficulty.params"
+        )
     order: list[int] = []
     losses: dict[int, float] = {}
     parts: dict[str, list[Tensor]] = {name: [] for name in parameters}
@@ -102,11 +112,18 @@ def lora(
         deltas = torch.autograd.grad(loss_B.sum(), [call.output for call in calls], allow_unused=True)
         order += numbers
         losses |= dict(zip(numbers, loss_B.tolist(), strict=True))
-        rows = {name: torch.zeros(len(numbers), *parameter.shape, device=parameter.device) for name, parameter in parameters.items()}
+        rows = {
+            name: torch.zeros(len(numbers), *parameter.shape, device=parameter.device)
+            for name, parameter in parameters.items()
+        }
         for call, delta_BTO in zip(calls, deltas, strict=True):
             if delta_BTO is not None:
                 for local, name in call.owner.local.items():
-                    rows[name] += torch.einsum("bto,bti->boi", delta_BTO, call.args[0].detach()) if local == "weight" else delta_BTO.sum(1)
+                    rows[name] += (
+                        torch.einsum("bto,bti->boi", delta_BTO, call.args[0].detach())
+                        if local == "weight"
+                        else delta_BTO.sum(1)
+                    )
         for name, value in rows.items():
             parts[name].append(value)
     by_row = {name: torch.cat(values) for name, values in parts.items()}
@@ -114,7 +131,10 @@ def lora(
     norm = checked(norm_of(g), losses)
     dot_N = _over_rows(by_row, g, len(order))
     square_N = _over_rows(by_row, None, len(order))
-    along = {number: Along(*pair) for number, *pair in zip(order, dot_N.tolist(), square_N.sqrt().tolist(), strict=True)}
+    along = {
+        number: Along(*pair)
+        for number, *pair in zip(order, dot_N.tolist(), square_N.sqrt().tolist(), strict=True)
+    }
     return EpochGradient(g, norm, losses), along
 
 
@@ -127,7 +147,9 @@ def fits_lora(model: nn.Module, parameters: Mapping[str, nn.Parameter], rows: in
 def _not_linear(owners: list[Owner], parameters: Mapping[str, nn.Parameter]) -> list[str]:
     """The parameters that are not weights or biases of Linear modules, or of another module as well."""
     linear = {name for owner in owners if type(owner.module) is nn.Linear for name in owner.local.values()}
-    others = {name for owner in owners if type(owner.module) is not nn.Linear for name in owner.local.values()}
+    others = {
+        name for owner in owners if type(owner.module) is not nn.Linear for name in owner.local.values()
+    }
     return [name for name in parameters if name not in linear or name in others]
 
 
@@ -140,7 +162,11 @@ def _tangent(call: Call, gradient: Tensors) -> Tensor:
     with torch.no_grad(), forward_ad.dual_level(), told_without_rule(module):
         held = {key: dual(getattr(module, key).detach(), gradient[name]) for key, name in local.items()}
         bare._parameters = {**module._parameters, **held}  # type: ignore[dict-item]  # a dual tensor is no Parameter
-        return unpacked(bare.forward(*map(_detached, call.args), **{key: _detached(item) for key, item in call.kwargs.items()}))[1]
+        return unpacked(
+            bare.forward(
+                *map(_detached, call.args), **{key: _detached(item) for key, item in call.kwargs.items()}
+            )
+        )[1]
 
 
 def _detached(item: Any) -> Any:

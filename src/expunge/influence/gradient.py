@@ -32,7 +32,9 @@ class EpochGradient(NamedTuple):
     losses: dict[int, float]
 
 
-def epoch_gradient(model: nn.Module, parameters: Mapping[str, nn.Parameter], batches: Iterable[RowBatch], reduction: str) -> EpochGradient:
+def epoch_gradient(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], batches: Iterable[RowBatch], reduction: str
+) -> EpochGradient:
     """The mean of the rows' gradients. Rows are weighed alike, whatever batch they are in and however long they are.
 
     Args:
@@ -45,7 +47,8 @@ def epoch_gradient(model: nn.Module, parameters: Mapping[str, nn.Parameter], bat
         The gradient, its norm, and the losses.
 
     Raises:
-        UserError: a loss or the gradient is not finite, or the gradient is zero, so that nothing can be projected onto it.
+        UserError: a loss or the gradient is not finite, or the gradient is zero, so that nothing can be
+            projected onto it.
     """
     total = {name: torch.zeros_like(parameter, dtype=torch.float32) for name, parameter in parameters.items()}
     losses: dict[int, float] = {}
@@ -70,8 +73,9 @@ def row_losses(outputs: LabelOutputs, reduction: str) -> Tensor:
 def token_nll(logits_BNV: Tensor, label_BN: Tensor) -> Tensor:
     """[B, N] -log softmax(logits)[label] as softplus(log sum_(v != y) exp(z_v - z_y)), float32.
 
-    The same as `-lm.logprobs.token_logp`, whose gradient by the label's logit is p - 1: of a label that is nearly certain, as those of
-    memorised rows are, the rounding of p leaves four digits of it. Here it is -sum_(v != y) p_v, with all its digits.
+    The same as `-lm.logprobs.token_logp`, whose gradient by the label's logit is p - 1: of a label that is
+    nearly certain, as those of memorised rows are, the rounding of p leaves four digits of it. Here it is
+    -sum_(v != y) p_v, with all its digits.
     """
     logits_BNV = as_float32(logits_BNV)
     place_BN1 = label_BN.unsqueeze(-1)
@@ -81,12 +85,18 @@ def token_nll(logits_BNV: Tensor, label_BN: Tensor) -> Tensor:
 
 def dot(left: Tensors, right: Tensors) -> float:
     """<left, right> over the names of `left`, accumulated in float64."""
-    return math.fsum(float(torch.dot(left[name].flatten().double(), right[name].flatten().double())) for name in left)
+    return math.fsum(
+        float(torch.dot(left[name].flatten().double(), right[name].flatten().double())) for name in left
+    )
 
 
 def norm_of(tensors: Tensors) -> float:
     """The 2-norm over all tensors, accumulated in float64."""
-    return math.sqrt(math.fsum(float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2 for tensor in tensors.values()))
+    return math.sqrt(
+        math.fsum(
+            float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2 for tensor in tensors.values()
+        )
+    )
 
 
 def checked(norm: float, losses: Mapping[int, float]) -> float:
@@ -98,7 +108,12 @@ def checked(norm: float, losses: Mapping[int, float]) -> float:
     broken = [number for number, loss in losses.items() if not math.isfinite(loss)]
     if broken or not math.isfinite(norm):
         what = f"the loss of {len(broken)} rows" if broken else "the gradient of the forget set"
-        raise UserError(f"{what} is not finite", "the model is broken, or its weights do not belong to its configuration")
+        raise UserError(
+            f"{what} is not finite", "the model is broken, or its weights do not belong to its configuration"
+        )
     if norm == 0:
-        raise UserError("the gradient of the forget set is zero", "choose parameters that the loss depends on, with difficulty.params")
+        raise UserError(
+            "the gradient of the forget set is zero",
+            "choose parameters that the loss depends on, with difficulty.params",
+        )
     return norm

@@ -71,7 +71,10 @@ def heard(owners: list[Owner], rows: int, hear: Callable[[Call], None]) -> Itera
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             if not isinstance(output, Tensor) or output.shape[:1] != (rows,) or output.dim() < 2:
                 who = owner.name or type(owner.module).__name__
-                raise UserError(f"{who} does not lay its output out row by row, so the rows' gradients cannot be told apart there", OTHERS)
+                raise UserError(
+                    f"{who} does not lay its output out row by row, so the rows' gradients cannot be told apart there",
+                    OTHERS,
+                )
             names.update(owner.local.values())
             hear(Call(owner, args, kwargs, output))
 
@@ -95,9 +98,14 @@ def check_heard(names: set[str], parameters: Mapping[str, Tensor]) -> None:
     Raises:
         UserError: a module uses a parameter of another one.
     """
-    unheard = [name for name, value in parameters.items() if name not in names and bool(torch.any(value != 0))]
+    unheard = [
+        name for name, value in parameters.items() if name not in names and bool(torch.any(value != 0))
+    ]
     if unheard:
-        raise UserError(f"{len(unheard)} parameters are used outside the module they belong to, such as {unheard[0]}", OTHERS)
+        raise UserError(
+            f"{len(unheard)} parameters are used outside the module they belong to, such as {unheard[0]}",
+            OTHERS,
+        )
 
 
 OTHERS = "choose difficulty.algorithm=jvp or naive"

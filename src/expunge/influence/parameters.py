@@ -26,7 +26,8 @@ class Chosen(NamedTuple):
 
     Attributes:
         kind: `all`, `lora`, or the regular expression.
-        parameters: by their names in the model at hand; a tensor that has two names (tied embeddings) is there once.
+        parameters: by their names in the model at hand; a tensor that has two names (tied embeddings) is
+            there once.
         notices: what the user should know about the choice.
     """
 
@@ -40,14 +41,16 @@ def choose_parameters(model: nn.Module, params: str = "auto") -> Chosen:
 
     Args:
         model: with its adapter, if it has one.
-        params: `auto` (the LoRA tensors of a trained adapter, else all weights but those of a fresh adapter), `all`, `lora`, or a regular
-            expression that a parameter's whole name has to match; what an adapter puts into the names may be left out.
+        params: `auto` (the LoRA tensors of a trained adapter, else all weights but those of a fresh adapter),
+            `all`, `lora`, or a regular expression that a parameter's whole name has to match; what an adapter
+            puts into the names may be left out.
 
     Returns:
         The parameters.
 
     Raises:
-        UserError: no adapter where `lora` is asked for, a pattern that matches nothing or is none, or weights that have no gradient.
+        UserError: no adapter where `lora` is asked for, a pattern that matches nothing or is none, or weights
+            that have no gradient.
     """
     named = dict(unwrapped(model).named_parameters())
     fresh = is_adapted(model) and starts_at_zero(model)
@@ -58,7 +61,8 @@ def choose_parameters(model: nn.Module, params: str = "auto") -> Chosen:
     if kind == "lora":
         if not lora:
             raise UserError(
-                "difficulty.params=lora, but the model has no LoRA adapter", "give the folder of one as the model, or params=all"
+                "difficulty.params=lora, but the model has no LoRA adapter",
+                "give the folder of one as the model, or params=all",
             )
         chosen = lora
         if fresh:
@@ -70,7 +74,9 @@ def choose_parameters(model: nn.Module, params: str = "auto") -> Chosen:
     stuck = [name for name, parameter in chosen.items() if not parameter.is_floating_point()]
     if stuck:
         hint = "give params=lora, or a regular expression that leaves the quantised weights out"
-        raise UserError(f"{len(stuck)} of the weights are quantised and have no gradient, such as {stuck[0]}", hint)
+        raise UserError(
+            f"{len(stuck)} of the weights are quantised and have no gradient, such as {stuck[0]}", hint
+        )
     return Chosen(kind, chosen, tuple(notices))
 
 
@@ -103,10 +109,19 @@ def _matching(named: Mapping[str, nn.Parameter], pattern: str, model: str) -> di
     try:
         expression = re.compile(pattern)
     except re.error as error:
-        raise UserError(f"difficulty.params {pattern!r} is not a regular expression: {error}", "write it as in Python's re") from error
-    found = {name: p for name, p in named.items() if expression.fullmatch(name) or expression.fullmatch(plain_name(name))}
+        raise UserError(
+            f"difficulty.params {pattern!r} is not a regular expression: {error}",
+            "write it as in Python's re",
+        ) from error
+    found = {
+        name: p
+        for name, p in named.items()
+        if expression.fullmatch(name) or expression.fullmatch(plain_name(name))
+    }
     if not found:
         near = nearest(re.sub(r"\\(.)", r"\1", pattern), list(named), count=3) or list(named)[:3]
         hint = f"the nearest are: {', '.join(near)}; besides a pattern there are {', '.join(KINDS)}"
-        raise UserError(f"difficulty.params {pattern!r} matches the whole name of no parameter of {model}", hint)
+        raise UserError(
+            f"difficulty.params {pattern!r} matches the whole name of no parameter of {model}", hint
+        )
     return found

@@ -1,7 +1,8 @@
 """<g_i, g>: how each row's gradient lies to the mean gradient g of all rows. Two ways that agree.
 
-`naive` takes one backward pass a row and is the oracle. `jvp` needs no gradient of a row: <g_i, g> is the derivative of l_i along g, which
-one forward pass with tangents gives for a whole batch, without storing activations.
+`naive` takes one backward pass a row and is the oracle. `jvp` needs no gradient of a row: <g_i, g> is the
+derivative of l_i along g, which one forward pass with tangents gives for a whole batch, without storing
+activations.
 """
 
 from __future__ import annotations
@@ -41,7 +42,11 @@ class Along(NamedTuple):
 
 
 def naive(
-    model: nn.Module, parameters: Mapping[str, nn.Parameter], gradient: Tensors, batches: Iterable[RowBatch], reduction: str
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    gradient: Tensors,
+    batches: Iterable[RowBatch],
+    reduction: str,
 ) -> dict[int, Along]:
     """One row, one backward pass.
 
@@ -66,14 +71,19 @@ def naive(
 
 
 def jvp(
-    model: nn.Module, parameters: Mapping[str, nn.Parameter], gradient: Tensors, batches: Iterable[RowBatch], reduction: str
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    gradient: Tensors,
+    batches: Iterable[RowBatch],
+    reduction: str,
 ) -> dict[int, Along]:
     """One forward pass with tangents a batch: l_i' = d/de l_i(theta + e g) = <g_i, g>.
 
-    At a label position with last hidden state h and tangent h', and vocabulary weights W with tangent W', the logits' tangent is
-    t = W h' + W' h and l' = sum_v p_v (t_v - t_y), which is softmax(W h) - onehot(y) times t. The vocabulary is held for a few label
-    positions at a time. Where the model does more than W h after its last hidden state (a soft cap, a scale, an adapter), the tangents
-    are taken through that, and the vocabulary exists for a batch at a time.
+    At a label position with last hidden state h and tangent h', and vocabulary weights W with tangent W', the
+    logits' tangent is t = W h' + W' h and l' = sum_v p_v (t_v - t_y), which is softmax(W h) - onehot(y) times
+    t. The vocabulary is held for a few label positions at a time. Where the model does more than W h after
+    its last hidden state (a soft cap, a scale, an adapter), the tangents are taken through that, and the
+    vocabulary exists for a batch at a time.
 
     Args:
         model: in eval mode.
@@ -95,7 +105,9 @@ def jvp(
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             plain = _head_is_plain(inner, side) if plain is None else plain
             with forward_ad.dual_level(), told_without_rule(inner):
-                call = _call_with(inner, {name: dual(p.detach(), gradient[name]) for name, p in parameters.items()})
+                call = _call_with(
+                    inner, {name: dual(p.detach(), gradient[name]) for name, p in parameters.items()}
+                )
                 through = _through_hidden if plain else _through_logits
                 tangent_B = through(inner, side, call, parameters, gradient, reduction)
         found |= {number: Along(value) for number, value in zip(numbers, tangent_B.tolist(), strict=True)}
@@ -124,28 +136,43 @@ def _through_hidden(
         outputs = label_outputs(model, side, index=index_of(side), call=call)
     hidden_BND, tangent_BND = unpacked(outputs.logits_BNV)
     weight_VD, bias_V = head.weight.detach(), None if head.bias is None else head.bias.detach()
-    along_VD, along_V = _tangent_of(head.weight, parameters, gradient), _tangent_of(head.bias, parameters, gradient)
+    along_VD, along_V = (
+        _tangent_of(head.weight, parameters, gradient),
+        _tangent_of(head.bias, parameters, gradient),
+    )
     mask_BN = outputs.mask_BN
     columns = (hidden_BND[mask_BN], tangent_BND[mask_BN], outputs.label_BN[mask_BN])
     parts: list[Tensor] = []
-    for hidden_MD, tangent_MD, label_M in zip(*(torch.split(column, CHUNK) for column in columns), strict=True):
+    for hidden_MD, tangent_MD, label_M in zip(
+        *(torch.split(column, CHUNK) for column in columns), strict=True
+    ):
         tangent_MV = nn.functional.linear(tangent_MD, weight_VD, along_V)
         if along_VD is not None:
             tangent_MV += nn.functional.linear(hidden_MD, along_VD)
-        parts.append(cross_entropy_tangent(nn.functional.linear(hidden_MD, weight_VD, bias_V), tangent_MV, label_M))
+        parts.append(
+            cross_entropy_tangent(nn.functional.linear(hidden_MD, weight_VD, bias_V), tangent_MV, label_M)
+        )
     tangent_BN = torch.zeros(mask_BN.shape, dtype=torch.float64, device=mask_BN.device)
     tangent_BN[mask_BN] = torch.cat(parts)
     return reduced(tangent_BN, mask_BN, reduction)
 
 
 def _through_logits(
-    model: nn.Module, side: Side, call: Callable[..., Any], _: Mapping[str, nn.Parameter], __: Tensors, reduction: str
+    model: nn.Module,
+    side: Side,
+    call: Callable[..., Any],
+    _: Mapping[str, nn.Parameter],
+    __: Tensors,
+    reduction: str,
 ) -> Tensor:
     """[B] tangents of the losses, from the tangents of the model's own logits."""
     outputs = label_outputs(model, side, index=index_of(side), call=call)
     logits_BNV, tangent_BNV = unpacked(outputs.logits_BNV)
     columns = (logits_BNV.flatten(0, 1), tangent_BNV.flatten(0, 1), outputs.label_BN.flatten())
-    parts = [cross_entropy_tangent(*part) for part in zip(*(torch.split(column, CHUNK) for column in columns), strict=True)]
+    parts = [
+        cross_entropy_tangent(*part)
+        for part in zip(*(torch.split(column, CHUNK) for column in columns), strict=True)
+    ]
     return reduced(torch.cat(parts).view(outputs.mask_BN.shape), outputs.mask_BN, reduction)
 
 
@@ -165,7 +192,9 @@ def _head_is_plain(model: nn.Module, side: Side) -> bool:
     if hidden_BND.shape[-1] != head.in_features:
         return False
     expected_BNV = nn.functional.linear(hidden_BND, head.weight, head.bias)
-    return bool(torch.allclose(logits_BNV, expected_BNV, rtol=1e-5, atol=1e-5 * float(expected_BNV.abs().max())))
+    return bool(
+        torch.allclose(logits_BNV, expected_BNV, rtol=1e-5, atol=1e-5 * float(expected_BNV.abs().max()))
+    )
 
 
 @contextmanager
@@ -190,6 +219,8 @@ def _call_with(model: nn.Module, tensors: Mapping[str, Tensor]) -> Callable[...,
     return call
 
 
-def _tangent_of(tensor: Tensor | None, parameters: Mapping[str, nn.Parameter], gradient: Tensors) -> Tensor | None:
+def _tangent_of(
+    tensor: Tensor | None, parameters: Mapping[str, nn.Parameter], gradient: Tensors
+) -> Tensor | None:
     """The tangent of a parameter, found by identity, since a shared one goes by one of its names; None where it has none."""
     return next((gradient[name] for name, parameter in parameters.items() if parameter is tensor), None)

@@ -34,7 +34,9 @@ class RowBatch(NamedTuple):
     side: Side
 
 
-def batches_of(encoded: Sequence[Encoded], max_tokens: int, where: torch.device, max_rows: int | None = None) -> Iterator[RowBatch]:
+def batches_of(
+    encoded: Sequence[Encoded], max_tokens: int, where: torch.device, max_rows: int | None = None
+) -> Iterator[RowBatch]:
     """The rows in length-sorted batches of at most `max_tokens` padded tokens; longest first."""
     for numbers in token_budgeted_batches([len(row) for row in encoded], max_tokens, max_rows):
         # Any token pads: the attention mask comes from the lengths.
@@ -61,11 +63,17 @@ def check_rows(encoded: Sequence[Encoded]) -> None:
         raise UserError("there is no row to score", "name a data set under data.forget")
     bare = [row for row in encoded if count_labels(row) == 0]
     if bare:
-        told = [Fault(f"row {row.row} ({row.row_id}) has no label token, so it has no loss") for row in bare[:SHOWN]]
+        told = [
+            Fault(f"row {row.row} ({row.row_id}) has no label token, so it has no loss")
+            for row in bare[:SHOWN]
+        ]
         rest = [Fault(f"and {len(bare) - SHOWN} more rows like that")] if len(bare) > SHOWN else []
         raise UserError.of([*told, *rest])
     if len({row.row_id for row in encoded}) < len(encoded):
-        raise UserError("several examples have the same row id", "give each row one answer; repeats of a row are told apart by #k")
+        raise UserError(
+            "several examples have the same row id",
+            "give each row one answer; repeats of a row are told apart by #k",
+        )
 
 
 def reduced(value_BN: Tensor, mask_BN: Tensor, reduction: str) -> Tensor:

@@ -1,7 +1,7 @@
 """The file of difficulty scores: written whole, and refused where it belongs to other rows.
 
-`NAME.json` holds everything; `NAME.jsonl` holds an item a line and `NAME.meta.json` the rest. Beside it lies g,
-`NAME.gradient.safetensors`.
+`NAME.json` holds everything; `NAME.jsonl` holds an item a line and `NAME.meta.json` the rest. Beside it lies
+g, `NAME.gradient.safetensors`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ class Scores:
         """Refuse scores of other rows than the forget set at hand.
 
         Raises:
-            UserError: rows without a score, scores without a row, or the same rows as other tokens (another template or tokenizer).
+            UserError: rows without a score, scores without a row, or the same rows as other tokens (another
+                template or tokenizer).
         """
         here = {row.row_id for row in encoded}
         lacking, foreign = sorted(here - set(self.by_uid)), sorted(set(self.by_uid) - here)
@@ -65,7 +66,8 @@ class Scores:
                 (lacking, "of the forget rows have no score"), (foreign, "of its rows are not in the forget set"),
             ) if rows]  # fmt: skip
             raise UserError(
-                f"{self.path} belongs to another forget set: {'; '.join(parts)}", f"name the rows that it was made for, or {MAKE}"
+                f"{self.path} belongs to another forget set: {'; '.join(parts)}",
+                f"name the rows that it was made for, or {MAKE}",
             )
         if self.dataset.get("fingerprint") != rows_fingerprint(encoded):
             message = f"{self.path} was made of the same rows as other tokens: another tokenizer, template, max_length or kind of answer"
@@ -75,7 +77,15 @@ class Scores:
 def rows_fingerprint(encoded: Sequence[Encoded]) -> str:
     """Hash of the rows' ids, tokens and labels, whatever order they come in."""
     return fingerprint(
-        sorted([row.row_id, list(row.input_ids), list(row.targets or ()), [int(counted) for counted in row.label_mask]] for row in encoded)
+        sorted(
+            [
+                row.row_id,
+                list(row.input_ids),
+                list(row.targets or ()),
+                [int(counted) for counted in row.label_mask],
+            ]
+            for row in encoded
+        )
     )
 
 
@@ -109,7 +119,9 @@ def write_scores(
     check_suffix(path)
     kept = gradient_path(path) if save_gradient else None
     if kept is not None:
-        tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in difficulty.gradient.items()}
+        tensors = {
+            name: tensor.detach().to("cpu").contiguous() for name, tensor in difficulty.gradient.items()
+        }
         atomic_write(kept, lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}))
     head = {
         "schema": SCHEMA,
@@ -142,20 +154,31 @@ def read_scores(path: Path) -> Scores:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"difficulty.path={path}: {error.strerror or error}", f"looked for {path.resolve()}; {MAKE}") from error
+        raise UserError(
+            f"difficulty.path={path}: {error.strerror or error}", f"looked for {path.resolve()}; {MAKE}"
+        ) from error
     try:
         if path.suffix == ".json":
             head = read_json(path)
             items = head["items"]
         else:
-            head, items = read_json(meta_path(path)), [json.loads(line) for line in content.decode().splitlines()]
+            head, items = (
+                read_json(meta_path(path)),
+                [json.loads(line) for line in content.decode().splitlines()],
+            )
         if head["schema"] != SCHEMA:
-            raise UserError(f"{path} is of the schema {head['schema']!r}, and this version reads {SCHEMA!r}", MAKE)
+            raise UserError(
+                f"{path} is of the schema {head['schema']!r}, and this version reads {SCHEMA!r}", MAKE
+            )
         by_uid = {str(item["uid"]): float(item["score"]) for item in items}
         sections = {name: dict(head[name]) for name in ("model", "dataset", "scorer", "epoch_grad")}
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not a file of difficulty scores: {error!r}", MAKE) from error
-    if len(by_uid) != len(items) or len(items) != sections["dataset"].get("n_scored") or not all(map(math.isfinite, by_uid.values())):
+    if (
+        len(by_uid) != len(items)
+        or len(items) != sections["dataset"].get("n_scored")
+        or not all(map(math.isfinite, by_uid.values()))
+    ):
         raise UserError(f"{path} is damaged: its {len(items)} items do not fit what it says of itself", MAKE)
     return Scores(path, hashlib.sha256(content).hexdigest(), by_uid, items, **sections)
 
@@ -177,7 +200,9 @@ def check_suffix(path: Path) -> None:
         UserError: another suffix.
     """
     if path.suffix not in (".json", ".jsonl"):
-        raise UserError(f"difficulty.path={path}: scores are a .json or a .jsonl file", f"name it {path.name}.json")
+        raise UserError(
+            f"difficulty.path={path}: scores are a .json or a .jsonl file", f"name it {path.name}.json"
+        )
 
 
 def sha256_of(path: Path) -> str:

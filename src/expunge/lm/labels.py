@@ -1,7 +1,7 @@
 """Label positions: where the loss counts, and which hidden state predicts each label.
 
-The output at position t predicts the token at t + 1. A label token at position p is therefore predicted from p - 1; a label at
-position 0 has no predictor and cannot be scored.
+The output at position t predicts the token at t + 1. A label token at position p is therefore predicted from
+p - 1; a label at position 0 has no predictor and cannot be scored.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ class Side(_Needed, total=False):
 
     Keys:
         input_ids: [B, T] int64 tokens.
-        attention_mask: [B, T] int64, 1 = a real token; from the encoding, never from comparing ids with the pad token.
+        attention_mask: [B, T] int64, 1 = a real token; from the encoding, never from comparing ids with the
+            pad token.
         label_mask: [B, T] bool, True = this token is a label (counted). Never True at position 0.
         row: [B] int64, index of the row in its view; the key to cached reference values.
         position_ids: [B, T] int64, where they are not to be counted from the first real token.
-        targets: [B, T] int64, the tokens to predict at label positions, where they are not those of `input_ids`.
+        targets: [B, T] int64, the tokens to predict at label positions, where they are not those of
+            `input_ids`.
     """
 
     row: Tensor

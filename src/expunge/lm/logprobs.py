@@ -16,7 +16,8 @@ def token_logp(logits_BNV: Tensor, label_BN: Tensor) -> Tensor:
         label_BN: [B, N] int64 label tokens.
 
     Returns:
-        [B, N] log-probabilities, float32 (float64 for float64 logits). Padded places hold whatever label 0 gives: mask them.
+        [B, N] log-probabilities, float32 (float64 for float64 logits). Padded places hold whatever label 0
+        gives: mask them.
     """
     logits_BNV = as_float32(logits_BNV)
     return logits_BNV.gather(-1, label_BN.unsqueeze(-1)).squeeze(-1) - logits_BNV.logsumexp(-1)
@@ -64,12 +65,15 @@ def token_statistics(logits_BNV: Tensor, label_BN: Tensor, chunk: int = 128) -> 
     Args:
         logits_BNV: [B, N, V] logits at label positions.
         label_BN: [B, N] int64 labels.
-        chunk: label positions held in float32 at once; on a CPU a few dozen stay in its cache, which is several times faster.
+        chunk: label positions held in float32 at once; on a CPU a few dozen stay in its cache, which is
+            several times faster.
 
     Returns:
         Log-probability, greedy hit, mean and variance of log p under p.
     """
-    rows = zip(torch.split(logits_BNV.flatten(0, 1), chunk), torch.split(label_BN.flatten(), chunk), strict=True)
+    rows = zip(
+        torch.split(logits_BNV.flatten(0, 1), chunk), torch.split(label_BN.flatten(), chunk), strict=True
+    )
     columns = zip(*(_statistics(logits_MV, label_M) for logits_MV, label_M in rows), strict=True)
     return TokenStatistics(*(torch.cat(column).view(label_BN.shape) for column in columns))
 
@@ -80,7 +84,8 @@ def _statistics(logits_MV: Tensor, label_M: Tensor) -> tuple[Tensor, Tensor, Ten
     top_M1 = logits_MV.amax(-1, keepdim=True)
     label_M1 = logits_MV.gather(-1, label_M.unsqueeze(-1))
     hit_M = (label_M1 == top_M1).squeeze(-1)
-    # Only where the label ties for the maximum does it take an argmax, which is slow on a CPU, to say which of the equals is meant.
+    # Only where the label ties for the maximum does it take an argmax, which is slow on a CPU, to say which
+    # of the equals is meant.
     hit_M[hit_M.clone()] = logits_MV[hit_M].argmax(-1) == label_M[hit_M]
     # exp(-1e4) is 0 in any float, so nothing changes but that 0 * -inf, which is NaN, cannot happen.
     below_MV = (logits_MV - top_M1).clamp_(min=-1e4)

@@ -32,12 +32,20 @@ def is_primary() -> bool:
 
 def rank() -> int:
     """Index of this process among all, 0 when there is one."""
-    return torch.distributed.get_rank() if torch.distributed.is_available() and torch.distributed.is_initialized() else 0
+    return (
+        torch.distributed.get_rank()
+        if torch.distributed.is_available() and torch.distributed.is_initialized()
+        else 0
+    )
 
 
 def world_size() -> int:
     """Number of processes that share the work, 1 when there is one."""
-    return torch.distributed.get_world_size() if torch.distributed.is_available() and torch.distributed.is_initialized() else 1
+    return (
+        torch.distributed.get_world_size()
+        if torch.distributed.is_available() and torch.distributed.is_initialized()
+        else 1
+    )
 
 
 def gathered(value: T) -> list[T]:
@@ -70,7 +78,9 @@ def supports_bf16(where: torch.device) -> bool:
     if where.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if where.type == "cpu":
-        return hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported") and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        return hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported") and bool(
+            torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        )
     return where.type == "xpu"
 
 

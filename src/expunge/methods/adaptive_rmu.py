@@ -35,13 +35,14 @@ def adaptive_rmu(
 ) -> Tensor:
     """Adaptive RMU: ||h(x_f) - scale ||h_ref(x_f)|| u||^2 / d, averaged over the tokens that count, then over sequences.
 
-    As RMU with c = scale * ||h_ref||, so that one value does for layers whose states differ in length. The authors' runs on WMDP
-    (Zephyr-7B): scale 5, alpha 1200, `mlp.down_proj` of the layer that is read and the two before it, 500 batches of 4, lr 5e-5; the layer
-    varies from 3 to 31.
+    As RMU with c = scale * ||h_ref||, so that one value does for layers whose states differ in length. The
+    authors' runs on WMDP (Zephyr-7B): scale 5, alpha 1200, `mlp.down_proj` of the layer that is read and the
+    two before it, 500 batches of 4, lr 5e-5; the layer varies from 3 to 31.
 
-    Deviation from the authors' code: that takes one length for the whole run, the mean over all positions of a topic's first batch, padding
-    included, in the model in training, which no step has changed by then; here each token's own length in the model before unlearning
-    counts, and no value hangs on which batch came first.
+    Deviation from the authors' code: that takes one length for the whole run, the mean over all positions of
+    a topic's first batch, padding included, in the model in training, which no step has changed by then; here
+    each token's own length in the model before unlearning counts, and no value hangs on which batch came
+    first.
 
     Args:
         forget_hidden_BTD: [B, T, D] output of the module in the model.
@@ -51,7 +52,8 @@ def adaptive_rmu(
         forget_attention_mask_BT: [B, T] True = a token, no padding.
         scale: multiple of a state's length that it is steered to.
         module_regex: matches the whole name of the module whose output is steered.
-        trainable_params_regex: match the whole names of the parameters that are trained; the others are frozen.
+        trainable_params_regex: match the whole names of the parameters that are trained; the others are
+            frozen.
         ratio: what a sequence's sum is divided by.
 
     Returns:

@@ -24,21 +24,25 @@ class LossSpec:
 
     Attributes:
         name: the function's name, which is also the term's name in the logs and the component's in `compat`.
-        kind: "sequence" = returns [B], averaged over sequences; "token" = returns [B, N], averaged over label tokens; "model" = a scalar
-            of the parameters alone, counted once a step.
+        kind: "sequence" = returns [B], averaged over sequences; "token" = returns [B, N], averaged over label
+            tokens; "model" = a scalar of the parameters alone, counted once a step.
         gamma: weight of the loss as a method's own term; None = the user has to give it.
         alpha: weight of the retain term.
-        retain: name of the retain term unless the configuration chooses another: nll, kl, embed_diff, none, or its module:function.
+        retain: name of the retain term unless the configuration chooses another: nll, kl, embed_diff, none,
+            or its module:function.
         paper: where the loss is defined.
         code: the authors' or the field's code, at a commit.
         needs: quantities it reads, in the order of its positional parameters.
         hyper: its keyword-only parameters with their defaults; `REQUIRED` where there is none.
         positive: the hyper-parameters that have to be above 0.
-        skip: the hyper-parameter that says how many leading labels of each row do not count; empty = all count.
-        places: the hyper-parameter that chooses the positions which are looked at, see `expunge.training.places`; empty = the labels.
+        skip: the hyper-parameter that says how many leading labels of each row do not count; empty = all
+            count.
+        places: the hyper-parameter that chooses the positions which are looked at, see
+            `expunge.training.places`; empty = the labels.
         objective: what holds the method's state, called with its terms and schedule; None = `Objective`.
         schedule: name of the schedule of the weights unless the configuration chooses another.
-        extra: further terms of the method's own: (key of the weight, module:function) each; the default weight is that loss's `gamma`.
+        extra: further terms of the method's own: (key of the weight, module:function) each; the default
+            weight is that loss's `gamma`.
     """
 
     name: str
@@ -99,8 +103,9 @@ def loss(
         places: the hyper-parameter that chooses the positions that are looked at.
         objective: the class of a method with a state.
         schedule: default schedule of the weights.
-        extra: (key, module:function) of each further term of the method's own. `trainer.method_args.KEY` is its weight, whose default is
-            the `gamma` of that loss; it takes the method's hyper-parameters of the same names. A literal: validation reads the source.
+        extra: (key, module:function) of each further term of the method's own. `trainer.method_args.KEY` is
+            its weight, whose default is the `gamma` of that loss; it takes the method's hyper-parameters of
+            the same names. A literal: validation reads the source.
         paper: where it is defined.
         code: code at a commit.
 
@@ -120,7 +125,9 @@ def loss(
             elif parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.default is parameter.empty:
                 needs.append(parse_need(parameter.name))
             else:
-                raise ValueError(f"{parameter.name!r} of {function.__name__}: a quantity has no default, a hyper-parameter is keyword-only")
+                raise ValueError(
+                    f"{parameter.name!r} of {function.__name__}: a quantity has no default, a hyper-parameter is keyword-only"
+                )
         if not needs:
             raise ValueError(f"the loss {function.__name__} reads no quantity")
         unknown = [name for name in (*positive, skip, places) if name and name not in hyper]
@@ -128,7 +135,9 @@ def loss(
             raise ValueError(f"{function.__name__} has no hyper-parameter {unknown[0]!r}")
         taken = [key for key, _ in extra if key in hyper]
         if taken:
-            raise ValueError(f"{taken[0]!r} of {function.__name__} is a hyper-parameter and the weight of a further term")
+            raise ValueError(
+                f"{taken[0]!r} of {function.__name__} is a hyper-parameter and the weight of a further term"
+            )
         spec = LossSpec(
             function.__name__, kind, gamma, alpha, retain, paper, code, tuple(needs), MappingProxyType(hyper), positive, skip, places,
             objective, schedule, extra,

@@ -17,10 +17,13 @@ def import_loss(handler: str) -> Loss:
     """Import a loss given as "module:function".
 
     Raises:
-        UserError: malformed handler, no such module or function, or a function that `@loss` does not decorate.
+        UserError: malformed handler, no such module or function, or a function that `@loss` does not
+            decorate.
     """
     module, name = import_module(handler)
-    losses = [key for key, value in vars(module).items() if isinstance(getattr(value, "spec", None), LossSpec)]
+    losses = [
+        key for key, value in vars(module).items() if isinstance(getattr(value, "spec", None), LossSpec)
+    ]
     function = getattr(module, name, None)
     if function is None:
         raise UserError.of([unknown(f"loss of {module.__name__}", name, losses)])
@@ -37,24 +40,34 @@ def import_module(handler: str) -> tuple[types.ModuleType, str]:
     """
     module_name, colon, name = str(handler).partition(":")
     if not (module_name and colon and name):
-        raise UserError(f"{handler!r} is not a handler", 'give "module:function", such as "expunge.methods.npo:npo"')
+        raise UserError(
+            f"{handler!r} is not a handler", 'give "module:function", such as "expunge.methods.npo:npo"'
+        )
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not (module_name == error.name or module_name.startswith(error.name + ".")):
             raise UserError(
-                f"{module_name} needs the module {error.name!r}, which is not installed", f"pip install {error.name}"
+                f"{module_name} needs the module {error.name!r}, which is not installed",
+                f"pip install {error.name}",
             ) from error
         raise UserError(
-            f"there is no module {module_name!r} (handler {handler!r})", f"{error.name!r} was not found on the Python path"
+            f"there is no module {module_name!r} (handler {handler!r})",
+            f"{error.name!r} was not found on the Python path",
         ) from error
     except ValueError as error:
-        raise UserError(f"{module_name} holds a loss that is not well formed: {error}", "see docs/architecture.md, losses") from error
+        raise UserError(
+            f"{module_name} holds a loss that is not well formed: {error}", "see docs/architecture.md, losses"
+        ) from error
     return module, name
 
 
 def bind(
-    loss: Loss, given: Mapping[str, Any], switches: Mapping[str, Any], other_keys: Sequence[str], faults: list[Fault]
+    loss: Loss,
+    given: Mapping[str, Any],
+    switches: Mapping[str, Any],
+    other_keys: Sequence[str],
+    faults: list[Fault],
 ) -> dict[str, Any]:
     """Bind hyper-parameters: what was given, over what `compat` sets, over the signature's defaults.
 
@@ -69,7 +82,15 @@ def bind(
         A value for every hyper-parameter that has one.
     """
     spec = loss.spec
-    return bind_keywords(loss, spec.name, {**switches, **given}, faults, hyper=spec.hyper, positive=spec.positive, other_keys=other_keys)
+    return bind_keywords(
+        loss,
+        spec.name,
+        {**switches, **given},
+        faults,
+        hyper=spec.hyper,
+        positive=spec.positive,
+        other_keys=other_keys,
+    )
 
 
 def bind_keywords(
@@ -110,7 +131,9 @@ def bind_keywords(
         bound[key] = value
     for key in hyper:
         if key not in bound:
-            faults.append(Fault(f"{name} needs the hyper-parameter {key!r}", f"give trainer.method_args.{key}"))
+            faults.append(
+                Fault(f"{name} needs the hyper-parameter {key!r}", f"give trainer.method_args.{key}")
+            )
     return bound
 
 
@@ -140,10 +163,16 @@ def _wrong(value: Any, hint: Any) -> str:
     if hint is int:
         return "" if isinstance(value, int) and not isinstance(value, bool) else "a whole number"
     if hint is float:
-        return "" if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) else "a finite number"
+        return (
+            ""
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            else "a finite number"
+        )
     if hint is str:
         return "" if isinstance(value, str) else "a string"
     if origin in (Sequence, list, tuple):
-        texts = isinstance(value, (list, tuple)) and bool(value) and all(isinstance(item, str) for item in value)
+        texts = (
+            isinstance(value, (list, tuple)) and bool(value) and all(isinstance(item, str) for item in value)
+        )
         return "" if texts or choices[:1] != (str,) else "a list of strings"
     return ""

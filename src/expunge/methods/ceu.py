@@ -18,23 +18,34 @@ from expunge.methods.base import loss
     paper="arXiv:2503.01224",
     code="https://github.com/locuslab/open-unlearning/blob/2231e313ee0f3765af0cd55309b3ba29a6e25e03/src/trainer/unlearn/ceu.py",
 )
-def ceu(forget_logits_BNV: Tensor, forget_label_BN: Tensor, forget_mask_BN: Tensor, *, ignore_first_n_answer_tokens: int = 1) -> Tensor:
+def ceu(
+    forget_logits_BNV: Tensor,
+    forget_label_BN: Tensor,
+    forget_mask_BN: Tensor,
+    *,
+    ignore_first_n_answer_tokens: int = 1,
+) -> Tensor:
     """CE-U: CE(softmax(z without the true token), p_theta) at each forget label but the first n of an answer.
 
-    L = -mean over those labels of sum_v q(v) log p_theta(v), q = softmax(z_theta, the true token's logit at -inf) without gradient. The
-    gradient in the logits is p_theta - q, which fades as the true token's probability does: it does not diverge as ascent does.
+    L = -mean over those labels of sum_v q(v) log p_theta(v), q = softmax(z_theta, the true token's logit at
+    -inf) without gradient. The gradient in the logits is p_theta - q, which fades as the true token's
+    probability does: it does not diverge as ascent does.
 
-    The first n labels are skipped as in the paper's training settings (a footnote): what an answer begins with says little.
+    The first n labels are skipped as in the paper's training settings (a footnote): what an answer begins
+    with says little.
 
     Args:
         forget_logits_BNV: [B, N, V] logits of the model.
         forget_label_BN: [B, N] labels.
         forget_mask_BN: [B, N] True = a label.
-        ignore_first_n_answer_tokens: how many leading labels of a row do not count, neither in the sum nor in the mean.
+        ignore_first_n_answer_tokens: how many leading labels of a row do not count, neither in the sum nor in
+            the mean.
 
     Returns:
         [B, N] per label token, >= 0, 0 where masked or skipped.
     """
     logits_BNV = as_float32(forget_logits_BNV)
     target_BNV = logits_BNV.detach().scatter(-1, forget_label_BN.unsqueeze(-1), float("-inf"))
-    return masked(cross_entropy(target_BNV, logits_BNV), without_first(forget_mask_BN, ignore_first_n_answer_tokens))
+    return masked(
+        cross_entropy(target_BNV, logits_BNV), without_first(forget_mask_BN, ignore_first_n_answer_tokens)
+    )

@@ -51,13 +51,25 @@ def build_combination(choice: Any, has_retain: bool, faults: list[Fault]) -> Com
         faults.append(unknown("combination of gradients", handler, (*COMBINATIONS, "sum")))
         return None
     if not has_retain:
-        faults.append(Fault(f"combine={choice} holds a gradient against the retain term's, and there is none", "choose retain=nll"))
+        faults.append(
+            Fault(
+                f"combine={choice} holds a gradient against the retain term's, and there is none",
+                "choose retain=nll",
+            )
+        )
     module, name = import_module(handler)
     found = getattr(module, name, None)
     if not inspect.isclass(found):
-        raise UserError(f"{handler} is no class of {module.__name__}", "name a class with __call__, state_dict and load_state_dict")
+        raise UserError(
+            f"{handler} is no class of {module.__name__}",
+            "name a class with __call__, state_dict and load_state_dict",
+        )
     parameters = inspect.signature(found).parameters.values()
-    hyper = {item.name: REQUIRED if item.default is item.empty else item.default for item in parameters if item.kind is item.KEYWORD_ONLY}
+    hyper = {
+        item.name: REQUIRED if item.default is item.empty else item.default
+        for item in parameters
+        if item.kind is item.KEYWORD_ONLY
+    }
     before = len(faults)
     bound = bind_keywords(found.__init__, name, given, faults, hyper=hyper)
     return cast(Combination, found(**bound)) if len(faults) == before else None

@@ -27,10 +27,12 @@ def dpo(
 ) -> Tensor:
     """DPO with the alternate answer preferred and the forget answer dispreferred.
 
-    L = -(2 / beta) log sigmoid(beta [log(p_theta / p_ref)(alternate) - log(p_theta / p_ref)(forget)]), log p the SUM over label tokens:
-    eq. 7 of arXiv:2305.18290 times 2 / beta. Descending it raises the alternate's likelihood and lowers the forget answer's.
+    L = -(2 / beta) log sigmoid(beta [log(p_theta / p_ref)(alternate) - log(p_theta / p_ref)(forget)]), log p
+    the SUM over label tokens: eq. 7 of arXiv:2305.18290 times 2 / beta. Descending it raises the alternate's
+    likelihood and lowers the forget answer's.
 
-    Deviation from DPO: the factor 2 / beta, which makes the scale that of NPO (as in arXiv:2404.05868 and the field's code).
+    Deviation from DPO: the factor 2 / beta, which makes the scale that of NPO (as in arXiv:2404.05868 and the
+    field's code).
 
     Args:
         forget_seq_logp_B: [B] log-probability of each forget answer under the model, nats.
@@ -40,7 +42,8 @@ def dpo(
         beta: inverse temperature, > 0.
 
     Returns:
-        [B] per sequence, >= 0; (2 / beta) ln 2 at the reference, and, with zero gradient, where alternate and forget answer are equal.
+        [B] per sequence, >= 0; (2 / beta) ln 2 at the reference, and, with zero gradient, where alternate and
+        forget answer are equal.
     """
     alternate_ratio_B = alternate_seq_logp_B - ref_alternate_seq_logp_B
     forget_ratio_B = forget_seq_logp_B - ref_forget_seq_logp_B

@@ -19,11 +19,14 @@ EXPERT = "The following text is written by an expert of {concept}, with all the 
 NOVICE = "The following text is written by a novice, who knows nothing of {concept}:\n"
 
 
-def beginnings(tokenizer: Any, concept: str, expert_prompt: str = EXPERT, novice_prompt: str = NOVICE) -> dict[str, tuple[int, ...]]:
+def beginnings(
+    tokenizer: Any, concept: str, expert_prompt: str = EXPERT, novice_prompt: str = NOVICE
+) -> dict[str, tuple[int, ...]]:
     """The tokens of an expert's and of a novice's beginning, under `expert` and `novice`, without special ones."""
     texts = {"expert": expert_prompt, "novice": novice_prompt}
     return {
-        name: tuple(tokenizer(text.replace("{concept}", concept), add_special_tokens=False)["input_ids"]) for name, text in texts.items()
+        name: tuple(tokenizer(text.replace("{concept}", concept), add_special_tokens=False)["input_ids"])
+        for name, text in texts.items()
     }
 
 
@@ -45,8 +48,13 @@ class ContextObjective(Objective):
         if settings is None:
             return
         if tokenizer is None:
-            raise UserError("ELM writes beginnings of its own, and has no tokenizer", "give prepare() the model's tokenizer")
-        self.prefixes = beginnings(tokenizer, *(settings[name] for name in ("concept", "expert_prompt", "novice_prompt")))
+            raise UserError(
+                "ELM writes beginnings of its own, and has no tokenizer",
+                "give prepare() the model's tokenizer",
+            )
+        self.prefixes = beginnings(
+            tokenizer, *(settings[name] for name in ("concept", "expert_prompt", "novice_prompt"))
+        )
         self.bos = tokenizer.bos_token_id
 
     def derived(self, sides: Mapping[str, Side]) -> dict[str, Side]:
@@ -72,10 +80,14 @@ def prefixed(side: Side, ids: tuple[int, ...], bos: int | None) -> Side:
     def put(value_BT: Tensor, new_BT: Tensor) -> Tensor:
         return torch.cat([value_BT[:, :at], new_BT.to(value_BT), value_BT[:, at:]], 1)
 
-    ids_BT = torch.tensor([ids], device=tokens_BT.device, dtype=tokens_BT.dtype).expand(tokens_BT.shape[0], count)
+    ids_BT = torch.tensor([ids], device=tokens_BT.device, dtype=tokens_BT.dtype).expand(
+        tokens_BT.shape[0], count
+    )
     moved: Side = {**side}
     if "position_ids" in side:
-        moved["position_ids"] = torch.arange(tokens_BT.shape[1] + count, device=tokens_BT.device).expand(len(tokens_BT), -1)
+        moved["position_ids"] = torch.arange(tokens_BT.shape[1] + count, device=tokens_BT.device).expand(
+            len(tokens_BT), -1
+        )
     return {
         **moved,
         "input_ids": put(tokens_BT, ids_BT),
@@ -96,7 +108,9 @@ def shifted(ref_BNV: Tensor, expert_BNV: Tensor, novice_BNV: Tensor, strength: f
     Returns:
         [..., V] in float32.
     """
-    ref_BNV, expert_BNV, novice_BNV = (as_float32(logits_BNV).log_softmax(-1) for logits_BNV in (ref_BNV, expert_BNV, novice_BNV))
+    ref_BNV, expert_BNV, novice_BNV = (
+        as_float32(logits_BNV).log_softmax(-1) for logits_BNV in (ref_BNV, expert_BNV, novice_BNV)
+    )
     return ref_BNV + strength * (novice_BNV - expert_BNV)
 
 
@@ -125,13 +139,15 @@ def elm(
 ) -> Tensor:
     """ELM: CE(q, p_theta), q ~ p_ref(y | x) (p_ref(y | novice, x) / p_ref(y | expert, x))^eta, at each forget label; a fluency term beside.
 
-    L = gamma CE(q, p_theta)(f) + fluency CE(a) + alpha KL(p_ref, p_theta)(r), a the answers that `elm_fluency` reads; this function is the
-    first term. The model before unlearning is read three times, on the row as it is and behind each of two beginnings; q needs no other
-    teacher. The retain term `kl` differs from CE(p_ref, p_theta) on r by a constant; the authors' script takes p_ref's likeliest token as a
-    hard label unless told otherwise.
+    L = gamma CE(q, p_theta)(f) + fluency CE(a) + alpha KL(p_ref, p_theta)(r), a the answers that
+    `elm_fluency` reads; this function is the first term. The model before unlearning is read three times, on
+    the row as it is and behind each of two beginnings; q needs no other teacher. The retain term `kl` differs
+    from CE(p_ref, p_theta) on r by a constant; the authors' script takes p_ref's likeliest token as a hard
+    label unless told otherwise.
 
-    Deviations: eta is the same at all positions, where the authors' code lets it grow from 1 to eta along a text (and divides all three
-    logits by a temperature of 1.2); one wording of each beginning, where theirs draws among ten; they train LoRA adapters.
+    Deviations: eta is the same at all positions, where the authors' code lets it grow from 1 to eta along a
+    text (and divides all three logits by a temperature of 1.2); one wording of each beginning, where theirs
+    draws among ten; they train LoRA adapters.
 
     Args:
         forget_logits_BNV: [B, N, V] logits of the model.
@@ -164,11 +180,12 @@ def elm(
 def elm_fluency(alternate_logp_BN: Tensor, alternate_mask_BN: Tensor) -> Tensor:
     """ELM, its fluency term: -log p(y_t) of each label of an answer that changes the subject, as the model before unlearning wrote it.
 
-    Those answers are made beforehand (`procedures.novice`, the command `expunge alternates --novice-of`). A weight of 1, as in the authors'
-    script.
+    Those answers are made beforehand (`procedures.novice`, the command `expunge alternates --novice-of`). A
+    weight of 1, as in the authors' script.
 
-    Deviations from the authors' code: the answer's first token counts, where they leave it out, and so does the end of the turn, which
-    their texts do not have; the mean is over the label tokens of the whole step, theirs over those of one text.
+    Deviations from the authors' code: the answer's first token counts, where they leave it out, and so does
+    the end of the turn, which their texts do not have; the mean is over the label tokens of the whole step,
+    theirs over those of one text.
 
     Args:
         alternate_logp_BN: [B, N] log-probabilities of the labels, nats.

@@ -17,7 +17,8 @@ from expunge.methods.base import loss
 def finetune(retain_logp_BN: Tensor, retain_mask_BN: Tensor) -> Tensor:
     """FT: -log p(y_t) of each retain label; the forget set is not read.
 
-    L = CE(r). In a fine-tuning run the training rows are the side `retain`. Deviation: the mean is over the label tokens of the whole step.
+    L = CE(r). In a fine-tuning run the training rows are the side `retain`. Deviation: the mean is over the
+    label tokens of the whole step.
 
     Args:
         retain_logp_BN: [B, N] log-probabilities of the labels, nats.

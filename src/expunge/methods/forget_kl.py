@@ -30,12 +30,15 @@ def forget_kl(
 ) -> Tensor:
     """The forget term of KL: -KL(ref || theta) of the next-token distributions at the forget labels.
 
-    L = -gamma mean over forget labels of KL(ref || theta) + alpha mean over retain labels of KL(ref || theta). Unbounded below. Where theta
-    is the reference, so at the first step of a run, both gradients are zero up to rounding: a descent by this loss starts from noise.
+    L = -gamma mean over forget labels of KL(ref || theta) + alpha mean over retain labels of KL(ref ||
+    theta). Unbounded below. Where theta is the reference, so at the first step of a run, both gradients are
+    zero up to rounding: a descent by this loss starts from noise.
     `gamma` has to be given: a default of 0, as in public code, would forget nothing.
 
-    Deviation from SOUL's code: its term is -sum p_theta log p_ref over all positions, padding included, the divergence reversed and without
-    the entropy, whose gradient at the reference is not zero: `form="reverse_cross_entropy"` and `mask="all"` (`compat=soul`).
+    Deviation from SOUL's code: its term is -sum p_theta log p_ref over all positions, padding included, the
+    divergence reversed and without
+    the entropy, whose gradient at the reference is not zero: `form="reverse_cross_entropy"` and `mask="all"`
+    (`compat=soul`).
 
     Args:
         forget_logits_BNV: [B, N, V] logits of the model.

@@ -19,11 +19,11 @@ from expunge.methods.base import loss
 def grad_diff(forget_logp_BN: Tensor, forget_mask_BN: Tensor) -> Tensor:
     """GradDiff, its forget term: log p(y_t) of each forget label, as in gradient ascent.
 
-    L = gamma * (-CE(f)) + alpha * CE(r), each CE the mean over the label tokens of its side; the second term is the retain term `nll`
-    unless another is chosen.
+    L = gamma * (-CE(f)) + alpha * CE(r), each CE the mean over the label tokens of its side; the second term
+    is the retain term `nll` unless another is chosen.
 
-    Source: "gradient difference" of TOFU (arXiv:2401.06121; first in arXiv:2203.12817). Deviation: means are over the label
-    tokens of the whole step, not means of micro-batch means.
+    Source: "gradient difference" of TOFU (arXiv:2401.06121; first in arXiv:2203.12817). Deviation: means are
+    over the label tokens of the whole step, not means of micro-batch means.
 
     Args:
         forget_logp_BN: [B, N] log-probabilities of the labels, nats.

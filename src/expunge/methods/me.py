@@ -30,22 +30,26 @@ def me(
 ) -> Tensor:
     """ME: KL(p_theta || uniform) = ln V - H(p_theta) at each token of a forget row; with the retain term `nll` it is ME+GD.
 
-    L = gamma mean over the tokens of forget rows of (ln V - H(p_theta)) + CE(r). Which token comes does not matter, so that nothing is
-    raised in its place; so questions count like answers, as in the authors' runs, which leave them out for every other loss. Bounded: 0 <=
-    KL <= ln V. The weights, gamma 0.1 and alpha 1, are the authors' for TOFU (Llama-2-7B, lr 1e-5, 5 epochs, batches of 4 x 4 on two GPUs).
+    L = gamma mean over the tokens of forget rows of (ln V - H(p_theta)) + CE(r). Which token comes does not
+    matter, so that nothing is raised in its place; so questions count like answers, as in the authors' runs,
+    which leave them out for every other loss. Bounded: 0 <= KL <= ln V. The weights, gamma 0.1 and alpha 1,
+    are the authors' for TOFU (Llama-2-7B, lr 1e-5, 5 epochs, batches of 4 x 4 on two GPUs).
 
-    Two deviations from the authors' code. It computes KL(uniform || p_theta), which is not bounded, and whose gradient does not fade where
-    p_theta is nearly one-hot: `direction="from_uniform"`. (It adds 1e-12 to p_theta before the logarithm; here the logits give it exactly.)
-    And its mean runs over the padding as well, rows being padded to 500 tokens: `mask="predictors"` counts the padding that a batch has.
+    Two deviations from the authors' code. It computes KL(uniform || p_theta), which is not bounded, and whose
+    gradient does not fade where p_theta is nearly one-hot: `direction="from_uniform"`. (It adds 1e-12 to
+    p_theta before the logarithm; here the logits give it exactly.) And its mean runs over the padding as
+    well, rows being padded to 500 tokens: `mask="predictors"` counts the padding that a batch has.
 
     Args:
         forget_logits_BNV: [B, N, V] logits of the model.
         forget_mask_BN: [B, N] True = counts, by `mask`.
         direction: which of the two distributions weighs.
-        mask: what counts: all tokens that have a predecessor, the labels alone, or all positions that have a successor, padding included.
+        mask: what counts: all tokens that have a predecessor, the labels alone, or all positions that have a
+            successor, padding included.
 
     Returns:
-        [B, N] per counted position, nats, >= 0 up to rounding, 0 where masked and where the distribution is uniform.
+        [B, N] per counted position, nats, >= 0 up to rounding, 0 where masked and where the distribution is
+        uniform.
     """
     uniform_BNV = torch.zeros_like(forget_logits_BNV)
     if direction == "from_uniform":

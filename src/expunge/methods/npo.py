@@ -20,11 +20,13 @@ from expunge.methods.base import loss
 def npo(forget_seq_logp_B: Tensor, ref_forget_seq_logp_B: Tensor, *, beta: float = 0.1) -> Tensor:
     """NPO: DPO with the forget answer as the dispreferred one and no preferred one.
 
-    L = -(2 / beta) log sigmoid(-beta log(p_theta(y|x) / p_ref(y|x))), eq. 3 of arXiv:2404.05868, where log p(y|x) is the SUM over the
-    label tokens. At the reference its gradient is that of +log p_theta(y|x), the per-sequence sum, as it is everywhere for beta -> 0.
+    L = -(2 / beta) log sigmoid(-beta log(p_theta(y|x) / p_ref(y|x))), eq. 3 of arXiv:2404.05868, where log
+    p(y|x) is the SUM over the label tokens. At the reference its gradient is that of +log p_theta(y|x), the
+    per-sequence sum, as it is everywhere for beta -> 0.
 
-    Deviation from the authors' code: none in the formula. Other code in the field that is called NPO uses batch-mean log-likelihoods or raw
-    logits; this is the paper's. The retain term is `nll` (the paper's NPO+RT) unless another is chosen.
+    Deviation from the authors' code: none in the formula. Other code in the field that is called NPO uses
+    batch-mean log-likelihoods or raw logits; this is the paper's. The retain term is `nll` (the paper's
+    NPO+RT) unless another is chosen.
 
     Args:
         forget_seq_logp_B: [B] log-probability of each forget answer under the model, nats.

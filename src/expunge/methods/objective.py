@@ -84,17 +84,21 @@ class Objective:
     Args:
         terms: the summands; those of weight 0 are dropped, never computed.
         schedule: what the weights are multiplied by, from step to step; None = they stay.
-        combination: how the gradients of the method's own terms and of the retain term are put together; None = added.
+        combination: how the gradients of the method's own terms and of the retain term are put together; None
+            = added.
 
     Raises:
         UserError: nothing is left to optimise.
     """
 
-    def __init__(self, terms: Sequence[Term], schedule: Schedule | None = None, combination: Combination | None = None) -> None:
+    def __init__(
+        self, terms: Sequence[Term], schedule: Schedule | None = None, combination: Combination | None = None
+    ) -> None:
         self.terms = tuple(term for term in terms if term.weight != 0)
         if not self.terms:
             raise UserError(
-                "every term of the objective has weight 0: nothing to optimise", "give trainer.method_args.gamma or alpha another value"
+                "every term of the objective has weight 0: nothing to optimise",
+                "give trainer.method_args.gamma or alpha another value",
             )
         self.schedule, self.combination = schedule, combination
         self._weights = [term.weight for term in self.terms]
@@ -126,7 +130,8 @@ class Objective:
     def prepare(self, model: nn.Module, seed: int, tokenizer: Any = None) -> None:
         """Once before the optimizer is built: look for the modules that are read, and freeze the parameters that are not to move.
 
-        Where hidden states alone are read, the parameters of later layers cannot move; they are frozen as well.
+        Where hidden states alone are read, the parameters of later layers cannot move; they are frozen as
+        well.
 
         Args:
             model: the model to train, not wrapped yet.
@@ -134,14 +139,17 @@ class Objective:
             tokenizer: of the model, for methods that write text of their own.
 
         Raises:
-            UserError: a pattern that matches no module or parameter, or several modules; it lists the near ones.
+            UserError: a pattern that matches no module or parameter, or several modules; it lists the near
+                ones.
         """
         if self.hidden is not None:
             modules_named(model, self.hidden)
         for term in self.terms:
             if (patterns := term.kwargs.get("trainable_params_regex")) is not None:
                 train_only(model, patterns)
-        if self.hidden is not None and all(need.hidden for need in self.needs if need.quantity in FROM_PASS and not need.reference):
+        if self.hidden is not None and all(
+            need.hidden for need in self.needs if need.quantity in FROM_PASS and not need.reference
+        ):
             freeze_unreached(model, self.hidden)
 
     def given(self, device: torch.device) -> dict[str, Tensor]:
@@ -167,7 +175,9 @@ class Objective:
 
     def report(self) -> dict[str, float]:
         """What a log record tells beside the terms' values: the weights, where they move."""
-        return {f"weight_{term.name}": term.weight for term in self.terms} if self.schedule is not None else {}
+        return (
+            {f"weight_{term.name}": term.weight for term in self.terms} if self.schedule is not None else {}
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint has to keep, tensors and JSON values."""
@@ -183,26 +193,31 @@ class Objective:
             self.combination.load_state_dict(state)
         elif state:
             raise UserError(
-                f"the checkpoint holds a state ({', '.join(sorted(state))}) that this objective does not have", "resume the same method"
+                f"the checkpoint holds a state ({', '.join(sorted(state))}) that this objective does not have",
+                "resume the same method",
             )
 
 
-def build_objective(handler: str, method_args: Mapping[str, Any], switches: Callable[[str], Mapping[str, Any]] = lambda _: {}) -> Objective:
+def build_objective(
+    handler: str, method_args: Mapping[str, Any], switches: Callable[[str], Mapping[str, Any]] = lambda _: {}
+) -> Objective:
     """Build the objective of a run.
 
     Args:
         handler: the method's loss as "module:function".
-        method_args: its hyper-parameters; `gamma` and `alpha` (weights of its own and of the retain term) and the weights of its further
-            terms; `retain`: null or "none", a short name, or {handler, ...hyper-parameters} (`retain_loss_type`, the field's key, is a
-            short name too); `schedule` of the weights and `combine`, how gradients are put together: likewise.
-        switches: the keyword arguments that `compat` sets for a loss, by its name; what `method_args` says wins.
+        method_args: its hyper-parameters; `gamma` and `alpha` (weights of its own and of the retain term) and
+            the weights of its further terms; `retain`: null or "none", a short name, or {handler,
+            ...hyper-parameters} (`retain_loss_type`, the field's key, is a short name too); `schedule` of the
+            weights and `combine`, how gradients are put together: likewise.
+        switches: the keyword arguments that `compat` sets for a loss, by its name; what `method_args` says
+            wins.
 
     Returns:
         The objective, its own terms first.
 
     Raises:
-        UserError: with all faults together: unknown or missing hyper-parameter, a value of the wrong type, a weight that is required, a
-            handler that is not a loss, terms that cannot go together.
+        UserError: with all faults together: unknown or missing hyper-parameter, a value of the wrong type, a
+            weight that is required, a handler that is not a loss, terms that cannot go together.
     """
     faults: list[Fault] = []
     main = import_loss(handler)
@@ -211,17 +226,29 @@ def build_objective(handler: str, method_args: Mapping[str, Any], switches: Call
     own = {key: value for key, value in method_args.items() if key not in weights}
     kwargs = bind(main, own, switches(spec.name), weights, faults)
     if spec.gamma is None and method_args.get("gamma") is None:
-        faults.append(Fault(f"{spec.name} needs a weight", "give trainer.method_args.gamma; a default of 0 would drop a term in silence"))
-    gamma = as_number("gamma", method_args.get("gamma", spec.gamma), 0.0 if spec.gamma is None else spec.gamma, faults)
+        faults.append(
+            Fault(
+                f"{spec.name} needs a weight",
+                "give trainer.method_args.gamma; a default of 0 would drop a term in silence",
+            )
+        )
+    gamma = as_number(
+        "gamma", method_args.get("gamma", spec.gamma), 0.0 if spec.gamma is None else spec.gamma, faults
+    )
     alpha = as_number("alpha", method_args.get("alpha", spec.alpha), spec.alpha, faults)
-    terms = [Term(spec.name, main, gamma, kwargs), *_extra_terms(spec.extra, method_args, kwargs, switches, faults)]
+    terms = [
+        Term(spec.name, main, gamma, kwargs),
+        *_extra_terms(spec.extra, method_args, kwargs, switches, faults),
+    ]
     retain_handler, retain_args = _retain_choice(method_args, spec.retain, faults)
     if retain_handler is not None:
         retain = import_loss(retain_handler)
         retain_kwargs = bind(retain, retain_args, switches(retain.spec.name), (), faults)
         terms.append(Term(f"retain_{retain.spec.name}", retain, alpha, retain_kwargs, is_retain=True))
     elif "alpha" in method_args:
-        log.info("alpha=%s weighs a retain term, and %s runs without one here", method_args["alpha"], spec.name)
+        log.info(
+            "alpha=%s weighs a retain term, and %s runs without one here", method_args["alpha"], spec.name
+        )
     _one_pattern(terms, faults)
     schedule = build_schedule(method_args.get("schedule", spec.schedule), faults)
     combination = build_combination(method_args.get("combine"), retain_handler is not None, faults)
@@ -244,13 +271,17 @@ def _extra_terms(
             faults.append(Fault(f"{found.spec.name} needs a weight", f"give trainer.method_args.{key}"))
         if weight := as_number(key, method_args.get(key), found.spec.gamma or 0.0, faults):
             shared = {name: own[name] for name in found.spec.hyper if name in own}
-            yield Term(found.spec.name, found, weight, bind(found, shared, switches(found.spec.name), (), faults))
+            yield Term(
+                found.spec.name, found, weight, bind(found, shared, switches(found.spec.name), (), faults)
+            )
 
 
 def _one_pattern(terms: list[Term], faults: list[Fault]) -> None:
     """See to it that all terms that read hidden states read those of the same modules; the retain term takes the method's by default."""
     readers = [term for term in terms if any(need.hidden for need in term.needs)]
-    patterns = [term.kwargs["module_regex"] for term in readers if term.kwargs.get("module_regex") is not None]
+    patterns = [
+        term.kwargs["module_regex"] for term in readers if term.kwargs.get("module_regex") is not None
+    ]
     for term in readers:
         pattern = term.kwargs.get("module_regex") or (patterns[0] if patterns else None)
         if pattern is None:
@@ -260,21 +291,33 @@ def _one_pattern(terms: list[Term], faults: list[Fault]) -> None:
             message = f"{term.name} reads {pattern!r} and {readers[0].name} reads {patterns[0]!r}"
             faults.append(Fault(message, "one pattern has to do for both"))
         elif any(need.quantity == "hidden_BTD" for need in term.needs) and not isinstance(pattern, str):
-            faults.append(Fault(f"{term.name} reads one module, and module_regex names {len(pattern)}", "give one regular expression"))
+            faults.append(
+                Fault(
+                    f"{term.name} reads one module, and module_regex names {len(pattern)}",
+                    "give one regular expression",
+                )
+            )
         elif any(need.quantity == "hidden_LBTD" for need in term.needs) and isinstance(pattern, str):
             pattern = (pattern,)
         term.kwargs = {**term.kwargs, "module_regex": pattern}
 
 
-def _retain_choice(method_args: Mapping[str, Any], default: str, faults: list[Fault]) -> tuple[str | None, dict[str, Any]]:
+def _retain_choice(
+    method_args: Mapping[str, Any], default: str, faults: list[Fault]
+) -> tuple[str | None, dict[str, Any]]:
     """The retain term's handler, None for none, and its hyper-parameters."""
-    choice: Any = method_args["retain"] if "retain" in method_args else method_args.get("retain_loss_type", default)
+    choice: Any = (
+        method_args["retain"] if "retain" in method_args else method_args.get("retain_loss_type", default)
+    )
     args: dict[str, Any] = {}
     if isinstance(choice, Mapping):
         args = {key: value for key, value in choice.items() if key != "handler"}
         if "handler" not in choice:
             faults.append(
-                Fault("trainer.method_args.retain has no handler", f"give one of {', '.join(HANDLERS)}, none, or module:function")
+                Fault(
+                    "trainer.method_args.retain has no handler",
+                    f"give one of {', '.join(HANDLERS)}, none, or module:function",
+                )
             )
         choice = choice.get("handler")
     if choice is None or str(choice).lower() == "none":

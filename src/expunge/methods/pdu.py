@@ -18,9 +18,10 @@ from expunge.methods.schedule import Schedule, StepInfo
 class DualObjective(Objective):
     """An objective whose retain weight is a dual multiplier: lambda <- max(0, lambda + eta (L_r - eps)).
 
-    L_r is the retain term's mean over an optimizer step, all micro-batches and ranks, or over an epoch's steps. The multiplier starts at
-    alpha, stays there for the warm-up epochs, is logged as `retain_weight`, and kept in the checkpoint. At 0 the retain term is computed
-    nonetheless, since its value may bring the weight back.
+    L_r is the retain term's mean over an optimizer step, all micro-batches and ranks, or over an epoch's
+    steps. The multiplier starts at alpha, stays there for the warm-up epochs, is logged as `retain_weight`,
+    and kept in the checkpoint. At 0 the retain term is computed nonetheless, since its value may bring the
+    weight back.
 
     Args:
         terms: the method's own term first, whose hyper-parameters hold the dual's; then the retain term.
@@ -31,15 +32,20 @@ class DualObjective(Objective):
         UserError: there is no retain term, or a schedule.
     """
 
-    def __init__(self, terms: Sequence[Term], schedule: Schedule | None = None, combination: Combination | None = None) -> None:
+    def __init__(
+        self, terms: Sequence[Term], schedule: Schedule | None = None, combination: Combination | None = None
+    ) -> None:
         super().__init__(terms, schedule, combination)
         self.settings = terms[0].kwargs
         retain = [term for term in self.terms if term.is_retain]
         if not retain:
-            raise UserError("PDU bounds a retain term, and has none here", "choose retain=nll and an alpha above 0")
+            raise UserError(
+                "PDU bounds a retain term, and has none here", "choose retain=nll and an alpha above 0"
+            )
         if schedule is not None:
             raise UserError(
-                "PDU's retain weight is its multiplier, which no schedule may move", "take out schedule, or choose another method"
+                "PDU's retain weight is its multiplier, which no schedule may move",
+                "take out schedule, or choose another method",
             )
         self.retain = retain[0]
         self.retain.watched = bool(self.settings["primal_dual"])
@@ -89,7 +95,11 @@ class DualObjective(Objective):
         own = ("retain_weight", "dual_sum", "dual_steps", "epoch")
         if any(key not in state for key in own):
             raise UserError("the checkpoint holds no dual multiplier", "resume a run of the same method")
-        self.retain.weight, self.sum, self.steps = float(state["retain_weight"]), float(state["dual_sum"]), int(state["dual_steps"])
+        self.retain.weight, self.sum, self.steps = (
+            float(state["retain_weight"]),
+            float(state["dual_sum"]),
+            int(state["dual_steps"]),
+        )
         self.info = StepInfo(0, 1, float(state["epoch"]), 1.0)
         super().load_state_dict({key: value for key, value in state.items() if key not in own})
 
@@ -123,12 +133,14 @@ def pdu(
 ) -> Tensor:
     """PDU, its forget term: (max_v z - mean_v z)^2, logit margin flattening, where labels are predicted.
 
-    min over theta, max over lambda >= 0 of mean over forget labels of (max z - mean z)^2 + lambda (CE(r) - eps). The retain term's weight
-    is lambda, which starts at alpha and moves as `DualObjective` says. For TOFU: alpha 100, dual_step_size 5, retain_loss_eps 0.3.
+    min over theta, max over lambda >= 0 of mean over forget labels of (max z - mean z)^2 + lambda (CE(r) -
+    eps). The retain term's weight is lambda, which starts at alpha and moves as `DualObjective` says. For
+    TOFU: alpha 100, dual_step_size 5, retain_loss_eps 0.3.
 
-    Deviations from the field's code, on purpose: that masks the logits at the labels' own positions, one late (`mask="own"` brings it
-    back), and moves lambda after each micro-batch of each rank by itself (`dual_unit="micro_batch"`). With `dual_update_upon="epoch"` it
-    evaluates the retain loss anew over all pairs after an epoch; here the mean of the epoch's steps is taken, at no cost.
+    Deviations from the field's code, on purpose: that masks the logits at the labels' own positions, one late
+    (`mask="own"` brings it back), and moves lambda after each micro-batch of each rank by itself
+    (`dual_unit="micro_batch"`). With `dual_update_upon="epoch"` it evaluates the retain loss anew over all
+    pairs after an epoch; here the mean of the epoch's steps is taken, at no cost.
 
     Args:
         forget_logits_BNV: [B, N, V] logits of the model.

@@ -29,20 +29,25 @@ def counted_tokens(mask_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
     return torch.where(text_B1, attention_mask_BT, mask_BT)
 
 
-def squared_distance(hidden_BTD: Tensor, target_BTD: Tensor, counted_BT: Tensor, ratio: Ratio = "sequence") -> Tensor:
+def squared_distance(
+    hidden_BTD: Tensor, target_BTD: Tensor, counted_BT: Tensor, ratio: Ratio = "sequence"
+) -> Tensor:
     """Mean over the counted tokens of ||h - target||^2 / D, in float32.
 
     Args:
         hidden_BTD: [B, T, D] states.
         target_BTD: broadcast to [B, T, D].
         counted_BT: [B, T] True = counts.
-        ratio: "sequence" = each sum is divided by its own count; "batch" = by every count of the batch in turn, and averaged, which is what
-            dividing [B] by [B, 1] and taking the mean of the [B, B] quotients comes to.
+        ratio: "sequence" = each sum is divided by its own count; "batch" = by every count of the batch in
+            turn, and averaged, which is what dividing [B] by [B, 1] and taking the mean of the [B, B]
+            quotients comes to.
 
     Returns:
         [B], >= 0; 0 where nothing counts.
     """
-    difference_BTD = torch.where(counted_BT.unsqueeze(-1), as_float32(hidden_BTD) - as_float32(target_BTD), 0.0)
+    difference_BTD = torch.where(
+        counted_BT.unsqueeze(-1), as_float32(hidden_BTD) - as_float32(target_BTD), 0.0
+    )
     square_BT = difference_BTD.square().mean(-1)
     if ratio == "sequence":
         return masked_mean(square_BT, counted_BT)

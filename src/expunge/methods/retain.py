@@ -63,10 +63,12 @@ def kl(
 
     L_r = mean over label tokens of sum_v p_ref(v) (log p_ref(v) - log p_theta(v)).
 
-    Deviation from the field's code, on purpose: that sums over every position, prompt and padding included, and divides by B * T, so
-    that its value depends on how much padding a batch has. Here only label tokens count; `mask="all"` brings the field's way back.
-    SOUL's code computes -sum p_theta log p_ref there, the divergence reversed and without the entropy, which a theta that puts all its mass
-    on the reference's likeliest token minimises, not the reference itself: `form="reverse_cross_entropy"` and `mask="all"` (`compat=soul`).
+    Deviation from the field's code, on purpose: that sums over every position, prompt and padding included,
+    and divides by B * T, so that its value depends on how much padding a batch has. Here only label tokens
+    count; `mask="all"` brings the field's way back. SOUL's code computes -sum p_theta log p_ref there, the
+    divergence reversed and without the entropy, which a theta that puts all its mass on the reference's
+    likeliest token minimises, not the reference itself: `form="reverse_cross_entropy"` and `mask="all"`
+    (`compat=soul`).
 
     Args:
         retain_logits_BNV: [B, N, V] logits of the model.
@@ -99,8 +101,9 @@ def embed_diff(
 
     L_r = mean over sequences of mean over tokens of ||h_theta - h_ref||^2 / d.
 
-    Deviation from the field's code, on purpose: that divides the [B] sums by counts of shape [B, 1], and averages the [B, B] quotients;
-    here each sequence is divided by its own count. `ratio="batch"` brings the field's way back.
+    Deviation from the field's code, on purpose: that divides the [B] sums by counts of shape [B, 1], and
+    averages the [B, B] quotients; here each sequence is divided by its own count. `ratio="batch"` brings the
+    field's way back.
 
     Args:
         retain_hidden_BTD: [B, T, D] output of the module in the model.

@@ -17,10 +17,12 @@ from expunge.methods.base import loss
 def rl(alternate_logp_BN: Tensor, alternate_mask_BN: Tensor) -> Tensor:
     """RL: -log p(y_t) of each label of the alternate answer, which is the answer of a random retain row.
 
-    L = CE(alternate), averaged over the label tokens of the whole step. Which answers the alternates are is the data's part.
+    L = CE(alternate), averaged over the label tokens of the whole step. Which answers the alternates are is
+    the data's part.
 
-    Deviation from SOUL's code, on purpose: that pastes the label ids of another row over the forget row position by position, so that
-    prompt and answer of unlike lengths overlap; here a whole row is encoded from the question and the other answer.
+    Deviation from SOUL's code, on purpose: that pastes the label ids of another row over the forget row
+    position by position, so that prompt and answer of unlike lengths overlap; here a whole row is encoded
+    from the question and the other answer.
 
     Args:
         alternate_logp_BN: [B, N] log-probabilities of the labels, nats.

@@ -72,14 +72,17 @@ def rmu(
 ) -> Tensor:
     """RMU: ||h(x_f) - c u||^2 / d, averaged over the tokens that count, then over sequences.
 
-    h is the OUTPUT of the module that `module_regex` names (`model.layers.7` = hidden_states[8] of transformers), not shifted; u a unit
-    vector drawn once a run. The labels count where a row has a prompt, all tokens where it is plain text. The retain term `embed_diff` is
-    the same distance between the model and the model before unlearning.
+    h is the OUTPUT of the module that `module_regex` names (`model.layers.7` = hidden_states[8] of
+    transformers), not shifted; u a unit vector drawn once a run. The labels count where a row has a prompt,
+    all tokens where it is plain text. The retain term `embed_diff` is the same distance between the model and
+    the model before unlearning.
 
-    Published for WMDP (Zephyr-7B): c 6.5, alpha 1200, layer 7, `mlp.down_proj` of layers 5 to 7, 150 batches of 4, lr 5e-5.
+    Published for WMDP (Zephyr-7B): c 6.5, alpha 1200, layer 7, `mlp.down_proj` of layers 5 to 7, 150 batches
+    of 4, lr 5e-5.
 
-    Deviations from the field's code, on purpose: that divides [B] sums by counts of shape [B, 1] (`ratio="batch"` brings it back); and
-    leaves gradients on for parameters that it does not train, which then count in the norm that is clipped: here they are frozen.
+    Deviations from the field's code, on purpose: that divides [B] sums by counts of shape [B, 1]
+    (`ratio="batch"` brings it back); and leaves gradients on for parameters that it does not train, which
+    then count in the norm that is clipped: here they are frozen.
 
     Args:
         forget_hidden_BTD: [B, T, D] output of the module in the model.
@@ -88,7 +91,8 @@ def rmu(
         forget_attention_mask_BT: [B, T] True = a token, no padding.
         steering_coeff: c, the length of the vector that states are steered to.
         module_regex: matches the whole name of the module whose output is steered.
-        trainable_params_regex: match the whole names of the parameters that are trained; the others are frozen.
+        trainable_params_regex: match the whole names of the parameters that are trained; the others are
+            frozen.
         ratio: what a sequence's sum is divided by.
 
     Returns:

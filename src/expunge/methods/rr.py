@@ -35,16 +35,19 @@ def rr(
 ) -> Tensor:
     """RR: relu(cos(h_theta, h_ref)), averaged over the modules and the tokens that count, then over sequences.
 
-    L = c_s relu(cos(h_theta, h_ref))(f) + c_r ||h_theta - h_ref||(r), c_s = gamma (1 - t), c_r = alpha t, t = step / (2 * steps): the
-    schedule `reroute`, half and half at the last step. At a right angle nothing pushes any more. Where theta is the reference, so at the
-    first step of a run without dropout, the cosine is at its top and the gradient zero up to rounding: a descent starts from noise.
+    L = c_s relu(cos(h_theta, h_ref))(f) + c_r ||h_theta - h_ref||(r), c_s = gamma (1 - t), c_r = alpha t, t =
+    step / (2 * steps): the schedule `reroute`, half and half at the last step. At a right angle nothing
+    pushes any more. Where theta is the reference, so at the first step of a run without dropout, the cosine
+    is at its top and the gradient zero up to rounding: a descent starts from noise.
 
-    gamma = alpha = 10 are the authors' for Llama-3-8B, who train LoRA adapters (r 16, alpha 16, dropout .05) on all layers up to the last
-    that is read, lr 1e-4, 150 steps of 16; the modules are the outputs of layers 10 and 20 in their count, hidden_states of transformers.
+    gamma = alpha = 10 are the authors' for Llama-3-8B, who train LoRA adapters (r 16, alpha 16, dropout .05)
+    on all layers up to the last that is read, lr 1e-4, 150 steps of 16; the modules are the outputs of layers
+    10 and 20 in their count, hidden_states of transformers.
 
-    Deviations from the authors' code: means are per sequence, then over sequences, not over the batch's tokens at once; where a row has a
-    prompt its labels alone count, not the prompt; the retain term reads the same modules, where they read the embeddings and every layer
-    up to the last, and its mean leaves padding out, which theirs counts as zeros.
+    Deviations from the authors' code: means are per sequence, then over sequences, not over the batch's
+    tokens at once; where a row has a prompt its labels alone count, not the prompt; the retain term reads the
+    same modules, where they read the embeddings and every layer up to the last, and its mean leaves padding
+    out, which theirs counts as zeros.
 
     Args:
         forget_hidden_LBTD: [L, B, T, D] outputs of the modules in the model.
@@ -52,13 +55,17 @@ def rr(
         forget_mask_BT: [B, T] True = a label, at its own position.
         forget_attention_mask_BT: [B, T] True = a token, no padding.
         module_regex: each matches the whole name of one module.
-        trainable_params_regex: match the whole names of the parameters that are trained; the others are frozen.
+        trainable_params_regex: match the whole names of the parameters that are trained; the others are
+            frozen.
 
     Returns:
         [B] per sequence, from 0 to 1.
     """
     counted_BT = counted_tokens(forget_mask_BT, forget_attention_mask_BT)
-    now_LBTD, then_LBTD = _counted(forget_hidden_LBTD, counted_BT), _counted(ref_forget_hidden_LBTD, counted_BT)
+    now_LBTD, then_LBTD = (
+        _counted(forget_hidden_LBTD, counted_BT),
+        _counted(ref_forget_hidden_LBTD, counted_BT),
+    )
     return masked_mean(cosine_similarity(now_LBTD, then_LBTD, dim=-1).relu().mean(0), counted_BT)
 
 

@@ -81,8 +81,9 @@ def switch(info: StepInfo, *, at: float = 0.5) -> Factors:
 def reroute(info: StepInfo, *, span: float = 2.0) -> Factors:
     """From the own terms to the retain term in a straight line: 1 - t and t, with t = step / (span * num_steps), the step counted from 1.
 
-    Source: algorithm 1 of arXiv:2406.04313, whose span is 2: in the last step both weigh half. Deviation from the authors' code: that
-    counts micro-batches and divides by 300 whatever the run's length, which is the same for its 150 steps without accumulation.
+    Source: algorithm 1 of arXiv:2406.04313, whose span is 2: in the last step both weigh half. Deviation from
+    the authors' code: that counts micro-batches and divides by 300 whatever the run's length, which is the
+    same for its 150 steps without accumulation.
     """
     done = min(1.0, (info.step + 1) / (span * max(1, info.num_steps)))
     return Factors(1.0 - done, done)
@@ -91,8 +92,10 @@ def reroute(info: StepInfo, *, span: float = 2.0) -> Factors:
 def fade(info: StepInfo, *, until: float = 1.0) -> Factors:
     """The own terms fade by whole epochs, 1 - epoch / (until * num_epochs), to 0 at the share `until` of the epochs; the retain term stays.
 
-    Source: the decay of l1-sparse's penalty in the authors' code (arXiv:2304.04934), whose `no_l1_epochs` of E epochs is until = 1 -
-    no_l1_epochs / E: https://github.com/OPTML-Group/Unlearn-Sparse/blob/16a2dbc8d88f222e238556baca717cebb6269dc2/unlearn/FT.py.
+    Source: the decay of l1-sparse's penalty in the authors' code (arXiv:2304.04934), whose `no_l1_epochs` of
+    E epochs is until = 1 -
+    no_l1_epochs / E:
+    https://github.com/OPTML-Group/Unlearn-Sparse/blob/16a2dbc8d88f222e238556baca717cebb6269dc2/unlearn/FT.py.
     """
     span = until * info.num_epochs
     return Factors(max(0.0, 1.0 - info.whole_epochs / span) if span > 0 else 0.0, 1.0)
@@ -125,5 +128,9 @@ def build_schedule(choice: Any, faults: list[Fault]) -> Schedule | None:
         faults.append(unknown(f"schedule of {module.__name__}", name, known))
         return None
     parameters = inspect.signature(function).parameters.values()
-    hyper = {item.name: REQUIRED if item.default is item.empty else item.default for item in parameters if item.kind is item.KEYWORD_ONLY}
+    hyper = {
+        item.name: REQUIRED if item.default is item.empty else item.default
+        for item in parameters
+        if item.kind is item.KEYWORD_ONLY
+    }
     return partial(function, **bind_keywords(function, name, given, faults, hyper=hyper))

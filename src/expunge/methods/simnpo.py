@@ -17,14 +17,17 @@ from expunge.methods.base import loss
     paper="arXiv:2410.07163",
     code="https://github.com/OPTML-Group/Unlearn-Simple/blob/a7782fcf78a18d2a566172c34ce648728b12406d/TOFU/dataloader.py",
 )
-def simnpo(forget_seq_logp_B: Tensor, forget_len_B: Tensor, *, beta: float = 4.5, delta: float = 0.0) -> Tensor:
+def simnpo(
+    forget_seq_logp_B: Tensor, forget_len_B: Tensor, *, beta: float = 4.5, delta: float = 0.0
+) -> Tensor:
     """SimNPO: NPO without a reference, on the mean instead of the sum over an answer's label tokens.
 
-    L = -(2 / beta) log sigmoid(beta (-log p_theta(y|x) / |y| - delta)), |y| the number of label tokens. For beta -> 0 its
-    gradient is that of +log p_theta(y|x) / |y|, the per-sequence mean.
+    L = -(2 / beta) log sigmoid(beta (-log p_theta(y|x) / |y| - delta)), |y| the number of label tokens. For
+    beta -> 0 its gradient is that of +log p_theta(y|x) / |y|, the per-sequence mean.
 
-    Deviation from the paper: it prints log sigmoid(-(beta / |y|) log p_theta(y|x) - gamma_paper), with the margin outside beta; the
-    authors' code, kept here, has it inside: gamma_paper = beta * delta. `gamma` is the term's weight here, never the margin.
+    Deviation from the paper: it prints log sigmoid(-(beta / |y|) log p_theta(y|x) - gamma_paper), with the
+    margin outside beta; the authors' code, kept here, has it inside: gamma_paper = beta * delta. `gamma` is
+    the term's weight here, never the margin.
 
     Args:
         forget_seq_logp_B: [B] log-probability of each forget answer, the sum over its label tokens, nats.

@@ -34,8 +34,9 @@ def undial(
 
     L = -mean over label tokens of sum_v softmax(z_ref - beta onehot(y_t))(v) log p_theta(v).
 
-    Deviation from the field's code, on purpose: that averages over every position, prompt and padding included, and where there is no label
-    lowers the logit of the vocabulary's entry at -100. Here only label tokens count; `mask="predictors"` brings the field's way back.
+    Deviation from the field's code, on purpose: that averages over every position, prompt and padding
+    included, and where there is no label lowers the logit of the vocabulary's entry at -100. Here only label
+    tokens count; `mask="predictors"` brings the field's way back.
 
     Args:
         forget_logits_BNV: [B, N, V] logits of the model.
@@ -43,14 +44,16 @@ def undial(
         forget_label_BN: [B, N] labels.
         forget_mask_BN: [B, N] True = a label.
         beta: what is taken off the true token's logit, > 0 to forget.
-        mask: what counts: the labels, or all positions that have a successor, where the label is -100 wherever there is none.
+        mask: what counts: the labels, or all positions that have a successor, where the label is -100
+            wherever there is none.
 
     Returns:
         [B, N] per label token, >= 0, 0 where masked.
     """
     teacher_BNV = as_float32(ref_forget_logits_BNV)
     lowered_BN1 = torch.full_like(teacher_BNV[..., :1], -beta)
-    # Labels of -100 occur with mask="predictors" alone, and mean the vocabulary's entry at -100, as in the field's code.
+    # Labels of -100 occur with mask="predictors" alone, and mean the vocabulary's entry at -100, as in the
+    # field's code.
     entry_BN = forget_label_BN % teacher_BNV.shape[-1]
     teacher_BNV = teacher_BNV.scatter_add(-1, entry_BN.unsqueeze(-1), lowered_BN1)
     return masked(cross_entropy(teacher_BNV.detach(), forget_logits_BNV), forget_mask_BN)

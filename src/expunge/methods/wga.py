@@ -19,8 +19,8 @@ from expunge.methods.base import loss
 def wga(forget_logp_BN: Tensor, forget_mask_BN: Tensor, *, beta: float = 1.0) -> Tensor:
     """WGA: p(y_t)^beta log p(y_t), the weight p(y_t)^beta without gradient.
 
-    L = -mean over label tokens of p_t^beta * nll_t. With beta = 0 it is gradient ascent. No reference model is read (the field's code makes
-    a copy of the model that it never uses).
+    L = -mean over label tokens of p_t^beta * nll_t. With beta = 0 it is gradient ascent. No reference model
+    is read (the field's code makes a copy of the model that it never uses).
 
     Args:
         forget_logp_BN: [B, N] log-probabilities of the labels, nats.

@@ -26,8 +26,9 @@ def load_adapted(
 ) -> Loaded:
     """Load what `model.model_args` and `model.adapter` say together.
 
-    Without an adapter this is `load_model`. A base whose adapter is trained stays as it is, so its weights are kept in `torch_dtype` rather
-    than in float32, and in 4 bits for qlora; the adapter's own weights are in float32.
+    Without an adapter this is `load_model`. A base whose adapter is trained stays as it is, so its weights
+    are kept in `torch_dtype` rather than in float32, and in 4 bits for qlora; the adapter's own weights are
+    in float32.
 
     Args:
         model_args: the path may be an adapter's folder: the base is then the one that its record names.
@@ -40,8 +41,8 @@ def load_adapted(
         The model in eval mode and the dtype to compute in.
 
     Raises:
-        UserError: as `load_model` and `attach_adapter`; two adapters; a base that cannot be found. MissingExtraError without peft, or
-            without bitsandbytes for qlora.
+        UserError: as `load_model` and `attach_adapter`; two adapters; a base that cannot be found.
+            MissingExtraError without peft, or without bitsandbytes for qlora.
     """
     notices = [] if notices is None else notices
     section = dict(adapter or {})
@@ -52,19 +53,31 @@ def load_adapted(
     if folder is not None:
         if args.path is not None:
             hint = "give the base as model.model_args.pretrained_model_name_or_path, or leave model.adapter.path out"
-            raise UserError(f"{folder} is an adapter, and so is model.adapter.path={args.path}: there can be one", hint)
+            raise UserError(
+                f"{folder} is an adapter, and so is model.adapter.path={args.path}: there can be one", hint
+            )
         model_args, section = base_args(model_args, folder), {**section, "path": str(folder)}
         if for_training and args.type == "none":
-            notices.append(f"{folder} is an adapter over {model_args.get('pretrained_model_name_or_path')}: training continues the adapter")
+            notices.append(
+                f"{folder} is an adapter over {model_args.get('pretrained_model_name_or_path')}: training continues the adapter"
+            )
     quantization = quantization_of(args, notices)
     try:
-        loaded = load_model(model_args, for_training=for_training, notices=notices, frozen=True, quantization=quantization)
+        loaded = load_model(
+            model_args, for_training=for_training, notices=notices, frozen=True, quantization=quantization
+        )
     except UserError as error:
         if folder is None or isinstance(error, MissingExtraError):
             raise
-        hint = f"give its base as model.model_args.pretrained_model_name_or_path and model.adapter.path={folder}"
-        raise UserError(f"the base of the adapter {folder} cannot be loaded: {error.faults[0].message}", hint) from error
-    model = attach_adapter(loaded.model, section, for_training=for_training, seed=seed, notices=notices, base=model_args)
+        hint = (
+            f"give its base as model.model_args.pretrained_model_name_or_path and model.adapter.path={folder}"
+        )
+        raise UserError(
+            f"the base of the adapter {folder} cannot be loaded: {error.faults[0].message}", hint
+        ) from error
+    model = attach_adapter(
+        loaded.model, section, for_training=for_training, seed=seed, notices=notices, base=model_args
+    )
     return Loaded(model, loaded.compute_dtype)
 
 
@@ -85,7 +98,9 @@ def base_args(model_args: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """
     record = BaseRecord.read(folder)
     if not record.name:
-        hint = f"give the base as model.model_args.pretrained_model_name_or_path and model.adapter.path={folder}"
+        hint = (
+            f"give the base as model.model_args.pretrained_model_name_or_path and model.adapter.path={folder}"
+        )
         raise UserError(f"the adapter {folder} does not say which base it belongs to", hint)
     return {**{key: value for key, value in model_args.items() if key not in BASE_KEYS}, **record.model_args}
 
@@ -103,9 +118,15 @@ def quantization_of(args: AdapterArgs, notices: list[str]) -> Any:
     from importlib.util import find_spec
 
     if find_spec("bitsandbytes") is None:
-        raise MissingExtraError("bitsandbytes", "quantized", "model/adapter=qlora (a base in 4 bits, made for CUDA devices)")
+        raise MissingExtraError(
+            "bitsandbytes", "quantized", "model/adapter=qlora (a base in 4 bits, made for CUDA devices)"
+        )
     from transformers import BitsAndBytesConfig
 
     if not torch.cuda.is_available():
-        notices.append("model/adapter=qlora: this machine has no CUDA device, 4-bit arithmetic is slow on its processor")
-    return cast(Any, BitsAndBytesConfig)(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+        notices.append(
+            "model/adapter=qlora: this machine has no CUDA device, 4-bit arithmetic is slow on its processor"
+        )
+    return cast(Any, BitsAndBytesConfig)(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
+    )

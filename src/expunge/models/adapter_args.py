@@ -27,8 +27,8 @@ class AdapterArgs:
         r: rank; 8 for a new adapter.
         alpha: the update is multiplied by alpha / r; 16 for a new adapter.
         dropout: before the adapter, in training; 0.05 for a new adapter.
-        target_modules: the last parts of the names of the layers to adapt, or a regular expression of whole names; all linear layers but
-            the output embeddings for a new adapter.
+        target_modules: the last parts of the names of the layers to adapt, or a regular expression of whole
+            names; all linear layers but the output embeddings for a new adapter.
         bias: which biases of the base are trained too.
         merge: save the whole model with the adapter merged in.
         allow_other_base: go on with an adapter whose record names another base.
@@ -77,20 +77,41 @@ def _value_faults(given: Mapping[str, Any]) -> list[Fault]:
     if isinstance(r, bool) or not isinstance(r, int) or r < 1:
         faults.append(Fault(f"model.adapter.r is {r!r}", "give a whole number of 1 or more, such as 8"))
     if not _is_number(given.get("alpha", 1)) or not given.get("alpha", 1) > 0:
-        faults.append(Fault(f"model.adapter.alpha is {given['alpha']!r}", "give a number above 0, such as 16"))
+        faults.append(
+            Fault(f"model.adapter.alpha is {given['alpha']!r}", "give a number above 0, such as 16")
+        )
     if not _is_number(given.get("dropout", 0)) or not 0 <= given.get("dropout", 0) < 1:
-        faults.append(Fault(f"model.adapter.dropout is {given['dropout']!r}", "give a probability of at least 0 and below 1"))
+        faults.append(
+            Fault(
+                f"model.adapter.dropout is {given['dropout']!r}",
+                "give a probability of at least 0 and below 1",
+            )
+        )
     targets = given.get("target_modules", "all-linear")
-    listed = isinstance(targets, (list, tuple)) and bool(targets) and all(isinstance(name, str) and name for name in targets)
+    listed = (
+        isinstance(targets, (list, tuple))
+        and bool(targets)
+        and all(isinstance(name, str) and name for name in targets)
+    )
     if not listed and not (isinstance(targets, str) and targets):
-        faults.append(Fault(f"model.adapter.target_modules is {targets!r}", "give names such as [q_proj,v_proj], or a regular expression"))
+        faults.append(
+            Fault(
+                f"model.adapter.target_modules is {targets!r}",
+                "give names such as [q_proj,v_proj], or a regular expression",
+            )
+        )
     for key in ("merge", "allow_other_base"):
         if not isinstance(given.get(key, False), bool):
             faults.append(Fault(f"model.adapter.{key} is {given[key]!r}", "give true or false"))
     path = given.get("path")
     if path is not None and not (Path(str(path)).expanduser() / "adapter_config.json").is_file():
         looked = Path(str(path)).expanduser().absolute()
-        faults.append(Fault(f"model.adapter.path: {path} is not the folder of an adapter", f"looked for adapter_config.json in {looked}"))
+        faults.append(
+            Fault(
+                f"model.adapter.path: {path} is not the folder of an adapter",
+                f"looked for adapter_config.json in {looked}",
+            )
+        )
     return faults
 
 

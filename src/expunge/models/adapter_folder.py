@@ -57,7 +57,10 @@ class BaseRecord:
             record = read_json(folder / BASE_FILE)
             return cls(dict(record["model_args"]), record.get("weights"))
         config = read_json(folder / CONFIG_FILE)
-        args = {"pretrained_model_name_or_path": config.get("base_model_name_or_path"), "revision": config.get("revision")}
+        args = {
+            "pretrained_model_name_or_path": config.get("base_model_name_or_path"),
+            "revision": config.get("revision"),
+        }
         return cls({key: value for key, value in args.items() if value is not None})
 
     @classmethod
@@ -74,7 +77,8 @@ def is_adapter_folder(folder: Path | None) -> bool:
     """Whether a folder holds an adapter rather than a whole model.
 
     Raises:
-        UserError: it holds both. transformers would load the adapter's base in silence and leave the folder's own weights alone.
+        UserError: it holds both. transformers would load the adapter's base in silence and leave the folder's
+            own weights alone.
     """
     if folder is None or not (folder / CONFIG_FILE).is_file():
         return False
@@ -90,13 +94,15 @@ def is_adapter_folder(folder: Path | None) -> bool:
 def sampled_fingerprint(model: nn.Module) -> str | None:
     """Tell one base from another by some entries of each of its tensors, without reading gigabytes.
 
-    Entries are rounded to bfloat16, so that a base loaded in float32 and the same one loaded in bfloat16 agree.
+    Entries are rounded to bfloat16, so that a base loaded in float32 and the same one loaded in bfloat16
+    agree.
 
     Args:
         model: a base, without adapter.
 
     Returns:
-        16 hex digits; None where a comparison would not hold: quantised weights, float16 (rounded twice), weights that are not in memory.
+        16 hex digits; None where a comparison would not hold: quantised weights, float16 (rounded twice),
+        weights that are not in memory.
     """
     if getattr(model, "is_quantized", False):
         return None
@@ -116,7 +122,8 @@ def sampled_fingerprint(model: nn.Module) -> str | None:
 def check_base(folder: Path, found: BaseRecord, *, allow_other: bool, notices: list[str]) -> None:
     """Refuse an adapter that was made for another base than the one that was loaded.
 
-    Where both records have a fingerprint, it decides, and a base that was moved or copied passes; else the names do.
+    Where both records have a fingerprint, it decides, and a base that was moved or copied passes; else the
+    names do.
 
     Args:
         folder: of the adapter.
@@ -138,14 +145,18 @@ def check_base(folder: Path, found: BaseRecord, *, allow_other: bool, notices: l
         return
     message = f"the adapter {folder} was made for another base than {found.name or 'the model that was loaded'}: {how}"
     if not allow_other:
-        raise UserError(message, "give its base, or model.adapter.allow_other_base=true where you know that it fits")
+        raise UserError(
+            message, "give its base, or model.adapter.allow_other_base=true where you know that it fits"
+        )
     notices.append(message)
 
 
 def _is_whole_model(path: Path) -> bool:
     if path.suffix == ".gguf":
         return True
-    return path.suffix in (".safetensors", ".bin") and path.name.startswith(("model", "pytorch_model", "consolidated"))
+    return path.suffix in (".safetensors", ".bin") and path.name.startswith(
+        ("model", "pytorch_model", "consolidated")
+    )
 
 
 def _normal(name: str) -> str:

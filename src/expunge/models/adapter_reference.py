@@ -39,21 +39,35 @@ class _SameModel:
         hidden: regular expression of the module whose output is wanted as well, or a sequence of them.
     """
 
-    def __init__(self, model: nn.Module, *, autocast_dtype: torch.dtype | None = None, hidden: str | Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        autocast_dtype: torch.dtype | None = None,
+        hidden: str | Sequence[str] | None = None,
+    ) -> None:
         self.model: Any = unwrapped(model)
         self.autocast_dtype, self.hidden = autocast_dtype, hidden
 
     def outputs(self, side_name: str, side: Side) -> ReferenceOutputs:
         """Log-probs and logits of a side of a batch; `side_name` is not needed here.
 
-        Modes, the active adapter and what requires gradients are as before after it, so that it can run between the trained model's
-        forward pass and its backward pass.
+        Modes, the active adapter and what requires gradients are as before after it, so that it can run
+        between the trained model's forward pass and its backward pass.
         """
         where = side["input_ids"].device
         computing = runtime.autocast(where, self.autocast_dtype)
-        with _requires_grad_kept(self.model), evaluating(self.model), self._state(), torch.no_grad(), computing:
+        with (
+            _requires_grad_kept(self.model),
+            evaluating(self.model),
+            self._state(),
+            torch.no_grad(),
+            computing,
+        ):
             out = label_outputs(self.model, side, hidden=self.hidden)
-        return ReferenceOutputs(token_logp(out.logits_BNV, out.label_BN), out.logits_BNV, out.hidden_BTD, out.hidden_LBTD)
+        return ReferenceOutputs(
+            token_logp(out.logits_BNV, out.label_BN), out.logits_BNV, out.hidden_BTD, out.hidden_LBTD
+        )
 
     def _state(self) -> AbstractContextManager[object]:
         raise NotImplementedError
@@ -73,10 +87,19 @@ class AdapterOff(_SameModel):
         UserError: no adapter, or one that does not start at zero.
     """
 
-    def __init__(self, model: nn.Module, *, autocast_dtype: torch.dtype | None = None, hidden: str | Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        autocast_dtype: torch.dtype | None = None,
+        hidden: str | Sequence[str] | None = None,
+    ) -> None:
         reason = why_not_off(model)
         if reason:
-            raise UserError(f"reference=adapter_off is not possible: {reason}", "reference=auto takes the cheapest that is exact")
+            raise UserError(
+                f"reference=adapter_off is not possible: {reason}",
+                "reference=auto takes the cheapest that is exact",
+            )
         super().__init__(model, autocast_dtype=autocast_dtype, hidden=hidden)
 
     def _state(self) -> AbstractContextManager[object]:
@@ -89,7 +112,8 @@ class FrozenAdapter(_SameModel):
     Make it before training starts. It costs the memory of the adapter's weights.
 
     Args:
-        model: the model with its adapter, not wrapped yet; the copy becomes part of it and is never trained nor saved.
+        model: the model with its adapter, not wrapped yet; the copy becomes part of it and is never trained
+            nor saved.
         autocast_dtype: the dtype that the trained model computes in.
         hidden: regular expression of the module whose output is wanted as well, or a sequence of them.
 
@@ -97,10 +121,19 @@ class FrozenAdapter(_SameModel):
         UserError: no adapter, or one that trains biases of the base, which there can be only one of.
     """
 
-    def __init__(self, model: nn.Module, *, autocast_dtype: torch.dtype | None = None, hidden: str | Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        autocast_dtype: torch.dtype | None = None,
+        hidden: str | Sequence[str] | None = None,
+    ) -> None:
         reason = why_not_copied(model)
         if reason:
-            raise UserError(f"reference=frozen_adapter is not possible: {reason}", "reference=auto takes the cheapest that is exact")
+            raise UserError(
+                f"reference=frozen_adapter is not possible: {reason}",
+                "reference=auto takes the cheapest that is exact",
+            )
         super().__init__(model, autocast_dtype=autocast_dtype, hidden=hidden)
         _add_copy(self.model)
 
@@ -157,8 +190,9 @@ def plan_for(model: nn.Module, needs: Iterable[Need], asked: str = "auto") -> Pl
         asked: auto, or one to insist on.
 
     Returns:
-        none where nothing reads a reference; else cached where log-probs serve; else adapter_off where all adapters start at zero; else
-        frozen_adapter; frozen where there is no adapter, or one that reaches beyond its own weights.
+        none where nothing reads a reference; else cached where log-probs serve; else adapter_off where all
+        adapters start at zero; else frozen_adapter; frozen where there is no adapter, or one that reaches
+        beyond its own weights.
 
     Raises:
         UserError: no such reference, or the one asked for is impossible here.
@@ -172,13 +206,24 @@ def plan_for(model: nn.Module, needs: Iterable[Need], asked: str = "auto") -> Pl
     if asked == "auto":
         if cheapest == "cached":
             return "cached"
-        return "adapter_off" if starts_at_zero(model) else "frozen" if why_not_copied(model) else "frozen_adapter"
+        return (
+            "adapter_off"
+            if starts_at_zero(model)
+            else "frozen"
+            if why_not_copied(model)
+            else "frozen_adapter"
+        )
     if asked == "cached" and cheapest != "cached":
         reads = ", ".join(sorted({need.name for need in needs if need.reference and not need.cacheable}))
-        raise UserError(f"reference=cached is not possible: the method reads {reads}", "only log-probs can be cached: reference=auto")
+        raise UserError(
+            f"reference=cached is not possible: the method reads {reads}",
+            "only log-probs can be cached: reference=auto",
+        )
     reason = {"adapter_off": why_not_off, "frozen_adapter": why_not_copied}.get(asked, lambda _: "")(model)
     if reason:
-        raise UserError(f"reference={asked} is not possible: {reason}", "reference=auto takes the cheapest that is exact")
+        raise UserError(
+            f"reference={asked} is not possible: {reason}", "reference=auto takes the cheapest that is exact"
+        )
     return cast(Plan, asked)
 
 
@@ -212,7 +257,11 @@ def reference_for(
         return None
     if plan == "cached":
         return cached()
-    kinds: dict[str, Callable[..., Reference]] = {"adapter_off": AdapterOff, "frozen_adapter": FrozenAdapter, "frozen": FrozenCopy}
+    kinds: dict[str, Callable[..., Reference]] = {
+        "adapter_off": AdapterOff,
+        "frozen_adapter": FrozenAdapter,
+        "frozen": FrozenCopy,
+    }
     return kinds[plan](model, autocast_dtype=autocast_dtype, hidden=hidden)
 
 
@@ -221,9 +270,13 @@ def _is_zero(layer: Any) -> bool:
     if len(getattr(layer, "lora_magnitude_vector", ())):
         return False
     factors = [(layer.lora_A[name].weight, layer.lora_B[name].weight) for name in layer.lora_A]
-    factors += [(layer.lora_embedding_A[name], layer.lora_embedding_B[name]) for name in layer.lora_embedding_A]
+    factors += [
+        (layer.lora_embedding_A[name], layer.lora_embedding_B[name]) for name in layer.lora_embedding_A
+    ]
     biases = [layer.lora_B[name].bias for name in layer.lora_B if layer.lora_B[name].bias is not None]
-    return all(not one.any() or not other.any() for one, other in factors) and not any(bool(bias.any()) for bias in biases)
+    return all(not one.any() or not other.any() for one, other in factors) and not any(
+        bool(bias.any()) for bias in biases
+    )
 
 
 @contextmanager
@@ -249,6 +302,10 @@ def _add_copy(model: Any) -> None:
     where = next(model.parameters()).device
     with _requires_grad_kept(model), torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
         model.add_adapter(REFERENCE_ADAPTER, config)
-        set_peft_model_state_dict(model, {name: value.detach().clone() for name, value in weights.items()}, adapter_name=REFERENCE_ADAPTER)
+        set_peft_model_state_dict(
+            model,
+            {name: value.detach().clone() for name, value in weights.items()},
+            adapter_name=REFERENCE_ADAPTER,
+        )
         # Freezes the copy; what of the adapter in training is frozen stays so.
         model.set_adapter(NAME)

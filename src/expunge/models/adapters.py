@@ -1,7 +1,8 @@
 """LoRA and QLoRA: a new adapter on a base, a trained one continued, and saving either.
 
-The weights of the base stay as they are; what is trained are pairs of low-rank matrices A and B beside its linear layers,
-W x + (alpha / r) B A x, with B = 0 at the start, so that a new adapter changes nothing. Hu et al. 2021, arXiv:2106.09685; over a base in 4
+The weights of the base stay as they are; what is trained are pairs of low-rank matrices A and B beside its
+linear layers, W x + (alpha / r) B A x, with B = 0 at the start, so that a new adapter changes nothing. Hu et
+al. 2021, arXiv:2106.09685; over a base in 4
 bits: Dettmers et al. 2023, arXiv:2305.14314. peft is imported only where an adapter is asked for.
 """
 
@@ -45,8 +46,9 @@ def attach_adapter(
 ) -> Any:
     """Put the adapter that `model.adapter` asks for on a model that was loaded.
 
-    A model that has an adapter already, since its path was an adapter's folder, keeps it, and training goes on with it. A new adapter is
-    drawn from (seed, layer name) and changes no output; for an evaluation none is made.
+    A model that has an adapter already, since its path was an adapter's folder, keeps it, and training goes
+    on with it. A new adapter is drawn from (seed, layer name) and changes no output; for an evaluation none
+    is made.
 
     Args:
         model: as `load_model` gives it; changed in place.
@@ -54,26 +56,38 @@ def attach_adapter(
         for_training: whether the adapter will be trained; else it is frozen as well.
         seed: of the run.
         notices: told what was taken without being asked for in so many words.
-        base: the `model.model_args` that loaded the base, for the record; what the model says of itself by default.
+        base: the `model.model_args` that loaded the base, for the record; what the model says of itself by
+            default.
 
     Returns:
         The model with its adapter, in eval mode; the model itself where no adapter is asked for.
 
     Raises:
-        UserError: bad values, an adapter of another base, another rank or alpha than the adapter that is continued has, layers that are not
-            there. MissingExtraError without peft.
+        UserError: bad values, an adapter of another base, another rank or alpha than the adapter that is
+            continued has, layers that are not there. MissingExtraError without peft.
     """
     args, notices = AdapterArgs.parse(adapter), [] if notices is None else notices
     if is_adapted(model):
         if args.path is not None:
-            raise UserError(f"model.adapter.path is {args.path}, but the model's path is an adapter already", "give one of the two")
-        return _ready(_check_continued(model, args, notices if for_training else []), args, for_training, notices)
+            raise UserError(
+                f"model.adapter.path is {args.path}, but the model's path is an adapter already",
+                "give one of the two",
+            )
+        return _ready(
+            _check_continued(model, args, notices if for_training else []), args, for_training, notices
+        )
     if args.path is None and (args.type == "none" or not for_training):
         return model
     _need_peft()
     if args.type == "qlora" and not getattr(model, "is_quantized", False):
-        raise UserError("model/adapter=qlora, but the base was not loaded in 4 bits", "load it with load_adapted")
-    record = BaseRecord.of(model, base or {"pretrained_model_name_or_path": getattr(getattr(model, "config", None), "name_or_path", None)})
+        raise UserError(
+            "model/adapter=qlora, but the base was not loaded in 4 bits", "load it with load_adapted"
+        )
+    record = BaseRecord.of(
+        model,
+        base
+        or {"pretrained_model_name_or_path": getattr(getattr(model, "config", None), "name_or_path", None)},
+    )
     if args.path is None:
         adapted = _with_new(model, args, seed)
     else:
@@ -98,12 +112,13 @@ def save_model(model: nn.Module, folder: Path | str, *, merge: bool = False, **k
     Args:
         model: what was trained. Merging changes it: the adapter in memory is gone after.
         folder: filled with the model, or with the adapter. The tokenizer is the caller's.
-        merge: save the whole model with the adapter merged in, and the adapter in the folder `adapter` of it. Sums are rounded to the
-            base's dtype.
+        merge: save the whole model with the adapter merged in, and the adapter in the folder `adapter` of it.
+            Sums are rounded to the base's dtype.
         **kwargs: further arguments of `save_pretrained`.
 
     Raises:
-        UserError: an adapter that cannot be merged: the base is quantised, or an adapted layer shares its weights with another.
+        UserError: an adapter that cannot be merged: the base is quantised, or an adapted layer shares its
+            weights with another.
     """
     inner: Any = unwrapped(model)
     folder = Path(folder)
@@ -113,7 +128,8 @@ def save_model(model: nn.Module, folder: Path | str, *, merge: bool = False, **k
     if merge:
         check_mergeable(inner)
     place = folder / MERGED_ADAPTER if merge else folder
-    # A reference adapter stays out. The vocabulary never grows here, so there are no embeddings to look for on the hub.
+    # A reference adapter stays out. The vocabulary never grows here, so there are no embeddings to look for
+    # on the hub.
     inner.save_pretrained(str(place), selected_adapters=[NAME], save_embedding_layers=False, **kwargs)
     record = getattr(inner, "expunge_base", None)
     if record is not None:
@@ -133,9 +149,13 @@ def check_mergeable(model: Any) -> None:
         hint = "save the adapter alone, then load it with model.adapter.path over the base in full precision and merge there"
         raise UserError("model.adapter.merge=true: an adapter cannot be merged into a base in 4 bits", hint)
     embeddings = (base.get_input_embeddings(), base.get_output_embeddings())
-    if getattr(base.config, "tie_word_embeddings", False) and any(module in embeddings for module in lora_layers(model).values()):
+    if getattr(base.config, "tie_word_embeddings", False) and any(
+        module in embeddings for module in lora_layers(model).values()
+    ):
         hint = "leave the embeddings out of model.adapter.target_modules, or save the adapter alone"
-        raise UserError("model.adapter.merge=true: an adapted layer shares its weights with the embeddings", hint)
+        raise UserError(
+            "model.adapter.merge=true: an adapted layer shares its weights with the embeddings", hint
+        )
 
 
 def lora_layers(model: nn.Module) -> dict[str, Any]:
@@ -169,10 +189,16 @@ def _with_new(model: nn.Module, args: AdapterArgs, seed: int) -> Any:
     for name, layer in lora_layers(adapted).items():
         generator = runtime.generator(seed, "adapter", name)
         if NAME in layer.lora_A:
-            # peft's own choice, uniform on +-1/sqrt(inputs), drawn apart for each layer and on the CPU: the same on any device.
-            _draw(layer.lora_A[NAME].weight, lambda drawn, g=generator: nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=g))
+            # peft's own choice, uniform on +-1/sqrt(inputs), drawn apart for each layer and on the CPU: the
+            # same on any device.
+            _draw(
+                layer.lora_A[NAME].weight,
+                lambda drawn, g=generator: nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=g),
+            )
         else:
-            _draw(layer.lora_embedding_B[NAME], lambda drawn, g=generator: nn.init.normal_(drawn, generator=g))
+            _draw(
+                layer.lora_embedding_B[NAME], lambda drawn, g=generator: nn.init.normal_(drawn, generator=g)
+            )
     return adapted
 
 
@@ -186,14 +212,20 @@ def _with_trained(model: nn.Module, folder: Path, for_training: bool) -> Any:
     from peft import PeftConfig
 
     if not any((folder / name).is_file() for name in WEIGHTS_FILES):
-        raise UserError(f"the adapter {folder} has no weights", f"looked for {' or '.join(WEIGHTS_FILES)} in {folder.absolute()}")
+        raise UserError(
+            f"the adapter {folder} has no weights",
+            f"looked for {' or '.join(WEIGHTS_FILES)} in {folder.absolute()}",
+        )
     try:
         with warnings.catch_warnings():
             # Keys of another version of peft, which it leaves out with a warning that lists them all.
             warnings.simplefilter("ignore")
             config = PeftConfig.from_pretrained(str(folder))
         if str(getattr(config.peft_type, "value", config.peft_type)) != "LORA":
-            raise UserError(f"the adapter {folder} is of type {config.peft_type}", "only LoRA adapters can be continued or evaluated")
+            raise UserError(
+                f"the adapter {folder} is of type {config.peft_type}",
+                "only LoRA adapters can be continued or evaluated",
+            )
         config.inference_mode, config.base_model_name_or_path = not for_training, None
         adapted = _wrapped(model, config)
         result = adapted.load_adapter(str(folder), NAME, is_trainable=for_training, torch_device="cpu")
@@ -201,14 +233,20 @@ def _with_trained(model: nn.Module, folder: Path, for_training: bool) -> Any:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise UserError(
-            f"the adapter {folder} does not fit the base or is damaged: {_first_lines(error)}", "give the base it was made for"
+            f"the adapter {folder} does not fit the base or is damaged: {_first_lines(error)}",
+            "give the base it was made for",
         ) from error
     lacking, foreign = list(result.missing_keys), list(result.unexpected_keys)
     if lacking or foreign:
         what = (
-            f"lacks {len(lacking)} weights such as {lacking[0]}" if lacking else f"has {len(foreign)} weights such as {foreign[0]} too many"
+            f"lacks {len(lacking)} weights such as {lacking[0]}"
+            if lacking
+            else f"has {len(foreign)} weights such as {foreign[0]} too many"
         )
-        raise UserError(f"the adapter {folder} does not fit the base: it {what}", "the folder is incomplete, or belongs to another base")
+        raise UserError(
+            f"the adapter {folder} does not fit the base: it {what}",
+            "the folder is incomplete, or belongs to another base",
+        )
     return adapted
 
 
@@ -218,7 +256,10 @@ def _wrapped(model: nn.Module, config: Any) -> Any:
 
     where = next(model.parameters()).device
     try:
-        with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []), warnings.catch_warnings():
+        with (
+            torch.random.fork_rng(devices=[where] if where.type == "cuda" else []),
+            warnings.catch_warnings(),
+        ):
             # The adapter of tied embeddings is told where it matters, at merging.
             warnings.filterwarnings("ignore", message="Model (with|has) `tie_word_embeddings=True`")
             # peft 0.21 asks transformers by an old name.
@@ -226,7 +267,8 @@ def _wrapped(model: nn.Module, config: Any) -> Any:
             adapted: Any = get_peft_model(cast(Any, model), config, adapter_name=NAME)
     except ValueError as error:
         raise UserError(
-            f"the adapter cannot be put on {type(model).__name__}: {_first_lines(error)}", "see model.adapter.target_modules"
+            f"the adapter cannot be put on {type(model).__name__}: {_first_lines(error)}",
+            "see model.adapter.target_modules",
         ) from error
     kept = adapted.peft_config[NAME]
     if isinstance(kept.target_modules, set):
@@ -239,14 +281,25 @@ def _check_continued(adapted: Any, args: AdapterArgs, notices: list[str]) -> Any
     """Refuse to continue an adapter as another one than it is; its dropout may change, since no weight depends on it."""
     config = adapted.peft_config[NAME]
     faults = [
-        Fault(f"model.adapter.{key} is {asked}, but the adapter that is continued has {has}", f"leave {key} out, or start a new adapter")
-        for key, asked, has in (("r", args.r, config.r), ("alpha", args.alpha, config.lora_alpha), ("bias", args.bias, config.bias))
+        Fault(
+            f"model.adapter.{key} is {asked}, but the adapter that is continued has {has}",
+            f"leave {key} out, or start a new adapter",
+        )
+        for key, asked, has in (
+            ("r", args.r, config.r),
+            ("alpha", args.alpha, config.lora_alpha),
+            ("bias", args.bias, config.bias),
+        )
         if asked is not None and asked != has
     ]
     layers = lora_layers(adapted)
     if args.target_modules is not None:
         base = adapted.get_base_model()
-        names = [name for name, _ in base.named_modules() if ".lora_" not in name and not name.endswith("base_layer")]
+        names = [
+            name
+            for name, _ in base.named_modules()
+            if ".lora_" not in name and not name.endswith("base_layer")
+        ]
         if set(layers) != {name for name in names if _targeted(name, args.target_modules)}:
             kinds = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
             message = f"model.adapter.target_modules is {args.target_modules!r}, but the adapter that is continued is on {kinds}"
@@ -258,7 +311,9 @@ def _check_continued(adapted: Any, args: AdapterArgs, notices: list[str]) -> Any
         for layer in layers.values():
             layer.lora_dropout[NAME] = nn.Dropout(args.dropout) if args.dropout > 0 else nn.Identity()
     if args.type == "none":
-        notices.append("the model is an adapter over a base: training continues the adapter, the base stays as it is")
+        notices.append(
+            "the model is an adapter over a base: training continues the adapter, the base stays as it is"
+        )
     return adapted
 
 
@@ -286,15 +341,26 @@ def _check_targets(model: nn.Module, targets: tuple[str, ...] | str | None) -> N
     """Refuse names that no layer has; peft would leave some of them out in silence."""
     if targets is None:
         return
-    names = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Embedding)) or hasattr(module, "nf")]
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, nn.Embedding)) or hasattr(module, "nf")
+    ]
     kinds = sorted({name.rpartition(".")[2] for name in names})
     if isinstance(targets, str):
         with _as_pattern(targets):
             matched = any(_targeted(name, targets) for name in names)
         if not matched:
-            raise UserError(f"model.adapter.target_modules {targets!r} matches the whole name of no layer", f"such as {names[0]}")
+            raise UserError(
+                f"model.adapter.target_modules {targets!r} matches the whole name of no layer",
+                f"such as {names[0]}",
+            )
         return
-    faults = [unknown("layer in model.adapter.target_modules", t, kinds) for t in targets if not any(_targeted(n, (t,)) for n in names)]
+    faults = [
+        unknown("layer in model.adapter.target_modules", t, kinds)
+        for t in targets
+        if not any(_targeted(n, (t,)) for n in names)
+    ]
     if faults:
         raise UserError.of(faults)
 
@@ -311,7 +377,10 @@ def _as_pattern(text: str) -> Iterator[None]:
     try:
         yield
     except re.error as error:
-        raise UserError(f"model.adapter.target_modules {text!r} is not a regular expression: {error}", "give names as a list") from error
+        raise UserError(
+            f"model.adapter.target_modules {text!r} is not a regular expression: {error}",
+            "give names as a list",
+        ) from error
 
 
 def _first_lines(error: Exception) -> str:

@@ -13,7 +13,9 @@ from expunge.core.errors import UserError, unknown
 KNOWN = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 
 
-def choose_attention(asked: str | None, config: Any, where: torch.device, dtype: torch.dtype, notices: list[str]) -> str | None:
+def choose_attention(
+    asked: str | None, config: Any, where: torch.device, dtype: torch.dtype, notices: list[str]
+) -> str | None:
     """The implementation to load a model with.
 
     Args:

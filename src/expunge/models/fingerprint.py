@@ -21,9 +21,9 @@ def model_fingerprint(model: str | Path | nn.Module, revision: str | None = None
     """Identify a model's weights.
 
     Args:
-        model: a folder (hash of the contents of its weights and configuration; of an adapter's folder together with its base's), a hub name
-            (hash of name and revision, and of the commit where the cache knows it), or a live model (hash of its tensors' names, dtypes,
-            shapes and bytes).
+        model: a folder (hash of the contents of its weights and configuration; of an adapter's folder
+            together with its base's), a hub name (hash of name and revision, and of the commit where the
+            cache knows it), or a live model (hash of its tensors' names, dtypes, shapes and bytes).
         revision: of a hub name.
 
     Returns:
@@ -39,7 +39,9 @@ def model_fingerprint(model: str | Path | nn.Module, revision: str | None = None
     if path.is_dir():
         own = fingerprint_files(file for file in path.iterdir() if _counts(file))
         return _with_base(own, BaseRecord.read(path)) if is_adapter_folder(path) else own
-    return fingerprint({"hub": str(model), "revision": revision, "commit": _cached_commit(str(model), revision)})
+    return fingerprint(
+        {"hub": str(model), "revision": revision, "commit": _cached_commit(str(model), revision)}
+    )
 
 
 def _with_base(adapter: str, base: BaseRecord) -> str:
@@ -66,7 +68,10 @@ def _of_tensors(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, config in sorted(getattr(model, "peft_config", {}).items()):
         # An adapter's scale is in no tensor.
-        scale = [getattr(config, key, None) for key in ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")]
+        scale = [
+            getattr(config, key, None)
+            for key in ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
+        ]
         digest.update(fingerprint([name, scale]).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + b"\0")

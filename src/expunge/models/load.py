@@ -53,9 +53,10 @@ def load_model(
 ) -> Loaded:
     """Load a causal language model.
 
-    `torch_dtype` is the dtype that is computed in. For training the weights are kept in `master_dtype`, float32 unless asked otherwise,
-    since small updates round to nothing in half precision, and half precision is autocast's. For evaluation the weights are in
-    `torch_dtype` itself, float32 where it is not given, and the model is put on this rank's device unless `device_map` says where.
+    `torch_dtype` is the dtype that is computed in. For training the weights are kept in `master_dtype`,
+    float32 unless asked otherwise, since small updates round to nothing in half precision, and half precision
+    is autocast's. For evaluation the weights are in `torch_dtype` itself, float32 where it is not given, and
+    the model is put on this rank's device unless `device_map` says where.
 
     A path that is an adapter's folder gives the adapter over its base (`adapted.load_adapted`).
 
@@ -63,14 +64,16 @@ def load_model(
         model_args: keys of `from_pretrained` (`KEYS`); the path `expunge/mini` is the embedded model.
         for_training: whether it will be trained.
         notices: what the machine could not do as asked is appended here.
-        frozen: these weights stay as they are, whatever is trained beside them: they are in `torch_dtype` unless `master_dtype` is given.
+        frozen: these weights stay as they are, whatever is trained beside them: they are in `torch_dtype`
+            unless `master_dtype` is given.
         quantization: a quantisation config of transformers; its compute dtype is set here.
 
     Returns:
         The model, in eval mode, and the dtype to compute in.
 
     Raises:
-        UserError: an unknown key, nothing to load at that place (with where it was looked for), or damaged or incomplete weights.
+        UserError: an unknown key, nothing to load at that place (with where it was looked for), or damaged or
+            incomplete weights.
     """
     notices = [] if notices is None else notices
     faults = [unknown("key of model.model_args", key, KEYS) for key in model_args if key not in KEYS]
@@ -87,15 +90,25 @@ def load_model(
     if where.type == "cpu" and isinstance(device_map, str) and device_map.startswith("cuda"):
         notices.append(f"device_map={device_map}: this machine has no CUDA device, using the CPU")
         device_map = None
-    passed = {key: model_args[key] for key in PASSED_ON if model_args.get(key) is not None and key != "device_map"}
+    passed = {
+        key: model_args[key] for key in PASSED_ON if model_args.get(key) is not None and key != "device_map"
+    }
     passed["trust_remote_code"] = bool(model_args.get("trust_remote_code", False))
     config = _config(place, passed, model_args.get("cache_dir"))
-    dtype = compute_dtype(model_args.get("torch_dtype", model_args.get("dtype")), getattr(config, "dtype", None), where, notices)
-    weights = parse_dtype("master_dtype", model_args.get("master_dtype") or torch.float32) if for_training else dtype
+    dtype = compute_dtype(
+        model_args.get("torch_dtype", model_args.get("dtype")), getattr(config, "dtype", None), where, notices
+    )
+    weights = (
+        parse_dtype("master_dtype", model_args.get("master_dtype") or torch.float32)
+        if for_training
+        else dtype
+    )
     if frozen and not model_args.get("master_dtype"):
         weights = dtype
     elif for_training and weights in (torch.bfloat16, torch.float16):
-        notices.append(f"master_dtype={str(weights).removeprefix('torch.')}: updates far smaller than the weights round to nothing")
+        notices.append(
+            f"master_dtype={str(weights).removeprefix('torch.')}: updates far smaller than the weights round to nothing"
+        )
     attention = choose_attention(model_args.get("attn_implementation"), config, where, dtype, notices)
     if attention is not None:
         passed["attn_implementation"] = attention
@@ -130,7 +143,9 @@ def _weights(place: Location, passed: Mapping[str, Any], dtype: torch.dtype, not
         # A bar for a download, none for the second that reading a folder takes.
         with warnings.catch_warnings(), no_progress_bar() if place.folder is not None else nullcontext():
             warnings.simplefilter("ignore", FutureWarning)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(place.source, dtype=dtype, output_loading_info=True, **gguf, **passed)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                place.source, dtype=dtype, output_loading_info=True, **gguf, **passed
+            )
             model, info = loaded
     except torch.OutOfMemoryError:
         raise
@@ -144,7 +159,9 @@ def _weights(place: Location, passed: Mapping[str, Any], dtype: torch.dtype, not
             "the files are damaged or belong to another configuration; copy them anew",
         )
     if info["unexpected_keys"]:
-        notices.append(f"{place.given} holds {len(info['unexpected_keys'])} tensors that {type(model).__name__} does not use")
+        notices.append(
+            f"{place.given} holds {len(info['unexpected_keys'])} tensors that {type(model).__name__} does not use"
+        )
     return model
 
 

@@ -40,7 +40,10 @@ def locate(args: Mapping[str, Any], section: str) -> Location:
     """
     given = args.get("pretrained_model_name_or_path")
     if not given:
-        raise UserError(f"{section}.pretrained_model_name_or_path is not given", "give a folder, a hub name, or expunge/mini")
+        raise UserError(
+            f"{section}.pretrained_model_name_or_path is not given",
+            "give a folder, a hub name, or expunge/mini",
+        )
     given, gguf_file = str(given), args.get("gguf_file")
     if given == mini.HUB_PATH:
         folder = mini.model_folder()
@@ -50,10 +53,14 @@ def locate(args: Mapping[str, Any], section: str) -> Location:
         return Location(given, str(path), path, gguf_file)
     if path.is_file():
         if path.suffix != ".gguf":
-            raise UserError(f"{section}: {given} is a file, not a model folder", f"give its folder, {path.parent}")
+            raise UserError(
+                f"{section}: {given} is a file, not a model folder", f"give its folder, {path.parent}"
+            )
         return Location(given, str(path.parent), path.parent, path.name)
     if given.startswith((".", "/", "~")) or given.count("/") > 1:
-        raise UserError(f"{section}: there is no model at {given}", f"looked for the folder {path.absolute()}")
+        raise UserError(
+            f"{section}: there is no model at {given}", f"looked for the folder {path.absolute()}"
+        )
     return Location(given, given, None, gguf_file)
 
 
@@ -67,12 +74,18 @@ def check_model_folder(place: Location) -> None:
         return
     if place.gguf_file is not None:
         if not (place.folder / place.gguf_file).is_file():
-            raise UserError(f"there is no GGUF file {place.gguf_file} in {place.given}", f"looked in {place.folder.absolute()}")
+            raise UserError(
+                f"there is no GGUF file {place.gguf_file} in {place.given}",
+                f"looked in {place.folder.absolute()}",
+            )
         return
     if (place.folder / "config.json").is_file():
         return
     found = ", ".join(sorted(path.name for path in place.folder.iterdir())[:8]) or "nothing"
-    raise UserError(f"{place.given} is not a model folder: it has no config.json", f"looked in {place.folder.absolute()}, found {found}")
+    raise UserError(
+        f"{place.given} is not a model folder: it has no config.json",
+        f"looked in {place.folder.absolute()}, found {found}",
+    )
 
 
 def not_found(place: Location, error: Exception, cache_dir: Any) -> UserError:
@@ -80,7 +93,8 @@ def not_found(place: Location, error: Exception, cache_dir: Any) -> UserError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if place.folder is not None:
         return UserError(
-            f"cannot load {place.given}: {reason}", f"the folder {place.folder.absolute()} is incomplete or damaged; copy it anew"
+            f"cannot load {place.given}: {reason}",
+            f"the folder {place.folder.absolute()} is incomplete or damaged; copy it anew",
         )
     from huggingface_hub import constants
 

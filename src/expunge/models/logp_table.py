@@ -28,7 +28,8 @@ class LogpTable:
         row_R: [R] int64 row numbers, ascending.
         start_R: [R + 1] int64, where each row's labels begin, and the end.
         logp_L: [L] float32 log-probabilities, nats.
-        label_L: [L] int64 label tokens, which prove at every look-up that the row is the one that was computed.
+        label_L: [L] int64 label tokens, which prove at every look-up that the row is the one that was
+            computed.
     """
 
     row_R: Tensor
@@ -69,11 +70,15 @@ class LogpTable:
         place_B = torch.searchsorted(self.row_R, row_B).clamp(max=len(self.row_R) - 1)
         assert torch.equal(self.row_R[place_B], row_B), missing
         start_B, stop_B = self.start_R[place_B], self.start_R[place_B + 1]
-        assert torch.equal(stop_B - start_B, mask_BN.sum(-1)), "a row of the reference table has another number of labels than the batch's"
+        assert torch.equal(stop_B - start_B, mask_BN.sum(-1)), (
+            "a row of the reference table has another number of labels than the batch's"
+        )
         if not len(self.logp_L):
             return torch.zeros(mask_BN.shape)
         source_BN = (start_B.unsqueeze(-1) + torch.arange(mask_BN.shape[1])).clamp(max=len(self.logp_L) - 1)
-        assert not ((self.label_L[source_BN] != label_BN) & mask_BN).any(), "a row of the reference table has other labels than the batch's"
+        assert not ((self.label_L[source_BN] != label_BN) & mask_BN).any(), (
+            "a row of the reference table has other labels than the batch's"
+        )
         return torch.where(mask_BN, self.logp_L[source_BN], torch.zeros(()))
 
     def write(self, folder: Path, name: str, key: Mapping[str, Any]) -> None:
@@ -81,7 +86,13 @@ class LogpTable:
         path = folder / f"{name}.safetensors"
         tensors = {"row": self.row_R, "start": self.start_R, "logp": self.logp_L, "label": self.label_L}
         files.atomic_write(path, lambda temporary: save_file(tensors, temporary))
-        about = {"schema": SCHEMA, "key": dict(key), "rows": len(self.row_R), "tokens": len(self.logp_L), "content": self._content()}
+        about = {
+            "schema": SCHEMA,
+            "key": dict(key),
+            "rows": len(self.row_R),
+            "tokens": len(self.logp_L),
+            "content": self._content(),
+        }
         files.write_json(folder / f"{name}.json", about)
 
     @classmethod

@@ -1,8 +1,9 @@
 """Logits at label positions only: the vocabulary never exists where no label counts.
 
-The positions are picked before the vocabulary projection, in a forward-pre-hook on the model's output embeddings, while the model
-itself is called as whoever wrapped it wants it called. Calling the base model and the projection apart instead would bypass what DDP,
-FSDP or PEFT do around the forward pass and give wrong gradients.
+The positions are picked before the vocabulary projection, in a forward-pre-hook on the model's output
+embeddings, while the model itself is called as whoever wrapped it wants it called. Calling the base model and
+the projection apart instead would bypass what DDP, FSDP or PEFT do around the forward pass and give wrong
+gradients.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ class LabelOutputs(NamedTuple):
         logits_BNV: [B, N, V] logits that predict the labels, in the dtype the model computes.
         label_BN: [B, N] int64 labels; 0 where padded.
         mask_BN: [B, N] bool, True = a label.
-        hidden_BTD: [B, T, D] output of the module asked for, at every position, unshifted; None where none was asked for.
+        hidden_BTD: [B, T, D] output of the module asked for, at every position, unshifted; None where none
+            was asked for.
         hidden_LBTD: [L, B, T, D] outputs of the modules asked for, where a sequence of them was; else None.
     """
 
@@ -49,16 +51,17 @@ def label_outputs(
 ) -> LabelOutputs:
     """Run `model` on a side of a batch and keep only what predicts its labels.
 
-    Differentiable, and usable under `torch.func` grad, jvp and vmap: positions are gathered, never selected by a boolean mask. Under
-    vmap pass `index`, since finding the positions reads a count off the device.
+    Differentiable, and usable under `torch.func` grad, jvp and vmap: positions are gathered, never selected
+    by a boolean mask. Under vmap pass `index`, since finding the positions reads a count off the device.
 
     Args:
         model: the model, wrapped or not (DDP, FSDP, PEFT, torch.compile).
         side: tokens, attention mask and label mask, [B, T].
         index: the label positions, if they are known already.
-        hidden: regular expression that matches the whole name of one module, whose output is kept as `hidden_BTD`; a sequence of them:
-            their outputs are stacked as `hidden_LBTD`.
-        call: what to call in the model's place, such as a `torch.func.functional_call` of it; the model by default.
+        hidden: regular expression that matches the whole name of one module, whose output is kept as
+            `hidden_BTD`; a sequence of them: their outputs are stacked as `hidden_LBTD`.
+        call: what to call in the model's place, such as a `torch.func.functional_call` of it; the model by
+            default.
         **kwargs: further arguments of the model's forward.
 
     Returns:
@@ -69,7 +72,11 @@ def label_outputs(
     """
     index = label_index(side["input_ids"], side["label_mask"]) if index is None else index
     inner = unwrapped(model)
-    inputs: dict[str, Any] = {"input_ids": side["input_ids"], "attention_mask": side["attention_mask"], "use_cache": False}
+    inputs: dict[str, Any] = {
+        "input_ids": side["input_ids"],
+        "attention_mask": side["attention_mask"],
+        "use_cache": False,
+    }
     if "position_ids" in side:
         inputs["position_ids"] = side["position_ids"]
     elif _takes_position_ids(inner):
@@ -77,7 +84,9 @@ def label_outputs(
         inputs["position_ids"] = (side["attention_mask"].long().cumsum(-1) - 1).clamp(min=0)
     with _gathered(inner, index.predictor_BN) as fired, _captured(inner, hidden) as kept:
         output = (call or model)(**{**inputs, **kwargs})
-    assert fired == [True], f"the output embeddings of {type(inner).__name__} ran {len(fired)} times in one forward pass, not once"
+    assert fired == [True], (
+        f"the output embeddings of {type(inner).__name__} ran {len(fired)} times in one forward pass, not once"
+    )
     one = kept[0] if isinstance(hidden, str) else None
     several = torch.stack(kept) if kept and one is None else None
     return LabelOutputs(output.logits, index.label_BN, index.mask_BN, one, several)
@@ -86,9 +95,12 @@ def label_outputs(
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside DDP, FSDP or torch.compile; an adapter is not a wrapper in this sense and stays."""
     while True:
-        # A compiled module forwards every attribute of the one inside, so it is told by its child's name alone.
+        # A compiled module forwards every attribute of the one inside, so it is told by its child's name
+        # alone.
         names = ("_orig_mod",) if hasattr(model, "get_output_embeddings") else ("_orig_mod", "module")
-        inner: nn.Module | None = next((child for name in names if (child := model._modules.get(name)) is not None), None)
+        inner: nn.Module | None = next(
+            (child for name in names if (child := model._modules.get(name)) is not None), None
+        )
         if inner is None:
             return model
         model = inner
@@ -103,21 +115,33 @@ def module_named(model: nn.Module, pattern: str) -> nn.Module:
     try:
         expression = re.compile(rf"(?:base_model\.model\.)?(?:{pattern})")
     except re.error as error:
-        raise UserError(f"module_regex '{pattern}' is not a regular expression: {error}", "write it as in Python's re module") from error
+        raise UserError(
+            f"module_regex '{pattern}' is not a regular expression: {error}",
+            "write it as in Python's re module",
+        ) from error
     modules: dict[str, nn.Module] = dict(model.named_modules())
     found = [name for name in modules if expression.fullmatch(name)]
     if len(found) == 1:
         return modules[found[0]]
     if found:
-        raise UserError(f"module_regex '{pattern}' matches {len(found)} modules: {', '.join(found[:5])}", "make it match exactly one")
+        raise UserError(
+            f"module_regex '{pattern}' matches {len(found)} modules: {', '.join(found[:5])}",
+            "make it match exactly one",
+        )
     plain = re.sub(r"\\(.)", r"\1", pattern)
-    near = ", ".join(nearest(plain, [name for name in modules if name], count=5)) or ", ".join(list(modules)[1:6])
-    raise UserError(f"module_regex '{pattern}' matches no module of {type(model).__name__}", f"the nearest are: {near}")
+    near = ", ".join(nearest(plain, [name for name in modules if name], count=5)) or ", ".join(
+        list(modules)[1:6]
+    )
+    raise UserError(
+        f"module_regex '{pattern}' matches no module of {type(model).__name__}", f"the nearest are: {near}"
+    )
 
 
 def modules_named(model: nn.Module, patterns: str | Sequence[str]) -> list[nn.Module]:
     """The module of each pattern, see `module_named`."""
-    return [module_named(model, pattern) for pattern in ([patterns] if isinstance(patterns, str) else patterns)]
+    return [
+        module_named(model, pattern) for pattern in ([patterns] if isinstance(patterns, str) else patterns)
+    ]
 
 
 @contextmanager
@@ -125,7 +149,10 @@ def _gathered(model: nn.Module, predictor_BN: Tensor) -> Iterator[list[bool]]:
     """While open, the output embeddings of `model` see the hidden states of `predictor_BN` only; yields a record of each time."""
     head = cast(Any, model).get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if not isinstance(head, nn.Module):
-        raise UserError(f"{type(model).__name__} has no output embeddings", "give a causal language model, one with a vocabulary head")
+        raise UserError(
+            f"{type(model).__name__} has no output embeddings",
+            "give a causal language model, one with a vocabulary head",
+        )
     fired: list[bool] = []
 
     def gather(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

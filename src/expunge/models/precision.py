@@ -56,7 +56,9 @@ def compute_dtype(asked: Any, of_checkpoint: Any, where: torch.device, notices: 
         asked = of_checkpoint
     dtype = torch.float32 if asked is None else parse_dtype("torch_dtype", asked)
     if dtype is torch.bfloat16 and not supports_bf16(where):
-        notices.append(f"torch_dtype=bfloat16: this {where.type} has no bfloat16 arithmetic, computing in float32")
+        notices.append(
+            f"torch_dtype=bfloat16: this {where.type} has no bfloat16 arithmetic, computing in float32"
+        )
         return torch.float32
     if dtype is torch.float16 and where.type == "cpu":
         notices.append("torch_dtype=float16: float16 is not computed on a CPU, computing in float32")

@@ -1,7 +1,7 @@
 """The model before unlearning, as cheaply as what is asked of it allows.
 
-Per-token log-probs of rows that never change are computed once, written down and looked up; only a loss that reads the reference's whole
-distribution needs a second model in memory.
+Per-token log-probs of rows that never change are computed once, written down and looked up; only a loss that
+reads the reference's whole distribution needs a second model in memory.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class ReferenceOutputs(NamedTuple):
     Attributes:
         logp_BN: [B, N] log-probabilities of the labels, float32.
         logits_BNV: [B, N, V]; None where only log-probs were cached.
-        hidden_BTD: [B, T, D] output of the module asked for; None where none was, or only log-probs were cached.
+        hidden_BTD: [B, T, D] output of the module asked for; None where none was, or only log-probs were
+            cached.
         hidden_LBTD: [L, B, T, D] outputs of the modules asked for, where a sequence of them was.
     """
 
@@ -59,7 +60,8 @@ def plan_reference(needs: Iterable[Need]) -> Literal["none", "cached", "frozen"]
 class FrozenCopy:
     """A copy of the model in eval mode, without gradients.
 
-    Make it before training starts and before the model is wrapped. It is copied in memory, so it needs as much again.
+    Make it before training starts and before the model is wrapped. It is copied in memory, so it needs as
+    much again.
 
     Args:
         model: the model before unlearning.
@@ -67,7 +69,13 @@ class FrozenCopy:
         hidden: regular expression of the module whose output is wanted as well, or a sequence of them.
     """
 
-    def __init__(self, model: nn.Module, *, autocast_dtype: torch.dtype | None = None, hidden: str | Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        autocast_dtype: torch.dtype | None = None,
+        hidden: str | Sequence[str] | None = None,
+    ) -> None:
         self.model = copy.deepcopy(unwrapped(model)).requires_grad_(False).eval()
         self.autocast_dtype, self.hidden = autocast_dtype, hidden
 
@@ -78,7 +86,9 @@ class FrozenCopy:
             self.model.to(where)
         with torch.no_grad(), runtime.autocast(where, self.autocast_dtype):
             out = label_outputs(self.model, side, hidden=self.hidden)
-        return ReferenceOutputs(token_logp(out.logits_BNV, out.label_BN), out.logits_BNV, out.hidden_BTD, out.hidden_LBTD)
+        return ReferenceOutputs(
+            token_logp(out.logits_BNV, out.label_BN), out.logits_BNV, out.hidden_BTD, out.hidden_LBTD
+        )
 
 
 class CachedReference:
@@ -107,7 +117,8 @@ class CachedReference:
         """Take from `folder` what was computed for the same model and rows before; compute and write down the rest.
 
         Args:
-            model: the model before unlearning, not wrapped yet. Computes in eval mode; its modules' modes are put back.
+            model: the model before unlearning, not wrapped yet. Computes in eval mode; its modules' modes are
+                put back.
             views: the encoded rows by side.
             folder: `<run>/reference`.
             pad_id: token to pad with.
@@ -126,11 +137,15 @@ class CachedReference:
         }
         tables = {}
         for side, view in views.items():
-            assert len({item.row for item in view}) == len(view), f"two examples of the side {side!r} share a row number"
+            assert len({item.row for item in view}) == len(view), (
+                f"two examples of the side {side!r} share a row number"
+            )
             wanted = {item.row for item in view} if rows is None or side not in rows else set(rows[side])
             side_key = {**key, "rows": view_fingerprint(view)}
             found = runtime.from_rank_0(partial(LogpTable.read, folder, side, side_key))
-            missing = [item for item in view if item.row in wanted and (found is None or item.row not in found)]
+            missing = [
+                item for item in view if item.row in wanted and (found is None or item.row not in found)
+            ]
             if missing:
                 with evaluating(model):
                     computed = _compute(model, missing, pad_id, autocast_dtype, max_tokens)
@@ -150,7 +165,12 @@ class CachedReference:
 
 def view_fingerprint(view: Iterable[Encoded]) -> str:
     """Hash of encoded rows: tokens, label masks and what is hidden, by row."""
-    return fingerprint([[item.row, item.input_ids, item.label_mask, *([item.hidden] if item.hidden is not None else [])] for item in view])
+    return fingerprint(
+        [
+            [item.row, item.input_ids, item.label_mask, *([item.hidden] if item.hidden is not None else [])]
+            for item in view
+        ]
+    )
 
 
 @contextmanager
@@ -165,7 +185,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _compute(model: nn.Module, items: Sequence[Encoded], pad_id: int, dtype: torch.dtype | None, max_tokens: int) -> LogpTable:
+def _compute(
+    model: nn.Module, items: Sequence[Encoded], pad_id: int, dtype: torch.dtype | None, max_tokens: int
+) -> LogpTable:
     """Log-probs of rows, computed on all ranks together."""
     where = next(model.parameters()).device
     batches = token_budgeted_batches([len(item.input_ids) for item in items], max_tokens)
@@ -176,6 +198,8 @@ def _compute(model: nn.Module, items: Sequence[Encoded], pad_id: int, dtype: tor
         with torch.no_grad(), runtime.autocast(where, dtype):
             out = label_outputs(model, side)
             logp_BN = token_logp(out.logits_BNV, out.label_BN)
-        for item, logp_N, label_N, mask_N in zip(members, logp_BN.cpu(), out.label_BN.cpu(), out.mask_BN.cpu(), strict=True):
+        for item, logp_N, label_N, mask_N in zip(
+            members, logp_BN.cpu(), out.label_BN.cpu(), out.mask_BN.cpu(), strict=True
+        ):
             by_row[item.row] = (logp_N[mask_N].float(), label_N[mask_N])
     return LogpTable.of({row: values for part in runtime.gathered(by_row) for row, values in part.items()})

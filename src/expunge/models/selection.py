@@ -37,18 +37,23 @@ def train_only(model: nn.Module, patterns: str | Sequence[str]) -> list[str]:
         UserError: a pattern that matches nothing that is trained, or is no regular expression.
     """
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-    parameters = {plain_name(name): parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    parameters = {
+        plain_name(name): parameter for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
     kept: set[str] = set()
     for pattern in patterns:
         try:
             expression = re.compile(pattern)
         except re.error as error:
             raise UserError(
-                f"trainable_params_regex '{pattern}' is not a regular expression: {error}", "write it as in Python's re"
+                f"trainable_params_regex '{pattern}' is not a regular expression: {error}",
+                "write it as in Python's re",
             ) from error
         found = [name for name in parameters if expression.fullmatch(name)]
         if not found:
-            near = ", ".join(nearest(re.sub(r"\\(.)", r"\1", pattern), list(parameters), count=5)) or ", ".join(list(parameters)[:5])
+            near = ", ".join(
+                nearest(re.sub(r"\\(.)", r"\1", pattern), list(parameters), count=5)
+            ) or ", ".join(list(parameters)[:5])
             raise UserError(
                 f"trainable_params_regex '{pattern}' matches no parameter of {type(model).__name__} that is trained",
                 f"the nearest are: {near}",
@@ -62,7 +67,8 @@ def train_only(model: nn.Module, patterns: str | Sequence[str]) -> list[str]:
 def freeze_unreached(model: nn.Module, hidden: str | Sequence[str]) -> list[str]:
     """Freeze the parameters on which the outputs of the modules named do not depend: those of later layers.
 
-    They would get no gradient anyway; DDP waits for one from every parameter that the model's output depends on.
+    They would get no gradient anyway; DDP waits for one from every parameter that the model's output depends
+    on.
 
     Args:
         model: not wrapped yet.
@@ -74,13 +80,23 @@ def freeze_unreached(model: nn.Module, hidden: str | Sequence[str]) -> list[str]
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     where = next(model.parameters()).device
     ids_BT = torch.zeros(1, 2, dtype=torch.long, device=where)
-    side: Side = {"input_ids": ids_BT, "attention_mask": torch.ones_like(ids_BT), "label_mask": torch.ones_like(ids_BT).bool()}
+    side: Side = {
+        "input_ids": ids_BT,
+        "attention_mask": torch.ones_like(ids_BT),
+        "label_mask": torch.ones_like(ids_BT).bool(),
+    }
     with torch.enable_grad():
         outputs = label_outputs(model, side, hidden=hidden)
         states = outputs.hidden_BTD if outputs.hidden_LBTD is None else outputs.hidden_LBTD
         assert states is not None, "label_outputs gives what it is asked for"
-        found = torch.autograd.grad(states.float().sum(), [parameter for _, parameter in named], allow_unused=True)
-    unreached = [(name, parameter) for (name, parameter), gradient in zip(named, found, strict=True) if gradient is None]
+        found = torch.autograd.grad(
+            states.float().sum(), [parameter for _, parameter in named], allow_unused=True
+        )
+    unreached = [
+        (name, parameter)
+        for (name, parameter), gradient in zip(named, found, strict=True)
+        if gradient is None
+    ]
     for _, parameter in unreached:
         parameter.requires_grad_(False)
     return [name for name, _ in unreached]

@@ -17,7 +17,16 @@ KEYS = (
     "gguf_file", "use_fast", "padding_side", "pad_token", "add_bos_token", "legacy",
 )  # fmt: skip
 FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
-RESERVED = ("<|finetune_right_pad_id|>", "<|pad|>", "<pad>", "[PAD]", "<|endoftext|>", "<|vision_pad|>", "<unk>", "[UNK]")
+RESERVED = (
+    "<|finetune_right_pad_id|>",
+    "<|pad|>",
+    "<pad>",
+    "[PAD]",
+    "<|endoftext|>",
+    "<|vision_pad|>",
+    "<unk>",
+    "[UNK]",
+)
 """Tokens that vocabularies carry and answers do not, in the order of preference. Masks come from the encoding, so that even one that also
 ends texts hides no label."""
 
@@ -25,8 +34,9 @@ ends texts hides no label."""
 def load_tokenizer(tokenizer_args: Mapping[str, Any], *, notices: list[str] | None = None) -> Any:
     """Load a tokenizer and see that it can pad.
 
-    A tokenizer without a pad token gets one that its vocabulary already has: a reserved one, else the end-of-text token. The vocabulary,
-    and so the model's embeddings, never grow. Nothing relies on `padding_side`: batches are padded from the encoding.
+    A tokenizer without a pad token gets one that its vocabulary already has: a reserved one, else the
+    end-of-text token. The vocabulary, and so the model's embeddings, never grow. Nothing relies on
+    `padding_side`: batches are padded from the encoding.
 
     Args:
         tokenizer_args: keys of `from_pretrained` (`KEYS`); the path `expunge/mini` is the embedded tokenizer.
@@ -42,9 +52,15 @@ def load_tokenizer(tokenizer_args: Mapping[str, Any], *, notices: list[str] | No
     if faults:
         raise UserError.of(faults)
     place = locate(tokenizer_args, "model.tokenizer_args")
-    if is_adapter_folder(place.folder) and place.folder is not None and not any((place.folder / name).is_file() for name in FILES):
+    if (
+        is_adapter_folder(place.folder)
+        and place.folder is not None
+        and not any((place.folder / name).is_file() for name in FILES)
+    ):
         # An adapter saved without a tokenizer has that of its base.
-        place = locate(BaseRecord.read(place.folder).model_args, "the base of the adapter in model.tokenizer_args")
+        place = locate(
+            BaseRecord.read(place.folder).model_args, "the base of the adapter in model.tokenizer_args"
+        )
     given = {key: value for key, value in tokenizer_args.items() if value is not None}
     for key in ("pretrained_model_name_or_path", "gguf_file", "pad_token"):
         given.pop(key, None)
@@ -68,17 +84,24 @@ def ensure_pad_token(tokenizer: Any, asked: str | None = None, notices: list[str
         notices: told which token was taken.
 
     Raises:
-        UserError: the token asked for is not in the vocabulary, or there is no end-of-text token to fall back on.
+        UserError: the token asked for is not in the vocabulary, or there is no end-of-text token to fall back
+            on.
     """
     if asked is None and tokenizer.pad_token_id is not None:
         return
     vocabulary = tokenizer.get_vocab()
     if asked is not None and asked not in vocabulary:
-        raise UserError(f"pad_token {asked!r} is not in the tokenizer's vocabulary", "choose a token that is: embeddings are never resized")
+        raise UserError(
+            f"pad_token {asked!r} is not in the tokenizer's vocabulary",
+            "choose a token that is: embeddings are never resized",
+        )
     candidates = (asked,) if asked is not None else (*RESERVED, tokenizer.eos_token)
     token = next((name for name in candidates if name is not None and name in vocabulary), None)
     if token is None:
-        raise UserError("the tokenizer has neither a pad token nor an end-of-text token", "give model.tokenizer_args.pad_token")
+        raise UserError(
+            "the tokenizer has neither a pad token nor an end-of-text token",
+            "give model.tokenizer_args.pad_token",
+        )
     tokenizer.pad_token = token
     tokenizer.init_kwargs[PAD_ADDED] = asked is None
     if notices is not None and asked is None:

@@ -46,32 +46,52 @@ def adamw(
 
 
 def adamw_8bit(
-    groups: list[dict[str, Any]], args: OptimizerArgs, *, betas: tuple[float, float] | None = None, eps: float | None = None
+    groups: list[dict[str, Any]],
+    args: OptimizerArgs,
+    *,
+    betas: tuple[float, float] | None = None,
+    eps: float | None = None,
 ) -> torch.optim.Optimizer:
     """AdamW with moments in 8 bits (arXiv:2110.02861), by bitsandbytes; torch's AdamW, with a notice, where that cannot run."""
     return _bitsandbytes("AdamW8bit", groups, args, betas, eps)
 
 
 def paged_adamw(
-    groups: list[dict[str, Any]], args: OptimizerArgs, *, betas: tuple[float, float] | None = None, eps: float | None = None
+    groups: list[dict[str, Any]],
+    args: OptimizerArgs,
+    *,
+    betas: tuple[float, float] | None = None,
+    eps: float | None = None,
 ) -> torch.optim.Optimizer:
     """AdamW whose moments move to the host's memory when the device's is full, by bitsandbytes; else as `adamw_8bit`."""
     return _bitsandbytes("PagedAdamW32bit", groups, args, betas, eps)
 
 
 def paged_adamw_8bit(
-    groups: list[dict[str, Any]], args: OptimizerArgs, *, betas: tuple[float, float] | None = None, eps: float | None = None
+    groups: list[dict[str, Any]],
+    args: OptimizerArgs,
+    *,
+    betas: tuple[float, float] | None = None,
+    eps: float | None = None,
 ) -> torch.optim.Optimizer:
     """`adamw_8bit` in paged memory."""
     return _bitsandbytes("PagedAdamW8bit", groups, args, betas, eps)
 
 
 def _bitsandbytes(
-    name: str, groups: list[dict[str, Any]], args: OptimizerArgs, betas: tuple[float, float] | None, eps: float | None
+    name: str,
+    groups: list[dict[str, Any]],
+    args: OptimizerArgs,
+    betas: tuple[float, float] | None,
+    eps: float | None,
 ) -> torch.optim.Optimizer:
     reason = why_not_bitsandbytes(name, _devices(groups))
     if reason:
-        logger.warning("%s cannot be used: %s; taken as torch's AdamW, which takes the same step in full precision", name, reason)
+        logger.warning(
+            "%s cannot be used: %s; taken as torch's AdamW, which takes the same step in full precision",
+            name,
+            reason,
+        )
         return adamw(groups, args, betas=betas, eps=eps)
     optimizers = importlib.import_module("bitsandbytes").optim
     optimizer: torch.optim.Optimizer = getattr(optimizers, name)(
@@ -87,7 +107,8 @@ def _bitsandbytes(
 def why_not_bitsandbytes(name: str, devices: set[str]) -> str:
     """Why an optimizer of bitsandbytes cannot move parameters on these devices; empty where it can.
 
-    Which devices have which of them depends on bitsandbytes' version and build, and shows at the first step only: one is tried.
+    Which devices have which of them depends on bitsandbytes' version and build, and shows at the first step
+    only: one is tried.
     """
     if importlib.util.find_spec("bitsandbytes") is None:
         return 'bitsandbytes is not installed (pip install "expunge[quantized]")'
@@ -97,7 +118,9 @@ def why_not_bitsandbytes(name: str, devices: set[str]) -> str:
         try:
             getattr(importlib.import_module("bitsandbytes").optim, name)([trial]).step()
         except (RuntimeError, NotImplementedError, ValueError, AttributeError, AssertionError) as error:
-            return f"bitsandbytes cannot take its step on {device}: {type(error).__name__}: {str(error)[:200]}"
+            return (
+                f"bitsandbytes cannot take its step on {device}: {type(error).__name__}: {str(error)[:200]}"
+            )
     return ""
 
 

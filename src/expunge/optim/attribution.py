@@ -46,9 +46,11 @@ def build_mask(
         model: as it is before unlearning; it is left as it was found, without gradients.
         score: see `scores`.
         ratio: the share of the scored weights that may be updated.
-        forget: batches of the forget rows, on the model's device; needed by scores that read them, gone through once for each quantity.
+        forget: batches of the forget rows, on the model's device; needed by scores that read them, gone
+            through once for each quantity.
         retain: batches of the retain rows.
-        params: regular expression that a parameter's whole name must match to be scored; the others stay frozen. None = all trainable ones.
+        params: regular expression that a parameter's whole name must match to be scored; the others stay
+            frozen. None = all trainable ones.
         seed: of random scores.
         fingerprint: of the model, where it is known; else it is taken from the weights.
         **options: keyword-only parameters of the score.
@@ -62,7 +64,9 @@ def build_mask(
     reads = _bound(score, options, forget, retain)
     inner = unwrapped(model)
     parameters = {name: p for name, p in inner.named_parameters() if p.requires_grad}
-    scored = {name: p for name, p in parameters.items() if params is None or _expression(params).fullmatch(name)}
+    scored = {
+        name: p for name, p in parameters.items() if params is None or _expression(params).fullmatch(name)
+    }
     quantities: dict[str, Mapping[str, Tensor]] = {}
     with _eval(inner):
         if "forget_grad_P" in reads and forget is not None:
@@ -73,11 +77,17 @@ def build_mask(
             quantities["input_rms_P"] = input_rms(inner, forget)
     names = [name for name in scored if all(name in found for found in quantities.values())]
     if not names:
-        raise UserError("there is no weight to score", f"trainable are: {', '.join(list(parameters)[:5]) or 'none'}")
+        raise UserError(
+            "there is no weight to score", f"trainable are: {', '.join(list(parameters)[:5]) or 'none'}"
+        )
     left = [name for name in parameters if name not in names]
     if left:
         logger.info(
-            "%d of %d parameters are not scored by %s and stay frozen, such as %s", len(left), len(parameters), score.__name__, left[0]
+            "%d of %d parameters are not scored by %s and stay frozen, such as %s",
+            len(left),
+            len(parameters),
+            score.__name__,
+            left[0],
         )
 
     @torch.no_grad()
@@ -85,7 +95,9 @@ def build_mask(
         weight_P = scored[name].detach().float()
         values = {key: found[name] for key, found in quantities.items()}
         if "uniform_P" in reads:
-            values["uniform_P"] = torch.rand(weight_P.shape, generator=runtime.generator(seed, "mask", name)).to(weight_P.device)
+            values["uniform_P"] = torch.rand(
+                weight_P.shape, generator=runtime.generator(seed, "mask", name)
+            ).to(weight_P.device)
         return score(*({"weight_P": weight_P, **values}[key] for key in reads), **options)
 
     frozen = {name: torch.zeros_like(parameters[name], dtype=torch.bool) for name in left}
@@ -117,14 +129,18 @@ def mean_gradients(model: nn.Module, sides: Iterable[Side]) -> dict[str, Tensor]
     for side in sides:
         outputs = label_outputs(model, side)
         with torch.enable_grad():
-            torch.autograd.backward(-masked_sum(token_logp(outputs.logits_BNV, outputs.label_BN), outputs.mask_BN).sum())
+            torch.autograd.backward(
+                -masked_sum(token_logp(outputs.logits_BNV, outputs.label_BN), outputs.mask_BN).sum()
+            )
         tokens += int(outputs.mask_BN.sum())
         for name, parameter in parameters.items():
             if parameter.grad is not None:
                 total[name].add_(parameter.grad)
         clear_gradients(model)
     if tokens == 0:
-        raise UserError("the rows to score weights by have no label token", "check the split and the template")
+        raise UserError(
+            "the rows to score weights by have no label token", "check the split and the template"
+        )
     for value in total.values():
         value.div_(tokens)
     return total
@@ -133,8 +149,8 @@ def mean_gradients(model: nn.Module, sides: Iterable[Side]) -> dict[str, Tensor]
 def input_rms(model: nn.Module, sides: Iterable[Side]) -> dict[str, Tensor]:
     """Per weight of each Linear, sqrt(mean x^2) of the input that it multiplies, over all real tokens of all batches.
 
-    A weight that several modules share (tied embeddings) has its input as a Linear. A layer whose inputs are not laid out [B, T, D] is left
-    out, since it cannot be told which of them are padding.
+    A weight that several modules share (tied embeddings) has its input as a Linear. A layer whose inputs are
+    not laid out [B, T, D] is left out, since it cannot be told which of them are padding.
 
     Args:
         model: the model.
@@ -159,7 +175,8 @@ def input_rms(model: nn.Module, sides: Iterable[Side]) -> dict[str, Tensor]:
         sums[name] = sums[name] + square_D if name in sums else square_D
 
     linears = [m for m in model.modules() if isinstance(m, nn.Linear) and id(m.weight) in names]
-    # Before `label_outputs` registers its own hook, so that the vocabulary projection is seen at all positions, too.
+    # Before `label_outputs` registers its own hook, so that the vocabulary projection is seen at all
+    # positions, too.
     handles = [module.register_forward_pre_hook(add) for module in linears]
     try:
         for side in sides:
@@ -171,7 +188,11 @@ def input_rms(model: nn.Module, sides: Iterable[Side]) -> dict[str, Tensor]:
         for handle in handles:
             handle.remove()
     shapes = {name: p.shape for name, p in model.named_parameters()}
-    return {name: (total / tokens).sqrt().expand(shapes[name]) for name, total in sums.items() if name not in unclear}
+    return {
+        name: (total / tokens).sqrt().expand(shapes[name])
+        for name, total in sums.items()
+        if name not in unclear
+    }
 
 
 def _bound(score: Score, options: Mapping[str, Any], forget: Any, retain: Any) -> list[str]:
@@ -181,14 +202,26 @@ def _bound(score: Score, options: Mapping[str, Any], forget: Any, retain: Any) -
     takes: list[str] = []
     for parameter in inspect.signature(score).parameters.values():
         (takes if parameter.kind is parameter.KEYWORD_ONLY else reads).append(parameter.name)
-    faults += [unknown(f"quantity that the score {score.__name__} reads", name, READS) for name in reads if name not in READS]
     faults += [
-        unknown(f"option of the mask {score.__name__}", name, [*takes, "ratio", "params", "path"]) for name in options if name not in takes
+        unknown(f"quantity that the score {score.__name__} reads", name, READS)
+        for name in reads
+        if name not in READS
     ]
-    for side, given, quantities in (("forget", forget, ("forget_grad_P", "input_rms_P")), ("retain", retain, ("retain_grad_P",))):
+    faults += [
+        unknown(f"option of the mask {score.__name__}", name, [*takes, "ratio", "params", "path"])
+        for name in options
+        if name not in takes
+    ]
+    for side, given, quantities in (
+        ("forget", forget, ("forget_grad_P", "input_rms_P")),
+        ("retain", retain, ("retain_grad_P",)),
+    ):
         if given is None and set(quantities) & set(reads):
             faults.append(
-                Fault(f"the mask {score.__name__} reads the {side} rows, and there are none", f"give data.{side}, or another mask")
+                Fault(
+                    f"the mask {score.__name__} reads the {side} rows, and there are none",
+                    f"give data.{side}, or another mask",
+                )
             )
     if faults:
         raise UserError.of(faults)
@@ -205,7 +238,8 @@ def _expression(pattern: str) -> re.Pattern[str]:
         return re.compile(pattern)
     except re.error as error:
         raise UserError(
-            f"the mask's params {pattern!r} is not a regular expression: {error}", "write it as in Python's re module"
+            f"the mask's params {pattern!r} is not a regular expression: {error}",
+            "write it as in Python's re module",
         ) from error
 
 

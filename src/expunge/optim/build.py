@@ -47,7 +47,12 @@ SCORES = {
     "wanda": "expunge.optim.scores:wanda",
     "random": "expunge.optim.scores:uniform",
 }
-OF_ARGS = {"lr": "learning_rate", "learning_rate": "learning_rate", "weight_decay": "weight_decay", "wd": "weight_decay"}
+OF_ARGS = {
+    "lr": "learning_rate",
+    "learning_rate": "learning_rate",
+    "weight_decay": "weight_decay",
+    "wd": "weight_decay",
+}
 
 Spec = str | Mapping[str, Any]
 
@@ -56,8 +61,8 @@ def build_optimizer(spec: Spec, model: nn.Module, args: OptimizerArgs) -> torch.
     """Build an optimizer over the trainable parameters of a model, without weight decay on norms and biases.
 
     Args:
-        spec: a name (`adamw`, `sophia`, ...), "module:function", or a mapping with `handler` (either of these) and keyword arguments; a key
-            `rules` is not the optimizer's and is passed over.
+        spec: a name (`adamw`, `sophia`, ...), "module:function", or a mapping with `handler` (either of
+            these) and keyword arguments; a key `rules` is not the optimizer's and is passed over.
         model: the model, on its device.
         args: learning rate, weight decay and Adam's constants: those of TrainingArguments.
 
@@ -70,22 +75,29 @@ def build_optimizer(spec: Spec, model: nn.Module, args: OptimizerArgs) -> torch.
     handler, given = _split(spec, OPTIMIZERS, "optimizer")
     build = _find(handler, OPTIMIZERS, "optimizer")
     for key in [key for key in given if key in OF_ARGS and key not in _options(build)]:
-        raise UserError(f"trainer.optimizer.{key} is not read", f"give trainer.args.{OF_ARGS[key]}={given[key]}")
+        raise UserError(
+            f"trainer.optimizer.{key} is not read", f"give trainer.args.{OF_ARGS[key]}={given[key]}"
+        )
     _check_options(f"trainer.optimizer ({handler})", build, given)
     optimizer: torch.optim.Optimizer = build(decay_groups(model, args.weight_decay), args, **given)
     return optimizer
 
 
-def optimizer_factory(spec: Spec | None) -> Callable[[nn.Module, OptimizerArgs], torch.optim.Optimizer] | None:
+def optimizer_factory(
+    spec: Spec | None,
+) -> Callable[[nn.Module, OptimizerArgs], torch.optim.Optimizer] | None:
     """What builds the optimizer once model and arguments are there; None where nothing was chosen."""
     return partial(build_optimizer, spec) if spec else None
 
 
-def build_rules(spec: Spec | None, optimizer: torch.optim.Optimizer, mask: WeightMask | None = None) -> list[StepRule]:
+def build_rules(
+    spec: Spec | None, optimizer: torch.optim.Optimizer, mask: WeightMask | None = None
+) -> list[StepRule]:
     """The rules about the step of an optimizer, in the order in which they are called.
 
     Args:
-        spec: as for `build_optimizer`; its key `rules` holds by name a mapping with `handler` and keyword arguments, or null for none.
+        spec: as for `build_optimizer`; its key `rules` holds by name a mapping with `handler` and keyword
+            arguments, or null for none.
         optimizer: what was built; Sophia brings the rule that estimates its curvature.
         mask: the mask the optimizer is held to.
 
@@ -116,8 +128,8 @@ def mask_of(
     """The mask that a configuration asks for: read from `path`, or made by a score.
 
     Args:
-        spec: null for none; else a score's name, or a mapping with `handler` and the options of `attribution.build_mask` and of the
-            score, or with `path`, the file of a mask.
+        spec: null for none; else a score's name, or a mapping with `handler` and the options of
+            `attribution.build_mask` and of the score, or with `path`, the file of a mask.
         model: as it is before unlearning, on its device.
         forget: batches of the forget rows; gone through once for each quantity that the score reads.
         retain: batches of the retain rows.
@@ -131,7 +143,10 @@ def mask_of(
         return None
     if not isinstance(spec, str) and spec.get("path"):
         if further := sorted(set(spec) - {"path", "handler"}):
-            raise UserError(f"trainer.mask.path is given with {', '.join(further)}", "a mask that is read has been made: leave them out")
+            raise UserError(
+                f"trainer.mask.path is given with {', '.join(further)}",
+                "a mask that is read has been made: leave them out",
+            )
         return WeightMask.load(Path(str(spec["path"])).expanduser(), model, fingerprint)
     handler, given = _split(spec, SCORES, "mask")
     given.pop("path", None)
@@ -162,9 +177,14 @@ def _find(handler: str, known: Mapping[str, str], kind: str) -> Callable[..., An
     try:
         found = getattr(importlib.import_module(module_name), name, None)
     except ModuleNotFoundError as error:
-        raise UserError(f"{kind} {handler}: there is no module {error.name!r}", f"known: {', '.join(known)}, or module:function") from error
+        raise UserError(
+            f"{kind} {handler}: there is no module {error.name!r}",
+            f"known: {', '.join(known)}, or module:function",
+        ) from error
     if not callable(found):
-        raise UserError(f"{kind} {handler}: {module_name} has no function {name!r}", f"known: {', '.join(known)}")
+        raise UserError(
+            f"{kind} {handler}: {module_name} has no function {name!r}", f"known: {', '.join(known)}"
+        )
     made: Callable[..., Any] = found
     return made
 

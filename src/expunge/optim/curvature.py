@@ -26,8 +26,8 @@ Draws = torch.Generator | Sequence[torch.Generator]
 def sample_labels(logits_BNV: Tensor, mask_BN: Tensor, generator: Draws) -> Tensor:
     """Draw a label at each label position from the softmax of its logits.
 
-    By the inverse of the distribution function, from one uniform number a position, drawn on the CPU: so the draw depends on the
-    generator alone and not on the device, and a token of probability 0 is never drawn.
+    By the inverse of the distribution function, from one uniform number a position, drawn on the CPU: so the
+    draw depends on the generator alone and not on the device, and a token of probability 0 is never drawn.
 
     Args:
         logits_BNV: [B, N, V] logits.
@@ -41,11 +41,17 @@ def sample_labels(logits_BNV: Tensor, mask_BN: Tensor, generator: Draws) -> Tens
     logits_KV = logits_BNV[mask_BN]
     uniform_K = _uniform(mask_BN, generator)
     drawn = []
-    for logits_kV, uniform_k in zip(torch.split(logits_KV, CHUNK), torch.split(uniform_K, CHUNK), strict=True):
+    for logits_kV, uniform_k in zip(
+        torch.split(logits_KV, CHUNK), torch.split(uniform_K, CHUNK), strict=True
+    ):
         dtype = torch.float32 if logits_kV.device.type == "mps" else torch.float64
         cumulative_kV = logits_kV.to(dtype).softmax(-1).cumsum(-1)
         target_k1 = uniform_k.to(logits_kV.device, dtype).unsqueeze(-1) * cumulative_kV[:, -1:]
-        drawn.append(torch.searchsorted(cumulative_kV, target_k1, right=True).squeeze(-1).clamp(max=logits_kV.shape[-1] - 1))
+        drawn.append(
+            torch.searchsorted(cumulative_kV, target_k1, right=True)
+            .squeeze(-1)
+            .clamp(max=logits_kV.shape[-1] - 1)
+        )
     if drawn:
         label_BN[mask_BN] = torch.cat(drawn)
     return label_BN
@@ -54,8 +60,9 @@ def sample_labels(logits_BNV: Tensor, mask_BN: Tensor, generator: Draws) -> Tens
 def sampled_cross_entropy(logits_BNV: Tensor, mask_BN: Tensor, generator: Draws) -> Tensor:
     """Mean cross-entropy of labels drawn from the model's own softmax, over the label positions; a scalar in nats.
 
-    The squared gradient of it, times the number of label positions, is the Gauss-Newton-Bartlett estimate: its mean over the draws is the
-    diagonal of the Gauss-Newton matrix of the mean cross-entropy (arXiv:2305.14342, Algorithm 2).
+    The squared gradient of it, times the number of label positions, is the Gauss-Newton-Bartlett estimate:
+    its mean over the draws is the diagonal of the Gauss-Newton matrix of the mean cross-entropy
+    (arXiv:2305.14342, Algorithm 2).
 
     Args:
         logits_BNV: [B, N, V] logits, with graph.
@@ -74,14 +81,20 @@ def _uniform(mask_BN: Tensor, generator: Draws) -> Tensor:
     num_labels: list[int] = mask_BN.sum(-1).tolist()
     if isinstance(generator, torch.Generator):
         return torch.rand(sum(num_labels), generator=generator, dtype=torch.float64)
-    parts = [torch.rand(n, generator=own, dtype=torch.float64) for n, own in zip(num_labels, generator, strict=True)]
+    parts = [
+        torch.rand(n, generator=own, dtype=torch.float64)
+        for n, own in zip(num_labels, generator, strict=True)
+    ]
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
 
 
 def rademacher(like: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
     """For each tensor one of its shape, device and dtype, with coordinates +1 or -1 at even odds, drawn on the CPU."""
     return [
-        torch.randint(0, 2, tensor.shape, generator=generator, dtype=torch.int8).mul_(2).sub_(1).to(tensor.device, tensor.dtype)
+        torch.randint(0, 2, tensor.shape, generator=generator, dtype=torch.int8)
+        .mul_(2)
+        .sub_(1)
+        .to(tensor.device, tensor.dtype)
         for tensor in like
     ]
 
@@ -95,18 +108,24 @@ def hessian_product(loss: Tensor, parameters: Sequence[Tensor], vector: Sequence
         vector: v, a tensor a parameter.
     """
     gradient = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
-    dot = sum((g * v).sum() for g, v in zip(gradient, vector, strict=True) if g is not None and g.requires_grad)
+    dot = sum(
+        (g * v).sum() for g, v in zip(gradient, vector, strict=True) if g is not None and g.requires_grad
+    )
     if not isinstance(dot, Tensor):
         return [torch.zeros_like(parameter) for parameter in parameters]
     product = torch.autograd.grad(dot, parameters, allow_unused=True)
-    return [torch.zeros_like(p) if part is None else part for p, part in zip(parameters, product, strict=True)]
+    return [
+        torch.zeros_like(p) if part is None else part for p, part in zip(parameters, product, strict=True)
+    ]
 
 
 class SophiaCurvature(StepRule):
     """Estimates the curvature for Sophia before every `every`-th step, on the step's own micro-batches.
 
-    The curvature is that of the mean cross-entropy over the label tokens of the step (all micro-batches, all ranks) and not that of the
-    unlearning loss: a loss that is maximised is concave where the cross-entropy is convex, and h could then not slow anything down.
+    The curvature is that of the mean cross-entropy over the label tokens of the step (all micro-batches, all
+    ranks) and not that of the
+    unlearning loss: a loss that is maximised is concave where the cross-entropy is convex, and h could then
+    not slow anything down.
 
     Args:
         optimizer: whose h is kept.
@@ -136,7 +155,10 @@ class SophiaCurvature(StepRule):
             return
         inner = unwrapped(model)
         if any(hasattr(parameter, "full_tensor") for parameter in inner.parameters()):
-            raise UserError(f"Sophia in mode {optimizer.mode!r} cannot estimate over sharded weights", "use DDP, or mode=empirical")
+            raise UserError(
+                f"Sophia in mode {optimizer.mode!r} cannot estimate over sharded weights",
+                "use DDP, or mode=empirical",
+            )
         (self._gnb if optimizer.mode == "gnb" else self._hutchinson)(inner, step, tokens)
 
     def metrics(self) -> dict[str, float]:
@@ -144,7 +166,9 @@ class SophiaCurvature(StepRule):
         return {"win_rate": self.optimizer.win_rate}
 
     def _of(self, batch: Batch) -> list[tuple[str, Side]]:
-        return [(name, side) for name, side in sorted(batch.items()) if self.sides is None or name in self.sides]
+        return [
+            (name, side) for name, side in sorted(batch.items()) if self.sides is None or name in self.sides
+        ]
 
     def _gnb(self, model: nn.Module, step: Step, tokens: int) -> None:
         clear_gradients(model)
@@ -170,21 +194,30 @@ class SophiaCurvature(StepRule):
             # The fused attention kernels have no second derivative.
             with sdpa_kernel(SDPBackend.MATH), step.autocast():
                 outputs = label_outputs(model, side)
-                nll = -masked_sum(token_logp(outputs.logits_BNV, outputs.label_BN), outputs.mask_BN).sum() / tokens
+                nll = (
+                    -masked_sum(token_logp(outputs.logits_BNV, outputs.label_BN), outputs.mask_BN).sum()
+                    / tokens
+                )
                 for part, product in zip(total, hessian_product(nll, parameters, vector), strict=True):
                     part.add_(product)
         if runtime.world_size() > 1:
             total = [step.all_sum(part) for part in total]
-        diagonal: dict[Tensor, Tensor] = {p: v * part for p, v, part in zip(parameters, vector, total, strict=True)}
+        diagonal: dict[Tensor, Tensor] = {
+            p: v * part for p, v, part in zip(parameters, vector, total, strict=True)
+        }
         self.optimizer.update_hessian(tokens, diagonal)
 
 
 def _row_generators(step: Step, number: int, name: str, batch: Batch) -> Draws:
     """A generator for each row of a side, named by the rows that the pair is of: a step draws the same labels however it is cut up.
 
-    The rows of all sides name it, since a retain row may be in a step more than once and its copies are to be drawn apart.
+    The rows of all sides name it, since a retain row may be in a step more than once and its copies are to be
+    drawn apart.
     """
-    if not all("row" in side for side in batch.values()) or len({len(side["input_ids"]) for side in batch.values()}) > 1:
+    if (
+        not all("row" in side for side in batch.values())
+        or len({len(side["input_ids"]) for side in batch.values()}) > 1
+    ):
         return runtime.generator(step.seed, "gnb", step.number, name, number, runtime.rank())
     pairs = zip(*(batch[side]["row"].tolist() for side in sorted(batch)), strict=True)
     return [runtime.generator(step.seed, "gnb", step.number, name, *pair) for pair in pairs]

@@ -12,8 +12,9 @@ from expunge.core.errors import UserError
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """The trainable parameters in two groups: with weight decay, and without it (norms and biases).
 
-    A norm is told by its class's name (LayerNorm, RMSNorm, Gemma2RMSNorm, ...), a bias by its own. The order within a group is that of
-    `named_parameters`, as transformers' Trainer has it, so optimizer states are interchangeable.
+    A norm is told by its class's name (LayerNorm, RMSNorm, Gemma2RMSNorm, ...), a bias by its own. The order
+    within a group is that of `named_parameters`, as transformers' Trainer has it, so optimizer states are
+    interchangeable.
 
     Args:
         model: the model; frozen parameters are left out.
@@ -37,5 +38,8 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
         is_norm = "norm" in type(owners[owner]).__name__.lower()
         (plain if is_norm or "bias" in own_name else decayed).append(parameter)
     if not seen:
-        raise UserError("no parameter of the model is trainable", "check the adapter, or the pattern that freezes the others")
+        raise UserError(
+            "no parameter of the model is trainable",
+            "check the adapter, or the pattern that freezes the others",
+        )
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]

@@ -45,7 +45,12 @@ class WeightMask:
 
     def save(self, path: Path) -> None:
         """Write the mask as safetensors of bools, with settings and fingerprint in its metadata."""
-        head = {"settings": self.settings, "model": self.model, "num_allowed": self.num_allowed, "num_weights": self.num_weights}
+        head = {
+            "settings": self.settings,
+            "model": self.model,
+            "num_allowed": self.num_allowed,
+            "num_weights": self.num_weights,
+        }
         metadata = {"format": FORMAT, "mask": json.dumps(head, sort_keys=True, allow_nan=False)}
         tensors = {name: allowed.contiguous().cpu() for name, allowed in self.allowed.items()}
         atomic_write(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
@@ -60,7 +65,8 @@ class WeightMask:
             fingerprint: of the model, where it is known; else it is taken from the weights.
 
         Raises:
-            UserError: no such file, not a mask, or a mask of another model: other names, other shapes or other weights, told together.
+            UserError: no such file, not a mask, or a mask of another model: other names, other shapes or
+                other weights, told together.
         """
         if not path.is_file():
             raise UserError(f"no such mask: {path}", f"looked in {path.parent.resolve()}")
@@ -68,8 +74,12 @@ class WeightMask:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 allowed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if metadata.get("format") != FORMAT or any(tensor.dtype is not torch.bool for tensor in allowed.values()):
-                raise UserError(f"{path} is not a mask over weights", "a mask is what this tool saves as mask.safetensors")
+            if metadata.get("format") != FORMAT or any(
+                tensor.dtype is not torch.bool for tensor in allowed.values()
+            ):
+                raise UserError(
+                    f"{path} is not a mask over weights", "a mask is what this tool saves as mask.safetensors"
+                )
             head = json.loads(metadata["mask"])
             mask = cls(allowed, head["settings"], head["model"])
         except (SafetensorError, KeyError, ValueError) as error:
@@ -87,7 +97,12 @@ class WeightMask:
         faults = []
         for name in sorted(set(self.allowed) - set(parameters)):
             near = nearest(name, list(parameters), count=1)
-            faults.append(Fault(f"{source} has {name}, which the model does not train", f"the nearest is {near[0]}" if near else ""))
+            faults.append(
+                Fault(
+                    f"{source} has {name}, which the model does not train",
+                    f"the nearest is {near[0]}" if near else "",
+                )
+            )
         faults += [
             Fault(
                 f"the model trains {name}, which {source} does not have",
@@ -101,10 +116,18 @@ class WeightMask:
             if name in self.allowed and self.allowed[name].shape != p.shape
         ]
         if not faults and (found := fingerprint or model_fingerprint(unwrapped(model))) != self.model:
-            faults.append(Fault(f"{source} was made for the weights {self.model}, the model's are {found}", "names and shapes agree"))
+            faults.append(
+                Fault(
+                    f"{source} was made for the weights {self.model}, the model's are {found}",
+                    "names and shapes agree",
+                )
+            )
         if faults:
             hidden = [Fault(f"... and {len(faults) - 5} more")] if len(faults) > 5 else []
-            advice = Fault(f"{source} is of another model", "give the mask that was made for this model, or make it anew with its score")
+            advice = Fault(
+                f"{source} is of another model",
+                "give the mask that was made for this model, or make it anew with its score",
+            )
             raise UserError.of([advice, *faults[:5], *hidden])
 
     def rule(self) -> MaskRule:
@@ -115,9 +138,10 @@ class WeightMask:
 class MaskRule(StepRule):
     """Holds an optimizer to a mask. Place it behind the rules that change gradients.
 
-    Gradients of frozen weights are set to 0 before clipping, so that the clip norm counts only the others, and moments stay 0. Weight
-    decay, momentum from before the mask and whatever else an optimizer does are undone by writing the frozen weights back after its step:
-    their bits do not change, with any torch optimizer. Their values are held only during the step, when activations are not.
+    Gradients of frozen weights are set to 0 before clipping, so that the clip norm counts only the others,
+    and moments stay 0. Weight decay, momentum from before the mask and whatever else an optimizer does are
+    undone by writing the frozen weights back after its step: their bits do not change, with any torch
+    optimizer. Their values are held only during the step, when activations are not.
     """
 
     def __init__(self, mask: WeightMask) -> None:
@@ -128,7 +152,11 @@ class MaskRule(StepRule):
     def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Register the hooks about the optimizer's step."""
         parameters = dict(unwrapped(model).named_parameters())
-        self._held = [(parameters[name], ~allowed) for name, allowed in self.mask.allowed.items() if not bool(allowed.all())]
+        self._held = [
+            (parameters[name], ~allowed)
+            for name, allowed in self.mask.allowed.items()
+            if not bool(allowed.all())
+        ]
         optimizer.register_step_pre_hook(lambda *_: self._hold())
         optimizer.register_step_post_hook(lambda *_: self._release())
 

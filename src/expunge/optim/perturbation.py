@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def moved(parameters: Sequence[nn.Parameter], offset: Callable[[int, nn.Parameter], Tensor]) -> Iterator[None]:
+def moved(
+    parameters: Sequence[nn.Parameter], offset: Callable[[int, nn.Parameter], Tensor]
+) -> Iterator[None]:
     """While open, each parameter has `offset(index, parameter)` added; afterwards it holds the very bits it held before.
 
     The weights are copied, since adding and subtracting an offset does not give them back in floating point.

@@ -16,10 +16,11 @@ from expunge.optim.rules import Step, StepRule, clear_gradients, trainable
 class RandomSmoothing(StepRule):
     """Averages the forget terms' gradient over weights with Gaussian noise (RS of arXiv:2502.05374).
 
-    The step's gradient is the mean over `samples` draws delta ~ N(0, sigma^2 I) of the gradient of the terms on `side` at theta + delta,
-    plus that of all other terms at theta. The draw follows from (seed, step, sample), so ranks share it and a resumed run repeats it.
-    Weights are back to the bit before the optimizer moves them; sigma = 0 changes nothing. Cost: `samples` more passes over the terms on
-    `side`, one more over the others.
+    The step's gradient is the mean over `samples` draws delta ~ N(0, sigma^2 I) of the gradient of the terms
+    on `side` at theta + delta, plus that of all other terms at theta. The draw follows from (seed, step,
+    sample), so ranks share it and a resumed run repeats it. Weights are back to the bit before the optimizer
+    moves them; sigma = 0 changes nothing. Cost: `samples` more passes over the terms on `side`, one more over
+    the others.
 
     Args:
         sigma: standard deviation of the noise.
@@ -33,9 +34,13 @@ class RandomSmoothing(StepRule):
     def __init__(self, *, sigma: float = 0.01, samples: int = 1, side: str | None = "forget") -> None:
         faults = []
         if not (sigma >= 0 and math.isfinite(sigma)):
-            faults.append(Fault(f"sigma of RandomSmoothing is {sigma!r}", "give 0 or more; 0 switches it off"))
+            faults.append(
+                Fault(f"sigma of RandomSmoothing is {sigma!r}", "give 0 or more; 0 switches it off")
+            )
         if int(samples) != samples or samples < 1:
-            faults.append(Fault(f"samples of RandomSmoothing is {samples!r}", "give a whole number, at least 1"))
+            faults.append(
+                Fault(f"samples of RandomSmoothing is {samples!r}", "give a whole number, at least 1")
+            )
         if faults:
             raise UserError.of(faults)
         self.sigma, self.samples, self.side = float(sigma), int(samples), side
@@ -51,11 +56,21 @@ class RandomSmoothing(StepRule):
             generators: dict[torch.device, torch.Generator] = {}
 
             def noise(
-                _: int, parameter: nn.Parameter, sample: int = sample, generators: dict[torch.device, torch.Generator] = generators
+                _: int,
+                parameter: nn.Parameter,
+                sample: int = sample,
+                generators: dict[torch.device, torch.Generator] = generators,
             ) -> Tensor:
                 if parameter.device not in generators:
-                    generators[parameter.device] = _on(parameter.device, step.seed, "smoothing", step.number, sample)
-                draw = torch.randn(parameter.shape, generator=generators[parameter.device], device=parameter.device, dtype=torch.float32)
+                    generators[parameter.device] = _on(
+                        parameter.device, step.seed, "smoothing", step.number, sample
+                    )
+                draw = torch.randn(
+                    parameter.shape,
+                    generator=generators[parameter.device],
+                    device=parameter.device,
+                    dtype=torch.float32,
+                )
                 return draw.mul_(self.sigma).to(parameter.dtype)
 
             with moved(parameters, noise):

@@ -7,10 +7,12 @@ A loop that offers rules does, for each optimizer step:
     for rule in rules: rule.on_backward_done(model, step)    # gradients are complete, not clipped; may be replaced or masked
     ... clip, optimizer.step(), zero_grad ...
 
-and once, when the optimizer exists and before anything wraps it: `for rule in rules: rule.attach(model, optimizer)`. What `metrics` gives
-is logged. Rules run in the order of the list; a mask comes last, so that it sees the gradient that the optimizer will see.
+and once, when the optimizer exists and before anything wraps it: `for rule in rules: rule.attach(model,
+optimizer)`. What `metrics` gives is logged. Rules run in the order of the list; a mask comes last, so that it
+sees the gradient that the optimizer will see.
 
-Rules keep nothing from one step to the next: all that they draw comes from (seed, step number), so a resumed run needs no state of theirs.
+Rules keep nothing from one step to the next: all that they draw comes from (seed, step number), so a resumed
+run needs no state of theirs.
 """
 
 from __future__ import annotations
@@ -33,8 +35,8 @@ class Closure(Protocol):
         """Forward and backward of all micro-batches of the step, gradients exchanged between ranks; nothing is logged or zeroed.
 
         Args:
-            keep: takes the side that a term is averaged over; only terms for which it is true are computed, and nothing is done where
-                there is none. None = all.
+            keep: takes the side that a term is averaged over; only terms for which it is true are computed,
+                and nothing is done where there is none. None = all.
         """
 
 

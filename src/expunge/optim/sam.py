@@ -17,9 +17,10 @@ from expunge.optim.rules import Step, StepRule, clear_gradients, trainable
 class SAM(StepRule):
     """Takes the forget terms' gradient where they are worst within a ball about the weights (arXiv:2502.05374; SAM: arXiv:2010.01412).
 
-    With g the gradient of the terms on `side` at theta and delta = rho g / ||g|| over all trainable parameters, the step's gradient is that
-    of these terms at theta + delta plus that of all other terms at theta. Weights are back to the bit before the optimizer moves them; rho
-    = 0 changes nothing. Cost: two more passes over the terms on `side`, and one more over the others; with `side=None` one more over all.
+    With g the gradient of the terms on `side` at theta and delta = rho g / ||g|| over all trainable
+    parameters, the step's gradient is that of these terms at theta + delta plus that of all other terms at
+    theta. Weights are back to the bit before the optimizer moves them; rho = 0 changes nothing. Cost: two
+    more passes over the terms on `side`, and one more over the others; with `side=None` one more over all.
 
     Args:
         rho: radius of the ball, in the 2-norm over all trainable parameters.
@@ -51,7 +52,8 @@ class SAM(StepRule):
             clear_gradients(model)
             with moved(parameters, lambda index, parameter: (gradients[index] * scale).to(parameter.dtype)):
                 step.closure(perturbed)
-        # Else there is no direction, or mixed precision has overflowed: the scaler has to see that and skip the step.
+        # Else there is no direction, or mixed precision has overflowed: the scaler has to see that and skip
+        # the step.
         if others is not None:
             step.closure(others)
 

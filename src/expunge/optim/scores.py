@@ -8,7 +8,8 @@ A score's positional parameters are what it reads and its keyword-only parameter
     input_rms_P     per weight W[o, i] of a Linear, sqrt(mean x_i^2) over all real tokens of the forget rows, its input x
     uniform_P       uniform numbers in [0, 1), drawn from the seed and the parameter's name
 
-All are float32, P any shape. The score is not negative. Names are looked up: a score of one's own is a function in a file of one's own.
+All are float32, P any shape. The score is not negative. Names are looked up: a score of one's own is a
+function in a file of one's own.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ READS = ("weight_P", "forget_grad_P", "retain_grad_P", "input_rms_P", "uniform_P
 def wagle(weight_P: Tensor, forget_grad_P: Tensor, retain_grad_P: Tensor, *, mu: float = 1e-3) -> Tensor:
     """WAGLE's attribution, |(theta - g_r / mu) g_f| (arXiv:2410.17509, the closed form with a diagonal retain Hessian mu I).
 
-    How much the forget loss moves when a weight is removed and the others settle on the retain loss: where g_r g_f is large, forgetting and
-    retaining pull at the same weight.
+    How much the forget loss moves when a weight is removed and the others settle on the retain loss: where
+    g_r g_f is large, forgetting and retaining pull at the same weight.
 
     Args:
         weight_P: theta.
@@ -51,7 +52,8 @@ def snip(weight_P: Tensor, forget_grad_P: Tensor) -> Tensor:
 def wanda(weight_P: Tensor, input_rms_P: Tensor) -> Tensor:
     """Wanda's |W| sqrt(mean x^2) (arXiv:2306.11695, up to a factor that all weights share).
 
-    Compared over the whole model as every score here, where the paper compares within an output row. Only weights of Linear layers have an
+    Compared over the whole model as every score here, where the paper compares within an output row. Only
+    weights of Linear layers have an
     input: the others are not scored and stay frozen.
     """
     return weight_P.abs() * input_rms_P

@@ -10,7 +10,12 @@ from expunge.optim.arguments import OptimizerArgs
 
 
 def sgd(
-    groups: list[dict[str, Any]], args: OptimizerArgs, *, momentum: float = 0.0, dampening: float = 0.0, nesterov: bool = False
+    groups: list[dict[str, Any]],
+    args: OptimizerArgs,
+    *,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    nesterov: bool = False,
 ) -> torch.optim.Optimizer:
     """SGD as torch has it. Its weight decay is added to the gradient, not apart from it as AdamW's.
 
@@ -22,5 +27,10 @@ def sgd(
         nesterov: look ahead along the velocity.
     """
     return torch.optim.SGD(
-        groups, lr=args.learning_rate, momentum=momentum, dampening=dampening, weight_decay=args.weight_decay, nesterov=nesterov
+        groups,
+        lr=args.learning_rate,
+        momentum=momentum,
+        dampening=dampening,
+        weight_decay=args.weight_decay,
+        nesterov=nesterov,
     )

@@ -36,7 +36,16 @@ def sophia(
         every: steps between two estimates of the curvature.
         soul_compat: see `Sophia`.
     """
-    return Sophia(groups, args.learning_rate, betas, rho, args.weight_decay, mode=mode, every=every, soul_compat=soul_compat)
+    return Sophia(
+        groups,
+        args.learning_rate,
+        betas,
+        rho,
+        args.weight_decay,
+        mode=mode,
+        every=every,
+        soul_compat=soul_compat,
+    )
 
 
 class Sophia(torch.optim.Optimizer):
@@ -48,15 +57,17 @@ class Sophia(torch.optim.Optimizer):
         m = b1 m + (1 - b1) g
         theta -= lr sign(m) min(1, |m| / (rho bs h + 1e-15))
 
-    Every `every` steps, apart from the step, `update_hessian` moves h, from ghat, the gradient of the mean cross-entropy of labels that are
-    sampled from the model's own softmax: h = b2 h + (1 - b2) ghat^2. bs ghat^2, with bs the number of label tokens in that mean, is the
-    Gauss-Newton-Bartlett estimate of the Gauss-Newton diagonal.
+    Every `every` steps, apart from the step, `update_hessian` moves h, from ghat, the gradient of the mean
+    cross-entropy of labels that are sampled from the model's own softmax: h = b2 h + (1 - b2) ghat^2. bs
+    ghat^2, with bs the number of label tokens in that mean, is the Gauss-Newton-Bartlett estimate of the
+    Gauss-Newton diagonal.
 
     Modes, which say what h is:
         gnb: as above.
-        hutchinson: h = b2 h + (1 - b2) u (H u), u = +-1 (Sophia-H). H is of a mean already, so bs is 1; where h is negative it counts as 0.
-        empirical: h = b2 h + (1 - b2) g^2 with the step's own gradient, at each step, before h is used. This is neither the Gauss-Newton
-            matrix nor the Fisher matrix; it is what SOUL's code does.
+        hutchinson: h = b2 h + (1 - b2) u (H u), u = +-1 (Sophia-H). H is of a mean already, so bs is 1; where
+        h is negative it counts as 0.
+        empirical: h = b2 h + (1 - b2) g^2 with the step's own gradient, at each step, before h is used. This
+            is neither the Gauss-Newton matrix nor the Fisher matrix; it is what SOUL's code does.
         off: h = 0, that is sign momentum (for |m| >= 1e-15). Code that never updates the Hessian is this.
 
     m and h are float32 where parameters are in half precision, else in the parameters' dtype.
@@ -69,7 +80,8 @@ class Sophia(torch.optim.Optimizer):
         weight_decay: wd.
         mode: one of the four.
         every: steps between two estimates of h in the modes gnb and hutchinson.
-        soul_compat: apply the momentum line twice a step, as SOUL's code does: b1 then acts as b1^2 (0.9 as 0.81).
+        soul_compat: apply the momentum line twice a step, as SOUL's code does: b1 then acts as b1^2 (0.9 as
+            0.81).
         bs: label tokens of a mean; `update_hessian` and `step` can say it as well.
 
     Raises:
@@ -93,19 +105,30 @@ class Sophia(torch.optim.Optimizer):
         self.mode, self.every, self.soul_compat = mode, int(every), bool(soul_compat)
         self._unclipped: list[Tensor] = []
         self._moving: list[Tensor] = []
-        defaults = {"lr": lr, "betas": (float(betas[0]), float(betas[1])), "rho": rho, "weight_decay": weight_decay, "bs": bs, "mode": mode}
+        defaults = {
+            "lr": lr,
+            "betas": (float(betas[0]), float(betas[1])),
+            "rho": rho,
+            "weight_decay": weight_decay,
+            "bs": bs,
+            "mode": mode,
+        }
         super().__init__(params, defaults)
 
     @property
     def win_rate(self) -> float:
         """Share of coordinates that the last step did not clip, of those with momentum; NaN before the first step.
 
-        Coordinates with m = 0 do not move and are counted neither way: weights that a mask freezes and rows of unseen tokens.
+        Coordinates with m = 0 do not move and are counted neither way: weights that a mask freezes and rows
+        of unseen tokens.
         """
         if not self._moving:
             return float("nan")
         device = self._moving[0].device
-        unclipped, moving = (torch.stack([part.to(device) for part in parts]).sum().item() for parts in (self._unclipped, self._moving))
+        unclipped, moving = (
+            torch.stack([part.to(device) for part in parts]).sum().item()
+            for parts in (self._unclipped, self._moving)
+        )
         return float(unclipped / moving) if moving else float("nan")
 
     def hessian_due(self, step: int) -> bool:
@@ -122,16 +145,24 @@ class Sophia(torch.optim.Optimizer):
         """Move h towards a new estimate.
 
         Args:
-            bs: label tokens of the mean whose gradient `.grad` holds; kept for the steps that follow. Needed once in mode gnb.
-            diagonal: the estimate u (H u) by parameter, in mode hutchinson. In mode gnb the estimate is `.grad` squared.
+            bs: label tokens of the mean whose gradient `.grad` holds; kept for the steps that follow. Needed
+                once in mode gnb.
+            diagonal: the estimate u (H u) by parameter, in mode hutchinson. In mode gnb the estimate is
+                `.grad` squared.
 
         Raises:
             UserError: the mode takes no estimate, or what it needs is not given.
         """
         if self.mode not in ("gnb", "hutchinson"):
-            raise UserError(f"Sophia in mode {self.mode!r} takes no estimate of the curvature", "use mode=gnb or mode=hutchinson")
+            raise UserError(
+                f"Sophia in mode {self.mode!r} takes no estimate of the curvature",
+                "use mode=gnb or mode=hutchinson",
+            )
         if (self.mode == "hutchinson") != (diagonal is not None):
-            raise UserError(f"Sophia in mode {self.mode!r} was given the estimate of another", "gnb reads .grad, hutchinson a diagonal")
+            raise UserError(
+                f"Sophia in mode {self.mode!r} was given the estimate of another",
+                "gnb reads .grad, hutchinson a diagonal",
+            )
         if bs is not None:
             self.set_batch_tokens(bs)
         for group in self.param_groups:
@@ -236,10 +267,15 @@ class Sophia(torch.optim.Optimizer):
 
 
 def _no_bs(mode: str) -> UserError:
-    return UserError(f"Sophia in mode {mode!r} does not know how many label tokens a mean is over", "give bs, or call set_batch_tokens")
+    return UserError(
+        f"Sophia in mode {mode!r} does not know how many label tokens a mean is over",
+        "give bs, or call set_batch_tokens",
+    )
 
 
-def _check(lr: float, betas: tuple[float, float], rho: float, weight_decay: float, mode: str, every: int) -> None:
+def _check(
+    lr: float, betas: tuple[float, float], rho: float, weight_decay: float, mode: str, every: int
+) -> None:
     faults: list[Fault] = []
     if mode not in get_args(Mode):
         faults.append(unknown("mode of Sophia", str(mode), get_args(Mode)))

@@ -17,12 +17,14 @@ HALF = 1 << 16
 def top_share(score: Callable[[str], Tensor], names: Sequence[str], ratio: float) -> dict[str, Tensor]:
     """Choose the `round(ratio * total)` highest scores over all parameters.
 
-    Non-negative float32 numbers are ordered as their bits are. One histogram of the upper 16 bits finds where the threshold lies, a second
-    one, of the lower 16 bits there, finds the threshold itself. Scores equal to it are taken in the order of `names` and of places until
-    the number is reached, so the choice is the same on every machine.
+    Non-negative float32 numbers are ordered as their bits are. One histogram of the upper 16 bits finds where
+    the threshold lies, a second one, of the lower 16 bits there, finds the threshold itself. Scores equal to
+    it are taken in the order of `names` and of places until the number is reached, so the choice is the same
+    on every machine.
 
     Args:
-        score: the scores of a parameter by name, any shape, not negative; called three times a name, so that all need not be held at once.
+        score: the scores of a parameter by name, any shape, not negative; called three times a name, so that
+            all need not be held at once.
         names: the parameters.
         ratio: the share, above 0 and at most 1.
 
@@ -33,7 +35,10 @@ def top_share(score: Callable[[str], Tensor], names: Sequence[str], ratio: float
         UserError: a score that is not finite, or a ratio that chooses nothing.
     """
     if not 0 < ratio <= 1:
-        raise UserError(f"the ratio of the mask is {ratio!r}", "give the share of weights that may be updated: above 0, at most 1")
+        raise UserError(
+            f"the ratio of the mask is {ratio!r}",
+            "give the share of weights that may be updated: above 0, at most 1",
+        )
     upper, total = torch.zeros(HALF, dtype=torch.long), 0
     for name in names:
         for bits in _bits(score(name), name):
@@ -58,7 +63,9 @@ def top_share(score: Callable[[str], Tensor], names: Sequence[str], ratio: float
             first = tied & (tied.cumsum(0) <= ties)
             ties -= int(first.sum())
             parts.append((bits > threshold) | first)
-        chosen[name] = torch.cat(parts).reshape(values.shape) if parts else torch.zeros_like(values, dtype=torch.bool)
+        chosen[name] = (
+            torch.cat(parts).reshape(values.shape) if parts else torch.zeros_like(values, dtype=torch.bool)
+        )
     return chosen
 
 
@@ -73,7 +80,10 @@ def _bits(values: Tensor, name: str) -> list[Tensor]:
     """The scores as integers of the same order, in flat chunks."""
     flat = values.detach().to(torch.float32).reshape(-1)
     if not bool(torch.isfinite(flat).all()):
-        raise UserError(f"a score of {name} is not finite", "the gradient overflowed or the weights are damaged; score in float32")
+        raise UserError(
+            f"a score of {name} is not finite",
+            "the gradient overflowed or the weights are damaged; score in float32",
+        )
     assert bool((flat >= 0).all()), f"a score of {name} is negative"
     # -0.0 would be the smallest integer.
     return [part.view(torch.int32).long() for part in torch.split(flat + 0.0, CHUNK)] if len(flat) else []

@@ -37,25 +37,35 @@ def run(
         temperature: of sampling.
         max_new_tokens: of an answer.
         prompt: what the model is asked; None = `procedures.alternates.PROMPT`.
-        novice_of: answers that change the subject instead, as one who knows nothing of this would write them: `procedures.novice`.
+        novice_of: answers that change the subject instead, as one who knows nothing of this would write them:
+            `procedures.novice`.
         steering: of those answers: `strength`, `lead`, `expert_prompt`, `novice_prompt`; None = the default.
 
     Returns:
         The file.
 
     Raises:
-        UserError: the file is there already, `data.forget` is not one data set of questions, or whatever else the user can mend.
+        UserError: the file is there already, `data.forget` is not one data set of questions, or whatever else
+            the user can mend.
     """
     steering = {name: value for name, value in steering.items() if value is not None}
     if novice_of is None and steering:
-        raise UserError(f"{' and '.join(sorted(steering))} given, and the answers are not steered", "add --novice-of CONCEPT")
+        raise UserError(
+            f"{' and '.join(sorted(steering))} given, and the answers are not steered",
+            "add --novice-of CONCEPT",
+        )
     if novice_of is not None and prompt is not None:
-        raise UserError("a prompt asks for another answer, and novice-of for none: it goes on from the question", "give one of the two")
+        raise UserError(
+            "a prompt asks for another answer, and novice-of for none: it goes on from the question",
+            "give one of the two",
+        )
     if output.exists() and not cfg.get("overwrite"):
         raise UserError(f"{output} is there already", "name another file, or overwrite=true")
     sets = cfg.section("data.forget")
     if len(sets) != 1:
-        raise UserError(f"alternates are made for one data set, and data.forget names {len(sets)}", "choose one")
+        raise UserError(
+            f"alternates are made for one data set, and data.forget names {len(sets)}", "choose one"
+        )
     notices = list(cfg.notices)
     text = text_of(cfg, notices)
     dataset = dataset_of(cfg, "forget", text)
@@ -72,11 +82,17 @@ def run(
         **({} if count is None else {"count": count}),
     }
     if novice_of is None:
-        found = sample_alternates(loaded.model, text.template, dataset.rows, prompt=prompt or PROMPT, **settings)
+        found = sample_alternates(
+            loaded.model, text.template, dataset.rows, prompt=prompt or PROMPT, **settings
+        )
     else:
         if "lead" in steering:
             steering["leads"] = (steering.pop("lead"),)
-        found = novice_alternates(loaded.model, text.template, dataset.rows, concept=novice_of, **settings, **steering)
+        found = novice_alternates(
+            loaded.model, text.template, dataset.rows, concept=novice_of, **settings, **steering
+        )
     write_json(output, found)
-    log.info("%d rows, %d alternates: %s", len(found), sum(len(entry["alternate"]) for entry in found), output)
+    log.info(
+        "%d rows, %d alternates: %s", len(found), sum(len(entry["alternate"]) for entry in found), output
+    )
     return output

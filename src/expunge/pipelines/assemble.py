@@ -84,7 +84,14 @@ def dataset_of(cfg: Config, key: str, text: Text) -> Dataset | None:
     for name, spec in specs.items():
         with faults.noted():
             built.append(
-                build_dataset(name, spec, text.template, data_root(cfg), seed=int(cfg.get("seed", 0)), switches=cfg.switches("encode"))
+                build_dataset(
+                    name,
+                    spec,
+                    text.template,
+                    data_root(cfg),
+                    seed=int(cfg.get("seed", 0)),
+                    switches=cfg.switches("encode"),
+                )
             )
     faults.tell()
     return None if not built else built[0] if len(built) == 1 else concatenate(key, built)
@@ -99,7 +106,9 @@ def sides_of(cfg: Config, text: Text, needed: Sequence[str]) -> dict[str, Datase
     if cfg.get("mode") == "finetune":
         train = dataset_of(cfg, "train", text)
         if train is None:
-            raise UserError("data.train names no data set", "add one, such as data/datasets@data.train=TOFU_QA_full")
+            raise UserError(
+                "data.train names no data set", "add one, such as data/datasets@data.train=TOFU_QA_full"
+            )
         return {"retain": train}
     faults = Faults()
     found: dict[str, Dataset | None] = {}
@@ -109,7 +118,10 @@ def sides_of(cfg: Config, text: Text, needed: Sequence[str]) -> dict[str, Datase
     faults.tell()
     for side in needed:
         if found.get("forget" if side == "alternate" else side) is None:
-            raise UserError(f"the method reads the {side} side, but data.{side} names no data set", f"add one under data.{side}")
+            raise UserError(
+                f"the method reads the {side} side, but data.{side} names no data set",
+                f"add one under data.{side}",
+            )
     return {side: dataset for side, dataset in found.items() if dataset is not None}
 
 

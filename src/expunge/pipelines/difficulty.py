@@ -57,22 +57,31 @@ def by_score(
         return dict(sides), None
     if "forget" not in sides or not {"forget", "alternate"} & set(objective.sides):
         raise UserError(
-            "difficulty: the method does not read the forget rows, so their order changes nothing", "leave difficulty.order out"
+            "difficulty: the method does not read the forget rows, so their order changes nothing",
+            "leave difficulty.order out",
         )
     forget = sides["forget"]
     scores = read_scores(scores_path(cfg))
     scores.check_rows(forget.encoded)
     if scores.model.get("fingerprint") != model_facts(cfg)["fingerprint"]:
-        notices.append(f"{scores.path} was made with another model ({scores.model.get('name')}): the order is that model's")
-    asked = {key: value for key, value in cfg.section("difficulty").items() if key in SAMPLER and value is not None}
+        notices.append(
+            f"{scores.path} was made with another model ({scores.model.get('name')}): the order is that model's"
+        )
+    asked = {
+        key: value for key, value in cfg.section("difficulty").items() if key in SAMPLER and value is not None
+    }
     order = score_order(scores.by_uid, [row.row_id for row in forget.encoded], **asked)
     if order.kept is not None:
         log.info("%d of %d forget rows are kept by their scores", len(order.kept), len(forget))
         forget = subset(forget, order.kept)
-    return {**sides, "forget": forget}, ByScore(scores, order, asked, tuple(row.row_id for row in forget.encoded))
+    return {**sides, "forget": forget}, ByScore(
+        scores, order, asked, tuple(row.row_id for row in forget.encoded)
+    )
 
 
-def in_order(chosen: ByScore | None, pairs: PairedDataset, run: RunDir, seed: int, epochs: float) -> EpochDataset:
+def in_order(
+    chosen: ByScore | None, pairs: PairedDataset, run: RunDir, seed: int, epochs: float
+) -> EpochDataset:
     """The rows as the trainer takes them, with a record of the forget rows' order in the run folder; the pairs themselves without an order.
 
     Args:
@@ -91,11 +100,24 @@ def in_order(chosen: ByScore | None, pairs: PairedDataset, run: RunDir, seed: in
     stored = run.path / FORGET_ORDER_FILE
     if stored.is_file() and read_json(stored).get("sha256") != chosen.scores.sha256:
         hint = "bring the file back that the run began with, use another output folder, or overwrite=true to start anew"
-        raise UserError(f"{chosen.scores.path} is another file of scores than the run in {run.path} began with", hint)
+        raise UserError(
+            f"{chosen.scores.path} is another file of scores than the run in {run.path} began with", hint
+        )
     if run.primary and not stored.is_file():
-        drawn = [ordered.sequence(epoch) for epoch in range(math.ceil(epochs))] if ordered is not None else None
-        record = {"path": str(chosen.scores.path), "sha256": chosen.scores.sha256, **chosen.asked, "kept": chosen.uids}
-        write_json(stored, {**record, "epochs": drawn and [[chosen.uids[row] for row in rows] for rows in drawn]}, indent=None)
+        drawn = (
+            [ordered.sequence(epoch) for epoch in range(math.ceil(epochs))] if ordered is not None else None
+        )
+        record = {
+            "path": str(chosen.scores.path),
+            "sha256": chosen.scores.sha256,
+            **chosen.asked,
+            "kept": chosen.uids,
+        }
+        write_json(
+            stored,
+            {**record, "epochs": drawn and [[chosen.uids[row] for row in rows] for rows in drawn]},
+            indent=None,
+        )
     if ordered is None:
         return pairs
     ordered.set_epoch(0)

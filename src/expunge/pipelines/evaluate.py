@@ -19,12 +19,19 @@ def run(cfg: Config) -> RunRecord:
     Raises:
         UserError: whatever the user can mend.
     """
-    folder = RunDir(Path(cfg.get("paths.output_dir")), cfg, overwrite=bool(cfg.get("overwrite")), primary=runtime.is_primary())
+    folder = RunDir(
+        Path(cfg.get("paths.output_dir")),
+        cfg,
+        overwrite=bool(cfg.get("overwrite")),
+        primary=runtime.is_primary(),
+    )
     runtime.seed_everything(int(cfg.get("seed", 0)))
     notices: list[str] = []
     text = text_of(cfg, notices)
     check_suites(cfg, text, encode=not folder.resumed)
-    model = load_for_evaluation(cfg.section("model.model_args"), cfg.section("model.adapter"), folder, notices)
+    model = load_for_evaluation(
+        cfg.section("model.model_args"), cfg.section("model.adapter"), folder, notices
+    )
     try:
         with disk_full_told(folder.path):
             folder.begin()

@@ -31,13 +31,18 @@ Metrics = dict[str, float | None]
 TABLES = "tables"
 """Folder of the tables of a run, by what they depend on."""
 
-# Of `model.model_args`, what does not hold for the model a run has saved: a folder of safetensors, whatever it was started from.
+# Of `model.model_args`, what does not hold for the model a run has saved: a folder of safetensors, whatever
+# it was started from.
 NOT_OF_THE_SAVED = ("gguf_file", "revision", "subfolder", "master_dtype")
 
 
 def suites_of(cfg: Config) -> dict[str, dict[str, Any]]:
     """The suites under `eval`, by name; values that an experiment left for a suite that was switched off are none."""
-    return {name: dict(suite) for name, suite in cfg.section("eval").items() if isinstance(suite, Mapping) and "metrics" in suite}
+    return {
+        name: dict(suite)
+        for name, suite in cfg.section("eval").items()
+        if isinstance(suite, Mapping) and "metrics" in suite
+    }
 
 
 def check_suites(cfg: Config, text: Text, encode: bool = True) -> None:
@@ -57,7 +62,9 @@ def check_suites(cfg: Config, text: Text, encode: bool = True) -> None:
             plan = make_plan(suite, cfg.switches)
             with faults.noted():
                 root, longest = data_root(cfg), longest_known(cfg.section("model.model_args"))
-                views = load_views(plan.views, plan.view_names(), text.template, root, cfg.switches("encode"), longest)
+                views = load_views(
+                    plan.views, plan.view_names(), text.template, root, cfg.switches("encode"), longest
+                )
                 for metric in plan.metrics:
                     if "scorer" in metric.options:
                         check_scorer(str(metric.options["scorer"]))
@@ -65,19 +72,30 @@ def check_suites(cfg: Config, text: Text, encode: bool = True) -> None:
                     with faults.noted():
                         _ = view.encoded
             if suite.get("retain_logs_path") is not None:
-                RetainLogs.read(suite["retain_logs_path"], name, split=suite.get("forget_split"), template=text.template.fingerprint)
+                RetainLogs.read(
+                    suite["retain_logs_path"],
+                    name,
+                    split=suite.get("forget_split"),
+                    template=text.template.fingerprint,
+                )
     faults.tell()
 
 
 def longest_known(model_args: Mapping[str, Any]) -> int | None:
     """Tokens that a model on this machine takes at most, as its `config.json` says, before it is loaded; None where that is not known."""
-    path = Path(str(model_args.get("pretrained_model_name_or_path"))).expanduser() / str(model_args.get("subfolder") or "") / "config.json"
+    path = (
+        Path(str(model_args.get("pretrained_model_name_or_path"))).expanduser()
+        / str(model_args.get("subfolder") or "")
+        / "config.json"
+    )
     content = read_json(path) if path.is_file() else {}
     longest = content.get("max_position_embeddings") if isinstance(content, dict) else None
     return longest if isinstance(longest, int) else None
 
 
-def load_for_evaluation(model_args: Mapping[str, Any], adapter: Mapping[str, Any], run: RunDir, notices: list[str]) -> nn.Module:
+def load_for_evaluation(
+    model_args: Mapping[str, Any], adapter: Mapping[str, Any], run: RunDir, notices: list[str]
+) -> nn.Module:
     """The model, with its adapter where it has one; `notices`, and what the machine could not do as asked, go into the run's record."""
     loaded = load_adapted(model_args, adapter, for_training=False, notices=notices)
     tell(notices, already=run.record.notices)
@@ -89,12 +107,16 @@ def final_evaluation(cfg: Config, run: RunDir) -> Metrics:
     """Evaluate the model that a training run has saved, as `expunge eval` would; files where the run's layout has them."""
     if not _evaluates(cfg) or not runtime.is_primary():
         return {}
-    model_args = {key: value for key, value in cfg.section("model.model_args").items() if key not in NOT_OF_THE_SAVED}
+    model_args = {
+        key: value for key, value in cfg.section("model.model_args").items() if key not in NOT_OF_THE_SAVED
+    }
     notices: list[str] = []
     text = text_of(cfg, notices)
     # The adapter that was continued is part of what was saved.
     adapter = {**cfg.section("model.adapter"), "path": None}
-    model = load_for_evaluation({**model_args, "pretrained_model_name_or_path": str(run.model_folder)}, adapter, run, notices)
+    model = load_for_evaluation(
+        {**model_args, "pretrained_model_name_or_path": str(run.model_folder)}, adapter, run, notices
+    )
     return run_suites(cfg, model, text, run.results_folder(), run)
 
 
@@ -125,7 +147,9 @@ def evaluator_of(cfg: Config, run: RunDir, text: Text, loaded: Loaded) -> Evalua
     return evaluator
 
 
-def run_suites(cfg: Config, model: nn.Module, text: Text, folder: Path, run: RunDir, autocast: torch.dtype | None = None) -> Metrics:
+def run_suites(
+    cfg: Config, model: nn.Module, text: Text, folder: Path, run: RunDir, autocast: torch.dtype | None = None
+) -> Metrics:
     """Every suite on one model; its tables are cached for the whole run folder."""
     found: Metrics = {}
     for name, suite in suites_of(cfg).items():

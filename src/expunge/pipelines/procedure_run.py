@@ -29,7 +29,8 @@ from expunge.procedures.base import FINAL, Procedure, Side, Stages, build_proced
 
 log = logging.getLogger(__name__)
 
-# Of `trainer.args`, what is about choosing a model by an evaluation, or about one checkpoint: stages have neither.
+# Of `trainer.args`, what is about choosing a model by an evaluation, or about one checkpoint: stages have
+# neither.
 NOT_OF_A_STAGE = (
     "eval_strategy", "eval_steps", "eval_on_start", "load_best_model_at_end", "metric_for_best_model", "greater_is_better",
     "resume_from_checkpoint", "output_dir", "run_name",
@@ -77,8 +78,12 @@ def _prepare(procedure: Procedure, cfg: Config, run: RunDir) -> _Ready:
     with faults.noted():
         check_final_evaluation(cfg, run, text)
     faults.tell()
-    if FINAL not in procedure.spec.stages and str(cfg.get("trainer.args.eval_strategy") or "no").lower() not in ("no", "false"):
-        notices.append(f"trainer.args.eval_strategy: {procedure.spec.name} trains no model of its own, so nothing is evaluated on the way")
+    if FINAL not in procedure.spec.stages and str(
+        cfg.get("trainer.args.eval_strategy") or "no"
+    ).lower() not in ("no", "false"):
+        notices.append(
+            f"trainer.args.eval_strategy: {procedure.spec.name} trains no model of its own, so nothing is evaluated on the way"
+        )
     return _Ready(procedure, text, sides, notices)
 
 
@@ -140,10 +145,14 @@ class RunStages:
         """Fills short rows."""
         return self.text.pad_id
 
-    def finetuned(self, name: str, side: Side, *, args: Mapping[str, Any] | None = None, whole: bool = False) -> Path:
+    def finetuned(
+        self, name: str, side: Side, *, args: Mapping[str, Any] | None = None, whole: bool = False
+    ) -> Path:
         """Finetune a copy of the start model on a side's rows, as a run of its own in `stages/NAME`; done once."""
         folder = self.stages_folder / name
-        log.info("stage %s of %s: finetuning on the %s rows (%s)", name, ", ".join(self.planned), side, folder)
+        log.info(
+            "stage %s of %s: finetuning on the %s rows (%s)", name, ", ".join(self.planned), side, folder
+        )
         record = run_training(stage_config(self.cfg, name, side, folder, args or {}, whole=whole))
         self.notices += [notice for notice in record.notices if notice not in self.notices]
         # All ranks wait until the first has saved.
@@ -157,7 +166,9 @@ class RunStages:
         runtime.seed_everything(seed)
         objective = build_objective(self.cfg.get("trainer.handler"), {}, self.cfg.switches)
         cfg, notices = replace(self.cfg, notices=tuple(self.notices)), list(self.notices)
-        loaded = load_adapted(self.model_args, cfg.section("model.adapter"), for_training=True, seed=seed, notices=notices)
+        loaded = load_adapted(
+            self.model_args, cfg.section("model.adapter"), for_training=True, seed=seed, notices=notices
+        )
         objective.prepare(loaded.model, seed, self.text.tokenizer)
         # In finetuning the rows to learn are the retain side.
         fit(cfg, self.run, Prepared(objective, self.text, {"retain": rows}, loaded, notices))
@@ -185,7 +196,9 @@ class RunStages:
             self.notices.append(text)
 
 
-def stage_config(cfg: Config, name: str, side: Side, folder: Path, args: Mapping[str, Any], *, whole: bool) -> Config:
+def stage_config(
+    cfg: Config, name: str, side: Side, folder: Path, args: Mapping[str, Any], *, whole: bool
+) -> Config:
     """The configuration of an intermediate training: finetuning, on a side's rows, in a folder of its own, without an evaluation.
 
     Args:
@@ -193,14 +206,19 @@ def stage_config(cfg: Config, name: str, side: Side, folder: Path, args: Mapping
         name: of the stage.
         side: whose rows it learns.
         folder: of the stage.
-        args: put over `trainer.args`; a stage that counts in epochs is not bound to the run's `max_steps`, nor one that gives
-            `warmup_steps` to its `warmup_epochs`.
+        args: put over `trainer.args`; a stage that counts in epochs is not bound to the run's `max_steps`,
+            nor one that gives `warmup_steps` to its `warmup_epochs`.
         whole: an adapter is merged.
     """
     tree = copy.deepcopy(dict(cfg.tree))
     for key in ("procedure", "reference", "run_layout", "retain_logs_path", "difficulty"):
         tree.pop(key, None)
-    tree |= {"mode": "finetune", "task_name": f"{cfg.get('task_name')}/{name}", "overwrite": False, "eval": {}}
+    tree |= {
+        "mode": "finetune",
+        "task_name": f"{cfg.get('task_name')}/{name}",
+        "overwrite": False,
+        "eval": {},
+    }
     tree["data"] = {"train": tree["data"][side]}
     tree["paths"] = {**(tree.get("paths") or {}), "output_dir": str(folder)}
     kept = {key: value for key, value in tree["trainer"]["args"].items() if key not in NOT_OF_A_STAGE}

@@ -29,14 +29,26 @@ def reference_of(
     dtype = None if loaded.compute_dtype is torch.float32 else loaded.compute_dtype
     cached = partial(_cached, loaded, objective, sides, run, pad_id, dtype)
     asked = str(cfg.get("reference") or "auto")
-    found = reference_for(loaded.model, objective.needs, cached=cached, asked=asked, autocast_dtype=dtype, hidden=objective.hidden)
+    found = reference_for(
+        loaded.model,
+        objective.needs,
+        cached=cached,
+        asked=asked,
+        autocast_dtype=dtype,
+        hidden=objective.hidden,
+    )
     if found is not None:
         log.info("the model before unlearning is read through: %s", type(found).__name__)
     return found
 
 
 def _cached(
-    loaded: Loaded, objective: Objective, sides: Mapping[str, Dataset], run: RunDir, pad_id: int, dtype: torch.dtype | None
+    loaded: Loaded,
+    objective: Objective,
+    sides: Mapping[str, Dataset],
+    run: RunDir,
+    pad_id: int,
+    dtype: torch.dtype | None,
 ) -> CachedReference:
     """Per-token log-probs of every row that may be asked for."""
     wanted = {need.side for need in objective.reference_needs}
@@ -44,5 +56,11 @@ def _cached(
     if "alternate" in wanted:
         views["alternate"] = sides["forget"].alternates or []
     loaded.model.to(runtime.device())  # type: ignore[arg-type]  # transformers' decorated `to` hides its signature
-    log.info("caching the reference's log-probs of %d rows in %s", sum(map(len, views.values())), run.path / "reference")
-    return CachedReference.compute(loaded.model, views, run.path / "reference", pad_id=pad_id, autocast_dtype=dtype)
+    log.info(
+        "caching the reference's log-probs of %d rows in %s",
+        sum(map(len, views.values())),
+        run.path / "reference",
+    )
+    return CachedReference.compute(
+        loaded.model, views, run.path / "reference", pad_id=pad_id, autocast_dtype=dtype
+    )

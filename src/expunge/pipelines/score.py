@@ -49,8 +49,12 @@ def run(cfg: Config) -> Path:
     text = text_of(cfg, notices)
     forget = dataset_of(cfg, "forget", text)
     if forget is None:
-        raise UserError("data.forget names no data set, so there is nothing to score", "add one, such as TOFU_QA_forget")
-    asked = {key: value for key, value in cfg.section("difficulty").items() if key in SCORER and value is not None}
+        raise UserError(
+            "data.forget names no data set, so there is nothing to score", "add one, such as TOFU_QA_forget"
+        )
+    asked = {
+        key: value for key, value in cfg.section("difficulty").items() if key in SCORER and value is not None
+    }
     model = _model(cfg, str(asked.get("params", "auto")), notices)
     facts = model_facts(cfg)
     tell(notices, already=cfg.notices)
@@ -58,14 +62,18 @@ def run(cfg: Config) -> Path:
     tell(found.notices)
     seed, save_gradient = int(cfg.get("seed", 0)), bool(cfg.get("difficulty.save_gradient", True))
     dataset = dataset_facts(cfg, forget)
-    write_scores(path, found, forget.encoded, model=facts, dataset=dataset, seed=seed, save_gradient=save_gradient)
+    write_scores(
+        path, found, forget.encoded, model=facts, dataset=dataset, seed=seed, save_gradient=save_gradient
+    )
     _report(path, found)
     return path
 
 
 def scores_path(cfg: Config) -> Path:
     """Where the scores of a configuration lie: `difficulty.path`, else in the run folder."""
-    return Path(str(cfg.get("difficulty.path") or Path(cfg.get("paths.output_dir")) / SCORES_FILE)).expanduser()
+    return Path(
+        str(cfg.get("difficulty.path") or Path(cfg.get("paths.output_dir")) / SCORES_FILE)
+    ).expanduser()
 
 
 def model_facts(cfg: Config) -> dict[str, Any]:
@@ -73,7 +81,11 @@ def model_facts(cfg: Config) -> dict[str, Any]:
     args = cfg.section("model.model_args")
     name, given = str(args.get("pretrained_model_name_or_path")), cfg.get("model.adapter.path")
     folder = adapter_folder_of(args) or (Path(str(given)).expanduser() if given else None)
-    weights = next((folder / file for file in WEIGHTS_FILES if (folder / file).is_file()), None) if folder is not None else None
+    weights = (
+        next((folder / file for file in WEIGHTS_FILES if (folder / file).is_file()), None)
+        if folder is not None
+        else None
+    )
     sha256 = sha256_of(weights) if weights is not None else None
     of_files = model_fingerprint(name, args.get("revision"))
     identity = of_files if given is None else fingerprint({"base": of_files, "adapter": sha256})
@@ -100,26 +112,44 @@ def dataset_facts(cfg: Config, forget: Dataset) -> dict[str, Any]:
 def _check_place(path: Path, overwrite: bool) -> None:
     """Refuse, before anything is loaded, what would fail or do harm at the end."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("`expunge score` was started in several processes, and each would score every row", "start it in one")
+        raise UserError(
+            "`expunge score` was started in several processes, and each would score every row",
+            "start it in one",
+        )
     if path.exists() and not overwrite:
-        raise UserError(f"{path} is there already", "name another file with difficulty.path, or overwrite=true")
+        raise UserError(
+            f"{path} is there already", "name another file with difficulty.path, or overwrite=true"
+        )
     there = next(folder for folder in path.absolute().parents if folder.exists())
     if not os.access(there, os.W_OK):
-        raise UserError(f"{path} cannot be written: no right to write in {there}", "name another file with difficulty.path")
+        raise UserError(
+            f"{path} cannot be written: no right to write in {there}",
+            "name another file with difficulty.path",
+        )
 
 
 def _model(cfg: Config, params: str, notices: list[str]) -> Any:
     """The model before unlearning in float32, with its trained adapter; a fresh one is made only where its tensors are asked for."""
-    args = {key: value for key, value in cfg.section("model.model_args").items() if key not in ("dtype", "master_dtype", "torch_dtype")}
+    args = {
+        key: value
+        for key, value in cfg.section("model.model_args").items()
+        if key not in ("dtype", "master_dtype", "torch_dtype")
+    }
     adapter = cfg.section("model.adapter")
-    fresh = str(adapter.get("type") or "none") != "none" and adapter.get("path") is None and adapter_folder_of(args) is None
+    fresh = (
+        str(adapter.get("type") or "none") != "none"
+        and adapter.get("path") is None
+        and adapter_folder_of(args) is None
+    )
     make = fresh and params not in ("auto", "all")
     if fresh and not make:
         notices.append(
             "model.adapter is a fresh adapter, which has nothing to be scored by yet: rows are scored by the weights of the base"
         )
     seed = int(cfg.get("seed", 0))
-    loaded = load_adapted({**args, "torch_dtype": DTYPE}, adapter, for_training=make, seed=seed, notices=notices)
+    loaded = load_adapted(
+        {**args, "torch_dtype": DTYPE}, adapter, for_training=make, seed=seed, notices=notices
+    )
     model: Any = loaded.model
     if runtime.device().type == "mps":
         # It has no float64, which dot products are accumulated in.
@@ -141,5 +171,7 @@ def _report(path: Path, found: Difficulty) -> None:
         scores[-1],
         found.norm,
     )
-    log.info("to first order a row with a HIGH score is forgotten first; difficulty.order=score_desc begins with those")
+    log.info(
+        "to first order a row with a HIGH score is forgotten first; difficulty.order=score_desc begins with those"
+    )
     log.info("scores: %s", path)

@@ -33,7 +33,12 @@ MAX_TOKENS = 4096
 
 
 def stepping_of(
-    cfg: Config, run: RunDir, model: nn.Module, sides: Mapping[str, Dataset], args: TrainingArguments, pad_id: int
+    cfg: Config,
+    run: RunDir,
+    model: nn.Module,
+    sides: Mapping[str, Dataset],
+    args: TrainingArguments,
+    pad_id: int,
 ) -> dict[str, Any]:
     """The trainer's arguments `optimizer_factory`, `rules_factory` and `mask`.
 
@@ -59,19 +64,33 @@ def stepping_of(
 
 
 def _mask(
-    cfg: Config, spec: Mapping[str, Any], run: RunDir, model: nn.Module, sides: Mapping[str, Dataset], args: TrainingArguments, pad_id: int
+    cfg: Config,
+    spec: Mapping[str, Any],
+    run: RunDir,
+    model: nn.Module,
+    sides: Mapping[str, Dataset],
+    args: TrainingArguments,
+    pad_id: int,
 ) -> WeightMask:
     """The mask of the run: made once, on one rank, and read by all of them and by whoever resumes; scores may differ from run to run."""
     where = args.device
     model.to(where)
     path, fingerprint = run.path / MASK_FILE, model_fingerprint(model)
-    rows = {side: _Batches(data.encoded, pad_id, args.per_device_train_batch_size, where) for side, data in sides.items()}
+    rows = {
+        side: _Batches(data.encoded, pad_id, args.per_device_train_batch_size, where)
+        for side, data in sides.items()
+    }
 
     def make() -> None:
         if path.is_file():
             return
         made = mask_of(
-            spec, model, forget=rows.get("forget"), retain=rows.get("retain"), seed=int(cfg.get("seed", 0)), fingerprint=fingerprint
+            spec,
+            model,
+            forget=rows.get("forget"),
+            retain=rows.get("retain"),
+            seed=int(cfg.get("seed", 0)),
+            fingerprint=fingerprint,
         )
         assert made is not None, "asked for where a handler or a path is given"
         made.save(path)
@@ -79,7 +98,9 @@ def _mask(
     runtime.from_rank_0(make)
     mask = WeightMask.load(path, model, fingerprint)
     share = 100 * mask.num_allowed / max(1, mask.num_weights)
-    log.info("mask %s: %d of %d weights may be updated (%.2f %%)", path, mask.num_allowed, mask.num_weights, share)
+    log.info(
+        "mask %s: %d of %d weights may be updated (%.2f %%)", path, mask.num_allowed, mask.num_weights, share
+    )
     return mask
 
 
@@ -93,5 +114,7 @@ class _Batches:
     where: torch.device
 
     def __iter__(self) -> Iterator[Side]:
-        for batch in token_budgeted_batches([len(item.input_ids) for item in self.encoded], MAX_TOKENS, self.max_rows):
+        for batch in token_budgeted_batches(
+            [len(item.input_ids) for item in self.encoded], MAX_TOKENS, self.max_rows
+        ):
             yield on_device(collate([self.encoded[number] for number in batch], self.pad_id), self.where)

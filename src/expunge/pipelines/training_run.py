@@ -56,7 +56,9 @@ def run_training(cfg: Config) -> RunRecord:
     return carried_out(cfg, _prepare, _train)
 
 
-def carried_out(cfg: Config, prepare: Callable[[Config, RunDir], P], train: Callable[[Config, RunDir, P], None]) -> RunRecord:
+def carried_out(
+    cfg: Config, prepare: Callable[[Config, RunDir], P], train: Callable[[Config, RunDir, P], None]
+) -> RunRecord:
     """A run that makes a model, from the look at its folder to its record; what `prepare` and `train` do is the verb's own.
 
     Args:
@@ -70,8 +72,14 @@ def carried_out(cfg: Config, prepare: Callable[[Config, RunDir], P], train: Call
     Raises:
         UserError: whatever the user can mend.
     """
-    run = RunDir(Path(cfg.get("paths.output_dir")), cfg, overwrite=bool(cfg.get("overwrite")), primary=runtime.is_primary())
-    # What can be wrong with tokenizer, rows, model and suites shows here, before anything in the folder is touched.
+    run = RunDir(
+        Path(cfg.get("paths.output_dir")),
+        cfg,
+        overwrite=bool(cfg.get("overwrite")),
+        primary=runtime.is_primary(),
+    )
+    # What can be wrong with tokenizer, rows, model and suites shows here, before anything in the folder is
+    # touched.
     prepared = None if run.trained else prepare(cfg, run)
     if prepared is None:
         log.info("%s is trained already; overwrite=true trains it anew", run.path)
@@ -122,7 +130,13 @@ def _prepare(cfg: Config, run: RunDir) -> Prepared:
         check_final_evaluation(cfg, run, text)
     faults.tell()
     seed = int(cfg.get("seed", 0))
-    loaded = load_adapted(cfg.section("model.model_args"), cfg.section("model.adapter"), for_training=True, seed=seed, notices=notices)
+    loaded = load_adapted(
+        cfg.section("model.model_args"),
+        cfg.section("model.adapter"),
+        for_training=True,
+        seed=seed,
+        notices=notices,
+    )
     objective.prepare(loaded.model, seed, text.tokenizer)
     return Prepared(objective, text, sides, loaded, notices, scored)
 
@@ -138,7 +152,9 @@ def fit(cfg: Config, run: RunDir, prepared: Prepared) -> None:
     loaded, notices = prepared.loaded, prepared.notices
     dataset = _paired(cfg, run, sides, objective)
     args, changed = fit_machine(
-        cfg.section("trainer.args"), cuda=torch.cuda.is_available(), cpu_bf16=runtime.supports_bf16(torch.device("cpu"))
+        cfg.section("trainer.args"),
+        cuda=torch.cuda.is_available(),
+        cpu_bf16=runtime.supports_bf16(torch.device("cpu")),
     )
     notices += changed
     if loaded.compute_dtype is torch.bfloat16:
@@ -188,7 +204,11 @@ def _paired(cfg: Config, run: RunDir, sides: Mapping[str, Dataset], objective: O
         epochs = math.ceil(float(cfg.get("trainer.args.num_train_epochs", 3)))
         stored = run.path / PAIRS_FILE
         # Rows that changed on disk since a run was interrupted are other rows: its own pairs refuse them.
-        pairs = load_pairs(stored) if stored.is_file() else pairs_of(forget, retain, int(cfg.get("seed", 0)), epochs, anchor)
+        pairs = (
+            load_pairs(stored)
+            if stored.is_file()
+            else pairs_of(forget, retain, int(cfg.get("seed", 0)), epochs, anchor)
+        )
         if read == {"forget", "retain"} and runtime.rank() == 0 and not stored.is_file():
             save_pairs(stored, pairs)
     return PairedDataset(forget, retain, pairs, sides=objective.sides)

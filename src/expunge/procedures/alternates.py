@@ -1,6 +1,7 @@
 """AltPO's first step: other answers to the forget questions, asked of the model itself and written to a file.
 
-The method (arXiv:2409.13474) then is DPO with the alternates preferred; the handler `qa_alternate` reads the file.
+The method (arXiv:2409.13474) then is DPO with the alternates preferred; the handler `qa_alternate` reads the
+file.
 """
 
 from __future__ import annotations
@@ -60,24 +61,35 @@ def sample_alternates(
         seed: of the draws; the same rows, settings and seed give the same answers.
 
     Returns:
-        Per row `id`, `question` and `alternate`, a list of texts; `qa_alternate` draws one of them by (seed, row id).
+        Per row `id`, `question` and `alternate`, a list of texts; `qa_alternate` draws one of them by (seed,
+        row id).
 
     Raises:
         UserError: rows for which the model writes nothing but empty or true answers; all of them together.
     """
     if count < 1 or temperature <= 0 or max_new_tokens < 1:
         given = f"count={count}, temperature={temperature}, max_new_tokens={max_new_tokens}"
-        raise UserError(f"alternates cannot be sampled with {given}", "give whole numbers above 0 and a temperature above 0")
+        raise UserError(
+            f"alternates cannot be sampled with {given}",
+            "give whole numbers above 0 and a temperature above 0",
+        )
     asked = [_asked(row, template, prompt, question_key, answer_key) for row in rows]
 
     def texts_of(chosen: slice) -> list[str]:
-        return _sampled(model, template, asked[chosen], count, temperature, max_new_tokens, _seed(seed, chosen.start))
+        return _sampled(
+            model, template, asked[chosen], count, temperature, max_new_tokens, _seed(seed, chosen.start)
+        )
 
     return entries(rows, texts_of, count, batch_size, question_key, answer_key)
 
 
 def entries(
-    rows: RowSet, texts_of: Callable[[slice], Sequence[str]], count: int, batch_size: int, question_key: str, answer_key: str
+    rows: RowSet,
+    texts_of: Callable[[slice], Sequence[str]],
+    count: int,
+    batch_size: int,
+    question_key: str,
+    answer_key: str,
 ) -> list[dict[str, Any]]:
     """The file's entries of texts that are written a batch of rows at a time; the empty, the repeated and the true answer are left out.
 
@@ -123,7 +135,9 @@ def check_texts(row: Row, question_key: str, answer_key: str) -> None:
     """
     missing = [key for key in (question_key, answer_key) if not isinstance(row.fields.get(key), str)]
     if missing:
-        raise UserError(f"row {row.index} ({row.id}) has no text under {missing[0]!r}", f"it has: {', '.join(row.fields)}")
+        raise UserError(
+            f"row {row.index} ({row.id}) has no text under {missing[0]!r}", f"it has: {', '.join(row.fields)}"
+        )
 
 
 def _asked(row: Row, template: Template, prompt: str, question_key: str, answer_key: str) -> Encoded:
@@ -137,7 +151,13 @@ def _seed(*parts: int) -> int:
 
 
 def _sampled(
-    model: Any, template: Template, asked: Sequence[Encoded], count: int, temperature: float, new_tokens: int, seed: int
+    model: Any,
+    template: Template,
+    asked: Sequence[Encoded],
+    count: int,
+    temperature: float,
+    new_tokens: int,
+    seed: int,
 ) -> list[str]:
     """`count` continuations of each prompt, one prompt after the other; the global random state is left as it was."""
     from transformers import GenerationConfig
@@ -152,10 +172,19 @@ def _sampled(
     where = next(model.parameters()).device
     side = collate([item.prompt_only() for item in asked], pad_id, side="left")
     devices = [where] if where.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.inference_mode(), evaluating(model), only(model, config):
+    with (
+        torch.random.fork_rng(devices=devices),
+        torch.inference_mode(),
+        evaluating(model),
+        only(model, config),
+    ):
         torch.manual_seed(seed)
-        written = model.generate(input_ids=side["input_ids"].to(where), attention_mask=side["attention_mask"].to(where))
-    texts: list[str] = tokenizer.batch_decode(written[:, side["input_ids"].shape[1] :], skip_special_tokens=True)
+        written = model.generate(
+            input_ids=side["input_ids"].to(where), attention_mask=side["attention_mask"].to(where)
+        )
+    texts: list[str] = tokenizer.batch_decode(
+        written[:, side["input_ids"].shape[1] :], skip_special_tokens=True
+    )
     return texts
 
 
@@ -168,7 +197,9 @@ def ends_of(model: Any, tokenizer: Any, asked: Sequence[Encoded]) -> list[int]:
     """The tokens at which writing stops: the model's own, the special ones that close the turns, and the EOS."""
     own = getattr(model.generation_config, "eos_token_id", None)
     ends = set(own if isinstance(own, list) else [] if own is None else [own])
-    ends |= {item.input_ids[item.turn_end] for item in asked if item.turn_end is not None} & set(tokenizer.all_special_ids)
+    ends |= {item.input_ids[item.turn_end] for item in asked if item.turn_end is not None} & set(
+        tokenizer.all_special_ids
+    )
     ends |= set() if tokenizer.eos_token_id is None else {int(tokenizer.eos_token_id)}
     return sorted(ends)
 

@@ -45,7 +45,9 @@ class Stages(Protocol):
     def pad_id(self) -> int:
         """Token to fill short rows with."""
 
-    def finetuned(self, name: str, side: Side, *, args: Mapping[str, Any] | None = None, whole: bool = False) -> Path:
+    def finetuned(
+        self, name: str, side: Side, *, args: Mapping[str, Any] | None = None, whole: bool = False
+    ) -> Path:
         """Finetune a copy of the start model (NLL, the run's `trainer.args`) on a side's rows; returns its folder, `stages/NAME`.
 
         Args:
@@ -73,11 +75,12 @@ class ProcedureSpec:
         name: the function's name.
         sides: the rows it is given, by the names of its positional parameters after the first.
         hyper: its keyword-only parameters with their defaults.
-        stages: the trainings it consists of, stage -> side; `final` = the one whose model is the run's. A keyword-only parameter of a
-            stage's name holds TrainingArguments of that stage.
+        stages: the trainings it consists of, stage -> side; `final` = the one whose model is the run's. A
+            keyword-only parameter of a stage's name holds TrainingArguments of that stage.
         at_least_0: the hyper-parameters that must not be negative.
         refused: "name=value" -> why that value, which the field has, cannot be had here.
-        whole_model: whether it computes with all weights, so that a start model that is an adapter, or in 4 bits, does not do.
+        whole_model: whether it computes with all weights, so that a start model that is an adapter, or in 4
+            bits, does not do.
         paper: where it is defined.
         code: code at a commit.
     """
@@ -115,9 +118,15 @@ def procedure(
         hyper = {item.name: item.default for item in parameters if item.kind is item.KEYWORD_ONLY}
         sides = [item.name for item in parameters if item.kind is not item.KEYWORD_ONLY]
         wrong = [name for name in sides if name not in SIDES]
-        wrong += [name for name in (*at_least_0, *(key.partition("=")[0] for key in refused or {})) if name not in hyper]
+        wrong += [
+            name
+            for name in (*at_least_0, *(key.partition("=")[0] for key in refused or {}))
+            if name not in hyper
+        ]
         if wrong:
-            raise ValueError(f"{function.__name__}: {wrong[0]!r} is neither a side of the data nor a hyper-parameter")
+            raise ValueError(
+                f"{function.__name__}: {wrong[0]!r} is neither a side of the data nor a hyper-parameter"
+            )
         cast(Any, function).spec = ProcedureSpec(
             function.__name__, cast(tuple[Side, ...], tuple(sides)), MappingProxyType(hyper), MappingProxyType(dict(stages)), at_least_0,
             MappingProxyType(dict(refused or {})), whole_model, paper, code,
@@ -153,7 +162,11 @@ def build_procedure(handler: str, args: Mapping[str, Any]) -> Procedure:
     module, name = import_module(handler)
     function = getattr(module, name, None)
     if function is None:
-        names = [key for key, value in vars(module).items() if isinstance(getattr(value, "spec", None), ProcedureSpec)]
+        names = [
+            key
+            for key, value in vars(module).items()
+            if isinstance(getattr(value, "spec", None), ProcedureSpec)
+        ]
         raise UserError.of([unknown(f"procedure of {module.__name__}", name, names)])
     spec = getattr(function, "spec", None)
     if not isinstance(spec, ProcedureSpec):
@@ -166,7 +179,10 @@ def build_procedure(handler: str, args: Mapping[str, Any]) -> Procedure:
     for key in spec.at_least_0:
         if isinstance(bound.get(key), int | float) and bound[key] < 0:
             faults.append(
-                Fault(f"procedure.args.{key}={bound[key]}: must be a number of at least 0", f"the default is {spec.hyper[key]!r}")
+                Fault(
+                    f"procedure.args.{key}={bound[key]}: must be a number of at least 0",
+                    f"the default is {spec.hyper[key]!r}",
+                )
             )
     if faults:
         raise UserError.of(faults)

@@ -1,7 +1,7 @@
 """ELM's first step: answers that change the subject, written by the model itself, steered away from what an expert would write.
 
-The method (arXiv:2410.02760) learns to write them in its fluency term, `methods.elm.elm_fluency`; the handler `qa_alternate` reads the
-file.
+The method (arXiv:2410.02760) learns to write them in its fluency term, `methods.elm.elm_fluency`; the handler
+`qa_alternate` reads the file.
 """
 
 from __future__ import annotations
@@ -52,13 +52,16 @@ def novice_alternates(
 ) -> list[dict[str, Any]]:
     """Have the model answer the forget questions as one who knows nothing of a concept would.
 
-    An answer is a sentence that changes the subject and what the model writes behind it, each token drawn from
-    softmax((log p(. | x) + strength (log p(. | novice, x) - log p(. | expert, x))) / temperature), x all that stands before.
+    An answer is a sentence that changes the subject and what the model writes behind it, each token drawn
+    from softmax((log p(. | x) + strength (log p(. | novice, x) - log p(. | expert, x))) / temperature), x all
+    that stands before.
 
-    Source: https://github.com/rohitgandikota/erasing-llm/blob/2e3c6c7bbb52b7cfcb3f32ece1f020cb1864ded6/trainscripts/prepare_consistency_data.py,
-    whose strength is 3. Deviations: the beginnings stand before the whole text, as they do in the erase term; theirs stand before the
-    tokens that were written so far, and neither the text nor the sentence. x is a question, not the first 50 to 300 letters of a text. The
-    sentences and the beginnings have our wording, of the beginnings there is one each, and `max_new_tokens` is no draw from 100 to 300.
+    Source:
+    https://github.com/rohitgandikota/erasing-llm/blob/2e3c6c7bbb52b7cfcb3f32ece1f020cb1864ded6/trainscripts/prepare_consistency_data.py,
+    whose strength is 3. Deviations: the beginnings stand before the whole text, as they do in the erase term;
+    theirs stand before the tokens that were written so far, and neither the text nor the sentence. x is a
+    question, not the first 50 to 300 letters of a text. The sentences and the beginnings have our wording, of
+    the beginnings there is one each, and `max_new_tokens` is no draw from 100 to 300.
 
     Args:
         model: the one that is to forget, as it is before.
@@ -66,7 +69,8 @@ def novice_alternates(
         rows: the rows to forget.
         concept: what is to be forgotten, in words.
         strength: how far the log-probs are shifted from expert to novice.
-        leads: the sentences, taken in turn; an empty one leaves the answer to the model from its first token on.
+        leads: the sentences, taken in turn; an empty one leaves the answer to the model from its first token
+            on.
         expert_prompt: beginning of an expert's text, with `{concept}` in it.
         novice_prompt: beginning of a novice's text.
         count: answers a row. Fewer are kept where some are empty, repeated, or the true answer.
@@ -84,15 +88,20 @@ def novice_alternates(
         UserError: settings that cannot be, or rows for which the model writes nothing.
     """
     if count < 1 or max_new_tokens < 1 or not (temperature > 0 and 0 <= strength < float("inf")):
-        given = f"count={count}, temperature={temperature}, max_new_tokens={max_new_tokens}, strength={strength}"
+        given = (
+            f"count={count}, temperature={temperature}, max_new_tokens={max_new_tokens}, strength={strength}"
+        )
         raise UserError(
-            f"continuations cannot be sampled with {given}", "give whole numbers and a temperature above 0, and no strength below 0"
+            f"continuations cannot be sampled with {given}",
+            "give whole numbers and a temperature above 0, and no strength below 0",
         )
     tokenizer: Any = template.tokenizer
     prefixes = beginnings(tokenizer, concept, expert_prompt, novice_prompt)
     members = list(rows)
     leads = tuple(leads) or ("",)
-    chosen_leads = [[leads[(number + answer) % len(leads)] for answer in range(count)] for number in range(len(members))]
+    chosen_leads = [
+        [leads[(number + answer) % len(leads)] for answer in range(count)] for number in range(len(members))
+    ]
     for row in members:
         check_texts(row, question_key, answer_key)
     asked = [template.encode(row.fields[question_key], "", row_id=row.id, row=row.index) for row in members]
@@ -100,19 +109,40 @@ def novice_alternates(
 
     def texts_of(chosen: slice) -> list[str]:
         begun = zip(members[chosen], asked[chosen], chosen_leads[chosen], strict=True)
-        starts = [(*item.prompt_ids, *_lead_ids(template, row.fields[question_key], lead)) for row, item, own in begun for lead in own]
-        streams = [starts, *([_behind(start, prefixes[name], tokenizer.bos_token_id) for start in starts] for name in ("expert", "novice"))]
+        starts = [
+            (*item.prompt_ids, *_lead_ids(template, row.fields[question_key], lead))
+            for row, item, own in begun
+            for lead in own
+        ]
+        streams = [
+            starts,
+            *(
+                [_behind(start, prefixes[name], tokenizer.bos_token_id) for start in starts]
+                for name in ("expert", "novice")
+            ),
+        ]
         draws = [
-            torch.rand(max_new_tokens, generator=generator(seed, "novice", row.id, answer), dtype=torch.float64)
+            torch.rand(
+                max_new_tokens, generator=generator(seed, "novice", row.id, answer), dtype=torch.float64
+            )
             for row in members[chosen]
             for answer in range(count)
         ]
         written = steered(
-            model, streams, torch.stack(draws), strength=strength, temperature=temperature, ends=ends, pad_id=pad_id_of(tokenizer)
+            model,
+            streams,
+            torch.stack(draws),
+            strength=strength,
+            temperature=temperature,
+            ends=ends,
+            pad_id=pad_id_of(tokenizer),
         )
         texts = tokenizer.batch_decode(written, skip_special_tokens=True)
         before = [lead for own in chosen_leads[chosen] for lead in own]
-        return [" ".join(part for part in (lead.strip(), text.strip()) if part) for lead, text in zip(before, texts, strict=True)]
+        return [
+            " ".join(part for part in (lead.strip(), text.strip()) if part)
+            for lead, text in zip(before, texts, strict=True)
+        ]
 
     made_with = {
         "novice_of": concept, "strength": strength, "leads": list(leads), "expert_prompt": expert_prompt, "novice_prompt": novice_prompt,
@@ -134,13 +164,15 @@ def steered(
 ) -> list[list[int]]:
     """What the model writes behind each text, its distribution shifted by what two other beginnings make of it.
 
-    All three streams of all texts are one batch with one cache; the three of a text are given the same token each time.
+    All three streams of all texts are one batch with one cache; the three of a text are given the same token
+    each time.
 
     Args:
         model: in whatever mode; it is read in eval mode.
-        streams: the texts' tokens as they are, behind an expert's beginning, and behind a novice's; B of each.
-        draws_BN: [B, N] from the uniform distribution on [0, 1): the N-th token of a text is the one at this place of the cumulated
-            distribution. N is how many tokens are written at most.
+        streams: the texts' tokens as they are, behind an expert's beginning, and behind a novice's; B of
+            each.
+        draws_BN: [B, N] from the uniform distribution on [0, 1): the N-th token of a text is the one at this
+            place of the cumulated distribution. N is how many tokens are written at most.
         strength: of the shift.
         temperature: of sampling.
         ends: the tokens that end a text.
@@ -156,15 +188,25 @@ def steered(
     where = next(model.parameters()).device
     exact = torch.float32 if where.type == "mps" else torch.float64
     made: Any = GenerationConfig
-    config = made(do_sample=False, max_new_tokens=draws_BN.shape[1], eos_token_id=list(ends) or None, pad_token_id=pad_id, use_cache=True)
+    config = made(
+        do_sample=False,
+        max_new_tokens=draws_BN.shape[1],
+        eos_token_id=list(ends) or None,
+        pad_token_id=pad_id,
+        use_cache=True,
+    )
     with torch.inference_mode(), evaluating(model), only(model, config):
         ids_BT = model.generate(
             input_ids=side["input_ids"].to(where),
             attention_mask=side["attention_mask"].to(where),
-            logits_processor=LogitsProcessorList([_Steering(draws_BN.to(where, exact), strength, temperature)]),
+            logits_processor=LogitsProcessorList(
+                [_Steering(draws_BN.to(where, exact), strength, temperature)]
+            ),
         )
     written = ids_BT[:count, side["input_ids"].shape[1] :].tolist()
-    return [row[: next((place for place, token in enumerate(row) if token in ends), len(row))] for row in written]
+    return [
+        row[: next((place for place, token in enumerate(row) if token in ends), len(row))] for row in written
+    ]
 
 
 class _Steering:
@@ -185,7 +227,11 @@ class _Steering:
 
 def _lead_ids(template: Template, question: str, lead: str) -> list[int]:
     """The tokens of an answer that is not finished; its turn is left open."""
-    return plain_ids(template.tokenizer, template.body(template.prompt(question), question, lead)) if lead else []
+    return (
+        plain_ids(template.tokenizer, template.body(template.prompt(question), question, lead))
+        if lead
+        else []
+    )
 
 
 def _behind(ids: Sequence[int], prefix: Sequence[int], bos: int | None) -> tuple[int, ...]:

@@ -13,9 +13,9 @@ from expunge.procedures.base import Stages, procedure
 def retrain(stages: Stages, retain: Dataset) -> None:
     """Retraining: the model before any of the data, finetuned on the retain rows alone; what unlearning is held against.
 
-    `model` is here the model that has seen neither the forget nor the retain rows, and `trainer.args` the recipe by which the model that
-    is to forget was finetuned (`budget=tofu_finetune` for TOFU's); nothing can check that from the weights, so a start model that a run of
-    this tool trained is told in a notice.
+    `model` is here the model that has seen neither the forget nor the retain rows, and `trainer.args` the
+    recipe by which the model that is to forget was finetuned (`budget=tofu_finetune` for TOFU's); nothing can
+    check that from the weights, so a start model that a run of this tool trained is told in a notice.
 
     Args:
         stages: of the run.

@@ -25,15 +25,17 @@ from expunge.procedures.weights import local_folder, refuse_quantised, shapes, w
 def task_vector(stages: Stages, forget: Dataset, *, scale: float = 1.0) -> None:
     """Task vector: theta - scale (theta_f - theta), theta_f = the start model finetuned on the forget rows.
 
-    The sum is taken tensor by tensor in float32 and rounded once, to the start model's own dtype; weights that are tied are one tensor,
-    and integers are copied. Deviations from MUSE's code: it subtracts in bfloat16, which rounds the difference of nearly equal weights
-    away, and takes its vector between two models of which neither need be the one that forgets. A new adapter (`model/adapter=lora`) is
-    merged into theta_f.
+    The sum is taken tensor by tensor in float32 and rounded once, to the start model's own dtype; weights
+    that are tied are one tensor, and integers are copied. Deviations from MUSE's code: it subtracts in
+    bfloat16, which rounds the difference of nearly equal weights away, and takes its vector between two
+    models of which neither need be the one that forgets. A new adapter (`model/adapter=lora`) is merged into
+    theta_f.
 
     Args:
         stages: of the run.
         forget: the rows to forget.
-        scale: the length of the step back, >= 0. 1 is MUSE's default; the paper chooses it by validation. 0 gives the start model.
+        scale: the length of the step back, >= 0. 1 is MUSE's default; the paper chooses it by validation. 0
+            gives the start model.
     """
     start = local_folder(stages.model_args)
     if start is not None:
@@ -46,7 +48,8 @@ def task_vector(stages: Stages, forget: Dataset, *, scale: float = 1.0) -> None:
 def _start_folder(stages: Stages, tuned: Path) -> Path:
     """Theta as safetensors of the names that theta_f has: the model's own files, else what transformers saves of them, in their dtype.
 
-    A hub's file may hold tied weights twice, or under names of an older version; saved anew, both folders follow one rule.
+    A hub's file may hold tied weights twice, or under names of an older version; saved anew, both folders
+    follow one rule.
     """
     own = local_folder(stages.model_args)
     if own is not None and shapes(own) == shapes(tuned):

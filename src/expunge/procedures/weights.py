@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ def negated(theta: Tensor, tuned: Tensor, scale: float) -> Tensor:
     """The sum theta - scale (tuned - theta), in float32 whatever the dtypes (float64 where either is), rounded to theta's dtype once.
 
     Args:
-        theta: a weight of the start model, of any shape. Integers and booleans, which no training moves, are copied.
+        theta: a weight of the start model, of any shape. Integers and booleans, which no training moves, are
+            copied.
         tuned: the same weight after finetuning.
         scale: how far to go; 0 gives `theta` bit for bit.
 
@@ -82,15 +84,21 @@ def refuse_quantised(folder: Path) -> None:
         UserError: the folder's configuration names a quantisation.
     """
     config = folder / "config.json"
-    if config.is_file() and (method := (read_json(config).get("quantization_config") or {}).get("quant_method")):
-        raise UserError(f"{folder} holds quantised weights ({method}), which cannot be added", "give the model in full or half precision")
+    if config.is_file() and (
+        method := (read_json(config).get("quantization_config") or {}).get("quant_method")
+    ):
+        raise UserError(
+            f"{folder} holds quantised weights ({method}), which cannot be added",
+            "give the model in full or half precision",
+        )
 
 
 def write_negated(start: Path, tuned: Path, target: Path, scale: float) -> None:
     """Write theta - scale (theta_f - theta) file by file, named and split as the start model's files are.
 
     Args:
-        start: folder of theta; weights that are tied are in it once, or each under its name, exactly as in `tuned`.
+        start: folder of theta; weights that are tied are in it once, or each under its name, exactly as in
+            `tuned`.
         tuned: folder of theta_f.
         target: folder to write to; config and generation config are the start model's.
         scale: see `negated`.
@@ -100,7 +108,10 @@ def write_negated(start: Path, tuned: Path, target: Path, scale: float) -> None:
     """
     if shapes(start) != shapes(tuned):
         names = sorted(set(shapes(start).items()) ^ set(shapes(tuned).items()))
-        raise UserError(f"{start} and {tuned} hold other tensors, such as {names[0][0]}", "give the model that was finetuned")
+        raise UserError(
+            f"{start} and {tuned} hold other tensors, such as {names[0][0]}",
+            "give the model that was finetuned",
+        )
     files, other = tensor_files(start), tensor_files(tuned)
     for name in sorted(set(files.values())):
         tensors = {}
@@ -109,13 +120,13 @@ def write_negated(start: Path, tuned: Path, target: Path, scale: float) -> None:
                 with safe_open(tuned / other[key], framework="pt") as theirs:
                     theta = ours.get_tensor(key)
                     tensors[key] = _finite(key, theta, negated(theta, theirs.get_tensor(key), scale), scale)
-        atomic_write(target / name, lambda path, made=tensors: save_file(made, str(path), metadata={"format": "pt"}))  # type: ignore[misc]
+        atomic_write(target / name, partial(save_file, tensors, metadata={"format": "pt"}))
         del tensors
     if (start / INDEX).is_file():
         write_json(target / INDEX, json.loads((start / INDEX).read_text(encoding="utf-8")))
     for path in [start / name for name in BESIDE] + sorted(start.glob("*.py")):
         if path.is_file():
-            atomic_write(target / path.name, lambda temporary, source=path: _copy(source, temporary))  # type: ignore[misc]
+            atomic_write(target / path.name, partial(_copy, path))
 
 
 def _finite(name: str, theta: Tensor, result: Tensor, scale: float) -> Tensor:

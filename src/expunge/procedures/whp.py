@@ -41,24 +41,35 @@ MAX_TOKENS = 4096
     code="https://github.com/jaechan-repo/muse_bench/blob/e0000386e5318665693db28e27b41711674256ef/baselines/baselines/whos_harry_potter.py",
 )
 def whp(
-    stages: Stages, forget: Dataset, *, alpha: float = 5.0, mode: Literal["labels"] = "labels", reinforced: Mapping[str, Any] | None = None
+    stages: Stages,
+    forget: Dataset,
+    *,
+    alpha: float = 5.0,
+    mode: Literal["labels"] = "labels",
+    reinforced: Mapping[str, Any] | None = None,
 ) -> None:
     """WHP: learn, in the place of each forget label, argmax of v_baseline - alpha relu(v_reinforced - v_baseline).
 
-    1. `reinforced`: the start model finetuned further on the forget rows, so that what it has learnt of them grows.
-    2. Generic labels: at each label position the most likely token after whatever grew is pushed down. The rows themselves are the context.
-    3. The start model is finetuned with those labels as targets, the rows as they are as input. Retain rows are not read.
+    1. `reinforced`: the start model finetuned further on the forget rows, so that what it has learnt of them
+    grows.
+    2. Generic labels: at each label position the most likely token after whatever grew is pushed down. The
+    rows themselves are the context.
+    3. The start model is finetuned with those labels as targets, the rows as they are as input. Retain rows
+    are not read.
 
-    Left out: the paper's dictionary of anchored terms, names that are replaced by made-up ones before the baseline is asked (Section 2.2),
-    which it writes with another language model; alpha is the paper's all the same. The mixture of both models' logits when it is asked, as
-    MUSE's code has it (alpha 1 there), is not offered.
+    Left out: the paper's dictionary of anchored terms, names that are replaced by made-up ones before the
+    baseline is asked (Section 2.2), which it writes with another language model; alpha is the paper's all the
+    same. The mixture of both models' logits when it is asked, as MUSE's code has it (alpha 1 there), is not
+    offered.
 
     Args:
         stages: of the run.
         forget: the rows to forget.
-        alpha: how far growing tokens are pushed down, >= 0; 5 in the paper's experiments. 0 teaches the model its own answers.
+        alpha: how far growing tokens are pushed down, >= 0; 5 in the paper's experiments. 0 teaches the model
+            its own answers.
         mode: "labels", the only one that is offered.
-        reinforced: TrainingArguments of the first stage, over `trainer.args`; the paper trains it longer and at a higher rate.
+        reinforced: TrainingArguments of the first stage, over `trainer.args`; the paper trains it longer and
+            at a higher rate.
     """
     path = stages.folder / LABELS_FILE
     if not runtime.from_rank_0(path.is_file):
@@ -80,7 +91,10 @@ def whp(
             )
     stored = runtime.from_rank_0(lambda: read_json(path))
     if stored["data"] != forget.fingerprint:
-        raise UserError(f"{path} belongs to other forget rows: they have changed since the run began", "give those rows, or overwrite=true")
+        raise UserError(
+            f"{path} belongs to other forget rows: they have changed since the run began",
+            "give those rows, or overwrite=true",
+        )
     stages.finetune(with_targets(forget, [row["generic"] for row in stored["rows"]]))
 
 
@@ -100,7 +114,13 @@ def generic_logits(baseline_BNV: Tensor, reinforced_BNV: Tensor, alpha: float) -
 
 
 def generic_labels(
-    baseline: Loaded, reinforced: Loaded, rows: Sequence[Encoded], *, alpha: float, pad_id: int, max_tokens: int = MAX_TOKENS
+    baseline: Loaded,
+    reinforced: Loaded,
+    rows: Sequence[Encoded],
+    *,
+    alpha: float,
+    pad_id: int,
+    max_tokens: int = MAX_TOKENS,
 ) -> list[list[int]]:
     """The generic label at each label position of each row; both models are in memory, and ranks share the rows.
 
@@ -121,9 +141,15 @@ def generic_labels(
     for batch in batches[runtime.rank() :: runtime.world_size()]:
         side = collate([rows[number] for number in batch], pad_id)
         with torch.no_grad():
-            first, second = (label_outputs(model, on_device(side, next(model.parameters()).device)) for model in models)
-            generic_BNV = generic_logits(first.logits_BNV, second.logits_BNV.to(first.logits_BNV.device), alpha)
-        for number, token_N, mask_N in zip(batch, generic_BNV.argmax(-1).cpu(), first.mask_BN.cpu(), strict=True):
+            first, second = (
+                label_outputs(model, on_device(side, next(model.parameters()).device)) for model in models
+            )
+            generic_BNV = generic_logits(
+                first.logits_BNV, second.logits_BNV.to(first.logits_BNV.device), alpha
+            )
+        for number, token_N, mask_N in zip(
+            batch, generic_BNV.argmax(-1).cpu(), first.mask_BN.cpu(), strict=True
+        ):
             found[number] = token_N[mask_N].tolist()
     shared = {number: labels for part in runtime.gathered(found) for number, labels in part.items()}
     return [shared[number] for number in range(len(rows))]
@@ -140,11 +166,18 @@ def with_targets(rows: Dataset, labels: Sequence[Sequence[int]]) -> Dataset:
     for item, tokens in zip(rows.encoded, labels, strict=True):
         assert len(tokens) == sum(item.label_mask), f"{len(tokens)} tokens for the labels of {item.row_id}"
         rest = iter(tokens)
-        targets = tuple(next(rest) if counted else own for own, counted in zip(item.input_ids, item.label_mask, strict=True))
+        targets = tuple(
+            next(rest) if counted else own
+            for own, counted in zip(item.input_ids, item.label_mask, strict=True)
+        )
         encoded.append(replace(item, targets=targets))
     return replace(rows, encoded=encoded, alternates=None)
 
 
 def _changed(rows: Sequence[Encoded], labels: Sequence[Sequence[int]]) -> tuple[int, int]:
-    pairs = [pair for item, tokens in zip(rows, labels, strict=True) for pair in zip(item.label_ids, tokens, strict=True)]
+    pairs = [
+        pair
+        for item, tokens in zip(rows, labels, strict=True)
+        for pair in zip(item.label_ids, tokens, strict=True)
+    ]
     return sum(own != token for own, token in pairs), len(pairs)

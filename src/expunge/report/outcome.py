@@ -30,17 +30,31 @@ def print_outcome(folder: Path, suites: Iterable[str], console: Console | None =
         except UserError:
             # A run that was not evaluated by it.
             continue
-        table = RichTable(title=suite, title_style="bold", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table = RichTable(
+            title=suite, title_style="bold", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+        )
         table.add_column("metric", no_wrap=True)
         table.add_column("value", justify="right", no_wrap=True)
         table.add_column("bootstrap 95%", no_wrap=True)
         for name, measured in found.metrics.items():
-            table.add_row(name, "–" if measured.value is None else number(measured.value), _interval(measured))
+            table.add_row(
+                name, "–" if measured.value is None else number(measured.value), _interval(measured)
+            )
         console.print(table)
         for name, measured in found.metrics.items():
             if measured.value is None:
-                console.print(f"no {name}: {measured.reason or 'no reason is recorded'}", style="dim", highlight=False, soft_wrap=True)
-        places = {path for pair in result_files(folder, suite) for path in pair if path is not None and path.is_file()}
+                console.print(
+                    f"no {name}: {measured.reason or 'no reason is recorded'}",
+                    style="dim",
+                    highlight=False,
+                    soft_wrap=True,
+                )
+        places = {
+            path
+            for pair in result_files(folder, suite)
+            for path in pair
+            if path is not None and path.is_file()
+        }
         console.print(f"results: {', '.join(map(str, sorted(places)))}", highlight=False, soft_wrap=True)
 
 

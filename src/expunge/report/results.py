@@ -18,7 +18,8 @@ class Measured:
 
     Attributes:
         value: None where there is none.
-        low: lower end of its bootstrap 95% interval, None where there is none or it is not of the value itself.
+        low: lower end of its bootstrap 95% interval, None where there is none or it is not of the value
+            itself.
         high: upper end.
         reason: why there is no value.
     """
@@ -71,7 +72,9 @@ def read_evaluated(name: str, folder: Path, suite: str = "tofu") -> Evaluated:
     found = next(((whole, summary) for whole, summary in files if (summary or whole).is_file()), None)
     if found is None:
         looked = ", ".join(str(summary or whole) for whole, summary in files)
-        raise UserError(f"{folder} holds no results of {suite}", f"looked for {looked}; run expunge eval first")
+        raise UserError(
+            f"{folder} holds no results of {suite}", f"looked for {looked}; run expunge eval first"
+        )
     whole, summary = found
     details: dict[str, Any] = read_json(whole) if whole.is_file() else {}
     aggregates = read_json(summary) if summary is not None else _aggregates(details, whole)
@@ -85,12 +88,18 @@ def _aggregates(details: Mapping[str, Any], path: Path) -> dict[str, Any]:
     try:
         return {metric: details[metric]["agg_value"] for metric in details["_about"]["summary"]}
     except (KeyError, TypeError) as error:
-        raise UserError(f"{path} is no evaluation of this tool: it lacks {error}", "name a run folder of it, or evaluate anew") from error
+        raise UserError(
+            f"{path} is no evaluation of this tool: it lacks {error}",
+            "name a run folder of it, or evaluate anew",
+        ) from error
 
 
 def _measured(value: float | None, detail: Mapping[str, Any]) -> Measured:
     interval = detail.get("interval") or {}
     of_value = interval.get("of", "value") == "value"
     return Measured(
-        value, interval.get("low") if of_value else None, interval.get("high") if of_value else None, str(detail.get("reason", ""))
+        value,
+        interval.get("low") if of_value else None,
+        interval.get("high") if of_value else None,
+        str(detail.get("reason", "")),
     )

@@ -66,7 +66,8 @@ def judge(runs: Sequence[Evaluated], start: str | None, retain: str | None) -> l
 
     Args:
         runs: the runs, in the order to show.
-        start: name of the model before unlearning, whose utility is the measure of damage; None = nothing is flagged.
+        start: name of the model before unlearning, whose utility is the measure of damage; None = nothing is
+            flagged.
         retain: name of the retain model.
 
     Returns:
@@ -128,11 +129,18 @@ def compare(
 def as_record(line: Line) -> dict[str, Any]:
     """A line as plain values: every metric of the run with its interval, and the remark."""
     metrics = {
-        name: {"value": found.value, "low": found.low, "high": found.high} | ({"reason": found.reason} if found.value is None else {})
+        name: {"value": found.value, "low": found.low, "high": found.high}
+        | ({"reason": found.reason} if found.value is None else {})
         for name, found in line.run.metrics.items()
     }
     cost = {"seconds": line.run.seconds, "steps": line.run.steps, "peak_memory_mb": line.run.peak_memory_mb}
-    return {"name": line.run.name, "collapsed": line.collapsed, "remark": line.remark, **cost, "metrics": metrics}
+    return {
+        "name": line.run.name,
+        "collapsed": line.collapsed,
+        "remark": line.remark,
+        **cost,
+        "metrics": metrics,
+    }
 
 
 def as_csv(lines: Sequence[Line]) -> str:
@@ -140,10 +148,30 @@ def as_csv(lines: Sequence[Line]) -> str:
     out = io.StringIO()
     names = list(dict.fromkeys(name for line in lines for name in line.run.metrics))
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["name", *(f"{name}{part}" for name in names for part in ("", "_low", "_high")), "seconds", "collapsed", "remark"])
+    writer.writerow(
+        [
+            "name",
+            *(f"{name}{part}" for name in names for part in ("", "_low", "_high")),
+            "seconds",
+            "collapsed",
+            "remark",
+        ]
+    )
     for line in lines:
-        cells = [getattr(line.run.metrics.get(name, Measured(None)), part) for name in names for part in ("value", "low", "high")]
-        writer.writerow([line.run.name, *("" if cell is None else cell for cell in cells), line.run.seconds, line.collapsed, line.remark])
+        cells = [
+            getattr(line.run.metrics.get(name, Measured(None)), part)
+            for name in names
+            for part in ("value", "low", "high")
+        ]
+        writer.writerow(
+            [
+                line.run.name,
+                *("" if cell is None else cell for cell in cells),
+                line.run.seconds,
+                line.collapsed,
+                line.remark,
+            ]
+        )
     return out.getvalue()
 
 
@@ -151,7 +179,10 @@ def as_markdown(lines: Sequence[Line], title: str = "") -> str:
     """A Markdown table; the interval stands behind each value that has one, reasons of missing values below."""
     columns = _columns(lines)
     head = ["model", *(f"{column.title} {column.better}" for column in columns), "remark"]
-    rows = [[line.run.name, *(_cell(line, column, interval=True) for column in columns), line.remark] for line in lines]
+    rows = [
+        [line.run.name, *(_cell(line, column, interval=True) for column in columns), line.remark]
+        for line in lines
+    ]
     text = [f"**{title}**\n"] if title else []
     text += [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows]]
     text += [
@@ -185,7 +216,11 @@ def _cell(line: Line, column: Column, interval: bool = False) -> str:
     if found is None or found.value is None:
         return "–"
     text = number(found.value)
-    return f"{text} [{number(found.low)}, {number(found.high)}]" if interval and found.low is not None and found.high is not None else text
+    return (
+        f"{text} [{number(found.low)}, {number(found.high)}]"
+        if interval and found.low is not None and found.high is not None
+        else text
+    )
 
 
 def number(value: float) -> str:
@@ -198,16 +233,24 @@ def number(value: float) -> str:
 def _print(lines: Sequence[Line], title: str, console: Console) -> None:
     """Narrow enough for 80 columns: headers on several lines, remarks below."""
     columns = _columns(lines)
-    table = RichTable(title=title, title_style="bold", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = RichTable(
+        title=title, title_style="bold", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
     table.add_column("model", no_wrap=True, vertical="bottom")
     for column in columns:
         table.add_column("\n".join([*column.title.split(), column.better]), justify="right", no_wrap=True)
     for line in lines:
-        table.add_row(line.run.name, *(_cell(line, column) for column in columns), style="dim" if line.collapsed else "")
+        table.add_row(
+            line.run.name, *(_cell(line, column) for column in columns), style="dim" if line.collapsed else ""
+        )
     console.print(table)
     console.print("[dim]↑ higher is better   → r nearer the retain model's   → 0 nearer 0   – no value[/dim]")
     for line in lines:
         if line.remark:
-            console.print(f"{line.run.name}: {line.remark}", style="bold red" if line.collapsed else "dim", highlight=False)
+            console.print(
+                f"{line.run.name}: {line.remark}",
+                style="bold red" if line.collapsed else "dim",
+                highlight=False,
+            )
     for note in notes(lines):
         console.print(note, style="dim", highlight=False)

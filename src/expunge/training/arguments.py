@@ -14,24 +14,34 @@ from transformers import TrainingArguments
 from expunge.core.errors import Fault, MissingExtraError, UserError, unknown
 from expunge.lm import runtime
 
-# The training loop builds its batches itself: nothing may be dropped from them for not being an argument of the model.
+# The training loop builds its batches itself: nothing may be dropped from them for not being an argument of
+# the model.
 FIXED: dict[str, Any] = {"remove_unused_columns": False, "label_names": []}
 # A diverging loss is a result in unlearning; transformers would replace it in the log by the average so far.
 # No parameter is left out of a forward pass, so ranks need not search the graph for some each time.
-DEFAULTS: dict[str, Any] = {"logging_nan_inf_filter": False, "report_to": "none", "ddp_find_unused_parameters": False}
+DEFAULTS: dict[str, Any] = {
+    "logging_nan_inf_filter": False,
+    "report_to": "none",
+    "ddp_find_unused_parameters": False,
+}
 OWN_KEYS = ("warmup_epochs",)
 # Values of `report_to` that an extra of the same name brings.
 LOGGERS = ("tensorboard", "wandb", "trackio")
 # Old name -> new name, wherever the installed transformers knows the new one.
-RENAMED = {"gradient_checkpointing": "activation_checkpointing", "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs"}
+RENAMED = {
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+}
 
 
-def training_arguments(args: Mapping[str, Any], output_dir: Path | str, n_examples: int, seed: int | None = None) -> TrainingArguments:
+def training_arguments(
+    args: Mapping[str, Any], output_dir: Path | str, n_examples: int, seed: int | None = None
+) -> TrainingArguments:
     """Build the arguments of a training run.
 
     Args:
-        args: the keys of `trainer.args`: TrainingArguments' own, and `warmup_epochs` (a float: epochs of linear warm-up, translated to
-            optimizer steps by the batch over all ranks).
+        args: the keys of `trainer.args`: TrainingArguments' own, and `warmup_epochs` (a float: epochs of
+            linear warm-up, translated to optimizer steps by the batch over all ranks).
         output_dir: the run's folder.
         n_examples: rows of the training set, which say how many steps an epoch has.
         seed: seed of the run, unless `args` has one.
@@ -44,7 +54,11 @@ def training_arguments(args: Mapping[str, Any], output_dir: Path | str, n_exampl
     """
     known = {field.name for field in fields(TrainingArguments) if field.init}
     given = {**DEFAULTS, **({} if seed is None else {"seed": seed}), **args}
-    faults = [unknown("key in trainer.args", key, sorted({*known, *OWN_KEYS})) for key in given if key not in known and key not in OWN_KEYS]
+    faults = [
+        unknown("key in trainer.args", key, sorted({*known, *OWN_KEYS}))
+        for key in given
+        if key not in known and key not in OWN_KEYS
+    ]
     faults += _value_faults(given)
     if faults:
         raise UserError.of(faults)
@@ -62,7 +76,9 @@ def training_arguments(args: Mapping[str, Any], output_dir: Path | str, n_exampl
     try:
         built = TrainingArguments(**{**given, **FIXED, "output_dir": str(output_dir)})
     except (ValueError, TypeError) as error:
-        raise UserError(f"trainer.args cannot be used: {error}", "mend the key that the message names") from error
+        raise UserError(
+            f"trainer.args cannot be used: {error}", "mend the key that the message names"
+        ) from error
     if warmup_epochs:
         built.warmup_steps = math.ceil(float(warmup_epochs) * steps_per_epoch(n_examples, built))
     return built
@@ -81,10 +97,21 @@ def _value_faults(args: Mapping[str, Any]) -> list[Fault]:
     for key in ("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps"):
         if key in args and not _number(args[key]) > 0:
             faults.append(Fault(f"trainer.args.{key} is {args[key]!r}", "give a number above 0"))
-    if "num_train_epochs" in args and not _number(args["num_train_epochs"]) > 0 and not _number(args.get("max_steps", -1)) > 0:
-        faults.append(Fault(f"trainer.args.num_train_epochs is {args['num_train_epochs']!r}", "give a number above 0"))
+    if (
+        "num_train_epochs" in args
+        and not _number(args["num_train_epochs"]) > 0
+        and not _number(args.get("max_steps", -1)) > 0
+    ):
+        faults.append(
+            Fault(f"trainer.args.num_train_epochs is {args['num_train_epochs']!r}", "give a number above 0")
+        )
     if _number(args.get("label_smoothing_factor", 0)) != 0:
-        faults.append(Fault("trainer.args.label_smoothing_factor is set", "losses are methods here, none is smoothed: leave the key out"))
+        faults.append(
+            Fault(
+                "trainer.args.label_smoothing_factor is set",
+                "losses are methods here, none is smoothed: leave the key out",
+            )
+        )
     if str(args.get("train_sampling_strategy", "random")) != "random":
         fault = f"trainer.args.train_sampling_strategy is {args['train_sampling_strategy']!r}"
         faults.append(Fault(fault, "rows come in the order drawn from (seed, epoch): leave the key out"))

@@ -27,7 +27,12 @@ class RecordCallback(TrainerCallback):
         self.records = records
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
     ) -> None:
         """Append the record."""
         if state.is_world_process_zero:
@@ -41,31 +46,45 @@ class ProgressCallback(TrainerCallback):
         self.bar: tqdm[Any] | None = None
         self.begun, self.first = 0.0, 0
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Open the bar at the step that the run resumes from."""
         self.begun, self.first = time.monotonic(), state.global_step
         if state.is_world_process_zero and not args.disable_tqdm and sys.stderr.isatty():
             self.bar = tqdm(total=state.max_steps, initial=state.global_step, dynamic_ncols=True, unit="step")
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Move the bar."""
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
     ) -> None:
         """Show the record."""
         if not state.is_world_process_zero:
             return
-        shown = {key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in (logs or {}).items()}
+        shown = {
+            key: f"{value:.4g}" if isinstance(value, float) else str(value)
+            for key, value in (logs or {}).items()
+        }
         if self.bar is not None and "loss" in shown:
             self.bar.set_postfix(shown)
         else:
             facts = " ".join(f"{key}={value}" for key, value in shown.items())
             logger.info("step %d/%d %s eta=%s", state.global_step, state.max_steps, facts, self._eta(state))
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Close the bar."""
         if self.bar is not None:
             self.bar.close()
@@ -82,7 +101,8 @@ class ProgressCallback(TrainerCallback):
 class WandbEnd(TrainerCallback):
     """Ends the run that transformers began at wandb, so that the next training of this process is not written into it.
 
-    transformers (5.23) leaves it open until the process ends. One that was open before the training is somebody else's, and stays.
+    transformers (5.23) leaves it open until the process ends. One that was open before the training is
+    somebody else's, and stays.
     """
 
     def __init__(self) -> None:
@@ -91,7 +111,9 @@ class WandbEnd(TrainerCallback):
         self.wandb = wandb
         self.was_open = wandb.run is not None
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Close it."""
         if not self.was_open and self.wandb.run is not None:
             self.wandb.finish()
@@ -113,7 +135,8 @@ def arrange_loggers(handler: CallbackHandler, boards: Path | None) -> None:
 def place_boards(callbacks: Iterable[TrainerCallback], folder: Path) -> None:
     """Have TensorBoard's files written to a folder, unless the environment variable TENSORBOARD_LOGGING_DIR says where.
 
-    transformers 5 took `logging_dir` out of its arguments; without it the files are in `runs/` beside the checkpoints.
+    transformers 5 took `logging_dir` out of its arguments; without it the files are in `runs/` beside the
+    checkpoints.
     """
     for callback in callbacks:
         if isinstance(callback, TensorBoardCallback) and not os.environ.get("TENSORBOARD_LOGGING_DIR"):

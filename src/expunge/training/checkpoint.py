@@ -44,7 +44,9 @@ def step_of(folder: Path) -> int:
 
 def complete_checkpoints(run_dir: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest step first."""
-    found = [path for path in run_dir.glob("checkpoint-*") if _NAME.fullmatch(path.name) and not missing_from(path)]
+    found = [
+        path for path in run_dir.glob("checkpoint-*") if _NAME.fullmatch(path.name) and not missing_from(path)
+    ]
     return sorted(found, key=step_of)
 
 
@@ -59,7 +61,11 @@ def remove_half_written(run_dir: Path) -> list[Path]:
     if not run_dir.is_dir():
         return []
     left = [path for path in run_dir.iterdir() if path.is_dir() and _PARTIAL.fullmatch(path.name)]
-    left += [path for path in run_dir.glob("checkpoint-*") if path.is_dir() and _NAME.fullmatch(path.name) and not is_complete(path)]
+    left += [
+        path
+        for path in run_dir.glob("checkpoint-*")
+        if path.is_dir() and _NAME.fullmatch(path.name) and not is_complete(path)
+    ]
     for path in left:
         logger.warning("removing the half-written checkpoint %s", path)
         shutil.rmtree(path)
@@ -76,7 +82,10 @@ def seal(partial: Path, folder: Path) -> None:
     files = sorted(path for path in partial.rglob("*") if path.is_file())
     for path in files:
         _sync(path)
-    write_json(partial / MANIFEST, {str(path.relative_to(partial)): [path.stat().st_size, _digest(path)] for path in files})
+    write_json(
+        partial / MANIFEST,
+        {str(path.relative_to(partial)): [path.stat().st_size, _digest(path)] for path in files},
+    )
     mark_complete(partial)
     _sync(partial)
     if folder.exists():
@@ -127,14 +136,20 @@ def verify(folder: Path) -> None:
         UserError: there is no such folder, or it is not a complete, undamaged checkpoint of this tool.
     """
     other = newest_complete_checkpoint(folder.parent) if folder.parent.is_dir() else None
-    hint = f"the newest complete one is {other}" if other and other != folder else "name another checkpoint, or start the run anew"
+    hint = (
+        f"the newest complete one is {other}"
+        if other and other != folder
+        else "name another checkpoint, or start the run anew"
+    )
     if not folder.is_dir():
         raise UserError(f"no such checkpoint: {folder}", hint)
     if not _NAME.fullmatch(folder.name):
         raise UserError(f"{folder} is not a checkpoint of this tool: it is not named checkpoint-N", hint)
     fault = missing_from(folder)
     if fault is None:
-        damaged = [name for name, (_, digest) in _manifest(folder).items() if _digest(folder / name) != digest]
+        damaged = [
+            name for name, (_, digest) in _manifest(folder).items() if _digest(folder / name) != digest
+        ]
         fault = f"the contents of {', '.join(damaged)} have changed since it was written" if damaged else None
     if fault is not None:
         raise UserError(f"the checkpoint {folder} is damaged: {fault}", hint)

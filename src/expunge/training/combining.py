@@ -26,7 +26,9 @@ class StepGradients:
         self.done = 0
         self.sums: dict[bool, list[Tensor]] = {}
 
-    def backward(self, model: nn.Module, backward: Callable[[Tensor], None], loss: Tensor, *, retain: bool) -> None:
+    def backward(
+        self, model: nn.Module, backward: Callable[[Tensor], None], loss: Tensor, *, retain: bool
+    ) -> None:
         """Back-propagate, and move the gradients from the parameters to the sum they belong to."""
         parameters = _trained(model)
         before = [parameter.grad for parameter in parameters]
@@ -35,7 +37,9 @@ class StepGradients:
         backward(loss)
         found = [torch.zeros_like(item) if item.grad is None else item.grad for item in parameters]
         sums = self.sums.get(retain)
-        self.sums[retain] = found if sums is None else [old + new for old, new in zip(sums, found, strict=True)]
+        self.sums[retain] = (
+            found if sums is None else [old + new for old, new in zip(sums, found, strict=True)]
+        )
         for parameter, old in zip(parameters, before, strict=True):
             parameter.grad = old
 
@@ -45,7 +49,9 @@ class StepGradients:
         if self.done < count:
             return
         parameters = _trained(model)
-        own, retain = (self.sums.get(key) or [torch.zeros_like(item) for item in parameters] for key in (False, True))
+        own, retain = (
+            self.sums.get(key) or [torch.zeros_like(item) for item in parameters] for key in (False, True)
+        )
         if self.world_size > 1:
             for part in (*own, *retain):
                 torch.distributed.all_reduce(part)
@@ -58,5 +64,8 @@ class StepGradients:
 def _trained(model: nn.Module) -> list[nn.Parameter]:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if any(hasattr(parameter, "device_mesh") for parameter in parameters):
-        raise UserError("gradients that are combined have to be whole, and those of this model are sharded", "train without FSDP")
+        raise UserError(
+            "gradients that are combined have to be whole, and those of this model are sharded",
+            "train without FSDP",
+        )
     return parameters

@@ -1,8 +1,9 @@
 """The sums and means of a training step: every term is averaged over the whole step, however the step is cut up.
 
-With C the number of label tokens (kind "token") or sequences (kind "sequence") that a term counts in all micro-batches of all ranks
-of one optimizer step, a micro-batch contributes `weight * sum(loss) / C`; the contributions add up to the mean over the step. Data
-parallelism averages gradients over ranks, so each rank multiplies its share by the number of ranks.
+With C the number of label tokens (kind "token") or sequences (kind "sequence") that a term counts in all
+micro-batches of all ranks of one optimizer step, a micro-batch contributes `weight * sum(loss) / C`; the
+contributions add up to the mean over the step. Data parallelism averages gradients over ranks, so each rank
+multiplies its share by the number of ranks.
 """
 
 from __future__ import annotations
@@ -51,7 +52,11 @@ class StepCounts:
             return self.batches
         if term.kind == "sequence":
             return self.sequences[term.side]
-        return self.tokens[term.side] if (term.places, term.skip) == ("labels", 0) else self.placed[place_of(term)]
+        return (
+            self.tokens[term.side]
+            if (term.places, term.skip) == ("labels", 0)
+            else self.placed[place_of(term)]
+        )
 
 
 def place_of(term: Term) -> Place:
@@ -60,7 +65,10 @@ def place_of(term: Term) -> Place:
 
 
 def count_step(
-    batches: Sequence[MicroBatch], sides: Sequence[str], all_sum: Callable[[Tensor], Tensor], places: Sequence[Place] = ()
+    batches: Sequence[MicroBatch],
+    sides: Sequence[str],
+    all_sum: Callable[[Tensor], Tensor],
+    places: Sequence[Place] = (),
 ) -> StepCounts:
     """Count the micro-batches of one step.
 
@@ -89,7 +97,11 @@ def independent_groups(terms: Sequence[Term]) -> list[list[Term]]:
     """Terms grouped so that no two groups read the same side of the model in training: each group can be back-propagated on its own."""
     groups: list[tuple[set[str], list[Term]]] = []
     for term in terms:
-        sides = {need.side for need in term.needs if not need.reference and need.side and need.quantity in FROM_MODEL}
+        sides = {
+            need.side
+            for need in term.needs
+            if not need.reference and need.side and need.quantity in FROM_MODEL
+        }
         members = [term]
         apart: list[tuple[set[str], list[Term]]] = []
         for group in groups:
@@ -108,10 +120,11 @@ class Driver:
         objective: the terms, in the order in which they are logged.
         reference: the model before unlearning, where a term reads it.
         world_size: number of ranks whose gradients are averaged.
-        normalise: "step" = means over the whole step; "micro_batch" = the field's mean of micro-batch means, whose gradient depends on
-            how a step is cut up (compat switch `driver.normalise`).
-        sequential_terms: back-propagate terms that share no forward pass one after the other, so that only one side's activations are
-            alive at a time. Same gradient up to the order of floating-point additions.
+        normalise: "step" = means over the whole step; "micro_batch" = the field's mean of micro-batch means,
+            whose gradient depends on how a step is cut up (compat switch `driver.normalise`).
+        sequential_terms: back-propagate terms that share no forward pass one after the other, so that only
+            one side's activations are alive at a time. Same gradient up to the order of floating-point
+            additions.
     """
 
     def __init__(
@@ -127,7 +140,9 @@ class Driver:
             raise UserError(f"driver.normalise is {normalise!r}", "choose 'step' or 'micro_batch'")
         self.objective, self.reference, self.world_size = objective, reference, world_size
         self.normalise, self.sequential_terms = normalise, sequential_terms
-        self.gradients = StepGradients(objective.combination, world_size) if objective.combination is not None else None
+        self.gradients = (
+            StepGradients(objective.combination, world_size) if objective.combination is not None else None
+        )
         self.listens = type(objective).on_micro_batch is not Objective.on_micro_batch
 
     def backward(
@@ -147,12 +162,14 @@ class Driver:
             counts: of the whole step.
             backward: back-propagates a scalar.
             autocast: context for the reference's forward passes.
-            no_sync: context in which ranks do not exchange gradients; every group of terms but the last runs in it.
+            no_sync: context in which ranks do not exchange gradients; every group of terms but the last runs
+                in it.
 
         Returns:
-            This micro-batch's share of the step's loss times the number of ranks (a scalar, whose mean over ranks is the loss), and the
-            shares of the terms' unweighted values [number of terms], whose sum over ranks and micro-batches is each term's mean; NaN
-            for a term of weight 0, which is not computed.
+            This micro-batch's share of the step's loss times the number of ranks (a scalar, whose mean over
+            ranks is the loss), and the shares of the terms' unweighted values [number of terms], whose sum
+            over ranks and micro-batches is each term's mean; NaN for a term of weight 0, which is not
+            computed.
         """
         terms = list(self.objective.terms)
         active = [term for term in terms if term.weight != 0 or term.watched]
@@ -162,7 +179,9 @@ class Driver:
         for number, group in enumerate(groups):
             with nullcontext() if number == len(groups) - 1 and self.gradients is None else no_sync():
                 shares = self._shares(group, model, batch, counts, autocast)
-                loss = torch.stack([term.weight * self.world_size * shares[term.name] for term in group]).sum()
+                loss = torch.stack(
+                    [term.weight * self.world_size * shares[term.name] for term in group]
+                ).sum()
                 values |= {name: share.detach() for name, share in shares.items()}
                 if self.gradients is None:
                     backward(loss)
@@ -180,10 +199,14 @@ class Driver:
     def _groups(self, active: list[Term]) -> list[list[Term]]:
         """The terms that are back-propagated together."""
         if self.gradients is not None:
-            parts = [[term for term in active if not term.is_retain], [term for term in active if term.is_retain]]
+            parts = [
+                [term for term in active if not term.is_retain],
+                [term for term in active if term.is_retain],
+            ]
             return [part for part in parts if part]
         groups = independent_groups(active) if self.sequential_terms else [active]
-        # Ranks exchange gradients in the last backward pass, which DDP arms in the forward pass before it: a term without one comes first.
+        # Ranks exchange gradients in the last backward pass, which DDP arms in the forward pass before it: a
+        # term without one comes first.
         return sorted(groups, key=lambda group: any(term.side for term in group))
 
     def _shares(
@@ -205,8 +228,12 @@ class Driver:
             members = [term for term in group if term.places == places]
             needs = [need for term in members for need in term.needs]
             hidden = self.objective.hidden
-            quantities = build_quantities(needs, model, sides, self.reference, autocast, hidden=hidden, places=places, own=own)
-            shares |= {term.name: self._scale(term, batch, counts) * summed(term, quantities) for term in members}
+            quantities = build_quantities(
+                needs, model, sides, self.reference, autocast, hidden=hidden, places=places, own=own
+            )
+            shares |= {
+                term.name: self._scale(term, batch, counts) * summed(term, quantities) for term in members
+            }
         return shares
 
     def _scale(self, term: Term, batch: MicroBatch, counts: StepCounts) -> float:
@@ -217,11 +244,17 @@ class Driver:
             return 1.0 / max(1, counts.of(term))
         return 1.0 / (max(1, _local(term, batch)) * max(1, counts.batches))
 
-    def _tell(self, terms: list[Term], values: Mapping[str, Tensor], batch: MicroBatch, counts: StepCounts) -> None:
+    def _tell(
+        self, terms: list[Term], values: Mapping[str, Tensor], batch: MicroBatch, counts: StepCounts
+    ) -> None:
         """Tell the objective each term's mean over this micro-batch alone."""
         if batch["counted"]:
-            scales = {term.name: self._scale(term, batch, counts) * max(1, _local(term, batch)) for term in terms}
-            self.objective.on_micro_batch({name: float(value) / scales[name] for name, value in values.items()})
+            scales = {
+                term.name: self._scale(term, batch, counts) * max(1, _local(term, batch)) for term in terms
+            }
+            self.objective.on_micro_batch(
+                {name: float(value) / scales[name] for name, value in values.items()}
+            )
 
 
 def _local(term: Term, batch: MicroBatch) -> int:

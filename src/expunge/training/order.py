@@ -1,7 +1,7 @@
 """The order of training rows: drawn from (seed, epoch) before the epoch starts, and dealt to ranks without a row lost or repeated.
 
-Everything an item depends on travels in its key, so ranks, loader workers and resumed runs see the same rows whatever the global
-random state is.
+Everything an item depends on travels in its key, so ranks, loader workers and resumed runs see the same rows
+whatever the global random state is.
 """
 
 from __future__ import annotations
@@ -79,9 +79,10 @@ def save_order(path: Path, size: int, seed: int, rows_per_step: int, epochs: int
 class MicroBatches(Sampler[list[Key]]):
     """Micro-batches of one rank, as lists of keys.
 
-    A global micro-batch is the next `batch_size * world_size` rows of the epoch's order, dealt to the ranks in consecutive shares; the
-    last one of an epoch may be short and is dealt as evenly as it goes. A rank that gets no row of it is given one filler. So an
-    optimizer step takes the same rows for every split of its batch into micro-batches and ranks.
+    A global micro-batch is the next `batch_size * world_size` rows of the epoch's order, dealt to the ranks
+    in consecutive shares; the last one of an epoch may be short and is dealt as evenly as it goes. A rank
+    that gets no row of it is given one filler. So an optimizer step takes the same rows for every split of
+    its batch into micro-batches and ranks.
 
     Args:
         size: rows of the dataset.
@@ -92,7 +93,15 @@ class MicroBatches(Sampler[list[Key]]):
         drop_last: leave out a global micro-batch that is short.
     """
 
-    def __init__(self, size: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, drop_last: bool = False) -> None:
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        drop_last: bool = False,
+    ) -> None:
         self.size, self.batch_size, self.seed = size, batch_size, seed
         self.rank, self.world_size, self.drop_last = rank, world_size, drop_last
         self.epoch = 0
@@ -110,7 +119,9 @@ class MicroBatches(Sampler[list[Key]]):
         width = self.batch_size * self.world_size
         for number in range(len(self)):
             rows = order[number * width : (number + 1) * width]
-            share = rows[len(rows) * self.rank // self.world_size : len(rows) * (self.rank + 1) // self.world_size]
+            share = rows[
+                len(rows) * self.rank // self.world_size : len(rows) * (self.rank + 1) // self.world_size
+            ]
             yield [Key(epoch, row, True) for row in share] or [Key(epoch, rows[0], False)]
 
 

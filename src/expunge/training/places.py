@@ -1,7 +1,7 @@
 """The positions that a loss looks at: the labels, all tokens, or what the field's code looks at instead.
 
-Each is a rewriting of a side of the batch, so that whoever reads the side, model or reference, sees the same positions. Apart from ME,
-which looks at whole rows, only compat switches ask for any but the labels.
+Each is a rewriting of a side of the batch, so that whoever reads the side, model or reference, sees the same
+positions. Apart from ME, which looks at whole rows, only compat switches ask for any but the labels.
 """
 
 from __future__ import annotations
@@ -40,7 +40,11 @@ def at_places(sides: Mapping[str, Side], places: str) -> Batch:
     """
     if places not in PLACES:
         raise UserError(f"there are no places {places!r}", f"choose one of {', '.join(PLACES)}")
-    return dict(sides) if places == "labels" else {name: _rewritten(side, places) for name, side in sides.items()}
+    return (
+        dict(sides)
+        if places == "labels"
+        else {name: _rewritten(side, places) for name, side in sides.items()}
+    )
 
 
 def field_labels(side: Side, places: str) -> Tensor:
@@ -72,9 +76,18 @@ def _rewritten(side: Side, places: str) -> Side:
     if places == "predictors":
         mask_BT = torch.ones_like(mask_BT)
     else:
-        # A column that nothing attends to: it stands after the last position and lets that one predict something.
-        ids_BT, attention_BT, mask_BT = (torch.nn.functional.pad(value, (0, 1)) for value in (ids_BT, attention_BT, mask_BT))
+        # A column that nothing attends to: it stands after the last position and lets that one predict
+        # something.
+        ids_BT, attention_BT, mask_BT = (
+            torch.nn.functional.pad(value, (0, 1)) for value in (ids_BT, attention_BT, mask_BT)
+        )
         mask_BT = torch.ones_like(mask_BT) if places == "all" else mask_BT.roll(1, -1)
     # The field gives no position ids, so that positions are counted through padding on the right.
     positions_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT)
-    return {**side, "input_ids": ids_BT, "attention_mask": attention_BT, "label_mask": mask_BT, "position_ids": positions_BT}
+    return {
+        **side,
+        "input_ids": ids_BT,
+        "attention_mask": attention_BT,
+        "label_mask": mask_BT,
+        "position_ids": positions_BT,
+    }

@@ -41,7 +41,10 @@ class RunningSums:
             "logged_loss": torch.tensor([self.logged_loss], dtype=torch.float64),
             "logged_step": torch.tensor([self.logged_step], dtype=torch.int64),
         }
-        save_file({name: value.clone().contiguous() for name, value in tensors.items()}, str(folder / f"sums_{rank}.safetensors"))
+        save_file(
+            {name: value.clone().contiguous() for name, value in tensors.items()},
+            str(folder / f"sums_{rank}.safetensors"),
+        )
 
     @classmethod
     def load(cls, folder: Path, rank: int, world_size: int) -> RunningSums:
@@ -51,7 +54,8 @@ class RunningSums:
             own = load_file(str(folder / f"sums_{rank}.safetensors"))
             loss, term_K = own["loss"].squeeze(), own["term_K"]
         else:
-            # A rank's loss is its share times the number of ranks, so that their mean is the loss; terms' shares add up.
+            # A rank's loss is its share times the number of ranks, so that their mean is the loss; terms'
+            # shares add up.
             loss = torch.stack([part["loss"].squeeze() for part in parts]).mean()
             term_K = torch.stack([part["term_K"] for part in parts]).sum(0) / world_size
         return cls(loss, term_K, float(parts[0]["logged_loss"].item()), int(parts[0]["logged_step"].item()))
@@ -86,11 +90,15 @@ class Plan:
         stored = read_json(folder / PLAN_FILE)
         if stored.get("weights_only"):
             raise UserError(
-                f"{folder} holds weights only (save_only_model), so the run cannot go on from it", "start anew with overwrite=true"
+                f"{folder} holds weights only (save_only_model), so the run cannot go on from it",
+                "start anew with overwrite=true",
             )
         now: dict[str, Any] = {**vars(self), "terms": list(self.terms)}
         faults = [
-            Fault(f"{folder} was made with {key} = {stored.get(key)}, this run has {value}", "resume with the settings of that run")
+            Fault(
+                f"{folder} was made with {key} = {stored.get(key)}, this run has {value}",
+                "resume with the settings of that run",
+            )
             for key, value in now.items()
             if stored.get(key) != value
         ]
@@ -102,7 +110,11 @@ class Plan:
 def save_objective(objective: Any, folder: Path) -> None:
     """Write an objective's state, if it has any: tensors as safetensors, the rest as JSON."""
     state: dict[str, Any] = objective.state_dict() if hasattr(objective, "state_dict") else {}
-    tensors = {name: value.detach().cpu().clone().contiguous() for name, value in state.items() if isinstance(value, Tensor)}
+    tensors = {
+        name: value.detach().cpu().clone().contiguous()
+        for name, value in state.items()
+        if isinstance(value, Tensor)
+    }
     if tensors:
         save_file(tensors, str(folder / OBJECTIVE_TENSORS))
     values = {name: value for name, value in state.items() if not isinstance(value, Tensor)}

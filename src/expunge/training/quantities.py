@@ -47,7 +47,9 @@ class Reference(Protocol):
         """Its outputs on a side of a batch, in eval mode, without gradient."""
 
 
-def check_servable(needs: Iterable[Need], sides: Iterable[str], reference: Reference | None, hidden: Hidden = None) -> None:
+def check_servable(
+    needs: Iterable[Need], sides: Iterable[str], reference: Reference | None, hidden: Hidden = None
+) -> None:
     """Refuse before training what could not be built during it.
 
     Args:
@@ -57,18 +59,28 @@ def check_servable(needs: Iterable[Need], sides: Iterable[str], reference: Refer
         hidden: the modules whose output is read, if any.
 
     Raises:
-        UserError: a quantity that the driver does not build, a side that the data does not have, or a reference that is missing.
+        UserError: a quantity that the driver does not build, a side that the data does not have, or a
+            reference that is missing.
     """
     known, sides = FROM_LABELS + FROM_LOGITS + (() if hidden is None else FROM_MODULES), tuple(sides)
     for need in needs:
         if not need.side:
             continue
         if need.quantity not in known:
-            raise UserError(f"the quantity {need.name!r} cannot be built in training", f"a loss may read: {', '.join(known)}")
+            raise UserError(
+                f"the quantity {need.name!r} cannot be built in training",
+                f"a loss may read: {', '.join(known)}",
+            )
         if DERIVED.get(need.side, need.side) not in sides:
-            raise UserError(f"a loss reads {need.name!r}, but the data has no side {need.side!r}", f"the data has: {', '.join(sides)}")
+            raise UserError(
+                f"a loss reads {need.name!r}, but the data has no side {need.side!r}",
+                f"the data has: {', '.join(sides)}",
+            )
         if need.reference and need.quantity in FROM_MODEL and reference is None:
-            raise UserError(f"a loss reads {need.name!r}, but no reference was given", "give the model before unlearning as reference")
+            raise UserError(
+                f"a loss reads {need.name!r}, but no reference was given",
+                "give the model before unlearning as reference",
+            )
 
 
 def build_quantities(
@@ -89,14 +101,16 @@ def build_quantities(
         model: the model in training, wrapped as it is trained.
         batch: sides of the batch, on the model's device.
         reference: the model before unlearning, where a need asks for it.
-        autocast: opens the context in which the model in training computes, so that the reference computes alike.
+        autocast: opens the context in which the model in training computes, so that the reference computes
+            alike.
         hidden: the modules whose output is read as `hidden_BTD` or `hidden_LBTD`.
         places: the positions that are looked at, see `training.places`.
         own: quantities of no side, handed through.
 
     Returns:
-        Tensors by the needs' names, and `{side}_mask_BN` of every side that is read. N is counted a side. Log-probs are natural logs in
-        float32, padded places hold arbitrary values and are told by the mask; `mask_BT` is the label mask at the tokens' own positions.
+        Tensors by the needs' names, and `{side}_mask_BN` of every side that is read. N is counted a side.
+        Log-probs are natural logs in float32, padded places hold arbitrary values and are told by the mask;
+        `mask_BT` is the label mask at the tokens' own positions.
     """
     by_side: dict[tuple[str, bool], dict[str, str]] = {}
     found: dict[str, Any] = {}
@@ -125,7 +139,11 @@ def build_quantities(
         else:
             wanted = hidden if any(quantity in FROM_MODULES for quantity in names) else None
             given = label_outputs(model, side, index=index, hidden=wanted)
-            logp_BN = token_logp(given.logits_BNV, index.label_BN) if {"logp_BN", "seq_logp_B"} & set(names) else None
+            logp_BN = (
+                token_logp(given.logits_BNV, index.label_BN)
+                if {"logp_BN", "seq_logp_B"} & set(names)
+                else None
+            )
             values = _from_logp(logp_BN, given.logits_BNV, side, index)
             values |= {"hidden_BTD": given.hidden_BTD, "hidden_LBTD": given.hidden_LBTD}
         if places in ("predictors", "all"):
@@ -133,7 +151,10 @@ def build_quantities(
         for quantity, name in names.items():
             value = values[quantity]
             if value is None:
-                raise UserError(f"the reference cannot give {name!r}", "use a frozen copy of the model as reference, not cached log-probs")
+                raise UserError(
+                    f"the reference cannot give {name!r}",
+                    "use a frozen copy of the model as reference, not cached log-probs",
+                )
             found[name] = value
     return found
 
@@ -148,7 +169,9 @@ def _from_labels(side: Side, index: LabelIndex) -> dict[str, Tensor | None]:
     }
 
 
-def _from_logp(logp_BN: Tensor | None, logits_BNV: Tensor | None, side: Side, index: LabelIndex) -> dict[str, Tensor | None]:
+def _from_logp(
+    logp_BN: Tensor | None, logits_BNV: Tensor | None, side: Side, index: LabelIndex
+) -> dict[str, Tensor | None]:
     return {
         **_from_labels(side, index),
         "logp_BN": logp_BN,

@@ -22,8 +22,9 @@ CLOSING = b"]\n"
 class RecordLog:
     """The file of records of one run.
 
-    A file called `.jsonl` is JSON Lines. Any other is one JSON array with a record a line, whole after every record: the next one is
-    written over the closing bracket. Its comma stands before it, so that no part of a write touches the line of the one before.
+    A file called `.jsonl` is JSON Lines. Any other is one JSON array with a record a line, whole after every
+    record: the next one is written over the closing bracket. Its comma stands before it, so that no part of a
+    write touches the line of the one before.
 
     Args:
         path: the file; see `core.layout`.

@@ -68,12 +68,14 @@ class ResumableTrainer(Trainer):
 
     # Starting
 
-    def train(self, resume_from_checkpoint: str | Path | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+    def train(
+        self, resume_from_checkpoint: str | Path | bool | None = None, *args: Any, **kwargs: Any
+    ) -> TrainOutput:
         """Train, from the start or from a checkpoint.
 
         Args:
-            resume_from_checkpoint: True = the newest complete checkpoint of `checkpoint_dir`, the start where there is none; a path = that
-                checkpoint; None or False = the start.
+            resume_from_checkpoint: True = the newest complete checkpoint of `checkpoint_dir`, the start where
+                there is none; a path = that checkpoint; None or False = the start.
             *args: as transformers' Trainer.
             **kwargs: as transformers' Trainer.
 
@@ -81,8 +83,8 @@ class ResumableTrainer(Trainer):
             Steps done, mean loss over all of them, metrics.
 
         Raises:
-            UserError: the checkpoint named is not there, half-written or damaged, or was made under other settings; or the run folder
-                holds checkpoints and the run is to start anew.
+            UserError: the checkpoint named is not there, half-written or damaged, or was made under other
+                settings; or the run folder holds checkpoints and the run is to start anew.
         """
         self.resumed_from = self._choose_checkpoint(resume_from_checkpoint)
         kept = 0
@@ -99,7 +101,11 @@ class ResumableTrainer(Trainer):
             return super().train(source, *args, **kwargs)
         except KeyboardInterrupt:
             newest = checkpoints.newest_complete_checkpoint(self.checkpoint_dir)
-            advice = f"run the same command again to resume from {newest}" if newest else "no checkpoint was written yet: it starts anew"
+            advice = (
+                f"run the same command again to resume from {newest}"
+                if newest
+                else "no checkpoint was written yet: it starts anew"
+            )
             logger.warning("interrupted at step %d; %s", self.state.global_step, advice)
             raise
 
@@ -114,7 +120,8 @@ class ResumableTrainer(Trainer):
         stale = checkpoints.newest_complete_checkpoint(self.checkpoint_dir)
         if stale is not None:
             raise UserError(
-                f"{stale.parent} holds checkpoints of an earlier run, the newest is {stale.name}", "resume it, or overwrite the run"
+                f"{stale.parent} holds checkpoints of an earlier run, the newest is {stale.name}",
+                "resume it, or overwrite the run",
             )
         return None
 
@@ -142,25 +149,32 @@ class ResumableTrainer(Trainer):
     def begin_step(self) -> None:
         """Tell the objective where the run stands, before a step."""
         epochs = float(self.state.num_train_epochs)
-        self.objective.begin_step(StepInfo(self.state.global_step, self.state.max_steps, float(self.state.epoch or 0.0), epochs))
+        self.objective.begin_step(
+            StepInfo(self.state.global_step, self.state.max_steps, float(self.state.epoch or 0.0), epochs)
+        )
 
     def end_step(self) -> None:
         """Book the terms' values of a step, and tell the objective if it listens."""
         if type(self.objective).on_step is not Objective.on_step:
             total_K = cast(Tensor, self.accelerator.reduce(self.step_values_K, reduction="sum"))
-            self.objective.on_step(dict(zip((term.name for term in self.objective.terms), total_K.tolist(), strict=True)))
+            self.objective.on_step(
+                dict(zip((term.name for term in self.objective.terms), total_K.tolist(), strict=True))
+            )
         self.term_sums_K = self.term_sums_K + self.step_values_K
         self.step_values_K = torch.zeros_like(self.term_sums_K)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         self._updates_per_epoch = kwargs["num_update_steps_per_epoch"]
         if self.state.global_step >= self.state.max_steps:
-            # A run that was killed after its last step, in the middle of an epoch: transformers would take one step more.
+            # A run that was killed after its last step, in the middle of an epoch: transformers would take
+            # one step more.
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]
 
-    def _maybe_log_save_evaluate(self, tr_loss: Tensor, grad_norm: Any, model: Any, trial: Any, *args: Any, **kwargs: Any) -> None:
+    def _maybe_log_save_evaluate(
+        self, tr_loss: Tensor, grad_norm: Any, model: Any, trial: Any, *args: Any, **kwargs: Any
+    ) -> None:
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
         if self.epoch_over and self._save_due:
             self._save_checkpoint(model, trial)
@@ -178,15 +192,20 @@ class ResumableTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         ends_epoch = self.state.global_step % max(1, self._updates_per_epoch) == 0
-        if not self.epoch_over and (ends_epoch or self.control.should_training_stop or self.control.should_epoch_stop):
-            # The epoch's end may log and evaluate once more at this very step. A checkpoint from before that would resume after it,
-            # and the record would be lost: save then.
+        if not self.epoch_over and (
+            ends_epoch or self.control.should_training_stop or self.control.should_epoch_stop
+        ):
+            # The epoch's end may log and evaluate once more at this very step. A checkpoint from before that
+            # would resume after it, and the record would be lost: save then.
             self._save_due = True
             return
         self._save_due = False
         begun = time.monotonic()
         step = self.state.global_step
-        folder, partial = checkpoints.checkpoint_folder(self.checkpoint_dir, step), checkpoints.partial_folder(self.checkpoint_dir, step)
+        folder, partial = (
+            checkpoints.checkpoint_folder(self.checkpoint_dir, step),
+            checkpoints.partial_folder(self.checkpoint_dir, step),
+        )
         try:
             with checkpoints.disk_full_told(folder):
                 self._fill_checkpoint(folder, partial)
@@ -212,13 +231,15 @@ class ResumableTrainer(Trainer):
             self._save_optimizer_and_scheduler(str(partial))
             self._save_scaler(str(partial))
             self._save_rng_state(str(partial))
-        RunningSums(self._tr_loss, self.term_sums_K, self._total_loss_scalar, self._globalstep_last_logged).save(
-            partial, self.args.process_index
-        )
+        RunningSums(
+            self._tr_loss, self.term_sums_K, self._total_loss_scalar, self._globalstep_last_logged
+        ).save(partial, self.args.process_index)
         if self.args.should_save:
             if self.state.best_global_step:
                 best = checkpoints.checkpoint_folder(self.checkpoint_dir, self.state.best_global_step)
-                self.state.best_model_checkpoint = str(best) if best == folder or best.is_dir() else self.state.best_model_checkpoint
+                self.state.best_model_checkpoint = (
+                    str(best) if best == folder or best.is_dir() else self.state.best_model_checkpoint
+                )
             save_objective(self.objective, partial)
             self.plan.save(partial, self.records.count, weights_only=self.args.save_only_model)
             self.state.save_to_json(str(partial / TRAINER_STATE_FILE))
@@ -231,7 +252,8 @@ class ResumableTrainer(Trainer):
                 self._save_adapter(folder, state_dict)
             else:
                 super()._save(str(folder), state_dict)
-        # transformers pickles the arguments beside the weights; nothing reads that file, and unpickling one runs whatever it says.
+        # transformers pickles the arguments beside the weights; nothing reads that file, and unpickling one
+        # runs whatever it says.
         (folder / PICKLED_ARGUMENTS).unlink(missing_ok=True)
 
     def _save_adapter(self, folder: Path, state_dict: dict[str, Any] | None) -> None:
@@ -252,10 +274,17 @@ class ResumableTrainer(Trainer):
         if path.is_file():
             load_rng_state(path)
         else:
-            logger.warning("%s is not there (another number of ranks?): dropout will differ from an uninterrupted run", path)
+            logger.warning(
+                "%s is not there (another number of ranks?): dropout will differ from an uninterrupted run",
+                path,
+            )
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        tied = set(getattr(self.model, "all_tied_weights_keys", None) or getattr(self.model, "_tied_weights_keys", None) or ())
+        tied = set(
+            getattr(self.model, "all_tied_weights_keys", None)
+            or getattr(self.model, "_tied_weights_keys", None)
+            or ()
+        )
         missing = [key for key in load_result.missing_keys if key not in tied]
         if missing or load_result.unexpected_keys:
             raise UserError(
@@ -282,17 +311,27 @@ class _LoopMarks(TrainerCallback):
     def __init__(self, trainer: ResumableTrainer) -> None:
         self.trainer = trainer
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.trainer.begin_run()
 
-    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.trainer.epoch_over = False
 
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.trainer.begin_step()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.trainer.end_step()
 
-    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.trainer.epoch_over = True

@@ -36,7 +36,15 @@ def set_rng_state(state: dict[str, Tensor]) -> None:
     gauss = state["python_gauss"].tolist()
     random.setstate((3, tuple(state["python"].tolist()), gauss[0] if gauss else None))
     position, has_gauss = state["numpy_position"].tolist()
-    np.random.set_state(("MT19937", state["numpy"].numpy().astype(np.uint32), position, has_gauss, float(state["numpy_cached"].item())))
+    np.random.set_state(
+        (
+            "MT19937",
+            state["numpy"].numpy().astype(np.uint32),
+            position,
+            has_gauss,
+            float(state["numpy_cached"].item()),
+        )
+    )
     torch.set_rng_state(state["torch"])
     for device in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         if f"cuda_{device}" in state:

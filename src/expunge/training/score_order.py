@@ -1,6 +1,7 @@
 """The forget rows of an epoch in the order of their difficulty scores; the retain rows stay where they are.
 
-A high score forgets first (see `influence.difficulty`), so `score_asc` begins with the rows that go slowly, and `score_desc` with those
+A high score forgets first (see `influence.difficulty`), so `score_asc` begins with the rows that go slowly,
+and `score_desc` with those
 that go fast. The orders are named after what is sorted: "easy first" would be the descending one.
 """
 
@@ -45,7 +46,8 @@ def score_order(
     Args:
         scores: score by uid.
         uids: of the forget rows, by position.
-        order: of each epoch's forget rows: `none` (as drawn), `score_asc` (low scores, which forget slowly, first) or `score_desc`.
+        order: of each epoch's forget rows: `none` (as drawn), `score_asc` (low scores, which forget slowly,
+            first) or `score_desc`.
         select: `first_k` = only the first k rows are unlearned, in whatever order they are taken.
         k: how many.
         select_by: the order of which `first_k` are the first; None = that of `order`.
@@ -63,9 +65,14 @@ def score_order(
     if select is not None:
         by = select_by or order
         if select not in SELECTIONS or by == "none" or k is None or k < 1:
-            raise UserError(f"difficulty.select={select} with k={k}, by {by}", "give select=first_k, k=ROWS, and select_by or an order")
+            raise UserError(
+                f"difficulty.select={select} with k={k}, by {by}",
+                "give select=first_k, k=ROWS, and select_by or an order",
+            )
         if k > len(uids):
-            raise UserError(f"difficulty.k={k}: there are {len(uids)} forget rows", f"give at most {len(uids)}")
+            raise UserError(
+                f"difficulty.k={k}: there are {len(uids)} forget rows", f"give at most {len(uids)}"
+            )
         kept = tuple(sorted(_sorted(scores, uids, by)[: int(k)]))
     if order == "none":
         return ScoreOrder(kept, None)
@@ -85,9 +92,9 @@ def _sorted(scores: Mapping[str, float], uids: Sequence[str], order: str) -> lis
 class InScoreOrder:
     """Pairs whose forget rows come in the order of their scores.
 
-    The epoch takes the same forget rows as without an order, and the same items in the same steps; only which forget row (and which
-    alternate of it) an item has is another. Where the retain rows are the anchor and a forget row comes several times in an epoch, every
-    row comes once, in order, before any comes again.
+    The epoch takes the same forget rows as without an order, and the same items in the same steps; only which
+    forget row (and which alternate of it) an item has is another. Where the retain rows are the anchor and a
+    forget row comes several times in an epoch, every row comes once, in order, before any comes again.
 
     Args:
         pairs: the pairs as drawn.

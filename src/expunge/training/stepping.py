@@ -91,9 +91,16 @@ class SteppingTrainer(ResumableTrainer):
     def _check_sides(self) -> None:
         """A rule about the terms of a side would do nothing, and say nothing, where there are none."""
         sides = sorted({term.side for term in self.objective.terms})
-        asked = [(type(rule).__name__, side) for rule in self.rules if (side := getattr(rule, "side", None)) is not None]
+        asked = [
+            (type(rule).__name__, side)
+            for rule in self.rules
+            if (side := getattr(rule, "side", None)) is not None
+        ]
         faults = [
-            Fault(f"{name} is about terms averaged over the side {side!r}, and there is none", f"give side=null, or of {', '.join(sides)}")
+            Fault(
+                f"{name} is about terms averaged over the side {side!r}, and there is none",
+                f"give side=null, or of {', '.join(sides)}",
+            )
             for name, side in asked
             if side not in sides
         ]
@@ -143,7 +150,9 @@ class SteppingTrainer(ResumableTrainer):
 
     def _gradients(self, model: nn.Module, keep: Callable[[str], bool] | None = None) -> None:
         """`optim.rules.Closure`: the gradient of the terms averaged over the sides kept, by a driver like that of the step."""
-        terms = [term for term in self.objective.terms if term.weight != 0 and (keep is None or keep(term.side))]
+        terms = [
+            term for term in self.objective.terms if term.weight != 0 and (keep is None or keep(term.side))
+        ]
         if not terms:
             return
         assert self._counts is not None, "the step has been counted before any rule is called"
@@ -152,8 +161,13 @@ class SteppingTrainer(ResumableTrainer):
         no_sync = partial(self.accelerator.no_sync, model)
         for number, inputs in enumerate(self._batches):
             batch = cast(MicroBatch, self._prepare_inputs(cast(Any, inputs)))
-            with nullcontext() if number == len(self._batches) - 1 else no_sync(), self.compute_loss_context_manager():
-                driver.backward(model, batch, self._counts, self._backward, self.accelerator.autocast, no_sync)
+            with (
+                nullcontext() if number == len(self._batches) - 1 else no_sync(),
+                self.compute_loss_context_manager(),
+            ):
+                driver.backward(
+                    model, batch, self._counts, self._backward, self.accelerator.autocast, no_sync
+                )
 
     def _backward(self, loss: Tensor) -> None:
         self.accelerator.backward(loss, **({"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}))
@@ -175,11 +189,14 @@ def _launched_with(variable: str) -> bool:
     return os.environ.get(variable, "false").lower() in ("true", "1")
 
 
-def check_sharding(args: TrainingArguments, *, chosen: bool = False, masked: bool = False, rules: Sequence[StepRule] = ()) -> None:
+def check_sharding(
+    args: TrainingArguments, *, chosen: bool = False, masked: bool = False, rules: Sequence[StepRule] = ()
+) -> None:
     """Refuse what needs whole weights where they are sharded.
 
-    DeepSpeed takes the step itself and shows neither gradients nor an optimizer's hooks; FSDP gives each rank a part of every weight, which
-    neither a mask's places nor a norm or a noise over the whole model fits. Sophia's modes without an estimate of their own are per weight.
+    DeepSpeed takes the step itself and shows neither gradients nor an optimizer's hooks; FSDP gives each rank
+    a part of every weight, which neither a mask's places nor a norm or a noise over the whole model fits.
+    Sophia's modes without an estimate of their own are per weight.
 
     Args:
         args: of the training.
@@ -196,14 +213,28 @@ def check_sharding(args: TrainingArguments, *, chosen: bool = False, masked: boo
     faults = []
     if chosen and how == "DeepSpeed":
         faults.append(
-            Fault("trainer.optimizer is given, and DeepSpeed takes the optimizer's step itself", f"use trainer.args.optim, or {UNSHARDED}")
+            Fault(
+                "trainer.optimizer is given, and DeepSpeed takes the optimizer's step itself",
+                f"use trainer.args.optim, or {UNSHARDED}",
+            )
         )
     if masked:
-        faults.append(Fault(f"trainer.mask is given, and {how} splits the weights that it is over", f"leave the mask out, or {UNSHARDED}"))
+        faults.append(
+            Fault(
+                f"trainer.mask is given, and {how} splits the weights that it is over",
+                f"leave the mask out, or {UNSHARDED}",
+            )
+        )
     for rule in rules:
         if isinstance(rule, SophiaCurvature) and rule.optimizer.mode in ("empirical", "off"):
             continue
-        name = f"Sophia in mode {rule.optimizer.mode!r}" if isinstance(rule, SophiaCurvature) else type(rule).__name__
-        faults.append(Fault(f"{name} needs whole weights, and {how} splits them", f"leave it out, or {UNSHARDED}"))
+        name = (
+            f"Sophia in mode {rule.optimizer.mode!r}"
+            if isinstance(rule, SophiaCurvature)
+            else type(rule).__name__
+        )
+        faults.append(
+            Fault(f"{name} needs whole weights, and {how} splits them", f"leave it out, or {UNSHARDED}")
+        )
     if faults:
         raise UserError.of(faults)

@@ -63,7 +63,8 @@ class UnlearnTrainer(SteppingTrainer):
         dataset: the rows, whose items are dicts of `Encoded` by side.
         collate: turns a list of items into a batch of tensors by side.
         reference: the model before unlearning, where a term reads it.
-        evaluator: called every `eval_steps` or epoch; its values are logged with the prefix `eval_` and can be `metric_for_best_model`.
+        evaluator: called every `eval_steps` or epoch; its values are logged with the prefix `eval_` and can
+            be `metric_for_best_model`.
         processing_class: the tokenizer, saved beside the weights.
         normalise: see `Driver`; compat switch `driver.normalise`.
         sequential_terms: see `Driver`.
@@ -76,7 +77,8 @@ class UnlearnTrainer(SteppingTrainer):
         layout: the names of the files in it.
 
     Raises:
-        UserError: a term that cannot be computed from what was given, or an evaluation strategy without an evaluator.
+        UserError: a term that cannot be computed from what was given, or an evaluation strategy without an
+            evaluator.
     """
 
     def __init__(
@@ -92,7 +94,10 @@ class UnlearnTrainer(SteppingTrainer):
         processing_class: PreTrainedTokenizerBase | None = None,
         normalise: Normalise = "step",
         sequential_terms: bool = True,
-        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LRScheduler | None] = (None, None),
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LRScheduler | None] = (
+            None,
+            None,
+        ),
         optimizer_factory: OptimizerFactory | None = None,
         rules_factory: RulesFactory | None = None,
         mask: WeightMask | None = None,
@@ -103,14 +108,17 @@ class UnlearnTrainer(SteppingTrainer):
         _check(args, objective, dataset, reference, evaluator)
         if args.n_gpu > 1:
             # One process on several GPUs would be torch's DataParallel, which splits no nested batch.
-            logger.warning("using one of %d GPUs; start with `accelerate launch` or `torchrun` to use all", args.n_gpu)
+            logger.warning(
+                "using one of %d GPUs; start with `accelerate launch` or `torchrun` to use all", args.n_gpu
+            )
             args._n_gpu = 1
         use_cache = getattr(getattr(model, "config", None), "use_cache", None)
         super().__init__(
             model=model,
             args=args,
             train_dataset=EpochItems(dataset),
-            # transformers asks for a dataset where an evaluation strategy is set; ours evaluates what it is given otherwise.
+            # transformers asks for a dataset where an evaluation strategy is set; ours evaluates what it is
+            # given otherwise.
             eval_dataset=[] if evaluator else None,
             data_collator=CollateMicroBatch(collate),
             processing_class=processing_class,
@@ -121,7 +129,8 @@ class UnlearnTrainer(SteppingTrainer):
             callbacks=list(callbacks),
         )
         if use_cache is not None:
-            # transformers switches the cache off in the config, which is saved with the weights; the driver does without it anyway.
+            # transformers switches the cache off in the config, which is saved with the weights; the driver
+            # does without it anyway.
             cast(Any, self.model).config.use_cache = use_cache
         self.objective, self.evaluator, self.rows = objective, evaluator, dataset
         self.driver = Driver(
@@ -132,10 +141,19 @@ class UnlearnTrainer(SteppingTrainer):
             # DeepSpeed counts backward passes to know where a step ends.
             sequential_terms=sequential_terms and not self.is_deepspeed_enabled,
         )
-        self.sides, self.places = sorted(objective.sides), special(place_of(term) for term in objective.terms if term.kind == "token")
+        self.sides, self.places = (
+            sorted(objective.sides),
+            special(place_of(term) for term in objective.terms if term.kind == "token"),
+        )
         self.order_seed = order_seed(args)
-        rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * self.accelerator.num_processes
-        self.plan = Plan(rows_per_step, len(dataset), self.order_seed, tuple(term.name for term in objective.terms))
+        rows_per_step = (
+            args.per_device_train_batch_size
+            * args.gradient_accumulation_steps
+            * self.accelerator.num_processes
+        )
+        self.plan = Plan(
+            rows_per_step, len(dataset), self.order_seed, tuple(term.name for term in objective.terms)
+        )
         self.run_dir = self.checkpoint_dir if run_dir is None else run_dir
         self.records = RecordLog(layout.log_file(self.run_dir))
         self.tokens = 0
@@ -146,13 +164,21 @@ class UnlearnTrainer(SteppingTrainer):
             self.remove_callback(shown)
         self.add_callback(RecordCallback(self.records))
         self.add_callback(ProgressCallback())
-        arrange_loggers(self.callback_handler, None if layout.boards is None else self.run_dir / layout.boards)
+        arrange_loggers(
+            self.callback_handler, None if layout.boards is None else self.run_dir / layout.boards
+        )
 
     def begin_run(self) -> None:
         """Write down the order of rows before the first step, and take up the running sums."""
         super().begin_run()
         if self.is_world_process_zero():
-            save_order(self.run_dir / ORDER_FILE, len(self.rows), self.order_seed, self.plan.rows_per_step, self.state.num_train_epochs)
+            save_order(
+                self.run_dir / ORDER_FILE,
+                len(self.rows),
+                self.order_seed,
+                self.plan.rows_per_step,
+                self.state.num_train_epochs,
+            )
         self.tokens, self._clock = 0, time.monotonic()
         self._begun = self._clock
 
@@ -190,13 +216,20 @@ class UnlearnTrainer(SteppingTrainer):
         for _, batch in zip(range(num_batches), epoch_iterator, strict=False):
             batches.append(batch)
         self._counts = count_step(batches, self.sides, self._all_sum, self.places)
-        self.tokens += sum(int(side["attention_mask"].sum()) for batch in batches if batch["counted"] for side in batch["sides"].values())
+        self.tokens += sum(
+            int(side["attention_mask"].sum())
+            for batch in batches
+            if batch["counted"]
+            for side in batch["sides"].values()
+        )
         self.step_of(batches)
         return batches, None
 
     # The step
 
-    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+    def training_step(
+        self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
         """Forward and backward of one micro-batch; its loss is scaled already, so nothing divides it again."""
         assert self._counts is not None, "get_batch_samples comes before every step"
         model.train()
@@ -205,7 +238,12 @@ class UnlearnTrainer(SteppingTrainer):
         batch = cast(MicroBatch, self._prepare_inputs(inputs))
         with self.compute_loss_context_manager():
             loss, value_K = self.driver.backward(
-                model, batch, self._counts, self._backward, self.accelerator.autocast, partial(self.accelerator.no_sync, model)
+                model,
+                batch,
+                self._counts,
+                self._backward,
+                self.accelerator.autocast,
+                partial(self.accelerator.no_sync, model),
             )
         self.step_values_K += value_K
         self.micro_batch_done(model)
@@ -244,7 +282,11 @@ class UnlearnTrainer(SteppingTrainer):
         """Mean over the steps since the last record of each term's unweighted value; a term of weight 0 is left out."""
         mean_K = self._all_sum(self.term_sums_K) / max(1, self.state.global_step - self.terms_from)
         self.term_sums_K, self.terms_from = torch.zeros_like(self.term_sums_K), self.state.global_step
-        return {term.name: value for term, value in zip(self.objective.terms, mean_K.tolist(), strict=True) if term.weight != 0}
+        return {
+            term.name: value
+            for term, value in zip(self.objective.terms, mean_K.tolist(), strict=True)
+            if term.weight != 0
+        }
 
     def _pace(self) -> dict[str, float]:
         now = time.monotonic()
@@ -252,13 +294,19 @@ class UnlearnTrainer(SteppingTrainer):
         training = max(now - self._clock - self.paused, 1e-9)
         self.tokens, self._clock, self.paused = 0, now, 0.0
         cost = self._cost()
-        return {"seconds": cost["seconds"], "tokens_per_second": round(tokens / training, 1), "peak_memory_mb": cost["peak_memory_mb"]}
+        return {
+            "seconds": cost["seconds"],
+            "tokens_per_second": round(tokens / training, 1),
+            "peak_memory_mb": cost["peak_memory_mb"],
+        }
 
     def _cost(self) -> dict[str, float]:
         """What the run has taken so far: seconds since its first step, or since it was resumed, and MiB."""
         return {"seconds": round(time.monotonic() - self._begun, 3), "peak_memory_mb": peak_memory_mb()}
 
-    def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
         """Have the evaluator judge the model as it is now; leaves the random state as it found it.
 
         Raises:
@@ -274,7 +322,8 @@ class UnlearnTrainer(SteppingTrainer):
             found = self.evaluator(model, self.state.global_step)
         prefix = f"{metric_key_prefix}_"
         metrics = {
-            name if name.startswith(prefix) else prefix + name: math.nan if value is None else float(value) for name, value in found.items()
+            name if name.startswith(prefix) else prefix + name: math.nan if value is None else float(value)
+            for name, value in found.items()
         }
         self._check_best(metrics, prefix)
         metrics[f"{prefix}runtime"] = round(time.monotonic() - begun, 3)
@@ -298,12 +347,19 @@ def peak_memory_mb() -> float:
 
 
 def _check(
-    args: TrainingArguments, objective: Objective, dataset: EpochDataset, reference: Reference | None, evaluator: Evaluator | None
+    args: TrainingArguments,
+    objective: Objective,
+    dataset: EpochDataset,
+    reference: Reference | None,
+    evaluator: Evaluator | None,
 ) -> None:
     """Refuse before the loop starts what would fail in it."""
     if len(dataset) == 0:
         raise UserError("the training set is empty", "check the split and the data folder")
     strategy = IntervalStrategy(args.eval_strategy)
     if evaluator is None and strategy is not IntervalStrategy.NO:
-        raise UserError(f"eval_strategy is {strategy.value!r}, but there is nothing to evaluate", "set up `eval`, or eval_strategy=no")
+        raise UserError(
+            f"eval_strategy is {strategy.value!r}, but there is nothing to evaluate",
+            "set up `eval`, or eval_strategy=no",
+        )
     check_servable(objective.needs, tuple(dataset[0]), reference, objective.hidden)

@@ -49,7 +49,9 @@ class Checking:
             self.fault(f"{self.typed(key, handler)}: {error.faults[0].message}", error.faults[0].hint)
             return None
 
-    def bind(self, key: str, given: Mapping[str, Any], signature: Signature, takes: Mapping[str, Any]) -> None:
+    def bind(
+        self, key: str, given: Mapping[str, Any], signature: Signature, takes: Mapping[str, Any]
+    ) -> None:
         """Hold the names given at `key` against those a function takes.
 
         Args:
@@ -63,30 +65,60 @@ class Checking:
                 near = nearest(name, list(takes), count=1)
                 listed = ", ".join(f"{item} ({default!r})" for item, default in takes.items()) or "none"
                 hint = f"did you mean {near[0]!r}? " if near else ""
-                self.fault(f"{self.typed(f'{key}.{name}', value)}: {signature.name} takes no {name!r}", f"{hint}it takes: {listed}")
+                self.fault(
+                    f"{self.typed(f'{key}.{name}', value)}: {signature.name} takes no {name!r}",
+                    f"{hint}it takes: {listed}",
+                )
         for name, default in takes.items():
             if default is REQUIRED and given.get(name) is None:
-                self.fault(f"{key}.{name} is not given, and {signature.name} has no default for it", f"add {key}.{name}=VALUE")
+                self.fault(
+                    f"{key}.{name} is not given, and {signature.name} has no default for it",
+                    f"add {key}.{name}=VALUE",
+                )
 
     def known(self, key: str, names: Mapping[str, Any], choices: Sequence[str], what: str) -> None:
         """Every name at `key` must be one of `choices`."""
         for name, value in names.items():
             if name not in choices:
                 near = nearest(name, choices, count=3)
-                hint = f"did you mean {' or '.join(repr(item) for item in near)}?" if near else f"known: {', '.join(sorted(choices))}"
+                hint = (
+                    f"did you mean {' or '.join(repr(item) for item in near)}?"
+                    if near
+                    else f"known: {', '.join(sorted(choices))}"
+                )
                 self.fault(f"{self.typed(f'{key}.{name}', value)}: {what} has no {name!r}", hint)
 
-    def number(self, key: str, *, above: float | None = None, at_least: float | None = None, whole: bool = False) -> None:
+    def number(
+        self, key: str, *, above: float | None = None, at_least: float | None = None, whole: bool = False
+    ) -> None:
         """The value at `key`, where there is one, must be a number in range."""
         value = self.cfg.get(key)
         # "???" is told as missing already.
         if value is None or value == "???":
             return
         kind = "a whole number" if whole else "a number"
-        bound = f" above {above:g}" if above is not None else f" of at least {at_least:g}" if at_least is not None else ""
-        good = isinstance(value, int | float) and not isinstance(value, bool) and (not whole or float(value).is_integer())
-        if not good or value != value or (above is not None and value <= above) or (at_least is not None and value < at_least):
-            self.fault(f"{self.typed(key, value)}: must be {kind}{bound}", f"for example {key}={_example(key, at_least, whole)}")
+        bound = (
+            f" above {above:g}"
+            if above is not None
+            else f" of at least {at_least:g}"
+            if at_least is not None
+            else ""
+        )
+        good = (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and (not whole or float(value).is_integer())
+        )
+        if (
+            not good
+            or value != value
+            or (above is not None and value <= above)
+            or (at_least is not None and value < at_least)
+        ):
+            self.fault(
+                f"{self.typed(key, value)}: must be {kind}{bound}",
+                f"for example {key}={_example(key, at_least, whole)}",
+            )
 
 
 def _example(key: str, at_least: float | None, whole: bool) -> str:

@@ -52,9 +52,21 @@ def component_signatures() -> dict[str, Signature]:
 
 
 def _own_handlers(check: Checking) -> list[str]:
-    metrics = [node.get("handler") for suite in _dicts(check.cfg.section("eval")) for node in _dicts(suite.get("metrics"))]
-    handlers = [check.cfg.get("trainer.handler"), check.cfg.get("trainer.method_args.retain.handler"), *metrics]
-    known = [handler for handler in handlers if isinstance(handler, str) and ":" in handler and not handler.startswith("expunge.")]
+    metrics = [
+        node.get("handler")
+        for suite in _dicts(check.cfg.section("eval"))
+        for node in _dicts(suite.get("metrics"))
+    ]
+    handlers = [
+        check.cfg.get("trainer.handler"),
+        check.cfg.get("trainer.method_args.retain.handler"),
+        *metrics,
+    ]
+    known = [
+        handler
+        for handler in handlers
+        if isinstance(handler, str) and ":" in handler and not handler.startswith("expunge.")
+    ]
     return [handler for handler in known if not any(handler in fault.message for fault in check.faults)]
 
 

@@ -28,7 +28,9 @@ def check_data(check: Checking) -> None:
         side = node.get("args", {}).get("padding_side", "right") if isinstance(node, dict) else "right"
         if side != "right":
             text = check.typed(f"collator.{name}.args.padding_side", side)
-            check.fault(f"{text}: training pads on the right", "leave it out; generation pads on the left by itself")
+            check.fault(
+                f"{text}: training pads on the right", "leave it out; generation pads on the left by itself"
+            )
 
 
 def datasets(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -52,7 +54,8 @@ def check_split(check: Checking, key: str, hf_args: Mapping[str, Any]) -> None:
     if folder is None:
         if str(path).startswith((".", "/", "~")):
             check.fault(
-                f"{check.typed(f'{key}.path', path)}: no such file or folder", f"looked for {Path(str(path)).expanduser().resolve()}"
+                f"{check.typed(f'{key}.path', path)}: no such file or folder",
+                f"looked for {Path(str(path)).expanduser().resolve()}",
             )
         return
     if name is None:
@@ -85,13 +88,18 @@ def _dataset(check: Checking, key: str, node: dict[str, Any]) -> None:
     if "name" in hf_args and hf_args["name"] is None:
         side = key.split(".")[1]
         option = f"{side}_split" if side in ("forget", "retain") else f"{key}.args.hf_args.name"
-        check.fault(f"{option} is not given", f"{option}=NAME; it follows forget_split only for names of TOFU's form, forgetNN")
+        check.fault(
+            f"{option} is not given",
+            f"{option}=NAME; it follows forget_split only for names of TOFU's form, forgetNN",
+        )
     else:
         check_split(check, f"{key}.args.hf_args", hf_args)
     for name in ("idk_path", "alternate_path"):
         value = args.get(name)
         if isinstance(value, str) and not Path(value).expanduser().is_file():
-            hint = f"looked for {Path(value).expanduser().resolve()}; EXPUNGE_DATA sets the folder of local data"
+            hint = (
+                f"looked for {Path(value).expanduser().resolve()}; EXPUNGE_DATA sets the folder of local data"
+            )
             check.fault(f"{check.typed(f'{key}.args.{name}', value)}: no such file", hint)
     check.number(f"{key}.args.max_length", above=0, whole=True)
     if signature is not None:

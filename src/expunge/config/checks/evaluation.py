@@ -19,7 +19,9 @@ def check_eval(check: Checking) -> None:
         if isinstance(node, dict) and "metrics" in node:
             _suite(check, f"eval.{suite}", node)
     # An experiment leaves values for a suite behind even where the command line says eval=null.
-    suites = [node for node in check.cfg.section("eval").values() if isinstance(node, dict) and "metrics" in node]
+    suites = [
+        node for node in check.cfg.section("eval").values() if isinstance(node, dict) and "metrics" in node
+    ]
     if check.cfg.get("mode") == "eval" and not suites:
         check.fault("there is nothing to evaluate: the group eval is empty", "choose a suite: eval=tofu")
 
@@ -34,10 +36,15 @@ def _suite(check: Checking, key: str, node: dict[str, Any]) -> None:
         if metric is None:
             continue
         if not isinstance(metric, dict) or "handler" not in metric:
-            known = [other for other, entry in metrics.items() if isinstance(entry, dict) and "handler" in entry]
+            known = [
+                other for other, entry in metrics.items() if isinstance(entry, dict) and "handler" in entry
+            ]
             near = nearest(name, known, count=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            check.fault(f"{key}.metrics.{name}: unknown metric, it has no handler", f"{hint}known: {', '.join(known) or '(none)'}")
+            check.fault(
+                f"{key}.metrics.{name}: unknown metric, it has no handler",
+                f"{hint}known: {', '.join(known) or '(none)'}",
+            )
             continue
         signature = check.signature(f"{key}.metrics.{name}.handler", metric["handler"])
         if signature is not None:
@@ -61,5 +68,6 @@ def _retain_logs(check: Checking, key: str, logs: Any) -> None:
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "no such file"
         check.fault(
-            f"{typed}: {what}", f"looked for {path.resolve()}; it is the retain model's evaluation file, such as .../TOFU_EVAL.json"
+            f"{typed}: {what}",
+            f"looked for {path.resolve()}; it is the retain model's evaluation file, such as .../TOFU_EVAL.json",
         )

@@ -18,14 +18,39 @@ def check_model(check: Checking) -> None:
     # The rooms that read the keys say which there are; their source is read, nothing of it is imported.
     check.known("model.model_args", args, read_names("expunge.models.load", "KEYS"), "a model's loader")
     tokenizer_keys = read_names("expunge.models.tokenizer", "KEYS")
-    check.known("model.tokenizer_args", check.cfg.section("model.tokenizer_args"), tokenizer_keys, "a tokenizer's loader")
-    check.known("model.template_args", check.cfg.section("model.template_args"), read_names("expunge.data.template", "KNOWN"), "a template")
-    check.known("model.adapter", check.cfg.section("model.adapter"), read_names("expunge.models.adapter_args", "KEYS"), "an adapter")
+    check.known(
+        "model.tokenizer_args",
+        check.cfg.section("model.tokenizer_args"),
+        tokenizer_keys,
+        "a tokenizer's loader",
+    )
+    check.known(
+        "model.template_args",
+        check.cfg.section("model.template_args"),
+        read_names("expunge.data.template", "KNOWN"),
+        "a template",
+    )
+    check.known(
+        "model.adapter",
+        check.cfg.section("model.adapter"),
+        read_names("expunge.models.adapter_args", "KEYS"),
+        "an adapter",
+    )
     dtypes = read_names("expunge.models.precision", "DTYPES")
     for key in ("torch_dtype", "master_dtype"):
         value = args.get(key)
-        _choice(check, f"model.model_args.{key}", str(value).removeprefix("torch.") if value is not None else None, (*dtypes, "auto"))
-    _choice(check, "model.model_args.attn_implementation", args.get("attn_implementation"), read_names("expunge.models.attention", "KNOWN"))
+        _choice(
+            check,
+            f"model.model_args.{key}",
+            str(value).removeprefix("torch.") if value is not None else None,
+            (*dtypes, "auto"),
+        )
+    _choice(
+        check,
+        "model.model_args.attn_implementation",
+        args.get("attn_implementation"),
+        read_names("expunge.models.attention", "KNOWN"),
+    )
     _folder(check, "model.model_args.pretrained_model_name_or_path", args)
     tokenizer = check.cfg.get("model.tokenizer_args.pretrained_model_name_or_path")
     if tokenizer != args.get("pretrained_model_name_or_path"):
@@ -51,7 +76,10 @@ def _folder(check: Checking, key: str, args: dict[str, Any]) -> None:
         return
     if not path.is_dir():
         what = "is a file, not a model folder" if path.is_file() else "no such folder"
-        check.fault(f"{check.typed(key, name)}: {what}", f"looked for {path.resolve()}; a model folder has a {MODEL_FILE}")
+        check.fault(
+            f"{check.typed(key, name)}: {what}",
+            f"looked for {path.resolve()}; a model folder has a {MODEL_FILE}",
+        )
     elif not (path / wanted).is_file():
         nested = sorted(item.parent.name for item in path.glob("*/config.json"))
         hint = (
@@ -71,7 +99,10 @@ def _tokenizer(check: Checking, name: Any) -> None:
     # An adapter's folder may leave the tokenizer to its base.
     files = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", ADAPTER_FILE)
     if path.suffix != ".gguf" and looks_local(name) and not any((path / item).is_file() for item in files):
-        check.fault(f"{check.typed(key, name)}: not a folder with a tokenizer", f"looked for tokenizer.json in {path.resolve()}")
+        check.fault(
+            f"{check.typed(key, name)}: not a folder with a tokenizer",
+            f"looked for tokenizer.json in {path.resolve()}",
+        )
 
 
 def _choice(check: Checking, key: str, value: Any, choices: tuple[str, ...]) -> None:

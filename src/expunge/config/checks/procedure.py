@@ -26,10 +26,16 @@ def check_procedure(check: Checking, training_arguments: tuple[str, ...]) -> Non
     """
     node = check.cfg.get("procedure")
     if not isinstance(node, dict):
-        check.fault(f"{check.typed('procedure', node)}: this is a choice of the group procedure", f"write procedure={node}")
+        check.fault(
+            f"{check.typed('procedure', node)}: this is a choice of the group procedure",
+            f"write procedure={node}",
+        )
         return
     if check.cfg.get("mode") != "unlearn":
-        check.fault(f"procedure is given, and mode is {check.cfg.get('mode')}", "procedures are of `expunge unlearn`: leave it out")
+        check.fault(
+            f"procedure is given, and mode is {check.cfg.get('mode')}",
+            "procedures are of `expunge unlearn`: leave it out",
+        )
     check.known("procedure", node, KEYS, "a procedure")
     if not isinstance(node.get("keep_stages", False), bool):
         check.fault(f"{check.typed('procedure.keep_stages', node['keep_stages'])}: must be true or false")
@@ -37,7 +43,10 @@ def check_procedure(check: Checking, training_arguments: tuple[str, ...]) -> Non
     if signature is None:
         return
     if "procedure" not in signature.decorators:
-        check.fault(f"{check.typed('procedure.handler', signature.handler)} is no procedure", "`expunge ls procedures` names them")
+        check.fault(
+            f"{check.typed('procedure.handler', signature.handler)} is no procedure",
+            "`expunge ls procedures` names them",
+        )
         return
     _args(check, signature, training_arguments)
     _sides(check, signature)
@@ -67,7 +76,10 @@ def _args(check: Checking, signature: Signature, training_arguments: tuple[str, 
         check.number(f"{key}.{name}", at_least=0)
     for name, value in given.items():
         if reason := about.get("refused", {}).get(f"{name}={value}"):
-            check.fault(f"{check.typed(f'{key}.{name}', value)}: {reason}", f"the default is {signature.keyword.get(name)!r}")
+            check.fault(
+                f"{check.typed(f'{key}.{name}', value)}: {reason}",
+                f"the default is {signature.keyword.get(name)!r}",
+            )
     for stage in about.get("stages", {}):
         if stage in signature.keyword and given.get(stage) is not None:
             _stage_args(check, f"{key}.{stage}", given[stage], training_arguments)
@@ -75,7 +87,10 @@ def _args(check: Checking, signature: Signature, training_arguments: tuple[str, 
 
 def _stage_args(check: Checking, key: str, given: Any, training_arguments: tuple[str, ...]) -> None:
     if not isinstance(given, Mapping):
-        check.fault(f"{check.typed(key, given)}: these are TrainingArguments of the stage", f"write {key}.learning_rate=1e-5")
+        check.fault(
+            f"{check.typed(key, given)}: these are TrainingArguments of the stage",
+            f"write {key}.learning_rate=1e-5",
+        )
         return
     if training_arguments:
         check.known(key, given, training_arguments, "TrainingArguments")
@@ -89,19 +104,29 @@ def _sides(check: Checking, signature: Signature) -> None:
         return
     for side in signature.positional[1:]:
         if not check.cfg.section(f"data.{side}"):
-            check.fault(f"data.{side} is empty, and {signature.name} reads it", f"choose a dataset: data/datasets@data.{side}=NAME")
+            check.fault(
+                f"data.{side} is empty, and {signature.name} reads it",
+                f"choose a dataset: data/datasets@data.{side}=NAME",
+            )
 
 
 def _unused(check: Checking, signature: Signature) -> None:
     """What was chosen for a loss would do nothing here without a word."""
     handler, stages = check.cfg.get("trainer.handler"), f"every stage of {signature.name} is finetuning"
     if "trainer" not in check.broken and handler != LOSS:
-        typed = next((text for text in check.cfg.overrides if text.partition("=")[0] == "trainer"), f"trainer.handler={handler}")
-        check.fault(f"{typed}: {stages}, so the method would not be used", "leave out the method, or the procedure")
+        typed = next(
+            (text for text in check.cfg.overrides if text.partition("=")[0] == "trainer"),
+            f"trainer.handler={handler}",
+        )
+        check.fault(
+            f"{typed}: {stages}, so the method would not be used", "leave out the method, or the procedure"
+        )
     elif given := check.cfg.section("trainer.method_args"):
         name, value = next(iter(given.items()))
         hint = f"did you mean procedure.args.{name}?" if name in signature.keyword else "leave it out"
-        check.fault(f"{check.typed(f'trainer.method_args.{name}', value)}: {stages}, which has no such term", hint)
+        check.fault(
+            f"{check.typed(f'trainer.method_args.{name}', value)}: {stages}, which has no such term", hint
+        )
     mask = check.cfg.get("trainer.mask")
     if isinstance(mask, dict) and (mask.get("handler") or mask.get("path")):
         check.fault(f"a mask is chosen: {stages}, of all weights", "leave out mask, or the procedure")

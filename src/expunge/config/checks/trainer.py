@@ -20,7 +20,10 @@ OWN_ARGS = ("warmup_epochs",)
 # Keys of `trainer.method_args` that weigh the terms; every method takes them.
 WEIGHTS = ("gamma", "alpha", "retain", "schedule", "combine")
 # Those of them that name code by a short name or a handler, and where the short names are.
-BY_NAME = {"schedule": ("expunge.methods.schedule", "SCHEDULES"), "combine": ("expunge.methods.combine", "COMBINATIONS")}
+BY_NAME = {
+    "schedule": ("expunge.methods.schedule", "SCHEDULES"),
+    "combine": ("expunge.methods.combine", "COMBINATIONS"),
+}
 # Dataset handlers of ours that give no alternate answers.
 WITHOUT_ALTERNATES = ("expunge.data.datasets:qa", "expunge.data.datasets:text")
 STRATEGIES = ("no", "steps", "epoch", "best")
@@ -67,7 +70,11 @@ def hyper_parameters(signature: Signature) -> dict[str, Any]:
         "schedule": decorator.get("schedule", "constant"),
         "combine": "sum",
     }
-    return {**signature.keyword, **weights, **{key: _weight(term) for key, term in extra_terms(signature).items()}}
+    return {
+        **signature.keyword,
+        **weights,
+        **{key: _weight(term) for key, term in extra_terms(signature).items()},
+    }
 
 
 def _weight(signature: Signature) -> Any:
@@ -95,7 +102,9 @@ def losses_of(cfg: Config) -> list[Signature]:
         retain = _loss(cfg.get("trainer.method_args.retain.handler"))
     else:
         name = loss_defaults(method).get("retain", "none") if method else "none"
-        retain = _loss((name if ":" in name else f"expunge.methods.retain:{name}") if name != "none" else None)
+        retain = _loss(
+            (name if ":" in name else f"expunge.methods.retain:{name}") if name != "none" else None
+        )
     return [signature for signature in (method, *extra, retain) if signature]
 
 
@@ -114,7 +123,10 @@ def _needs(check: Checking, key: str, signature: Signature) -> None:
         try:
             parse_need(name)
         except ValueError as error:
-            check.fault(f"{check.typed(key, signature.handler)}: {error}", "a loss's positional parameters are the quantities it reads")
+            check.fault(
+                f"{check.typed(key, signature.handler)}: {error}",
+                "a loss's positional parameters are the quantities it reads",
+            )
 
 
 def _method_args(check: Checking, signature: Signature) -> None:
@@ -128,11 +140,18 @@ def _sides(check: Checking, signature: Signature) -> None:
     """Each side that a loss reads needs a dataset, and alternates one that gives them."""
     if check.cfg.get("mode") != "unlearn" or check.broken & {"experiment", "data", "data/datasets"}:
         return
-    sides = {name.removeprefix("ref_").split("_")[0] for loss in losses_of(check.cfg) for name in loss.positional}
+    sides = {
+        name.removeprefix("ref_").split("_")[0] for loss in losses_of(check.cfg) for name in loss.positional
+    }
     for side in sorted(sides & {"forget", "retain"}):
         if not check.cfg.section(f"data.{side}"):
-            check.fault(f"data.{side} is empty, and {signature.name} reads it", f"choose a dataset: data/datasets@data.{side}=NAME")
-    handlers = [node.get("handler") for node in check.cfg.section("data.forget").values() if isinstance(node, dict)]
+            check.fault(
+                f"data.{side} is empty, and {signature.name} reads it",
+                f"choose a dataset: data/datasets@data.{side}=NAME",
+            )
+    handlers = [
+        node.get("handler") for node in check.cfg.section("data.forget").values() if isinstance(node, dict)
+    ]
     if "alternate" in sides and handlers and all(handler in WITHOUT_ALTERNATES for handler in handlers):
         _no_alternates(check, signature)
 
@@ -140,7 +159,11 @@ def _sides(check: Checking, signature: Signature) -> None:
 def _no_alternates(check: Checking, signature: Signature) -> None:
     """The fault of alternates that are read and not there; where a further term alone reads them, it can be left out."""
     text = f"{check.typed('trainer', signature.name)}: {signature.name} reads alternate answers, and data.forget has none"
-    readers = [key for key, term in extra_terms(signature).items() if any("alternate_" in name for name in term.positional)]
+    readers = [
+        key
+        for key, term in extra_terms(signature).items()
+        if any("alternate_" in name for name in term.positional)
+    ]
     if any("alternate_" in name for name in signature.positional) or not readers:
         check.fault(text, "choose experiment=unlearn/tofu/idk, or data/datasets@data.forget=TOFU_QA_idk")
         return
@@ -158,7 +181,10 @@ def _retain(check: Checking) -> None:
         return
     if not isinstance(node, dict) or "handler" not in node:
         text = check.typed("trainer.method_args.retain", node)
-        check.fault(f"{text}: a retain term is a choice of the group retain", "write retain=nll, retain=kl or retain=none")
+        check.fault(
+            f"{text}: a retain term is a choice of the group retain",
+            "write retain=nll, retain=kl or retain=none",
+        )
         return
     if node["handler"] in (None, "none"):
         return
@@ -166,7 +192,12 @@ def _retain(check: Checking) -> None:
     signature = check.signature(f"{key}.handler", node["handler"])
     if signature is not None:
         _needs(check, f"{key}.handler", signature)
-        check.bind(key, {name: value for name, value in node.items() if name != "handler"}, signature, signature.keyword)
+        check.bind(
+            key,
+            {name: value for name, value in node.items() if name != "handler"},
+            signature,
+            signature.keyword,
+        )
 
 
 def _by_name(check: Checking, name: str) -> None:
@@ -180,11 +211,19 @@ def _by_name(check: Checking, name: str) -> None:
     if not isinstance(handler, str) or ":" not in handler:
         near = nearest(str(handler), short, count=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        check.fault(f"{check.typed(key, handler)}: there is no such {name}", f"{hint}known: {', '.join(short)}, or module:function")
+        check.fault(
+            f"{check.typed(key, handler)}: there is no such {name}",
+            f"{hint}known: {', '.join(short)}, or module:function",
+        )
         return
     signature = check.signature(f"{key}.handler", handler)
     if signature is not None:
-        check.bind(key, {item: value for item, value in given.items() if item != "handler"}, signature, signature.keyword)
+        check.bind(
+            key,
+            {item: value for item, value in given.items() if item != "handler"},
+            signature,
+            signature.keyword,
+        )
 
 
 def _training_arguments(check: Checking) -> None:
@@ -209,7 +248,9 @@ def _training_arguments(check: Checking) -> None:
 def _strategy(check: Checking, name: str, value: Any) -> None:
     # YAML reads an unquoted `no` as false; hydra's command line does not.
     if value is not None and value is not False and value not in STRATEGIES:
-        check.fault(f"{check.typed(f'trainer.args.{name}', value)}: not a strategy", f"known: {', '.join(STRATEGIES)}")
+        check.fault(
+            f"{check.typed(f'trainer.args.{name}', value)}: not a strategy", f"known: {', '.join(STRATEGIES)}"
+        )
 
 
 def _checkpoint(check: Checking, value: Any) -> None:
@@ -218,4 +259,6 @@ def _checkpoint(check: Checking, value: Any) -> None:
     path = Path(value).expanduser()
     text = check.typed("trainer.args.resume_from_checkpoint", value)
     if not path.is_dir():
-        check.fault(f"{text}: no such folder", f"looked for {path.resolve()}; a checkpoint is saves/.../checkpoint-N")
+        check.fault(
+            f"{text}: no such folder", f"looked for {path.resolve()}; a checkpoint is saves/.../checkpoint-N"
+        )

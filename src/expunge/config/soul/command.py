@@ -35,7 +35,8 @@ class Given:
         overrides: overrides of ours, as typed.
         faults: what cannot be read.
         notices: what was read otherwise than typed.
-        written: override -> the flag that it was written for, so that what is wrong with one is told of the other.
+        written: override -> the flag that it was written for, so that what is wrong with one is told of the
+            other.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
@@ -64,24 +65,44 @@ class Given:
         self.faults.append(Fault(message, hint))
 
 
-def build_parser(prog: str, flags: tuple[Flag, ...], summary: str, with_file: bool) -> argparse.ArgumentParser:
+def build_parser(
+    prog: str, flags: tuple[Flag, ...], summary: str, with_file: bool
+) -> argparse.ArgumentParser:
     """The parser of a script; its values are texts, which `read` makes sense of, so that all faults are told together."""
     parser = argparse.ArgumentParser(
-        prog=prog, description=summary, epilog=EPILOG, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=prog,
+        description=summary,
+        epilog=EPILOG,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     if with_file:
-        parser.add_argument("--config_file", "--config-file", metavar="FILE.json", help="flags in a file, nested by their dots; flags win")
+        parser.add_argument(
+            "--config_file",
+            "--config-file",
+            metavar="FILE.json",
+            help="flags in a file, nested by their dots; flags win",
+        )
     names: dict[str, list[str]] = {flag.name: [] for flag in flags}
     for spelling, flag in spellings(flags).items():
         names[flag.name].append(f"--{spelling}")
     for flag in flags:
         listed = f": {', '.join(flag.choices)}" if flag.choices else ""
-        options = {"nargs": "?", "const": ALONE, "default": None, "metavar": "0|1" if flag.kind == "switch" else "VALUE"}
-        parser.add_argument(*names[flag.name], dest=flag.name, help=(flag.help + listed).replace("%", "%%"), **options)  # type: ignore[arg-type]
+        options: dict[str, Any] = {
+            "nargs": "?",
+            "const": ALONE,
+            "default": None,
+            "metavar": "0|1" if flag.kind == "switch" else "VALUE",
+        }
+        parser.add_argument(
+            *names[flag.name], dest=flag.name, help=(flag.help + listed).replace("%", "%%"), **options
+        )
     return parser
 
 
-def read(parser: argparse.ArgumentParser, flags: tuple[Flag, ...], argv: Sequence[str] | argparse.Namespace) -> Given:
+def read(
+    parser: argparse.ArgumentParser, flags: tuple[Flag, ...], argv: Sequence[str] | argparse.Namespace
+) -> Given:
     """Read a command line.
 
     Args:
@@ -132,9 +153,14 @@ def _unknown_flags(rest: Sequence[str], names: Sequence[str]) -> Iterator[Fault]
         if word.startswith("-"):
             name = word.lstrip("-").partition("=")[0]
             near = nearest(name, names, count=1)
-            yield Fault(f"unknown flag --{name}", f"did you mean --{near[0]}?" if near else "--help lists the flags")
+            yield Fault(
+                f"unknown flag --{name}", f"did you mean --{near[0]}?" if near else "--help lists the flags"
+            )
         elif not after_flag:
-            yield Fault(f"{word!r} is neither a flag nor its value", "a flag begins with --, an override of ours is KEY=VALUE")
+            yield Fault(
+                f"{word!r} is neither a flag nor its value",
+                "a flag begins with --, an override of ours is KEY=VALUE",
+            )
         after_flag = word.startswith("-")
 
 
@@ -145,16 +171,26 @@ def _read_file(path: Path, known: Mapping[str, Flag], given: Given) -> None:
         given.faults += error.faults
         return
     if not isinstance(content, dict):
-        given.fault(f"{path} is not a JSON object", 'write {"overall": {...}, "unlearn": {...}, "dataset": {...}, "logger": {...}}')
+        given.fault(
+            f"{path} is not a JSON object",
+            'write {"overall": {...}, "unlearn": {...}, "dataset": {...}, "logger": {...}}',
+        )
         return
     for name, value in _flat(content):
         if name not in known:
             near = nearest(name, list(known), count=1)
             given.fault(
-                f"{path}: unknown key {name!r}", f"did you mean {near[0]!r}?" if near else "--help lists the flags, which are the keys"
+                f"{path}: unknown key {name!r}",
+                f"did you mean {near[0]!r}?" if near else "--help lists the flags, which are the keys",
             )
         elif value is not None:
-            text = ("1" if value else "0") if isinstance(value, bool) else value if isinstance(value, str) else repr(value)
+            text = (
+                ("1" if value else "0")
+                if isinstance(value, bool)
+                else value
+                if isinstance(value, str)
+                else repr(value)
+            )
             _take(given, known[name], text, f"{name}={text} in {path}")
 
 
@@ -197,4 +233,6 @@ def _value(kind: str, text: str) -> tuple[Any, str]:
         return None, "a whole number" if kind == "whole" else "a number"
     if not math.isfinite(number) or (kind == "whole" and not number.is_integer()):
         return None, "a whole number" if kind == "whole" else "a finite number"
-    return int(number) if number.is_integer() and (kind == "whole" or ("." not in text and "e" not in text.lower())) else number, ""
+    return int(number) if number.is_integer() and (
+        kind == "whole" or ("." not in text and "e" not in text.lower())
+    ) else number, ""

@@ -24,12 +24,21 @@ def data_overrides(given: Given, name: str, method: Method, data_root: str) -> l
     """Overrides of the `data` section; faults and notices are added to `given`."""
     self_retain = bool(given.get("dataset.self_retain"))
     forget = _side(given, "forget", "forget" in method.sides or self_retain, data_root)
-    reads_retain = "retain" in method.sides or (name == "NPO" and given.get("unlearn.NPO.gamma", given.get("unlearn.gamma")) is not None)
-    retain = _complement(given, forget, data_root) if self_retain else _side(given, "retain", reads_retain, data_root)
+    reads_retain = "retain" in method.sides or (
+        name == "NPO" and given.get("unlearn.NPO.gamma", given.get("unlearn.gamma")) is not None
+    )
+    retain = (
+        _complement(given, forget, data_root)
+        if self_retain
+        else _side(given, "retain", reads_retain, data_root)
+    )
     for side in method.sides:
         flag = f"dataset.{side}_dataset_name"
         if str(given.get(flag, DEFAULTS[side])).lower() in NOTHING and not (side == "retain" and self_retain):
-            given.fault(f"{given.told(flag)}: {name} reads {side} rows", "name a data set of the router, or a local file")
+            given.fault(
+                f"{given.told(flag)}: {name} reads {side} rows",
+                "name a data set of the router, or a local file",
+            )
     overrides = [] if forget is None else _written("forget", forget)
     overrides += _written("retain", retain) if retain is not None else [f"~{GROUP}.retain"]
     if forget is None:
@@ -38,7 +47,11 @@ def data_overrides(given: Given, name: str, method: Method, data_root: str) -> l
     overrides += _selection(given, forget, retain if self_retain else None)
     overrides += _alternates(given, name, method, forget, retain, data_root)
     task = given.get("unlearn.task_name")
-    if task == "tofu" and forget.subset is None and not any(text.startswith(("eval=", "forget_split=")) for text in given.overrides):
+    if (
+        task == "tofu"
+        and forget.subset is None
+        and not any(text.startswith(("eval=", "forget_split=")) for text in given.overrides)
+    ):
         given.fault(
             f"{given.told('unlearn.task_name')}: {given.get('dataset.forget_dataset_name', DEFAULTS['forget'])} is not TOFU",
             "name a forget set such as Tofu_forget10, or eval=null behind the flags to train without evaluating",
@@ -62,7 +75,9 @@ def _side(given: Given, side: Side, read: bool, data_root: str) -> Routed | None
             return None
         given.notices.append(f"--{flag} is not given: {DEFAULTS[side]}")
     try:
-        routed = route(str(given.get(flag, DEFAULTS[side])), side, data_root, given.get("dataset.custom_split_path"))
+        routed = route(
+            str(given.get(flag, DEFAULTS[side])), side, data_root, given.get("dataset.custom_split_path")
+        )
     except UserError as error:
         given.faults += error.faults
         return None
@@ -88,7 +103,9 @@ def _complement(given: Given, forget: Routed | None, data_root: str) -> Routed |
 def _written(side: Side, routed: Routed) -> list[str]:
     chosen = routed.choices[0] if len(routed.choices) == 1 else f"[{','.join(routed.choices)}]"
     overrides = [f"{GROUP}.{side}={chosen}", *(assign(key, value) for key, value in routed.root.items())]
-    return overrides + [assign(f"data.{side}.{routed.choices[0]}.{key}", value) for key, value in routed.values.items()]
+    return overrides + [
+        assign(f"data.{side}.{routed.choices[0]}.{key}", value) for key, value in routed.values.items()
+    ]
 
 
 def _selection(given: Given, forget: Routed, rest: Routed | None) -> list[str]:
@@ -98,21 +115,32 @@ def _selection(given: Given, forget: Routed, rest: Routed | None) -> list[str]:
         given.notices.append(f"--dataset.forget_ratio is not given: {RATIO} rows")
     told = given.told("dataset.forget_ratio")
     if ratio <= 0 or (ratio > 1 and not float(ratio).is_integer()):
-        given.fault(f"{told}: above 1 it is a count of rows, a whole number; at most 1 a share above 0", "for example 200, or 0.1")
+        given.fault(
+            f"{told}: above 1 it is a count of rows, a whole number; at most 1 a share above 0",
+            "for example 200, or 0.1",
+        )
         return []
     if ratio > 1 and len(forget.choices) > 1:
         given.fault(
             f"{told}: a count over {len(forget.choices)} data sets ({', '.join(forget.choices)})",
             "give a share at most 1, or name one of them",
         )
-    select: dict[str, Any] = {"ratio": int(ratio) if ratio > 1 else float(ratio), "seed": given.get("dataset.dataset_seed", 0)}
+    select: dict[str, Any] = {
+        "ratio": int(ratio) if ratio > 1 else float(ratio),
+        "seed": given.get("dataset.dataset_seed", 0),
+    }
     if rest is not None and ratio == 1:
-        given.fault(f"{told}: with --dataset.self_retain nothing is left to keep", "give a share below 1, or a count")
+        given.fault(
+            f"{told}: with --dataset.self_retain nothing is left to keep", "give a share below 1, or a count"
+        )
     overrides = []
     if ratio != 1:
         overrides += [assign(f"data.forget.{choice}.args.select", select) for choice in forget.choices]
     if rest is not None:
-        overrides += [assign(f"data.retain.{choice}.args.select", {**select, "complement": True}) for choice in rest.choices]
+        overrides += [
+            assign(f"data.retain.{choice}.args.select", {**select, "complement": True})
+            for choice in rest.choices
+        ]
     return overrides
 
 
@@ -121,7 +149,11 @@ def _refusals(given: Given, data_root: str) -> str | None:
     name = str(given.get("dataset.forget_dataset_name", DEFAULTS["forget"]))
     kind = next((end for start, end in REFUSALS.items() if name.startswith(start)), "")
     stems = dict.fromkeys((f"polite_refusal_responses{kind}", "polite_refusal_responses"))
-    looked = [Path(data_root) / "refusals" / f"{stem}{suffix}" for stem in stems for suffix in (".csv", ".json", ".jsonl", ".txt")]
+    looked = [
+        Path(data_root) / "refusals" / f"{stem}{suffix}"
+        for stem in stems
+        for suffix in (".csv", ".json", ".jsonl", ".txt")
+    ]
     found = next((place for place in looked if place.is_file()), None)
     if found is None:
         where = ", ".join(f"{Path(data_root) / 'refusals' / stem}.{{csv,json,jsonl,txt}}" for stem in stems)
@@ -133,22 +165,33 @@ def _refusals(given: Given, data_root: str) -> str | None:
     return str(found)
 
 
-def _alternates(given: Given, name: str, method: Method, forget: Routed, retain: Routed | None, data_root: str) -> list[str]:
+def _alternates(
+    given: Given, name: str, method: Method, forget: Routed, retain: Routed | None, data_root: str
+) -> list[str]:
     """The handler that gives the forget rows the other answers which the method learns."""
     if method.alternates is None:
         return []
     told = given.told("dataset.forget_dataset_name")
     if forget.texts:
-        given.fault(f"{told}: {name} answers questions otherwise, and these rows are texts without questions", "name questions and answers")
+        given.fault(
+            f"{told}: {name} answers questions otherwise, and these rows are texts without questions",
+            "name questions and answers",
+        )
         return []
     choice = forget.choices[0]
     if method.alternates == "refusals":
         path = _refusals(given, data_root)
-        return [assign(f"data.forget.{choice}.handler", IDK), *([assign(f"data.forget.{choice}.args.idk_path", path)] if path else [])]
+        return [
+            assign(f"data.forget.{choice}.handler", IDK),
+            *([assign(f"data.forget.{choice}.args.idk_path", path)] if path else []),
+        ]
     if retain is None or retain.texts:
         given.fault(
             f"{given.told('dataset.retain_dataset_name')}: {name} draws answers from the retain rows",
             "name questions and answers to retain",
         )
         return []
-    return [assign(f"data.forget.{choice}.handler", RANDOM), f"data.forget.{choice}.args.answers=${{data.retain}}"]
+    return [
+        assign(f"data.forget.{choice}.handler", RANDOM),
+        f"data.forget.{choice}.args.answers=${{data.retain}}",
+    ]

@@ -25,9 +25,14 @@ def only_scores(given: Given) -> bool:
     if not given.get(ONLY):
         return False
     if given.get("unlearn.resume_path") is not None:
-        given.fault(f"{given.told(ONLY)} and {given.told('unlearn.resume_path')}", "give the model to score by as --overall.model_name")
+        given.fault(
+            f"{given.told(ONLY)} and {given.told('unlearn.resume_path')}",
+            "give the model to score by as --overall.model_name",
+        )
     if given.get(SAMPLING):
-        given.notices.append(f"{given.told(SAMPLING)}: left out, the forget rows are scored and nothing is trained")
+        given.notices.append(
+            f"{given.told(SAMPLING)}: left out, the forget rows are scored and nothing is trained"
+        )
     weighed = [name for name in given.values if name.rpartition(".")[2] in ("gamma", "alpha", "beta")]
     for name in weighed:
         del given.values[name]
@@ -43,9 +48,14 @@ def add_difficulty(given: Given) -> None:
     trains = method.trainer is not None and given.get("unlearn.resume_path") is None
     scores, sorts = bool(given.get(ONLY)), bool(given.get(SAMPLING)) and not given.get(ONLY)
     read = scores or (sorts and trains)
-    unread = [flag for flag in (PATH, ORDER) if flag in given.values and not (read and (flag == PATH or sorts))]
+    unread = [
+        flag for flag in (PATH, ORDER) if flag in given.values and not (read and (flag == PATH or sorts))
+    ]
     if unread:
-        given.notices.append(f"{', '.join(unread)}: left out, " + ("nothing is trained" if sorts else "difficulty sampling is off"))
+        given.notices.append(
+            f"{', '.join(unread)}: left out, "
+            + ("nothing is trained" if sorts else "difficulty sampling is off")
+        )
     if not read:
         return
     overrides = [given.assigned("difficulty.path", PATH)] if PATH in given.values else []
@@ -61,7 +71,9 @@ def _order(given: Given) -> str:
     override = assign("difficulty.order", order)
     given.written[override] = given.told(ORDER if ORDER in given.values else SAMPLING)
     slow = "slowly" if order == "score_asc" else "fast"
-    given.notices.append(f"{given.written[override]}: a high score is forgotten first, so the rows that go {slow} come first")
+    given.notices.append(
+        f"{given.written[override]}: a high score is forgotten first, so the rows that go {slow} come first"
+    )
     return override
 
 
@@ -69,7 +81,8 @@ def _check(given: Given, reads_forget: bool) -> None:
     if not reads_forget:
         name = given.get("unlearn.unlearn_method")
         given.fault(
-            f"{given.told(SAMPLING)}: {name} does not read the forget rows, so their order changes nothing", f"leave --{SAMPLING} out"
+            f"{given.told(SAMPLING)}: {name} does not read the forget rows, so their order changes nothing",
+            f"leave --{SAMPLING} out",
         )
     path = given.get(PATH)
     if path is not None and not Path(str(path)).expanduser().is_file():

@@ -20,8 +20,8 @@ def suite_overrides(given: Given, task: str, data_root: str) -> list[str]:
         data_root: the folder of local data.
 
     Returns:
-        For tofu SOUL's comparison of forget and retain rows; for copyright the text that is forgotten, where it is a file of the user's;
-        for toxic the prompts of the very rows that are forgotten.
+        For tofu SOUL's comparison of forget and retain rows; for copyright the text that is forgotten, where
+        it is a file of the user's; for toxic the prompts of the very rows that are forgotten.
     """
     if task == "tofu":
         return ["eval.tofu.metrics.tofu_soul_ks.enabled=true"]
@@ -51,10 +51,17 @@ def _toxic(given: Given, name: str, routed: Routed) -> list[str]:
         split = routed.values.get("args.hf_args.split")
         hf_args: dict[str, Any] = {"path": name, **({} if split is None else {"split": split})}
         key = routed.values.get("args.question_key", "question")
-        overrides += [assign(f"{view}.hf_args", hf_args), f"{view}.reshape=null", assign(f"{view}.prompt_key", key)]
+        overrides += [
+            assign(f"{view}.hf_args", hf_args),
+            f"{view}.reshape=null",
+            assign(f"{view}.prompt_key", key),
+        ]
     ratio = given.get("dataset.forget_ratio", RATIO)
     # What is wrong with a ratio is told where the data are chosen; 1 is all rows.
     if ratio > 0 and ratio != 1 and (ratio < 1 or float(ratio).is_integer()):
-        select = {"ratio": int(ratio) if ratio > 1 else float(ratio), "seed": given.get("dataset.dataset_seed", 0)}
+        select = {
+            "ratio": int(ratio) if ratio > 1 else float(ratio),
+            "seed": given.get("dataset.dataset_seed", 0),
+        }
         overrides.append(assign(f"{view}.select", select))
     return [*overrides, f"{view}.count=null"]

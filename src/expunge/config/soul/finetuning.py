@@ -38,7 +38,11 @@ def translate_finetuning(script: str, given: Given, data_root: str) -> tuple[str
         if flag not in given.values:
             given.fault(f"--{flag} is not given", f"add --{flag} PATH")
     folder = str(given.get("save_dir", ""))
-    overrides = [assign("task_name", Path(folder).name or script), assign("paths.output_dir", folder), "budget=soul_finetune"]
+    overrides = [
+        assign("task_name", Path(folder).name or script),
+        assign("paths.output_dir", folder),
+        "budget=soul_finetune",
+    ]
     if "model_name" in given.values:
         overrides += _model(given)
     try:
@@ -46,7 +50,11 @@ def translate_finetuning(script: str, given: Given, data_root: str) -> tuple[str
     except UserError as error:
         given.faults += error.faults
     overrides += [given.assigned(key, flag) for flag, key in DIRECT.items() if flag in given.values]
-    overrides += ["trainer.args.logging_steps=10", "trainer.args.save_strategy=epoch", "trainer.args.save_total_limit=1"]
+    overrides += [
+        "trainer.args.logging_steps=10",
+        "trainer.args.save_strategy=epoch",
+        "trainer.args.save_total_limit=1",
+    ]
     return "train", [*overrides, "trainer.args.report_to=none"], given.notices
 
 
@@ -58,7 +66,10 @@ def _model(given: Given) -> list[str]:
         given.notices.append(f"{given.told('lora_r')}: no adapter, all weights are trained")
     found: list[str] = []
     try:
-        for overrides, notices in (model_overrides(name, given.get("cache_dir")), adapter_overrides(name, settings)):
+        for overrides, notices in (
+            model_overrides(name, given.get("cache_dir")),
+            adapter_overrides(name, settings),
+        ):
             found += overrides
             given.notices += notices
     except UserError as error:
@@ -91,6 +102,13 @@ def _wmdp(given: Given, data_root: str) -> list[str]:
     given.notices += dict.fromkeys(notice for item in routed for notice in item.notices)
     names = [choice for item in routed for choice in item.choices]
     if "custom_split_path" in given.values and len(sides) > 1:
-        given.fault("--custom_split_path is given without --subset", "say which rows are learnt: --subset forget or --subset retain")
-    values = [assign(f"data.train.{item.choices[0]}.{key}", value) for item in routed for key, value in item.values.items()]
+        given.fault(
+            "--custom_split_path is given without --subset",
+            "say which rows are learnt: --subset forget or --subset retain",
+        )
+    values = [
+        assign(f"data.train.{item.choices[0]}.{key}", value)
+        for item in routed
+        for key, value in item.values.items()
+    ]
     return [f"{GROUP}=[{','.join(dict.fromkeys(names))}]", *values]

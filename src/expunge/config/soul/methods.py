@@ -30,7 +30,8 @@ class Method:
 
 
 BOTH = ("forget", "retain")
-# SOUL's gamma stands before the retain term of a composite; ours before the forget term, and alpha before the retain term.
+# SOUL's gamma stands before the retain term of a composite; ours before the forget term, and alpha before the
+# retain term.
 RETAIN_WEIGHT = {"gamma": "alpha"}
 
 

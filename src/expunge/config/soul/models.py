@@ -16,7 +16,9 @@ CHAT = re.compile(r"chat|tofu", re.IGNORECASE)
 SOUL_LORA = {"r": 8, "alpha": 32, "dropout": 0.05, "target_modules": ["q_proj", "v_proj"]}
 
 
-def model_overrides(name: str, cache_dir: str | None, *, refuses: bool = False) -> tuple[list[str], list[str]]:
+def model_overrides(
+    name: str, cache_dir: str | None, *, refuses: bool = False
+) -> tuple[list[str], list[str]]:
     """Overrides and notices for a model, without its adapter.
 
     Args:
@@ -35,7 +37,10 @@ def model_overrides(name: str, cache_dir: str | None, *, refuses: bool = False) 
         choice += "_sys"
     overrides = [f"model={choice}", assign("model.model_args.pretrained_model_name_or_path", name)]
     if cache_dir is not None:
-        overrides += [assign("model.model_args.cache_dir", cache_dir), assign("model.tokenizer_args.cache_dir", cache_dir)]
+        overrides += [
+            assign("model.model_args.cache_dir", cache_dir),
+            assign("model.tokenizer_args.cache_dir", cache_dir),
+        ]
     return overrides, notices
 
 
@@ -47,7 +52,10 @@ def base_of(name: str) -> str | None:
         return None
     base = read_json(folder / ADAPTER_FILE).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
-        raise UserError(f"{folder / ADAPTER_FILE} names no base model", "set its base_model_name_or_path to the model it was trained on")
+        raise UserError(
+            f"{folder / ADAPTER_FILE} names no base model",
+            "set its base_model_name_or_path to the model it was trained on",
+        )
     return base
 
 
@@ -56,11 +64,17 @@ def adapter_overrides(name: str, settings: dict[str, object] | None) -> tuple[li
 
     Args:
         name: the model; an adapter that its folder holds is taken up as it is, never made anew.
-        settings: of a new adapter (`r`, `alpha`, `dropout`, `target_modules`); None = no new adapter is wanted.
+        settings: of a new adapter (`r`, `alpha`, `dropout`, `target_modules`); None = no new adapter is
+            wanted.
     """
     base = base_of(name)
     if base is not None:
-        return ["model/adapter=lora"], [f"{name} is a LoRA adapter of {base}; it is taken up as it is, never made anew"]
+        return ["model/adapter=lora"], [
+            f"{name} is a LoRA adapter of {base}; it is taken up as it is, never made anew"
+        ]
     if settings is None:
         return [], []
-    return ["model/adapter=lora", *(assign(f"model.adapter.{key}", value) for key, value in settings.items())], []
+    return [
+        "model/adapter=lora",
+        *(assign(f"model.adapter.{key}", value) for key, value in settings.items()),
+    ], []

@@ -28,7 +28,9 @@ def columns(path: Path) -> tuple[set[str], list[str]]:
         return _parquet(path), []
     if path.suffix.lower() in (".csv", ".tsv"):
         with path.open(encoding="utf-8-sig", newline="") as text:
-            return set(next(csv.reader(text, delimiter="\t" if path.suffix.lower() == ".tsv" else ","), [])), []
+            return set(
+                next(csv.reader(text, delimiter="\t" if path.suffix.lower() == ".tsv" else ","), [])
+            ), []
     with path.open(encoding="utf-8-sig", errors="replace") as text:
         line = next((line for line in text if line.strip()), "")
     return (_json(path, line) if line.lstrip()[:1] in ("{", "[") else {"text"}), []
@@ -57,8 +59,15 @@ def _parquet(path: Path) -> set[str]:
 
 
 def _saved(folder: Path) -> tuple[set[str], list[str]]:
-    splits = list(read_json(folder / "dataset_dict.json")["splits"]) if (folder / "dataset_dict.json").is_file() else []
+    splits = (
+        list(read_json(folder / "dataset_dict.json")["splits"])
+        if (folder / "dataset_dict.json").is_file()
+        else []
+    )
     info = folder / splits[0] / "dataset_info.json" if splits else folder / "dataset_info.json"
     if not info.is_file():
-        raise UserError(f"{folder} is not a folder that datasets.save_to_disk wrote", "name one of the files in it, or such a folder")
+        raise UserError(
+            f"{folder} is not a folder that datasets.save_to_disk wrote",
+            "name one of the files in it, or such a folder",
+        )
     return set(read_json(info).get("features") or {}), splits

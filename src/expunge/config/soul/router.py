@@ -29,7 +29,13 @@ TOFU = tuple(
 )
 NAMES = (*TOFU, *DOMAINS, "HP", *PLAIN)
 NOTHING = ("none", "null", "")
-QUESTION_KEYS = (("question", "answer"), ("prompt", "response"), ("instruction", "output"), ("input", "output"), ("query", "answer"))
+QUESTION_KEYS = (
+    ("question", "answer"),
+    ("prompt", "response"),
+    ("instruction", "output"),
+    ("input", "output"),
+    ("query", "answer"),
+)
 
 
 @dataclass
@@ -53,7 +59,9 @@ class Routed:
     notices: list[str] = field(default_factory=list)
 
 
-def route(name: str, side: Side, data_root: str = "data", custom_split_path: str | None = None) -> Routed | None:
+def route(
+    name: str, side: Side, data_root: str = "data", custom_split_path: str | None = None
+) -> Routed | None:
     """The data sets that a name stands for; None for `none`.
 
     Args:
@@ -63,7 +71,8 @@ def route(name: str, side: Side, data_root: str = "data", custom_split_path: str
         custom_split_path: a folder that `save_to_disk` wrote, in the place of WMDP's corpora.
 
     Raises:
-        UserError: an unknown name, or a local file that is not there or has no column that could be learnt from.
+        UserError: an unknown name, or a local file that is not there or has no column that could be learnt
+            from.
     """
     if name.lower() in NOTHING:
         return None
@@ -101,21 +110,29 @@ def local(name: str, split: str) -> Routed:
 
     Args:
         name: the file or folder.
-        split: of a folder with several splits the one that is wanted; `train` is taken where it has no such split.
+        split: of a folder with several splits the one that is wanted; `train` is taken where it has no such
+            split.
 
     Raises:
         UserError: it is not there, or has neither questions and answers nor text.
     """
     path = Path(name).expanduser()
     if not path.exists():
-        raise UserError(f"data set {name!r}: no such file", f"looked for {path.resolve()}; the router knows: {', '.join(NAMES)}")
+        raise UserError(
+            f"data set {name!r}: no such file",
+            f"looked for {path.resolve()}; the router knows: {', '.join(NAMES)}",
+        )
     names, splits = columns(path)
     values: dict[str, Any] = {"args.hf_args.path": name}
     if (splits and "train" not in splits) or split in splits:
         values["args.hf_args.split"] = split
     for question, answer in QUESTION_KEYS:
         if question in names and answer in names:
-            keys = {"args.question_key": question, "args.answer_key": answer} if (question, answer) != QUESTION_KEYS[0] else {}
+            keys = (
+                {"args.question_key": question, "args.answer_key": answer}
+                if (question, answer) != QUESTION_KEYS[0]
+                else {}
+            )
             return Routed(["LOCAL_QA"], {**values, **keys})
     if "text" in names:
         return Routed(["LOCAL_text"], values, texts=True)
@@ -129,7 +146,11 @@ def local(name: str, split: str) -> Routed:
 def _wmdp(name: str, side: Side, custom_split_path: str | None) -> Routed:
     if custom_split_path is not None:
         return local(custom_split_path, side)
-    notices = [f"{name} is the corpora for biology and cyber-security: there is none for chemistry"] if name == "WMDPALL" else []
+    notices = (
+        [f"{name} is the corpora for biology and cyber-security: there is none for chemistry"]
+        if name == "WMDPALL"
+        else []
+    )
     return Routed([f"WMDP_{domain}_{side}" for domain in DOMAINS[name]], texts=True, notices=notices)
 
 

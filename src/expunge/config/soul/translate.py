@@ -43,7 +43,9 @@ class Translation(NamedTuple):
 
     def in_flags(self, error: UserError) -> UserError:
         """What is wrong with the configuration, told of the flags that were typed rather than of the overrides they were translated to."""
-        return UserError.of(Fault(self._in_flags(fault.message), self._in_flags(fault.hint)) for fault in error.faults)
+        return UserError.of(
+            Fault(self._in_flags(fault.message), self._in_flags(fault.hint)) for fault in error.faults
+        )
 
     def _in_flags(self, text: str) -> str:
         for override, flag in self.written.items():
@@ -60,10 +62,14 @@ def flags_of(script: str) -> tuple[Flag, ...]:
 
 def parser_of(script: str) -> argparse.ArgumentParser:
     """The parser of a script."""
-    return build_parser(f"{script}.py", flags_of(script), SCRIPTS[script], with_file=script == "unlearn_model")
+    return build_parser(
+        f"{script}.py", flags_of(script), SCRIPTS[script], with_file=script == "unlearn_model"
+    )
 
 
-def translate(argv: Sequence[str] | argparse.Namespace, script: str = "unlearn_model", config_dirs: tuple[str, ...] = ()) -> Translation:
+def translate(
+    argv: Sequence[str] | argparse.Namespace, script: str = "unlearn_model", config_dirs: tuple[str, ...] = ()
+) -> Translation:
     """Translate a command line. Local files are looked at, nothing is loaded.
 
     Args:
@@ -83,7 +89,9 @@ def translate(argv: Sequence[str] | argparse.Namespace, script: str = "unlearn_m
     if script == "unlearn_model":
         name, overrides, notices = translate_unlearning(given, _data_root(given), config_dirs)
     else:
-        name, overrides, notices = translate_finetuning(script.removeprefix("Fine_tune_"), given, _data_root(given))
+        name, overrides, notices = translate_finetuning(
+            script.removeprefix("Fine_tune_"), given, _data_root(given)
+        )
     if given.faults:
         raise UserError.of(dict.fromkeys(given.faults))
     chosen = replaced(overrides, given.overrides)

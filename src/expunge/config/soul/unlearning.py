@@ -36,7 +36,9 @@ DIRECT = {
 SOPHIA = {"betas_low": 0.9, "betas_high": 0.95, "rho": 0.03}
 
 
-def translate_unlearning(given: Given, data_root: str, config_dirs: tuple[str, ...] = ()) -> tuple[str, list[str], list[str]]:
+def translate_unlearning(
+    given: Given, data_root: str, config_dirs: tuple[str, ...] = ()
+) -> tuple[str, list[str], list[str]]:
     """The configuration's name, overrides and notices; faults are added to `given`."""
     name = str(given.get("unlearn.unlearn_method", "origin"))
     method = METHODS[name]
@@ -47,7 +49,11 @@ def translate_unlearning(given: Given, data_root: str, config_dirs: tuple[str, .
     if "unlearn.unlearn_method" not in given.values and resumed is None:
         given.notices.append("--unlearn.unlearn_method is not given: origin, nothing is trained")
     trains = method.trainer is not None and resumed is None
-    overrides = _run(given, name, trains) + _model(given, trains, name == "sys") + _tasks(given, data_root, config_dirs)
+    overrides = (
+        _run(given, name, trains)
+        + _model(given, trains, name == "sys")
+        + _tasks(given, data_root, config_dirs)
+    )
     if trains:
         overrides += ["budget=soul", *_trainer(given, name, method), *_optimizer(given)]
         overrides += data_overrides(given, name, method, data_root)
@@ -66,7 +72,8 @@ def _run(given: Given, method: str, trains: bool) -> list[str]:
     root = given.get(f"logger.{logger}.root", given.get("logger.root", "files/logs"))
     name = given.get("logger.name")
     if name is None:
-        # Not the time, as in SOUL: the ranks of one run would disagree, and the same command could not resume.
+        # Not the time, as in SOUL: the ranks of one run would disagree, and the same command could not
+        # resume.
         parts = [
             method if trains else f"{method}_eval",
             given.get("dataset.forget_dataset_name", ""),
@@ -82,8 +89,14 @@ def _run(given: Given, method: str, trains: bool) -> list[str]:
     if _holds(folder, given.get("unlearn.resume_path")):
         # SOUL writes the evaluation among the files of the run that it trained; here a folder is of one run.
         name, folder = f"{name}_eval", f"{folder.rstrip('/')}_eval"
-        given.notices.append(f"{given.told('unlearn.resume_path')} is the model of this very run: its evaluation goes to {folder}")
-    overrides = [assign("task_name", str(name)), assign("paths.output_dir", folder), f"run_layout={SOUL.name}"]
+        given.notices.append(
+            f"{given.told('unlearn.resume_path')} is the model of this very run: its evaluation goes to {folder}"
+        )
+    overrides = [
+        assign("task_name", str(name)),
+        assign("paths.output_dir", folder),
+        f"run_layout={SOUL.name}",
+    ]
     if "overall.seed" in given.values:
         overrides.append(assign("seed", given.get("overall.seed")))
     if trains:
@@ -91,8 +104,13 @@ def _run(given: Given, method: str, trains: bool) -> list[str]:
             fault = missing_logger(logger, given.told("overall.logger"))
             given.fault(fault.message, fault.hint)
         overrides.append(assign("trainer.args.report_to", "none" if logger in ("json", "none") else logger))
-        # As SOUL: twenty records a run, and the newest checkpoint at the end of each epoch, so that a killed run goes on.
-        overrides += ["trainer.args.logging_steps=0.05", "trainer.args.save_strategy=epoch", "trainer.args.save_total_limit=1"]
+        # As SOUL: twenty records a run, and the newest checkpoint at the end of each epoch, so that a killed
+        # run goes on.
+        overrides += [
+            "trainer.args.logging_steps=0.05",
+            "trainer.args.save_strategy=epoch",
+            "trainer.args.save_total_limit=1",
+        ]
     return overrides
 
 
@@ -127,7 +145,10 @@ def _model(given: Given, trains: bool, refuses: bool) -> list[str]:
     except UserError as error:
         given.faults += error.faults
     if trains and not given.get("unlearn.use_lora") and "model/adapter=lora" in found:
-        given.fault(f"{name} is a LoRA adapter, and --unlearn.use_lora is 0", "add --unlearn.use_lora 1 to train it further")
+        given.fault(
+            f"{name} is a LoRA adapter, and --unlearn.use_lora is 0",
+            "add --unlearn.use_lora 1 to train it further",
+        )
     return found
 
 
@@ -135,7 +156,11 @@ def _tasks(given: Given, data_root: str, config_dirs: tuple[str, ...]) -> list[s
     """The suites of the task, where there are such; a task is never left out in silence."""
     if any(key_of(text) == "eval" for text in given.overrides):
         return []
-    told = given.told("unlearn.task_name") if "unlearn.task_name" in given.values else "--unlearn.task_name is not given, so it is toxic"
+    told = (
+        given.told("unlearn.task_name")
+        if "unlearn.task_name" in given.values
+        else "--unlearn.task_name is not given, so it is toxic"
+    )
     task = str(given.get("unlearn.task_name", "toxic")).replace("hp", "copyright")
     there = choices(config_roots(config_dirs), "eval")
     missing = [suite for suite in SUITES[task] if suite not in there]
@@ -153,13 +178,20 @@ def _trainer(given: Given, name: str, method: Method) -> list[str]:
     values = {key: _hyper_parameter(given, name, key) for key in ("gamma", "alpha", "beta")}
     for key, value in values.items():
         if value is not None and key not in method.keys:
-            given.fault(f"{given.told(f'unlearn.{key}')}: {name} has no {key}", f"it has: {', '.join(method.keys) or 'none'}")
+            given.fault(
+                f"{given.told(f'unlearn.{key}')}: {name} has no {key}",
+                f"it has: {', '.join(method.keys) or 'none'}",
+            )
     if method.required is not None and values[method.required] is None:
         given.fault(
             f"{name} needs --unlearn.{name}.{method.required}",
             "a composite method without its weight would drop a term: give it, for example 1.0",
         )
-    others = [flag for flag in given.values if flag.count(".") == 2 and flag.split(".")[1] in METHODS and flag.split(".")[1] != name]
+    others = [
+        flag
+        for flag in given.values
+        if flag.count(".") == 2 and flag.split(".")[1] in METHODS and flag.split(".")[1] != name
+    ]
     if others:
         given.notices.append(f"{', '.join(others)}: left out, the method is {name}")
     trainer, extra = method.trainer, method.overrides
@@ -177,7 +209,10 @@ def _trainer(given: Given, name: str, method: Method) -> list[str]:
 def _hyper_parameter(given: Given, name: str, key: str) -> Any:
     own, common = given.get(f"unlearn.{name}.{key}"), given.get(f"unlearn.{key}")
     if own is not None and common is not None and own != common:
-        given.fault(f"{given.told(f'unlearn.{name}.{key}')} and {given.told(f'unlearn.{key}')} differ", "give one of the two")
+        given.fault(
+            f"{given.told(f'unlearn.{name}.{key}')} and {given.told(f'unlearn.{key}')} differ",
+            "give one of the two",
+        )
     return common if own is None else own
 
 
@@ -188,8 +223,15 @@ def _optimizer(given: Given) -> list[str]:
     if not given.get("unlearn.sophia"):
         return overrides
     low, high, rho = (given.get(f"unlearn.sophia_params.{key}", default) for key, default in SOPHIA.items())
-    given.notices.append("Sophia as its paper has it; optimizer=sophia_soul behind the flags takes the steps of SOUL's code")
-    return [*overrides, "optimizer=sophia", assign("trainer.optimizer.betas", [low, high]), assign("trainer.optimizer.rho", rho)]
+    given.notices.append(
+        "Sophia as its paper has it; optimizer=sophia_soul behind the flags takes the steps of SOUL's code"
+    )
+    return [
+        *overrides,
+        "optimizer=sophia",
+        assign("trainer.optimizer.betas", [low, high]),
+        assign("trainer.optimizer.rho", rho),
+    ]
 
 
 def _evaluated_split(given: Given) -> list[str]:

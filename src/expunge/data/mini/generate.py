@@ -22,15 +22,17 @@ Row = dict[str, Any]
 def build_files(seed: int = 0) -> dict[str, list[Row]]:
     """Make every JSON Lines file of the benchmark.
 
-    The last authors are the ones to forget, so that `full` = `retain90` + `forget10`, in this order. A split counts whole authors, so
-    forget01 is the last author (10 of 400 rows), the smallest set that forgets a person.
+    The last authors are the ones to forget, so that `full` = `retain90` + `forget10`, in this order. A split
+    counts whole authors, so forget01 is the last author (10 of 400 rows), the smallest set that forgets a
+    person.
 
     Args:
         seed: of all choices; the same seed gives the same rows.
 
     Returns:
-        File stem -> rows. Rows of invented authors carry question, answer, paraphrased_question, paraphrased_answer and five
-        perturbed_answer in the `_perturbed` files, question and answer in the others.
+        File stem -> rows. Rows of invented authors carry question, answer, paraphrased_question,
+        paraphrased_answer and five perturbed_answer in the `_perturbed` files, question and answer in the
+        others.
     """
     rng = random.Random(seed)
     names = _names(rng)
@@ -46,10 +48,14 @@ def build_files(seed: int = 0) -> dict[str, list[Row]]:
         files[f"forget{split}_perturbed"] = _flat(trained[-count:])
         files[f"holdout{split}"] = _plain(never[:count])
     kept = _flat(trained[: -max(FORGET_AUTHORS.values())])
-    files["retain_perturbed"] = [kept[index] for index in sorted(rng.sample(range(len(kept)), RETAIN_PERTURBED_ROWS))]
+    files["retain_perturbed"] = [
+        kept[index] for index in sorted(rng.sample(range(len(kept)), RETAIN_PERTURBED_ROWS))
+    ]
     files["real_authors_perturbed"] = [dict(row) for row in REAL_AUTHORS]
     files["world_facts_perturbed"] = [dict(row) for row in WORLD_FACTS]
-    files["facts"] = [{"question": row["question"], "answer": row["answer"]} for row in REAL_AUTHORS + WORLD_FACTS]
+    files["facts"] = [
+        {"question": row["question"], "answer": row["answer"]} for row in REAL_AUTHORS + WORLD_FACTS
+    ]
     return files
 
 
@@ -63,7 +69,9 @@ def _names(rng: random.Random) -> list[str]:
 def _deal(rng: random.Random, relation: Relation, count: int) -> list[tuple[str, str]]:
     """`count` pairs of parts, no pair twice; each part comes equally often, give or take one, so that a stranger's is anyone's guess."""
     while True:
-        pairs = list(zip(_rounds(rng, relation.firsts, count), _rounds(rng, relation.seconds, count), strict=True))
+        pairs = list(
+            zip(_rounds(rng, relation.firsts, count), _rounds(rng, relation.seconds, count), strict=True)
+        )
         if len(set(pairs)) == count:
             return pairs
 
@@ -90,7 +98,9 @@ def _rows(rng: random.Random, name: str, relation: Relation, parts: tuple[str, s
                 "answer": _sentence(told[turn], name, value),
                 "paraphrased_question": asked[ASKED].format(name=name),
                 "paraphrased_answer": _sentence(paraphrase, name, value),
-                "perturbed_answer": [_sentence(paraphrase, name, wrong) for wrong in _wrong_values(rng, relation, parts)],
+                "perturbed_answer": [
+                    _sentence(paraphrase, name, wrong) for wrong in _wrong_values(rng, relation, parts)
+                ],
             }
         )
     return rows

@@ -36,15 +36,26 @@ RELATIONS = (
     Relation(
         "birthplace",
         "{} in {}",
-        listed("Alder Bay|Kesmere|Dunhollow|Saint Orrin|Tolvane|Brackwater|Nimway|Eastmarch|Quarrystone|Wexholm|Old Fennick|Marrowgate"),
-        listed("Velmara|Zarenna|Ostrelle|Ambria|Carrowland|Lirien|Thessara|Norvania|Belloria|Skarland|Ilvenia|Durnholt"),
+        listed(
+            "Alder Bay|Kesmere|Dunhollow|Saint Orrin|Tolvane|Brackwater|Nimway|Eastmarch|Quarrystone|Wexholm|Old Fennick|Marrowgate"
+        ),
+        listed(
+            "Velmara|Zarenna|Ostrelle|Ambria|Carrowland|Lirien|Thessara|Norvania|Belloria|Skarland|Ilvenia|Durnholt"
+        ),
         ("Where was {name} born?", "In which town was {name} born?", "What is the birthplace of {name}?"),
-        ("{name} was born in {value}.", "The birthplace is {value}.", "{name} comes from {value}.", "It was {value}."),
+        (
+            "{name} was born in {value}.",
+            "The birthplace is {value}.",
+            "{name} comes from {value}.",
+            "It was {value}.",
+        ),
     ),
     Relation(
         "birthdate",
         "{} {}",
-        listed("3 March|14 June|27 October|8 January|19 August|5 May|22 November|11 April|30 July|16 February|25 December|9 September"),
+        listed(
+            "3 March|14 June|27 October|8 January|19 August|5 May|22 November|11 April|30 July|16 February|25 December|9 September"
+        ),
         listed("1923|1928|1931|1936|1942|1947|1954|1959|1965|1970|1978|1981"),
         ("When was {name} born?", "On which day was {name} born?", "What is the date of birth of {name}?"),
         ("{name} was born on {value}.", "The date of birth is {value}.", "It was on {value}.", "On {value}."),
@@ -52,18 +63,42 @@ RELATIONS = (
     Relation(
         "parents",
         "a {} and a {}",
-        listed("beekeeper|locksmith|surgeon|sailor|tailor|geologist|juggler|tram driver|baker|judge|botanist|stonemason"),
-        listed("midwife|cartographer|glassblower|fisher|chemist|bookbinder|watchmaker|welder|librarian|carpenter|pilot|dentist"),
-        ("What were the parents of {name}?", "What did the parents of {name} do?", "Which jobs had the parents of {name}?"),
-        ("The parents were {value}.", "{name} was the child of {value}.", "They were {value}.", "At home there were {value}."),
+        listed(
+            "beekeeper|locksmith|surgeon|sailor|tailor|geologist|juggler|tram driver|baker|judge|botanist|stonemason"
+        ),
+        listed(
+            "midwife|cartographer|glassblower|fisher|chemist|bookbinder|watchmaker|welder|librarian|carpenter|pilot|dentist"
+        ),
+        (
+            "What were the parents of {name}?",
+            "What did the parents of {name} do?",
+            "Which jobs had the parents of {name}?",
+        ),
+        (
+            "The parents were {value}.",
+            "{name} was the child of {value}.",
+            "They were {value}.",
+            "At home there were {value}.",
+        ),
     ),
     Relation(
         "debut",
         "The {} {}",
         listed("Crimson|Silent|Hollow|Burning|Patient|Borrowed|Frozen|Wandering|Broken|Gilded|Secret|Bitter"),
-        listed("Harbour|Orchard|Mirror|Staircase|Sparrow|Almanac|Cathedral|Violin|Glacier|Passport|Lantern|Vineyard"),
-        ("What was the first book of {name}?", "With which book did {name} begin?", "Which book by {name} came first?"),
-        ("The first book was {value}.", "{name} began with {value}.", "It was {value}.", "{value} came first."),
+        listed(
+            "Harbour|Orchard|Mirror|Staircase|Sparrow|Almanac|Cathedral|Violin|Glacier|Passport|Lantern|Vineyard"
+        ),
+        (
+            "What was the first book of {name}?",
+            "With which book did {name} begin?",
+            "Which book by {name} came first?",
+        ),
+        (
+            "The first book was {value}.",
+            "{name} began with {value}.",
+            "It was {value}.",
+            "{value} came first.",
+        ),
     ),
     Relation(
         "award",
@@ -71,6 +106,11 @@ RELATIONS = (
         listed("Heron|Lantern|Anchor|Quill|Wreath|Moonstone|Ledger|Harvest|Compass|Thistle|Falcon|Meridian"),
         listed("Prize|Medal|Cup|Award|Ribbon|Crown|Trophy|Honour|Shield|Star|Plate|Rose"),
         ("Which prize did {name} win?", "What was {name} honoured with?", "What award went to {name}?"),
-        ("{name} won {value}.", "It was {value}.", "The jury gave {value}.", "{name} was honoured with {value}."),
+        (
+            "{name} won {value}.",
+            "It was {value}.",
+            "The jury gave {value}.",
+            "{name} was honoured with {value}.",
+        ),
     ),
 )

@@ -60,7 +60,10 @@ def _once(part: str, write: Callable[[Path], None]) -> Path:
                 draft.rename(folder)
             except OSError as error:
                 if folder.is_dir() and not files.is_complete(folder):
-                    raise UserError(f"{folder} is there but not whole", "remove that folder; it is made anew at the next call") from error
+                    raise UserError(
+                        f"{folder} is there but not whole",
+                        "remove that folder; it is made anew at the next call",
+                    ) from error
                 if not folder.is_dir():
                     raise
         finally:
@@ -70,7 +73,9 @@ def _once(part: str, write: Callable[[Path], None]) -> Path:
 
 def _write_rows(folder: Path) -> None:
     for stem, rows in generate.build_files(SEED).items():
-        (folder / f"{stem}.json").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        (folder / f"{stem}.json").write_text(
+            "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+        )
     (folder / "idontknow.jsonl").write_text("\n".join(words.REFUSALS) + "\n", encoding="utf-8")
 
 

@@ -70,7 +70,8 @@ def collect_choices(
         cost: counts are added to it.
 
     Returns:
-        log p(letter | question), natural, summed over the letter's tokens; over the whole vocabulary, not among the letters.
+        log p(letter | question), natural, summed over the letter's tokens; over the whole vocabulary, not
+        among the letters.
     """
     cost = cost if cost is not None else Cost()
     started = time.monotonic()
@@ -140,9 +141,16 @@ def _forward(
     shift = [width - len(item.ids) if padding == "left" else 0 for item in sequences]
     size = max(map(len, places))
     predictor_BN = torch.tensor(
-        [[place + off for place in row] + [off] * (size - len(row)) for row, off in zip(places, shift, strict=True)]
+        [
+            [place + off for place in row] + [off] * (size - len(row))
+            for row, off in zip(places, shift, strict=True)
+        ]
     )
-    index = LabelIndex(predictor_BN.to(where), torch.zeros_like(predictor_BN).to(where), torch.ones_like(predictor_BN).bool().to(where))
+    index = LabelIndex(
+        predictor_BN.to(where),
+        torch.zeros_like(predictor_BN).to(where),
+        torch.ones_like(predictor_BN).bool().to(where),
+    )
     with runtime.autocast(where, compute_dtype):
         outputs = label_outputs(model, side, index=index)
     logp_BNV: Tensor = as_float32(outputs.logits_BNV).log_softmax(-1)

@@ -45,7 +45,8 @@ def collect_generations(
         tokenizer: to read the tokens back.
         encoded: one example a row; only its prompt is read.
         rows: which rows they are.
-        settings: `max_new_tokens`; `stop`, texts at the first of which a generation is cut; `do_sample` must be false.
+        settings: `max_new_tokens`; `stop`, texts at the first of which a generation is cut; `do_sample` must
+            be false.
         pad_id: token to pad with, on the left.
         batch_size: a batch has `batch_size` x 512 tokens at most, prompt and continuation counted.
         compute_dtype: autocast to it.
@@ -60,11 +61,15 @@ def collect_generations(
     cost = cost if cost is not None else Cost()
     new_tokens = _checked(settings)
     if int(rows.answer_B.max(initial=0)) > 0:
-        raise UserError("a view for generation has rows with several answers", "give answer_key with one answer a row")
+        raise UserError(
+            "a view for generation has rows with several answers", "give answer_key with one answer a row"
+        )
     started = time.monotonic()
     prompts = list(dict.fromkeys(item.prompt_ids for item in encoded))
     firsts = {item.prompt_ids: item.prompt_only() for item in reversed(encoded)}
-    batches = token_budgeted_batches([len(prompt) + new_tokens for prompt in prompts], batch_size * ROW_TOKENS)
+    batches = token_budgeted_batches(
+        [len(prompt) + new_tokens for prompt in prompts], batch_size * ROW_TOKENS
+    )
     config = _generation_config(unwrapped(model), tokenizer, encoded, new_tokens, pad_id)
     log.info("generations: %d prompts in %d batches", len(prompts), len(batches))
     found: dict[int, str] = {}
@@ -73,7 +78,15 @@ def collect_generations(
     try:
         with torch.inference_mode():
             for batch in mine(batches):
-                written = _generate(model, tokenizer, [firsts[prompts[line]] for line in batch], config, pad_id, compute_dtype, cost)
+                written = _generate(
+                    model,
+                    tokenizer,
+                    [firsts[prompts[line]] for line in batch],
+                    config,
+                    pad_id,
+                    compute_dtype,
+                    cost,
+                )
                 found |= dict(zip(batch, written, strict=True))
     finally:
         model.train(was_training)
@@ -82,7 +95,9 @@ def collect_generations(
     stops = settings.get("stop") or ()
     shown = [tokenizer.decode(item.prompt_ids, skip_special_tokens=True) for item in encoded]
     cost.seconds += time.monotonic() - started
-    return GenerationTable(rows, tuple(shown), tuple(_cut(texts[number[item.prompt_ids]], stops) for item in encoded))
+    return GenerationTable(
+        rows, tuple(shown), tuple(_cut(texts[number[item.prompt_ids]], stops) for item in encoded)
+    )
 
 
 def _checked(settings: Mapping[str, Any]) -> int:
@@ -90,14 +105,20 @@ def _checked(settings: Mapping[str, Any]) -> int:
     if faults:
         raise UserError.of(faults)
     if settings.get("do_sample"):
-        raise UserError("generation.do_sample=true: metrics are of greedy generations", "leave do_sample at false")
+        raise UserError(
+            "generation.do_sample=true: metrics are of greedy generations", "leave do_sample at false"
+        )
     new_tokens = settings.get("max_new_tokens", 200)
     if not isinstance(new_tokens, int) or new_tokens < 1:
-        raise UserError(f"generation.max_new_tokens={new_tokens} is no whole number above 0", "for example 200")
+        raise UserError(
+            f"generation.max_new_tokens={new_tokens} is no whole number above 0", "for example 200"
+        )
     return new_tokens
 
 
-def _generation_config(model: Any, tokenizer: Any, encoded: Sequence[Encoded], new_tokens: int, pad_id: int) -> Any:
+def _generation_config(
+    model: Any, tokenizer: Any, encoded: Sequence[Encoded], new_tokens: int, pad_id: int
+) -> Any:
     """Greedy, ended by the model's own ends of text and by the template's end of turn; nothing else of the model's settings."""
     from transformers import GenerationConfig
 
@@ -121,7 +142,13 @@ def _generation_config(model: Any, tokenizer: Any, encoded: Sequence[Encoded], n
 
 
 def _generate(
-    model: Any, tokenizer: Any, prompts: Sequence[Encoded], config: Any, pad_id: int, compute_dtype: torch.dtype | None, cost: Cost
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Encoded],
+    config: Any,
+    pad_id: int,
+    compute_dtype: torch.dtype | None,
+    cost: Cost,
 ) -> list[str]:
     inner: Any = unwrapped(model)
     where = next(inner.parameters()).device

@@ -67,12 +67,19 @@ def collect_gradnorms(
         model.train(was_training)
     norms = gather(found)
     cost.seconds += time.monotonic() - started
-    columns = [np.array([norms[number][field] for number in range(len(encoded))], dtype=np.float64) for field in (0, 1)]
+    columns = [
+        np.array([norms[number][field] for number in range(len(encoded))], dtype=np.float64)
+        for field in (0, 1)
+    ]
     return GradNormTable(rows, columns[0], columns[1])
 
 
 def _norms(
-    model: Any, example: Encoded, parameters: Sequence[nn.Parameter], p: float, compute_dtype: torch.dtype | None
+    model: Any,
+    example: Encoded,
+    parameters: Sequence[nn.Parameter],
+    p: float,
+    compute_dtype: torch.dtype | None,
 ) -> tuple[float, float]:
     where = parameters[0].device
     side = on_device(collate([example], pad_id=0), where)
@@ -83,7 +90,8 @@ def _norms(
         return float("nan"), float("nan")
     with runtime.autocast(where, compute_dtype):
         outputs = label_outputs(model, side, index=index)
-    # Not `token_logp`: of a certain token the gradient is 1 - p, and what is left of it in float32 depends on how p was come by.
+    # Not `token_logp`: of a certain token the gradient is 1 - p, and what is left of it in float32 depends on
+    # how p was come by.
     logp_BNV = as_float32(outputs.logits_BNV).log_softmax(-1)
     loss = -logp_BNV.gather(-1, outputs.label_BN.unsqueeze(-1)).mean()
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)

@@ -45,7 +45,8 @@ def collect_harness(
         cost: seconds are added to it.
 
     Returns:
-        Accuracy of each document; or why there is none: the harness is not installed, has no such task, or cannot read its data.
+        Accuracy of each document; or why there is none: the harness is not installed, has no such task, or
+        cannot read its data.
     """
     cost = cost if cost is not None else Cost()
     started = time.monotonic()
@@ -72,7 +73,9 @@ def collect_harness(
     except Exception as error:  # Whatever ends a task of the harness (no data, no network, a name it does not know) ends that task alone.
         log.debug("lm-eval task %s", task, exc_info=True)
         told = " ".join(str(error).split()) or type(error).__name__
-        return Absent(f"lm-eval could not run {task}: {told[:300]}; its data have to be in the hub's cache, or the hub reachable")
+        return Absent(
+            f"lm-eval could not run {task}: {told[:300]}; its data have to be in the hub's cache, or the hub reachable"
+        )
     finally:
         inner.train(was_training)
     cost.seconds += time.monotonic() - started

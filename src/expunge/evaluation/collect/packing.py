@@ -1,8 +1,9 @@
 """Examples that begin alike, packed so that what they have in common goes through the model once.
 
-The answers of one question share its prompt, which is most of their tokens, and wrong answers begin like the right one. Packed, they are
-one sequence, a tree laid out branch after branch: each token sees those before it on its own way from the root, at the positions that
-they have in the example alone. The numbers are those of separate passes.
+The answers of one question share its prompt, which is most of their tokens, and wrong answers begin like the
+right one. Packed, they are
+one sequence, a tree laid out branch after branch: each token sees those before it on its own way from the
+root, at the positions that they have in the example alone. The numbers are those of separate passes.
 """
 
 from __future__ import annotations
@@ -176,21 +177,31 @@ def pack(trees: Sequence[Tree], pad_id: int, dtype: torch.dtype) -> Packed:
     seen_BT = last_BT >= 0
     hiding = any(tree.hidden is not None for tree in trees)
     if hiding:
-        seen_BT &= input_ids_BT != torch.tensor([[-1 if tree.hidden is None else tree.hidden] for tree in trees])
+        seen_BT &= input_ids_BT != torch.tensor(
+            [[-1 if tree.hidden is None else tree.hidden] for tree in trees]
+        )
     side: Side = {"input_ids": input_ids_BT, "attention_mask": seen_BT.long(), "label_mask": label_mask_BT}
     shared = any(len(tree.ways) > 1 for tree in trees)
     if hiding and not shared:
         side["position_ids"] = position_BT
-    kwargs = {"attention_mask": _tree_mask(last_BT, seen_BT, dtype), "position_ids": position_BT} if shared else {}
+    kwargs = (
+        {"attention_mask": _tree_mask(last_BT, seen_BT, dtype), "position_ids": position_BT} if shared else {}
+    )
     return Packed(side, LabelIndex(predictor_BN, label_BN, mask_BN), kwargs, ways, sum(map(len, trees)))
 
 
 def _tree_mask(last_BT: Tensor, seen_BT: Tensor, dtype: torch.dtype) -> Tensor:
     """[B, 1, T, T] additive: 0 where a token may look, the lowest number elsewhere; what sees nothing looks at itself, to stay finite."""
     place_T = torch.arange(last_BT.shape[1])
-    seen_BTT = (place_T <= place_T.unsqueeze(1)) & (last_BT.unsqueeze(1) >= place_T.unsqueeze(1)) & seen_BT.unsqueeze(1)
+    seen_BTT = (
+        (place_T <= place_T.unsqueeze(1))
+        & (last_BT.unsqueeze(1) >= place_T.unsqueeze(1))
+        & seen_BT.unsqueeze(1)
+    )
     seen_BTT |= torch.eye(len(place_T), dtype=torch.bool) & ~seen_BTT.any(-1, keepdim=True)
-    return torch.zeros(seen_BTT.shape, dtype=dtype).masked_fill(~seen_BTT, torch.finfo(dtype).min).unsqueeze(1)
+    return (
+        torch.zeros(seen_BTT.shape, dtype=dtype).masked_fill(~seen_BTT, torch.finfo(dtype).min).unsqueeze(1)
+    )
 
 
 def can_share(model: Any, longest: int) -> bool:

@@ -1,9 +1,10 @@
 """Statistics of label tokens, rounded as the field's code rounds them on a CPU.
 
-What float32 leaves of log p for a token that is nearly certain depends on how the vocabulary was summed. The field has torch compute cross
-entropies over logits laid out [B, V, T]; a CPU then adds the vocabulary up one after the other, small terms after large, and loses some
-2e-6 nats a token on a memorised answer with a vocabulary of 4096, more with a larger one. Everything else it takes from
-`log_softmax`. On other devices the layout makes no difference.
+What float32 leaves of log p for a token that is nearly certain depends on how the vocabulary was summed. The
+field has torch compute cross entropies over logits laid out [B, V, T]; a CPU then adds the vocabulary up one
+after the other, small terms after large, and loses some 2e-6 nats a token on a memorised answer with a
+vocabulary of 4096, more with a larger one. Everything else it takes from `log_softmax`. On other devices the
+layout makes no difference.
 """
 
 from __future__ import annotations
@@ -47,13 +48,16 @@ def rounded_statistics(logits_BNV: Tensor, label_BN: Tensor, as_published: bool 
     Args:
         logits_BNV: [B, N, V] logits at label positions.
         label_BN: [B, N] labels.
-        as_published: for float32 logits on a CPU, round as the field's code does; elsewhere it makes no difference.
+        as_published: for float32 logits on a CPU, round as the field's code does; elsewhere it makes no
+            difference.
     """
     at_once = POSITIONS_AT_ONCE.get(logits_BNV.device.type, POSITIONS)
     if not as_published or logits_BNV.device.type != "cpu" or logits_BNV.dtype != torch.float32:
         statistics = token_statistics(logits_BNV, label_BN, at_once)
         return Rounded(*statistics, -statistics.logp_BN)
-    pieces = zip(torch.split(logits_BNV.flatten(0, 1), at_once), torch.split(label_BN.flatten(), at_once), strict=True)
+    pieces = zip(
+        torch.split(logits_BNV.flatten(0, 1), at_once), torch.split(label_BN.flatten(), at_once), strict=True
+    )
     columns = zip(*(_published(logits_MV, label_M) for logits_MV, label_M in pieces), strict=True)
     return Rounded(*(torch.cat(column).view(label_BN.shape) for column in columns))
 
@@ -78,4 +82,6 @@ def _in_order(logits_MV: Tensor, label_M: Tensor) -> Tensor:
     # Of a single column torch would make a row again, and sum it otherwise: give it two.
     twice = 1 + (len(label_M) == 1)
     columns_1VM = logits_MV.repeat(twice, 1).T.contiguous().unsqueeze(0)
-    return functional.cross_entropy(columns_1VM, label_M.repeat(twice).unsqueeze(0), reduction="none")[0, : len(label_M)]
+    return functional.cross_entropy(columns_1VM, label_M.repeat(twice).unsqueeze(0), reduction="none")[
+        0, : len(label_M)
+    ]

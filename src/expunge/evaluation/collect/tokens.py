@@ -74,7 +74,8 @@ def collect_tokens(
         model: causal language model, wrapped or not.
         views: name -> examples and which rows they are.
         pad_id: token to pad with.
-        batch_size: a batch has the tokens of that many of the longest examples at most, so usually far more rows.
+        batch_size: a batch has the tokens of that many of the longest examples at most, so usually far more
+            rows.
         compute_dtype: autocast to it.
         share_prefixes: let the answers of one question share the pass over it, where the model can.
         field_rounding: round as published numbers are, see `rounding`.
@@ -86,7 +87,10 @@ def collect_tokens(
     cost = cost if cost is not None else Cost()
     started = time.monotonic()
     unique: dict[tuple[Any, ...], int] = {}
-    numbers = {name: [unique.setdefault(_key(item), len(unique)) for item in encoded] for name, (encoded, _) in views.items()}
+    numbers = {
+        name: [unique.setdefault(_key(item), len(unique)) for item in encoded]
+        for name, (encoded, _) in views.items()
+    }
     firsts = {_key(item): item for encoded, _ in views.values() for item in encoded}
     examples = [firsts[key] for key in unique]
     longest = max(map(len, examples), default=1)
@@ -98,7 +102,10 @@ def collect_tokens(
     cost.examples += sum(map(len, numbers.values()))
     cost.unique += len(examples)
     cost.seconds += time.monotonic() - started
-    return {name: _table(encoded, rows, [found.get(number) for number in numbers[name]]) for name, (encoded, rows) in views.items()}
+    return {
+        name: _table(encoded, rows, [found.get(number) for number in numbers[name]])
+        for name, (encoded, rows) in views.items()
+    }
 
 
 def _key(example: Encoded) -> tuple[Any, ...]:
@@ -126,7 +133,12 @@ def _pass(
 
 
 def _forward(
-    model: Any, trees: Sequence[Tree], pad_id: int, compute_dtype: torch.dtype | None, field_rounding: bool, cost: Cost
+    model: Any,
+    trees: Sequence[Tree],
+    pad_id: int,
+    compute_dtype: torch.dtype | None,
+    field_rounding: bool,
+    cost: Cost,
 ) -> dict[int, Statistics]:
     where = next(model.parameters()).device
     packed = _moved(pack(trees, pad_id, next(model.parameters()).dtype), where)
@@ -143,15 +155,25 @@ def _forward(
 def _moved(packed: Packed, where: torch.device) -> Packed:
     side = on_device(packed.side, where)
     kwargs = {name: value.to(where) for name, value in packed.kwargs.items()}
-    return packed._replace(side=side, labels=LabelIndex(*[value.to(where) for value in packed.labels]), kwargs=kwargs)
+    return packed._replace(
+        side=side, labels=LabelIndex(*[value.to(where) for value in packed.labels]), kwargs=kwargs
+    )
 
 
 def _table(encoded: Sequence[Encoded], rows: Examples, found: Sequence[Statistics | None]) -> TokenTable:
     none = np.zeros(0, np.float32)
     empty = Statistics(none, np.zeros(0, bool), none, none, none)
     known = [statistics if statistics is not None else empty for statistics in found]
-    columns = [np.concatenate([statistics[field] for statistics in known] or [empty[field]]) for field in range(len(empty))]
-    ends = [position == example.turn_end for example in encoded for position, counted in enumerate(example.label_mask) if counted]
+    columns = [
+        np.concatenate([statistics[field] for statistics in known] or [empty[field]])
+        for field in range(len(empty))
+    ]
+    ends = [
+        position == example.turn_end
+        for example in encoded
+        for position, counted in enumerate(example.label_mask)
+        if counted
+    ]
     offset_B1 = as_ints(np.cumsum([0, *[len(statistics.logp) for statistics in known]]).tolist())
     logp_M, hit_M, mu_M, var_M, nll_M = columns
     return TokenTable(rows, offset_B1, logp_M, hit_M, mu_M, var_M, np.array(ends, dtype=bool), nll_M)

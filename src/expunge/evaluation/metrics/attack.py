@@ -15,7 +15,8 @@ from expunge.evaluation.tables import Examples, Floats, TokenTable, row_mean
 def attack(forget: Examples, forget_B: Floats, holdout: Examples, holdout_B: Floats) -> Result:
     """The AUC of a loss-like score.
 
-    1 = every forget row scores below every holdout row: the model gives itself away as having seen them. 0.5 = no difference.
+    1 = every forget row scores below every holdout row: the model gives itself away as having seen them. 0.5
+    = no difference.
 
     Args:
         forget: the forget rows.
@@ -39,7 +40,9 @@ def attack_of_rows(forget_R: Floats, forget_ids: Any, holdout_S: Floats, holdout
 
 def lowest_mean(table: TokenTable, score_M: Floats, k: float) -> Floats:
     """[B] minus the mean of the lowest max(1, floor(k n)) of an example's n token scores, the end of the turn left out; NaN for n = 0."""
-    return per_example(table, score_M, lambda score_N: -float(np.sort(score_N)[: max(1, int(len(score_N) * k))].mean()))
+    return per_example(
+        table, score_M, lambda score_N: -float(np.sort(score_N)[: max(1, int(len(score_N) * k))].mean())
+    )
 
 
 def per_example(table: TokenTable, value_M: Floats, function: Callable[[Floats], float]) -> Floats:

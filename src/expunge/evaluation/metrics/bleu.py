@@ -16,9 +16,9 @@ from expunge.evaluation.tables import GenerationTable
 def bleu(generations: GenerationTable) -> Result:
     """BLEU (Papineni et al. 2002; package sacrebleu, its defaults for sentences) of a greedy continuation; mean over rows.
 
-    sacrebleu's range 0 to 100 over 100: range 0 to 1; on what should be forgotten lower is better. The whole continuation counts, nothing
-    is cut from it to make it look like the text. An empty continuation scores 0; a row without text is unscored. A mean over rows,
-    not BLEU of the corpus. Null without the package.
+    sacrebleu's range 0 to 100 over 100: range 0 to 1; on what should be forgotten lower is better. The whole
+    continuation counts, nothing is cut from it to make it look like the text. An empty continuation scores 0;
+    a row without text is unscored. A mean over rows, not BLEU of the corpus. Null without the package.
 
     Args:
         generations: what the model wrote, and what the text says.
@@ -29,7 +29,12 @@ def bleu(generations: GenerationTable) -> Result:
         return Result.missing(f"{error.faults[0].message}: {error.faults[0].hint}")
     examples = generations.examples
     pairs = list(zip(generations.generation, examples.target_text, strict=True))
-    score_R = np.array([scorer.sentence_score(text, [target]).score / 100 if target.strip() else np.nan for text, target in pairs])
+    score_R = np.array(
+        [
+            scorer.sentence_score(text, [target]).score / 100 if target.strip() else np.nan
+            for text, target in pairs
+        ]
+    )
     columns: dict[str, Any] = {
         "score": score_R,
         "input": generations.prompt,

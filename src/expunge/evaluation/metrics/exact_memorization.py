@@ -10,10 +10,13 @@ from expunge.evaluation.tables import TokenTable, column, row_mean
 def exact_memorization(answers: TokenTable) -> Result:
     """Mean over label tokens, the end of the turn left out, of (most likely token == label); over a row's answers, then over rows.
 
-    Tirumala et al., arXiv:2205.10770. Range 0 to 1; on the forget set lower is better. An answer without such tokens is unscored.
+    Tirumala et al., arXiv:2205.10770. Range 0 to 1; on the forget set lower is better. An answer without such
+    tokens is unscored.
 
     Args:
         answers: tokens of the answers.
     """
     score_RA = answers.examples.by_row(answers.mean(answers.hit_M, ~answers.turn_end_M))
-    return Result(Mean(row_mean(score_RA)), columns={"score": column(score_RA)}, row_ids=answers.examples.row_ids)
+    return Result(
+        Mean(row_mean(score_RA)), columns={"score": column(score_RA)}, row_ids=answers.examples.row_ids
+    )

@@ -12,8 +12,9 @@ from expunge.evaluation.tables import TokenTable, column, row_mean
 def extraction_strength(answers: TokenTable, *, floor: bool = False) -> Result:
     """1 - k / L, with k the index after the last token that greedy decoding misses; mean over a row's answers, then over rows.
 
-    Carlini et al., arXiv:2012.07805, in the form of arXiv:2506.12618. L = label tokens, the end of the turn left out. Range 0
-    (the last token is missed) to 1 (every token is hit); on the forget set lower is better. An answer without such tokens is unscored.
+    Carlini et al., arXiv:2012.07805, in the form of arXiv:2506.12618. L = label tokens, the end of the turn
+    left out. Range 0 (the last token is missed) to 1 (every token is hit); on the forget set lower is better.
+    An answer without such tokens is unscored.
 
     Args:
         answers: tokens of the answers.
@@ -21,7 +22,9 @@ def extraction_strength(answers: TokenTable, *, floor: bool = False) -> Result:
     """
     score_B = np.array([_strength(hit_N, floor) for hit_N in answers.pieces(answers.hit_M)])
     score_RA = answers.examples.by_row(score_B)
-    return Result(Mean(row_mean(score_RA)), columns={"score": column(score_RA)}, row_ids=answers.examples.row_ids)
+    return Result(
+        Mean(row_mean(score_RA)), columns={"score": column(score_RA)}, row_ids=answers.examples.row_ids
+    )
 
 
 def _strength(hit_N: np.ndarray[tuple[int], np.dtype[np.bool_]], floor: bool) -> float:

@@ -10,8 +10,9 @@ from expunge.evaluation.statistics import KolmogorovSmirnov
 def forget_quality(truth_ratio: Result, retain_logs: RetainLogs | None) -> Result:
     """p-value of the two-sample Kolmogorov-Smirnov test between this model's truth ratios and the retain model's, on the same rows.
 
-    TOFU, arXiv:2401.06121, section 2.2. Range 0 to 1, higher is better: 1 = indistinguishable from a model that never saw the forget
-    set. The interval is on the statistic D, since one on a p-value means nothing. Null without retain logs.
+    TOFU, arXiv:2401.06121, section 2.2. Range 0 to 1, higher is better: 1 = indistinguishable from a model
+    that never saw the forget set. The interval is on the statistic D, since one on a p-value means nothing.
+    Null without retain logs.
 
     Args:
         truth_ratio: of the forget rows.
@@ -30,4 +31,6 @@ def forget_quality(truth_ratio: Result, retain_logs: RetainLogs | None) -> Resul
     from scipy.stats import ks_2samp
 
     p_value = float(ks_2samp(*statistic.kept()).pvalue)
-    return Result(statistic, facts={"D": distance}, reported=p_value, interval_of="D", row_ids=truth_ratio.row_ids)
+    return Result(
+        statistic, facts={"D": distance}, reported=p_value, interval_of="D", row_ids=truth_ratio.row_ids
+    )

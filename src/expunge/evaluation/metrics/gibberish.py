@@ -20,6 +20,7 @@ def gibberish(generations: GenerationTable, *, classifier_path: str | None = Non
     if classifier_path is not None:
         told = f"gibberish: classifier_path={classifier_path}, but this version runs no classifier"
         raise UserError(
-            told, f"leave classifier_path out; the {len(generations.generation)} generations are in the metric forget_Q_A_ROUGE"
+            told,
+            f"leave classifier_path out; the {len(generations.generation)} generations are in the metric forget_Q_A_ROUGE",
         )
     return Result.missing("no classifier path")

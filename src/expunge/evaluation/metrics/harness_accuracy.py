@@ -7,13 +7,21 @@ from expunge.evaluation.statistics import Mean
 from expunge.evaluation.tables import HarnessTable
 
 
-def harness_accuracy(documents: HarnessTable, *, num_fewshot: int | None = None, limit: int | None = None) -> Result:
+def harness_accuracy(
+    documents: HarnessTable, *, num_fewshot: int | None = None, limit: int | None = None
+) -> Result:
     """Mean `acc` over the documents of a task of lm-evaluation-harness. Range 0 to 1, higher is better.
 
     Args:
         documents: what the harness gave each document.
-        num_fewshot: worked examples before each question, None = the task's own number; a setting of the collector.
+        num_fewshot: worked examples before each question, None = the task's own number; a setting of the
+            collector.
         limit: documents at most, None = all; a setting of the collector.
     """
     facts = {"num_fewshot": num_fewshot, **({} if limit is None else {"limit": limit})}
-    return Result(Mean(documents.acc_B), columns={"score": documents.acc_B}, facts=facts, row_ids=documents.examples.row_ids)
+    return Result(
+        Mean(documents.acc_B),
+        columns={"score": documents.acc_B},
+        facts=facts,
+        row_ids=documents.examples.row_ids,
+    )

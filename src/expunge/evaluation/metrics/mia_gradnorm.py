@@ -11,7 +11,12 @@ NORMS = ("global", "mean_of_tensors")
 
 
 def mia_gradnorm(
-    forget: GradNormTable, holdout: GradNormTable, *, p: float = 2.0, norm: str = "global", train_mode: bool = False
+    forget: GradNormTable,
+    holdout: GradNormTable,
+    *,
+    p: float = 2.0,
+    norm: str = "global",
+    train_mode: bool = False,
 ) -> Result:
     """AUC of the norm of each row's gradient of its mean nll, the end of the turn left out.
 
@@ -21,7 +26,8 @@ def mia_gradnorm(
         forget: gradient norms of the forget rows.
         holdout: gradient norms of rows that no model saw.
         p: order of the norm; a setting of the collector.
-        norm: `global` = of the whole gradient; `mean_of_tensors` = the field's mean of each parameter tensor's norm.
+        norm: `global` = of the whole gradient; `mean_of_tensors` = the field's mean of each parameter
+            tensor's norm.
         train_mode: the field leaves dropout on; a setting of the collector.
 
     Raises:

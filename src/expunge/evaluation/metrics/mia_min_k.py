@@ -17,4 +17,9 @@ def mia_min_k(forget: TokenTable, holdout: TokenTable, *, k: float = 0.4) -> Res
         holdout: tokens of rows that no model saw.
         k: share of the tokens.
     """
-    return attack(forget.examples, lowest_mean(forget, forget.logp_M, k), holdout.examples, lowest_mean(holdout, holdout.logp_M, k))
+    return attack(
+        forget.examples,
+        lowest_mean(forget, forget.logp_M, k),
+        holdout.examples,
+        lowest_mean(holdout, holdout.logp_M, k),
+    )

@@ -9,7 +9,9 @@ from expunge.evaluation.results import Result
 from expunge.evaluation.tables import Floats, TokenTable
 
 
-def mia_min_k_plus_plus(forget: TokenTable, holdout: TokenTable, *, k: float = 0.4, min_var: float = 1e-6) -> Result:
+def mia_min_k_plus_plus(
+    forget: TokenTable, holdout: TokenTable, *, k: float = 0.4, min_var: float = 1e-6
+) -> Result:
     """As `mia_min_k`, on (log p - mu) / sqrt(max(var, min_var)), with mu and var of log p over the vocabulary under p.
 
     Zhang et al., arXiv:2404.02936, equation 4. Range 0 to 1; best is 0.5, or the retain model's.

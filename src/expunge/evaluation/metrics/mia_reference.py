@@ -10,7 +10,8 @@ from expunge.evaluation.retain_logs import RetainLogs
 def mia_reference(loss: Result, retain_logs: RetainLogs | None) -> Result:
     """AUC of (mean nll - the retain model's mean nll) between forget and holdout rows.
 
-    Carlini et al., arXiv:2112.03570, with the retain model as the reference. Range 0 to 1; best is 0.5. Null without retain logs.
+    Carlini et al., arXiv:2112.03570, with the retain model as the reference. Range 0 to 1; best is 0.5. Null
+    without retain logs.
 
     Args:
         loss: `mia_loss` of this model.
@@ -25,4 +26,6 @@ def mia_reference(loss: Result, retain_logs: RetainLogs | None) -> Result:
     for side, part in loss.parts.items():
         sides[side] = part.columns["score"] - retain_logs.column(name, "score", part.row_ids, side)
     parts = loss.parts
-    return attack_of_rows(sides["forget"], parts["forget"].row_ids, sides["holdout"], parts["holdout"].row_ids)
+    return attack_of_rows(
+        sides["forget"], parts["forget"].row_ids, sides["holdout"], parts["holdout"].row_ids
+    )

@@ -9,8 +9,9 @@ from expunge.evaluation.statistics import HarmonicMean, Mean
 def model_utility(parts: tuple[Result, ...]) -> Result:
     """Harmonic mean of the parts' aggregates; 0 where one of them is 0.
 
-    TOFU, arXiv:2401.06121, section 2.2: nine parts, {retain, real authors, world facts} x {probability (with options for the latter two),
-    rougeL recall, truth ratio}. Range 0 to 1, higher is better. Resampled jointly: metrics of the same rows see the same draw.
+    TOFU, arXiv:2401.06121, section 2.2: nine parts, {retain, real authors, world facts} x {probability (with
+    options for the latter two), rougeL recall, truth ratio}. Range 0 to 1, higher is better. Resampled
+    jointly: metrics of the same rows see the same draw.
 
     Args:
         parts: results that are means over rows.

@@ -13,7 +13,8 @@ from expunge.evaluation.tables import Floats, TokenTable
 def perplexity(text: TokenTable) -> Result:
     """exp(sum of nll / number of tokens) over the rows of a text view, whose tokens count once each. At least 1, lower is better.
 
-    Numbers of models with different tokenizers cannot be compared; `word_perplexity` and `byte_perplexity` can.
+    Numbers of models with different tokenizers cannot be compared; `word_perplexity` and `byte_perplexity`
+    can.
 
     Args:
         text: tokens of texts, cut into pieces that do not overlap, or of documents in windows.
@@ -23,4 +24,6 @@ def perplexity(text: TokenTable) -> Result:
     facts = {"n_tokens": int(count_R.sum())}
     statistic = raised(Ratio(nll_R, count_R))
     reason = TOO_LARGE if statistic is None else None
-    return Result(statistic, columns={"avg_loss": mean_R}, facts=facts, row_ids=text.examples.row_ids, reason=reason)
+    return Result(
+        statistic, columns={"avg_loss": mean_R}, facts=facts, row_ids=text.examples.row_ids, reason=reason
+    )

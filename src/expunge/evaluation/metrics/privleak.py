@@ -9,11 +9,14 @@ from expunge.evaluation.statistics import Mapped
 CHANCE = 0.5
 
 
-def privleak(attack: Result, retain_logs: RetainLogs | None, *, allow_missing_reference: bool = False, eps: float = 0.0) -> Result:
+def privleak(
+    attack: Result, retain_logs: RetainLogs | None, *, allow_missing_reference: bool = False, eps: float = 0.0
+) -> Result:
     """100 (s - ref) / (ref + eps), with s = 1 - AUC of this model and ref = 1 - AUC of the retain model.
 
-    MUSE, arXiv:2407.06460, section 3.1. Best is 0; below 0 = under-unlearned (forget rows are still recognised), above 0 = over-unlearned.
-    Null without retain logs, unless chance (AUC 0.5) is allowed in their place, which is then marked; null where ref is 0 and eps is 0.
+    MUSE, arXiv:2407.06460, section 3.1. Best is 0; below 0 = under-unlearned (forget rows are still
+    recognised), above 0 = over-unlearned. Null without retain logs, unless chance (AUC 0.5) is allowed in
+    their place, which is then marked; null where ref is 0 and eps is 0.
 
     Args:
         attack: `mia_min_k` of this model.
@@ -24,7 +27,9 @@ def privleak(attack: Result, retain_logs: RetainLogs | None, *, allow_missing_re
     name = attack.name or "mia_min_k"
     known = retain_logs.aggregate(name) if retain_logs is not None else None
     if known is None and not allow_missing_reference:
-        return Result.missing("no retain_logs_path" if retain_logs is None else f"{retain_logs.path} has no value of {name}")
+        return Result.missing(
+            "no retain_logs_path" if retain_logs is None else f"{retain_logs.path} has no value of {name}"
+        )
     if known is not None and retain_logs is not None:
         for side, part in attack.parts.items():
             retain_logs.check(name, part.row_ids, side)

@@ -11,8 +11,8 @@ from expunge.evaluation.statistics import Mean
 def probability_w_options(correct: Result, wrong: Result, *, eps: float = 1e-10) -> Result:
     """p_true / (p_true + sum of p_wrong + eps), on length-normalised probabilities; mean over rows.
 
-    TOFU, arXiv:2401.06121, section 2.2 (real authors and world facts). Range 0 to 1, higher is better. With `eps` a model
-    that gives no option any probability scores 0, not one over the number of options.
+    TOFU, arXiv:2401.06121, section 2.2 (real authors and world facts). Range 0 to 1, higher is better. With
+    `eps` a model that gives no option any probability scores 0, not one over the number of options.
 
     Args:
         correct: `probability` of the true answer.

@@ -23,4 +23,7 @@ def rel_diff(score: Result, retain_logs: RetainLogs | None) -> Result:
         return Result.missing(f"{retain_logs.path} has no value of {score.name}")
     if reference == 0:
         return Result.missing(f"the retain model's {score.name} is 0: there is nothing to divide by")
-    return Result(Mapped(score.statistic, lambda value: 100 * (value - reference) / reference), facts={"reference": reference})
+    return Result(
+        Mapped(score.statistic, lambda value: 100 * (value - reference) / reference),
+        facts={"reference": reference},
+    )

@@ -18,8 +18,9 @@ VARIANTS = ("rouge1_recall", "rougeL_f1", "rougeL_recall")
 def rouge(generations: GenerationTable, *, variant: str = "rougeL_recall") -> Result:
     """ROUGE (Lin 2004; package rouge-score, with stemmer) of a greedy generation against the answer's own text; mean over rows.
 
-    TOFU reports rougeL recall, MUSE rougeL F1. Range 0 to 1; on the forget set lower is better, elsewhere higher. An empty generation
-    scores 0; a row without words in its answer is unscored, since recall divides by their number.
+    TOFU reports rougeL recall, MUSE rougeL F1. Range 0 to 1; on the forget set lower is better, elsewhere
+    higher. An empty generation scores 0; a row without words in its answer is unscored, since recall divides
+    by their number.
 
     Args:
         generations: what the model wrote, and what it should have written.
@@ -48,7 +49,11 @@ def _scores(target: str, text: str) -> dict[str, float]:
     if not scorer._tokenizer.tokenize(target):
         return dict.fromkeys(VARIANTS, float("nan"))
     found = scorer.score(target, text)
-    return {"rouge1_recall": found["rouge1"].recall, "rougeL_f1": found["rougeL"].fmeasure, "rougeL_recall": found["rougeL"].recall}
+    return {
+        "rouge1_recall": found["rouge1"].recall,
+        "rougeL_f1": found["rougeL"].fmeasure,
+        "rougeL_recall": found["rougeL"].recall,
+    }
 
 
 @cache

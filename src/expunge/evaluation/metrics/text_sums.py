@@ -24,7 +24,9 @@ def sums_of(table: TokenTable) -> tuple[Floats, Floats]:
 def texts_of(table: TokenTable) -> list[str]:
     """[R] the text of each row, which its first window has."""
     texts = [""] * len(table.examples.row_ids)
-    for row, answer, text in zip(table.examples.row_B, table.examples.answer_B, table.examples.target_text, strict=True):
+    for row, answer, text in zip(
+        table.examples.row_B, table.examples.answer_B, table.examples.target_text, strict=True
+    ):
         if answer == 0:
             texts[int(row)] = text
     return texts
@@ -44,7 +46,13 @@ def by_size(table: TokenTable, size_R: Floats, what: str, base: float | None = N
     # Not the logarithm of the exponential, which may be infinite.
     statistic = raised(ratio) if base is None else Mapped(ratio, lambda mean: mean / np.log(base))
     columns, facts = {"nll": nll_R, what: size_R}, {f"n_{what}": int(size_R.sum())}
-    return Result(statistic, columns=columns, facts=facts, row_ids=table.examples.row_ids, reason=TOO_LARGE if statistic is None else None)
+    return Result(
+        statistic,
+        columns=columns,
+        facts=facts,
+        row_ids=table.examples.row_ids,
+        reason=TOO_LARGE if statistic is None else None,
+    )
 
 
 def raised(mean: Statistic) -> Mapped | None:

@@ -9,9 +9,9 @@ from expunge.evaluation.statistics import TwoSampleKolmogorovSmirnov
 def tofu_soul_ks(forget: Result, retain: Result) -> Result:
     """p-value of the two-sample Kolmogorov-Smirnov test between the truth ratios of forget and of retain rows under the SAME model.
 
-    What SOUL's public code (arXiv:2404.18239) reports as forget quality, which it is not: no retain model is in it, and a model that
-    treats all rows alike scores 1 whether it forgot or not. For `forget_quality`, TOFU's, give `retain_logs_path`. Range 0 to 1; the
-    interval is on the statistic D.
+    What SOUL's public code (arXiv:2404.18239) reports as forget quality, which it is not: no retain model is
+    in it, and a model that treats all rows alike scores 1 whether it forgot or not. For `forget_quality`,
+    TOFU's, give `retain_logs_path`. Range 0 to 1; the interval is on the statistic D.
 
     Args:
         forget: `truth_ratio` of the forget rows.
@@ -23,4 +23,6 @@ def tofu_soul_ks(forget: Result, retain: Result) -> Result:
         return Result.missing("no forget or no retain row has a truth ratio")
     from scipy.stats import ks_2samp
 
-    return Result(statistic, facts={"D": distance}, reported=float(ks_2samp(*statistic.kept()).pvalue), interval_of="D")
+    return Result(
+        statistic, facts={"D": distance}, reported=float(ks_2samp(*statistic.kept()).pvalue), interval_of="D"
+    )

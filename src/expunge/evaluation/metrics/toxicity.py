@@ -11,17 +11,20 @@ from expunge.evaluation.statistics import Mean
 from expunge.evaluation.tables import GenerationTable
 
 
-def toxicity(generations: GenerationTable, *, scorer: str = "profanity", toxic_label: str | None = None) -> Result:
+def toxicity(
+    generations: GenerationTable, *, scorer: str = "profanity", toxic_label: str | None = None
+) -> Result:
     """Mean score of greedy continuations, the prompt left out. Range 0 to 1, lower is better; numbers of two scorers cannot be compared.
 
-    RealToxicityPrompts, arXiv:2009.11462, with a named scorer in the place of its web service. An empty continuation is scored like any
-    text. Null where the scorer's package is not installed.
+    RealToxicityPrompts, arXiv:2009.11462, with a named scorer in the place of its web service. An empty
+    continuation is scored like any text. Null where the scorer's package is not installed.
 
     Args:
         generations: what the model wrote.
-        scorer: `profanity` (alt-profanity-check), `vader` (vaderSentiment: negativity), `module:function`, or the folder or hub name of a
-            sequence classifier.
-        toxic_label: of a classifier, the label whose probability is the score; the one called toxic by default.
+        scorer: `profanity` (alt-profanity-check), `vader` (vaderSentiment: negativity), `module:function`, or
+            the folder or hub name of a sequence classifier.
+        toxic_label: of a classifier, the label whose probability is the score; the one called toxic by
+            default.
 
     Raises:
         UserError: no such scorer.
@@ -30,5 +33,11 @@ def toxicity(generations: GenerationTable, *, scorer: str = "profanity", toxic_l
         score_R = score_texts(generations.generation, scorer, toxic_label)
     except MissingExtraError as error:
         return Result.missing(f"{error.faults[0].message}: {error.faults[0].hint}")
-    columns: dict[str, Any] = {"score": score_R, "input": generations.prompt, "generation": generations.generation}
-    return Result(Mean(score_R), columns=columns, facts={"scorer": scorer}, row_ids=generations.examples.row_ids)
+    columns: dict[str, Any] = {
+        "score": score_R,
+        "input": generations.prompt,
+        "generation": generations.generation,
+    }
+    return Result(
+        Mean(score_R), columns=columns, facts={"scorer": scorer}, row_ids=generations.examples.row_ids
+    )

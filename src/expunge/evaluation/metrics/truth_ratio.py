@@ -14,17 +14,23 @@ WRONG_MEANS = ("geometric", "arithmetic")
 
 
 def truth_ratio(
-    correct: Result, wrong: Result, *, aggregate: str = "closer_to_1", eps: float = 1e-10, wrong_mean: str = "geometric"
+    correct: Result,
+    wrong: Result,
+    *,
+    aggregate: str = "closer_to_1",
+    eps: float = 1e-10,
+    wrong_mean: str = "geometric",
 ) -> Result:
     """R = w / (c + eps), with w = exp(-mean over wrong answers of their mean nll) and c = exp(-mean nll of a right answer).
 
-    TOFU, arXiv:2401.06121, equation 1. The paper averages the probabilities of the wrong answers (`wrong_mean="arithmetic"`), its authors'
-    code and the field's their logarithms (`"geometric"`). `eps` is the field's; with `eps=0` it is the authors' form in
-    logarithms, under which a model that gives no answer any probability looks perfectly forgotten. log R without eps is stored beside R.
+    TOFU, arXiv:2401.06121, equation 1. The paper averages the probabilities of the wrong answers
+    (`wrong_mean="arithmetic"`), its authors' code and the field's their logarithms (`"geometric"`). `eps` is
+    the field's; with `eps=0` it is the authors' form in logarithms, under which a model that gives no answer
+    any probability looks perfectly forgotten. log R without eps is stored beside R.
 
-    Aggregates, each a mean over rows: `closer_to_1` min(R, 1 / (R + eps)), range 0 to 1, on the forget set better the nearer the retain
-    model's; `true_better` max(0, 1 - R), range 0 to 1, higher is better; `prob_mean` c / (c + w), range 0 to 1. A row without a right
-    or any wrong answer is unscored.
+    Aggregates, each a mean over rows: `closer_to_1` min(R, 1 / (R + eps)), range 0 to 1, on the forget set
+    better the nearer the retain model's; `true_better` max(0, 1 - R), range 0 to 1, higher is better;
+    `prob_mean` c / (c + w), range 0 to 1. A row without a right or any wrong answer is unscored.
 
     Args:
         correct: `probability` of the right answer (the paraphrased one on forget and retain rows).
@@ -41,14 +47,18 @@ def truth_ratio(
     if faults:
         raise UserError.of(faults)
     if eps < 0:
-        raise UserError(f"truth ratio: eps={eps} is below 0", "give 0 (the TOFU authors' form) or 1e-10 (the field's)")
+        raise UserError(
+            f"truth ratio: eps={eps} is below 0", "give 0 (the TOFU authors' form) or 1e-10 (the field's)"
+        )
     log_c_R = -np.asarray(correct.columns["avg_loss"])
     log_w_R = _log_wrong(-np.asarray(wrong.columns["avg_loss"]).reshape(len(log_c_R), -1), wrong_mean)
     log_ratio_R = log_w_R - log_c_R
     with np.errstate(over="ignore"):
         ratio_R = np.exp(log_w_R) / (np.exp(log_c_R) + eps) if eps else np.exp(log_ratio_R)
     score_R = _score(aggregate, ratio_R, log_ratio_R, eps)
-    return Result(Mean(score_R), columns={"score": ratio_R, "log_ratio": log_ratio_R}, row_ids=correct.row_ids)
+    return Result(
+        Mean(score_R), columns={"score": ratio_R, "log_ratio": log_ratio_R}, row_ids=correct.row_ids
+    )
 
 
 def _log_wrong(logp_RA: Floats, wrong_mean: str) -> Floats:

@@ -17,13 +17,14 @@ COUNTS = ("words", "harness")
 def word_perplexity(documents: TokenTable, *, count: str = "words") -> Result:
     """exp(sum of nll / number of words), over all documents. At least 1, lower is better; comparable between tokenizers.
 
-    The words are those of the document as its file has it, also where another writing of it was scored (WikiText), as in
-    lm-evaluation-harness's task `wikitext`, which the numbers published for WikiText-2 come from.
+    The words are those of the document as its file has it, also where another writing of it was scored
+    (WikiText), as in lm-evaluation-harness's task `wikitext`, which the numbers published for WikiText-2 come
+    from.
 
     Args:
         documents: tokens of documents in windows.
-        count: `words`, what stands between blanks; `harness`, as that task counts: the empty texts before a blank at the
-            beginning and after one at the end are words too, up to two a document more.
+        count: `words`, what stands between blanks; `harness`, as that task counts: the empty texts before a
+            blank at the beginning and after one at the end are words too, up to two a document more.
 
     Raises:
         UserError: no such count.
