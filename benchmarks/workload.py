@@ -21,7 +21,8 @@ from expunge.lm import runtime
 from expunge.methods.objective import Objective
 from expunge.models.reference import CachedReference, FrozenCopy
 from expunge.training.arguments import training_arguments
-from expunge.training.trainer import UnlearnTrainer, peak_memory_mb
+from expunge.training.loop import Training
+from expunge.training.pace import peak_memory_mb
 
 PAD = 0
 
@@ -118,7 +119,7 @@ def unlearn(
             },
             Path(folder), len(forget),
         )  # fmt: skip
-        trainer = UnlearnTrainer(
+        training = Training(
             model,
             args,
             objective=objective,
@@ -130,7 +131,7 @@ def unlearn(
             callbacks=[clock],
             **driver,
         )
-        trainer.train()
+        training.run()
     tokens = [len(item.input_ids) for side in (forget, retain) for item in side.encoded]
     assert len(clock.ends) > 1, "the first step is not measured, so one is not enough"
     seconds = sorted(after - before for before, after in itertools.pairwise(clock.ends))

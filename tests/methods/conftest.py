@@ -32,7 +32,7 @@ def run(tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path) -> Callable[..., R
     from expunge.methods.objective import build_objective
     from expunge.models.reference import FrozenCopy, plan_reference
     from expunge.training.arguments import training_arguments
-    from expunge.training.trainer import UnlearnTrainer
+    from expunge.training.loop import Training
 
     def go(
         handler: str,
@@ -58,7 +58,7 @@ def run(tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path) -> Callable[..., R
             "lr_scheduler_type": "constant", "weight_decay": 0.0, "logging_steps": 1, "save_strategy": "no", "disable_tqdm": True,
         }  # fmt: skip
         arguments = training_arguments({**settings, **args}, tmp_path / folder, len(rows), seed=3)
-        trainer = UnlearnTrainer(
+        trainer = Training(
             model,
             arguments,
             objective=objective,
@@ -67,7 +67,7 @@ def run(tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path) -> Callable[..., R
             reference=None if plan_reference(objective.needs) == "none" else frozen,
             **(extra or {}),
         )
-        trainer.train(resume_from_checkpoint=resume)
+        trainer.run(resume)
         everything = data(SIDES)
         return Ran(
             model.eval(),

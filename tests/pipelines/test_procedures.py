@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from test_walk import STEPWISE, stop_at_step
 
 from expunge.cli.main import main
-from expunge.training.resumable import ResumableTrainer
+from expunge.training.loop import Training
 
 Run = Callable[..., Outcome]
 WEIGHTS = "model.safetensors"
@@ -157,7 +157,7 @@ def test_whp_learns_generic_labels_and_does_nothing_twice(
         raise AssertionError("done a second time")
 
     before = (done.out / WEIGHTS).stat().st_mtime_ns
-    monkeypatch.setattr(ResumableTrainer, "train", never)
+    monkeypatch.setattr(Training, "run", never)
     monkeypatch.setattr("expunge.procedures.whp.generic_labels", never)
     monkeypatch.setattr("expunge.evaluation.suite.collect_tokens", never)
     again = carry_out("whp", *command)
@@ -208,7 +208,7 @@ def test_a_stage_that_is_complete_is_not_done_again(
     with monkeypatch.context() as patch:
         patch.setattr("expunge.procedures.task_vector.write_negated", interrupt)
         assert carry_out("task_vector").code == 130
-    monkeypatch.setattr(ResumableTrainer, "train", lambda *_, **__: pytest.fail("trained a second time"))
+    monkeypatch.setattr(Training, "run", lambda *_, **__: pytest.fail("trained a second time"))
     again = carry_out("task_vector")
     assert again.code == 0, again.stderr
     assert weights(again.out).keys() == weights(start_model).keys()

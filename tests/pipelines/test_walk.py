@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from expunge.cli.main import script
 from expunge.training.records import WALL_CLOCK
-from expunge.training.resumable import ResumableTrainer
+from expunge.training.loop import Training
 
 Run = Callable[..., Any]
 MODEL_FILES = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
@@ -75,7 +75,7 @@ def test_the_same_command_again_trains_and_evaluates_nothing_twice(
         raise AssertionError("trained, or computed a table, a second time")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ResumableTrainer, "train", never)
+        patch.setattr(Training, "run", never)
         patch.setattr("expunge.evaluation.suite.collect_tokens", never)
         patch.setattr("expunge.evaluation.suite.collect_generations", never)
         again = unlearn("eval=few", "trainer=GradAscent")
@@ -122,15 +122,15 @@ STEPWISE = (
 
 def stop_at_step(count: int, patch: pytest.MonkeyPatch) -> None:
     """Ctrl-C as the `count`-th step of the run begins."""
-    original, steps = ResumableTrainer.begin_step, []
+    original, steps = Training.begin_step, []
 
-    def begin_step(self: ResumableTrainer) -> None:
+    def begin_step(self: Training) -> None:
         steps.append(1)
         if len(steps) == count:
             raise KeyboardInterrupt
         original(self)
 
-    patch.setattr(ResumableTrainer, "begin_step", begin_step)
+    patch.setattr(Training, "_step", begin_step)
 
 
 def test_an_interrupted_run_resumes_to_the_very_same_weights(

@@ -16,7 +16,7 @@ from expunge.core.layout import layout_of
 from expunge.evaluation.retain_logs import RetainLogs
 from expunge.report.results import read_evaluated
 from expunge.training.records import WALL_CLOCK, read_records
-from expunge.training.resumable import ResumableTrainer
+from expunge.training.loop import Training
 
 COMMON = (
     "--overall.model_name expunge/mini --unlearn.task_name tofu --dataset.forget_dataset_name Tofu_forget10 --dataset.retain_dataset_name "
@@ -107,7 +107,7 @@ def test_souls_own_results_are_no_evaluation_of_ours(tmp_path: Path) -> None:
 def test_a_resume_path_trains_nothing_and_evaluates(
     path: str, name: str, typed: list[str], trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ResumableTrainer, "train", None)
+    monkeypatch.setattr(Training, "run", None)
     before = {file: file.stat().st_mtime_ns for file in trained.rglob("*")}
     assert script("unlearn_model", [*TRAINS, "--unlearn.resume_path", path, *typed, *FEW]) == 0
     folder = trained.parent / name
@@ -156,16 +156,16 @@ def test_a_killed_run_goes_on_where_it_was(
         "--logger.name",
     ]
     assert script("unlearn_model", [*command, "whole"]) == 0
-    original, begun = ResumableTrainer.begin_step, []
+    original, begun = Training.begin_step, []
 
-    def begin_step(self: ResumableTrainer) -> None:
+    def begin_step(self: Training) -> None:
         begun.append(1)
         if len(begun) == 4:
             raise KeyboardInterrupt
         original(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ResumableTrainer, "begin_step", begin_step)
+        patch.setattr(Training, "_step", begin_step)
         assert script("unlearn_model", [*command, "killed"]) == 130
     whole, killed = (data_root.parent / "files" / "logs" / name for name in ("whole", "killed"))
     assert len(read(killed / "log.json")) == 3

@@ -91,7 +91,7 @@ def trainer(tiny_model: Any, objective: Callable[..., Any], tmp_path: Path) -> C
     """Builds a trainer: `trainer(folder=..., task=..., model=..., pairs=..., **trainer.args)`."""
     from expunge.models.reference import FrozenCopy
     from expunge.training.arguments import training_arguments
-    from expunge.training.trainer import UnlearnTrainer
+    from expunge.training.loop import Training
 
     def build(
         folder: Path | None = None,
@@ -109,7 +109,7 @@ def trainer(tiny_model: Any, objective: Callable[..., Any], tmp_path: Path) -> C
         arguments = training_arguments({**settings, **args}, folder or tmp_path / "run", len(pairs), seed=3)
         model = tiny_model(seed=1, attention_dropout=0.1, **SMALL) if model is None else model
         given = {"reference": FrozenCopy(tiny_model(seed=1, **SMALL)), **(extra or {})}
-        return UnlearnTrainer(
+        return Training(
             model, arguments, objective=task or objective(), dataset=pairs, collate=PairCollator(PAD), **given
         )
 

@@ -91,7 +91,7 @@ def test_five_steps_move_the_adapter_alone_and_like_with_a_frozen_copy(
             run = trainer(
                 folder=tmp_path / name, model=model, task=objective(**NPO_KL), extra=extra, **FIVE_STEPS
             )
-            run.train()
+            run.run()
             assert run.state.global_step == 5
             assert all(torch.equal(value, base[key]) for key, value in weights(model, "base").items())
             ends[name] = weights(model, "default")
@@ -122,7 +122,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         )
 
     whole = start(tmp_path / "whole")
-    whole.train()
+    whole.run()
     expected = end_of(whole, tmp_path / "whole")
     killed = start(tmp_path / "run")
     reference = weights(killed.model, "reference")
@@ -130,7 +130,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         (_ for _ in ()).throw(Killed()) if killed.state.global_step == 3 else type(killed).end_step(killed)
     )
     with pytest.raises(Killed):
-        killed.train()
+        killed.run()
     newest = checkpoints.newest_complete_checkpoint(tmp_path / "run")
     assert newest == tmp_path / "run" / "checkpoint-2"
     assert (newest / "base_model.json").is_file()
@@ -138,7 +138,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert not [path for path in newest.iterdir() if path.is_dir()]
     torch.manual_seed(99)
     resumed = start(tmp_path / "run")
-    resumed.train(resume_from_checkpoint=True)
+    resumed.run(True)
     found = end_of(resumed, tmp_path / "run")
     assert found["records"] == expected["records"]
     for part in ("adapter", "in memory", "optimizer", "rng"):
@@ -157,7 +157,7 @@ def test_checkpointed_activations_train_the_adapter_alike(
     for checkpointed in (False, True):
         model = adapted(True)
         settings = {**FIVE_STEPS, "save_strategy": "no", "gradient_checkpointing": checkpointed}
-        trainer(folder=tmp_path / str(checkpointed), model=model, **settings).train()
+        trainer(folder=tmp_path / str(checkpointed), model=model, **settings).run()
         ends.append(weights(model, "default"))
     assert all(torch.allclose(value, ends[0][key], rtol=0, atol=1e-6) for key, value in ends[1].items())
 
@@ -176,7 +176,7 @@ def test_the_best_adapter_is_loaded_at_the_end(adapted: Callable[..., Any], trai
     }
     extra = {"reference": AdapterOff(model), "evaluator": evaluator}
     settings = {**FIVE_STEPS, "max_steps": 4, **best, "greater_is_better": True}
-    trainer(folder=tmp_path / "run", model=model, extra=extra, **settings).train()
+    trainer(folder=tmp_path / "run", model=model, extra=extra, **settings).run()
     saved = load_file(tmp_path / "run" / "checkpoint-2" / "adapter_model.safetensors")
     found = {name.replace(".default", ""): value for name, value in weights(model, "default").items()}
     assert found.keys() == saved.keys()
@@ -204,7 +204,7 @@ def test_two_ranks_train_as_one(
             task=objective(**NPO_KL),
             extra={"reference": kind(model)},
             **settings,
-        ).train()
+        ).run()
 
     run("one", per_device_train_batch_size=4, gradient_accumulation_steps=1)
     on_two_ranks(

@@ -23,8 +23,8 @@ def test_a_record_holds_means_over_its_steps_of_every_term(
         )
         for every in (1, 3)
     )
-    fine.train()
-    coarse.train()
+    fine.run()
+    coarse.run()
     steps, (third, last) = read_records(tmp_path / "1"), read_records(tmp_path / "3")
     for name in ("loss", "npo", "retain_nll"):
         assert third[name] == pytest.approx(sum(step[name] for step in steps[:3]) / 3, rel=1e-5)
@@ -39,7 +39,7 @@ def test_a_record_holds_means_over_its_steps_of_every_term(
 
 def test_console_and_tensorboard_show_the_terms(trainer: Any, tmp_path: Path, caplog: Any) -> None:
     caplog.set_level(logging.INFO, logger="expunge")
-    trainer(folder=tmp_path / "run", max_steps=2, report_to="tensorboard").train()
+    trainer(folder=tmp_path / "run", max_steps=2, report_to="tensorboard").run()
     assert "step 1/2 loss=" in caplog.text
     assert "retain_nll=" in caplog.text
     assert "eta=0:00:0" in caplog.text
@@ -64,7 +64,7 @@ def test_finetuning_is_the_same_loop_on_the_retain_side_alone(
         num_train_epochs=6,
         learning_rate=1e-2,
     )
-    run.train()
+    run.run()
     losses = [record["loss"] for record in read_records(tmp_path / "run") if "loss" in record]
     assert losses[-1] < 0.8 * losses[0]
 
@@ -78,14 +78,14 @@ def test_a_best_metric_that_nobody_computes_is_told_with_what_there_is(trainer: 
     }
     run = trainer(extra={"evaluator": lambda model, step: {"forget_quality": 0.5}}, **args)
     with pytest.raises(UserError, match="did you mean 'eval_forget_quality'"):
-        run.train()
+        run.run()
 
 
 def test_every_record_says_what_the_run_has_taken(trainer: Any, tmp_path: Path) -> None:
     args = {"max_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
     trainer(
         folder=tmp_path / "run", extra={"evaluator": lambda model, step: {"forget_quality": 0.5}}, **args
-    ).train()
+    ).run()
     found = read_records(tmp_path / "run")
     assert [("loss" in record, "eval_forget_quality" in record, "train_loss" in record) for record in found] == [
         (True, False, False), (True, False, False), (False, True, False), (False, False, True),
@@ -128,7 +128,7 @@ def test_tensorboard_writes_where_the_layout_says(trainer: Any, tmp_path: Path) 
     extra = {"layout": SOUL, "run_dir": tmp_path / "run"}
     trainer(
         folder=tmp_path / "run" / "checkpoints", max_steps=1, report_to="tensorboard", extra=extra
-    ).train()
+    ).run()
     (event,) = (tmp_path / "run").rglob("events.out.tfevents.*")
     assert event.parent == tmp_path / "run" / "logs"
     assert len(json.loads((tmp_path / "run" / "log.json").read_text())) == 2

@@ -100,7 +100,7 @@ def test_rules_are_called_about_each_step_and_can_have_its_gradient_again(
     rule = Noting()
     trainer(
         model=plain(), extra={"rules_factory": lambda optimizer, mask: [rule]}, num_train_epochs=1
-    ).train()
+    ).run()
     assert rule.calls[0] == ("attach", "AdamW")
     assert rule.calls[1::2] == [
         ("begin", 0, [2, 2]),
@@ -117,7 +117,7 @@ def test_nothing_chosen_changes_nothing_and_adamw_is_the_default(trainer: Any, t
     for name, extra in (("default", {}), ("empty", given({})), ("adamw", given({"handler": "adamw"}))):
         # Built right before it runs: transformers seeds dropout then.
         runs[name] = trainer(folder=tmp_path / name, extra=extra, num_train_epochs=1)
-        runs[name].train()
+        runs[name].run()
     default = flat(runs["default"].model)
     assert torch.equal(flat(runs["empty"].model), default)
     assert torch.equal(flat(runs["adamw"].model), default)
@@ -136,7 +136,7 @@ def test_sophia_sums_up_the_same_however_a_step_is_cut(
             folder=tmp_path / str(rows), model=plain(), extra=given({"handler": "sophia", "mode": mode, "every": 2}),
             per_device_train_batch_size=rows, gradient_accumulation_steps=cuts, **STILL,
         )  # fmt: skip
-        run.train()
+        run.run()
         optimizer = run.optimizer.optimizer
         assert isinstance(optimizer, Sophia)
         states.append(
@@ -164,7 +164,7 @@ def test_rules_that_move_weights_do_the_same_however_a_step_is_cut(
             folder=tmp_path / str(rows), model=plain(), extra=given({"handler": "sgd", "rules": rule}),
             per_device_train_batch_size=rows, gradient_accumulation_steps=cuts, max_steps=4, learning_rate=0.1, warmup_epochs=0,
         )  # fmt: skip
-        run.train()
+        run.run()
         ends.append(flat(run.model) - start)
     unruled = trainer(
         folder=tmp_path / "bare",
@@ -174,7 +174,7 @@ def test_rules_that_move_weights_do_the_same_however_a_step_is_cut(
         learning_rate=0.1,
         warmup_epochs=0,
     )
-    unruled.train()
+    unruled.run()
     assert (flat(unruled.model) - start - ends[0]).norm() > 0.01 * ends[0].norm()
     for end in ends[1:]:
         assert (end - ends[0]).norm() < 1e-3 * ends[0].norm()
@@ -195,7 +195,7 @@ def test_masked_weights_keep_their_bits_in_the_saved_model(
         "learning_rate": 0.05,
         "warmup_epochs": 0,
     }
-    trainer(model=model, extra=given(spec, mask), **settings).train()
+    trainer(model=model, extra=given(spec, mask), **settings).run()
     saved = load_file(str(tmp_path / "run" / "checkpoint-4" / "model.safetensors"))
     moved = 0
     for name, allowed in mask.allowed.items():
@@ -212,7 +212,7 @@ def test_a_mask_without_a_choice_of_optimizer(trainer: Any, plain: Any) -> None:
     model = plain()
     mask = mask_of("random", model)
     run = trainer(model=model, extra={"mask": mask}, max_steps=1)
-    run.train()
+    run.run()
     assert [type(rule) for rule in run.rules] == [MaskRule]
 
 
@@ -231,22 +231,22 @@ def test_resumed_with_sophia_smoothing_and_a_mask_equals_uninterrupted(
             **SETTINGS,
         )
 
-    start(tmp_path / "run").train()
+    start(tmp_path / "run").run()
     expected = final_state(tmp_path / "run")
     assert "win_rate" in expected["records"][0]
     for step in (6, LAST):
         (tmp_path / "run" / f"checkpoint-{step}").rename(tmp_path / str(step))
     torch.manual_seed(99)
-    start(tmp_path / "run").train(resume_from_checkpoint=True)
+    start(tmp_path / "run").run(True)
     assert_same(final_state(tmp_path / "run"), expected)
 
 
 def test_a_state_of_another_mode_is_refused(trainer: Any, plain: Any) -> None:
     settings = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2}
-    trainer(model=plain(), extra=given({"handler": "sophia", "mode": "off"}), **settings).train()
+    trainer(model=plain(), extra=given({"handler": "sophia", "mode": "off"}), **settings).run()
     with pytest.raises(UserError, match="mode off, the run's mode is gnb"):
-        trainer(model=plain(), extra=given({"handler": "sophia"}), **settings).train(
-            resume_from_checkpoint=True
+        trainer(model=plain(), extra=given({"handler": "sophia"}), **settings).run(
+            True
         )
 
 
@@ -266,7 +266,7 @@ def test_two_ranks_take_the_steps_of_one(trainer: Any, objective: Any, plain: An
             **more,
         }
         args |= {"save_strategy": "epoch", "learning_rate": 0.1, "warmup_epochs": 0}
-        trainer(folder=tmp_path / folder, task=objective(GRAD_DIFF), model=model, extra=extra, **args).train()
+        trainer(folder=tmp_path / folder, task=objective(GRAD_DIFF), model=model, extra=extra, **args).run()
 
     run("one", 4, 1)
     on_two_ranks(lambda: run("two", 1, 2, ddp_backend="gloo"))
@@ -287,7 +287,7 @@ def test_a_rule_about_a_side_without_terms_is_refused(trainer: Any, retain_only:
     with pytest.raises(
         UserError, match=r"SAM is about terms averaged over the side 'forget'.*\n.*side=null, or of retain"
     ):
-        run.train()
+        run.run()
 
 
 def test_what_sharded_weights_cannot_have() -> None:

@@ -72,6 +72,6 @@ def test_workers_see_the_epochs_pairs(trainer: Any) -> None:
 
 def test_the_order_is_stored_with_the_run(trainer: Any, tmp_path: Path) -> None:
     run = trainer(num_train_epochs=2)
-    run.train()
+    run.run()
     stored = read_json(run.run_dir / "pairs" / "order.json")
     assert stored == {"seed": 3, "rows_per_step": 4, "epochs": [epoch_order(13, 3, 0), epoch_order(13, 3, 1)]}

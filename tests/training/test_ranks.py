@@ -73,7 +73,7 @@ def test_one_rank_is_two_ranks(
         extra = {"sequential_terms": sequential}
         trainer(
             folder=tmp_path / name, model=tiny_model(seed=2), task=objective(), extra=extra, **args, **sizes
-        ).train()
+        ).run()
 
     run("one", 4, 1)
     on_two_ranks(lambda: run("two", batch, accumulation))
@@ -109,14 +109,14 @@ def test_two_ranks_resume_bit_for_bit(trainer: Any, tmp_path: Path) -> None:
     args |= {"ddp_backend": "gloo"}
 
     def whole_then_from_the_middle() -> None:
-        trainer(folder=tmp_path / "run", **args).train()
+        trainer(folder=tmp_path / "run", **args).run()
         if os.environ["RANK"] == "0":
             (tmp_path / "run" / "checkpoint-8").rename(tmp_path / "kept")
             (tmp_path / "run" / "log.jsonl").rename(tmp_path / "log.jsonl")
             (tmp_path / "run" / "log.jsonl").write_bytes((tmp_path / "log.jsonl").read_bytes())
             (tmp_path / "run" / "checkpoint-6").rename(tmp_path / "six")
         torch.distributed.barrier()
-        trainer(folder=tmp_path / "run", **args).train(resume_from_checkpoint=True)
+        trainer(folder=tmp_path / "run", **args).run(True)
 
     on_two_ranks(whole_then_from_the_middle)
     for name in ("model.safetensors", "rng_state_1.safetensors", "sums_1.safetensors"):

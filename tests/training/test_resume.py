@@ -16,9 +16,10 @@ from safetensors.torch import load_file
 
 from expunge.core.errors import UserError
 from expunge.training import checkpoint as checkpoints
+from expunge.training import loop
 from expunge.training.checkpoint import complete_checkpoints, newest_complete_checkpoint
 from expunge.training.records import WALL_CLOCK, RecordLog, read_records
-from expunge.training.resumable import ResumableTrainer
+from expunge.training.loop import Training
 
 # 13 rows in steps of 4: 4 steps an epoch, the last one short; 2 epochs = 8 steps. Saving every 3 and logging
 # every 5 steps never meet but by chance, and both fall into the middle of epochs.
@@ -83,7 +84,7 @@ def uninterrupted(tmp_path_factory: Any) -> dict[str, Any]:
 def expected(uninterrupted: dict[str, Any], trainer: Any, tmp_path: Path) -> dict[str, Any]:
     """The end of a run that nothing stopped; run once for the module."""
     if not uninterrupted:
-        trainer(folder=tmp_path / "whole", **SETTINGS).train()
+        trainer(folder=tmp_path / "whole", **SETTINGS).run()
         uninterrupted.update(final_state(tmp_path / "whole"))
         assert [record["step"] for record in uninterrupted["records"]] == [5, LAST]
     return uninterrupted
@@ -119,13 +120,13 @@ def kill() -> None:
 # Where a run may die: the function, its how-manieth call, before or after it, and the checkpoint that is the
 # newest then.
 POINTS = {
-    "before the first checkpoint": (ResumableTrainer, "end_step", 2, False, None),
-    "between two checkpoints": (ResumableTrainer, "begin_step", 8, False, 6),
-    "while weights are written": (ResumableTrainer, "_save_optimizer_and_scheduler", 2, False, 3),
+    "before the first checkpoint": (Training, "_step", 2, False, None),
+    "between two checkpoints": (Training, "_step", 8, False, 6),
+    "while weights are written": (loop, "save_optimizer", 2, False, 3),
     "before the mark": (checkpoints, "mark_complete", 2, False, 3),
     "after the mark, before the rename": (checkpoints, "mark_complete", 2, True, 3),
     "right after a checkpoint": (checkpoints, "seal", 2, True, 6),
-    "at the end of an epoch, unsaved": (ResumableTrainer, "begin_step", 5, False, 3),
+    "at the end of an epoch, unsaved": (Training, "_step", 5, False, 3),
     "after the last checkpoint": (checkpoints, "seal", 3, True, LAST),
     "while the last record is written": (RecordLog, "append", 2, True, LAST),
 }
@@ -145,12 +146,12 @@ def test_a_run_that_dies_anywhere_ends_as_if_it_had_not(
     with pytest.MonkeyPatch.context() as patch:
         nth_call(target, name, count, patch, kill, after)
         # A process that is killed runs no clean-up either.
-        patch.setattr("expunge.training.resumable.shutil.rmtree", lambda *_, **__: None)
+        patch.setattr("expunge.training.loop.shutil.rmtree", lambda *_, **__: None)
         with pytest.raises(Killed):
-            trainer(folder=run, **SETTINGS).train()
+            trainer(folder=run, **SETTINGS).run()
     assert newest_complete_checkpoint(run) == (run / f"checkpoint-{newest}" if newest else None)
     torch.manual_seed(99)
-    trainer(folder=run, **SETTINGS).train(resume_from_checkpoint=True)
+    trainer(folder=run, **SETTINGS).run(True)
     assert_same(final_state(run), expected)
     assert not list(run.glob(".checkpoint-*"))
 
@@ -168,12 +169,12 @@ def test_a_process_killed_by_sigkill_resumes(
             nth_call(
                 target, name, count, pytest.MonkeyPatch(), lambda: os.kill(os.getpid(), signal.SIGKILL), after
             )
-            trainer(folder=run, **SETTINGS).train()
+            trainer(folder=run, **SETTINGS).run()
         finally:
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert newest_complete_checkpoint(run) == run / f"checkpoint-{newest}"
-    trainer(folder=run, **SETTINGS).train(resume_from_checkpoint=True)
+    trainer(folder=run, **SETTINGS).run(True)
     assert_same(final_state(run), expected)
 
 
@@ -181,8 +182,8 @@ def test_a_named_checkpoint_goes_back_behind_later_ones(
     expected: dict[str, Any], trainer: Any, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    trainer(folder=run, **SETTINGS).train()
-    trainer(folder=run, **SETTINGS).train(resume_from_checkpoint=str(run / "checkpoint-3"))
+    trainer(folder=run, **SETTINGS).run()
+    trainer(folder=run, **SETTINGS).run(str(run / "checkpoint-3"))
     assert_same(final_state(run), expected)
 
 
@@ -202,7 +203,7 @@ def test_the_best_model_is_loaded_and_evaluating_changes_no_training(
     expected: dict[str, Any], trainer: Any, tmp_path: Path
 ) -> None:
     run = trainer(folder=tmp_path / "run", extra={"evaluator": best_in_the_middle}, **EPOCHWISE)
-    run.train()
+    run.run()
     assert same(load_file(str(tmp_path / "run" / "checkpoint-8" / "model.safetensors")), expected["weights"])
     best = load_file(str(tmp_path / "run" / "checkpoint-4" / "model.safetensors"))
     assert all(torch.equal(run.model.state_dict()[name], value) for name, value in best.items())
@@ -215,13 +216,13 @@ def test_the_best_model_is_loaded_and_evaluating_changes_no_training(
 def test_epoch_end_records_and_the_best_step_survive_a_kill(trainer: Any, tmp_path: Path) -> None:
     """Saved, evaluated and logged at an epoch's end, where a step's own save would come before the epoch's record."""
     extra = {"evaluator": best_in_the_middle}
-    trainer(folder=tmp_path / "whole", extra=extra, **EPOCHWISE).train()
+    trainer(folder=tmp_path / "whole", extra=extra, **EPOCHWISE).run()
     with pytest.MonkeyPatch.context() as patch:
         nth_call(checkpoints, "seal", 1, patch, kill, after=True)
         with pytest.raises(Killed):
-            trainer(folder=tmp_path / "run", extra=extra, **EPOCHWISE).train()
+            trainer(folder=tmp_path / "run", extra=extra, **EPOCHWISE).run()
     resumed = trainer(folder=tmp_path / "run", extra=extra, **EPOCHWISE)
-    resumed.train(resume_from_checkpoint=True)
+    resumed.run(True)
     assert resumed.state.best_global_step == 4
     assert_same(final_state(tmp_path / "run"), final_state(tmp_path / "whole"))
 
@@ -229,21 +230,21 @@ def test_epoch_end_records_and_the_best_step_survive_a_kill(trainer: Any, tmp_pa
 def test_logging_by_epoch_with_saving_by_steps(trainer: Any, tmp_path: Path) -> None:
     """Step 4 ends an epoch and is a saving step: its checkpoint waits for the epoch's record."""
     args = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 4, "logging_strategy": "epoch"}
-    trainer(folder=tmp_path / "whole", **args).train()
+    trainer(folder=tmp_path / "whole", **args).run()
     with pytest.MonkeyPatch.context() as patch:
         nth_call(checkpoints, "seal", 1, patch, kill, after=True)
         with pytest.raises(Killed):
-            trainer(folder=tmp_path / "run", **args).train()
-    trainer(folder=tmp_path / "run", **args).train(resume_from_checkpoint=True)
+            trainer(folder=tmp_path / "run", **args).run()
+    trainer(folder=tmp_path / "run", **args).run(True)
     assert_same(final_state(tmp_path / "run"), final_state(tmp_path / "whole"))
 
 
 def test_stopped_by_max_steps_and_resumed_takes_no_step_more(trainer: Any, tmp_path: Path) -> None:
     args = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3}
-    trainer(folder=tmp_path / "run", **args).train()
+    trainer(folder=tmp_path / "run", **args).run()
     before = load_file(str(tmp_path / "run" / "checkpoint-6" / "model.safetensors"))
     again = trainer(folder=tmp_path / "run", **args)
-    again.train(resume_from_checkpoint=True)
+    again.run(True)
     assert again.state.global_step == 6
     assert all(torch.equal(again.model.state_dict()[name], value) for name, value in before.items())
 
@@ -273,12 +274,12 @@ def test_an_objectives_state_is_saved_and_told_every_steps_values(
     trainer: Any, objective: Any, tmp_path: Path
 ) -> None:
     whole, stopped, resumed = (Counting(objective()) for _ in range(3))
-    trainer(folder=tmp_path / "whole", task=whole, **SETTINGS).train()
+    trainer(folder=tmp_path / "whole", task=whole, **SETTINGS).run()
     with pytest.MonkeyPatch.context() as patch:
         nth_call(checkpoints, "seal", 2, patch, kill, after=True)
         with pytest.raises(Killed):
-            trainer(folder=tmp_path / "run", task=stopped, **SETTINGS).train()
-    trainer(folder=tmp_path / "run", task=resumed, **SETTINGS).train(resume_from_checkpoint=True)
+            trainer(folder=tmp_path / "run", task=stopped, **SETTINGS).run()
+    trainer(folder=tmp_path / "run", task=resumed, **SETTINGS).run(True)
     assert resumed.seen == whole.seen
     logged = sum(5 * record["npo"] for record in read_records(tmp_path / "run") if "npo" in record)
     assert 0.5 * logged < whole.seen["npo"] < 2 * logged
@@ -289,9 +290,9 @@ def test_keyboard_interrupt_says_how_to_go_on(trainer: Any, tmp_path: Path, capl
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        nth_call(ResumableTrainer, "begin_step", 5, patch, interrupt)
+        nth_call(Training, "_step", 5, patch, interrupt)
         with pytest.raises(KeyboardInterrupt):
-            trainer(folder=tmp_path / "run", **SETTINGS).train()
+            trainer(folder=tmp_path / "run", **SETTINGS).run()
     assert "interrupted at step 4" in caplog.text
     assert f"resume from {tmp_path / 'run' / 'checkpoint-3'}" in caplog.text
 
@@ -310,9 +311,9 @@ def test_a_full_disk_is_told_and_leaves_nothing_half_written(
         raise error
 
     with pytest.MonkeyPatch.context() as patch:
-        nth_call(ResumableTrainer, "_save_optimizer_and_scheduler", 2, patch, fail)
+        nth_call(loop, "save_optimizer", 2, patch, fail)
         with pytest.raises(UserError, match="no space left"):
-            trainer(folder=tmp_path / "run", **SETTINGS).train()
+            trainer(folder=tmp_path / "run", **SETTINGS).run()
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
         "checkpoint-3",
         "log.jsonl",
@@ -322,12 +323,12 @@ def test_a_full_disk_is_told_and_leaves_nothing_half_written(
 
 def test_bad_checkpoints_are_refused_by_name(trainer: Any, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    trainer(folder=run, **SETTINGS).train()
+    trainer(folder=run, **SETTINGS).run()
     before = (run / "log.jsonl").read_text()
 
     def refused(match: str, checkpoint: Path, **args: Any) -> None:
         with pytest.raises(UserError, match=match):
-            trainer(folder=run, **{**SETTINGS, **args}).train(resume_from_checkpoint=str(checkpoint))
+            trainer(folder=run, **{**SETTINGS, **args}).run(str(checkpoint))
         assert (run / "log.jsonl").read_text() == before
 
     refused("no such checkpoint", run / "checkpoint-7")
@@ -343,7 +344,7 @@ def test_bad_checkpoints_are_refused_by_name(trainer: Any, tmp_path: Path) -> No
     assert complete_checkpoints(run) == [run / f"checkpoint-{step}" for step in (3, 8)]
     refused("rows_per_step = 4, this run has 2", run / "checkpoint-3", gradient_accumulation_steps=1)
     with pytest.raises(UserError, match="holds checkpoints of an earlier run"):
-        trainer(folder=run, **SETTINGS).train()
+        trainer(folder=run, **SETTINGS).run()
     other = tmp_path / "other" / "checkpoint-3"
     (run / "checkpoint-3" / ".complete").unlink()
     (run / "checkpoint-3").rename(other) if other.parent.mkdir() is None else None
@@ -352,7 +353,7 @@ def test_bad_checkpoints_are_refused_by_name(trainer: Any, tmp_path: Path) -> No
 
 def test_only_so_many_checkpoints_are_kept_and_none_is_pickled(trainer: Any, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    trainer(folder=run, save_total_limit=2, **SETTINGS).train()
+    trainer(folder=run, save_total_limit=2, **SETTINGS).run()
     assert sorted(path.name for path in run.glob("checkpoint-*")) == ["checkpoint-6", "checkpoint-8"]
     files = {path.name for path in (run / "checkpoint-8").iterdir()}
     assert "training_args.bin" not in files
@@ -366,9 +367,9 @@ def test_only_so_many_checkpoints_are_kept_and_none_is_pickled(trainer: Any, tmp
 
 def test_weights_alone_are_nothing_to_resume_from(trainer: Any, tmp_path: Path) -> None:
     args = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2, "save_only_model": True}
-    trainer(folder=tmp_path / "run", **args).train()
+    trainer(folder=tmp_path / "run", **args).run()
     with pytest.raises(UserError, match="holds weights only"):
-        trainer(folder=tmp_path / "run", **args).train(resume_from_checkpoint=True)
+        trainer(folder=tmp_path / "run", **args).run(True)
 
 
 @pytest.mark.parametrize("name", ["log.jsonl", "log.json"])

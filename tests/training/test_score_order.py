@@ -137,20 +137,20 @@ def test_training_goes_through_the_forget_rows_in_order(
     trainer: Callable[..., Any], pairs: Callable[..., PairedDataset], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the model is trained on, micro-batch by micro-batch, over two epochs; nothing shuffles the rows again."""
-    from expunge.training.trainer import UnlearnTrainer
+    from expunge.training.loop import Training
 
     taken: list[tuple[list[int], list[int]]] = []
-    step = UnlearnTrainer.training_step
+    step = Training.training_step
 
     def noted(self: Any, model: Any, inputs: Any, *rest: Any) -> torch.Tensor:
         taken.append((inputs["sides"]["forget"]["row"].tolist(), inputs["sides"]["retain"]["row"].tolist()))
         return step(self, model, inputs, *rest)
 
-    monkeypatch.setattr(UnlearnTrainer, "training_step", noted)
+    monkeypatch.setattr(Training, "training_step", noted)
     rank = [(5 * row + 3) % 13 for row in range(13)]
-    trainer().train()
+    trainer().run()
     plain, taken = list(taken), []
-    trainer(pairs=InScoreOrder(pairs(), rank, 3)).train()
+    trainer(pairs=InScoreOrder(pairs(), rank, 3)).run()
     rows = [row for forget, _ in taken for row in forget]
     assert rows == sorted(range(13), key=lambda row: rank[row]) * 2
     assert [retain for _, retain in taken] == [retain for _, retain in plain]
@@ -185,7 +185,7 @@ def test_a_stopped_run_goes_on_in_the_same_order(
     tmp_path: Path,
 ) -> None:
     """Stopped in the middle of the first epoch: weights as those of a run that was not, bit for bit, and others than without an order."""
-    from expunge.training.resumable import ResumableTrainer
+    from expunge.training.loop import Training
 
     class StoppedError(BaseException):
         pass
@@ -194,7 +194,7 @@ def test_a_stopped_run_goes_on_in_the_same_order(
         rows = InScoreOrder(pairs(), [(5 * row + 3) % 13 for row in range(13)], 3) if ordered else pairs()
         return trainer(folder=tmp_path / folder, pairs=rows, save_strategy="steps", save_steps=2)
 
-    begin, begun = ResumableTrainer.begin_step, [0]
+    begin, begun = Training.begin_step, [0]
 
     def stops(self: Any, *args: Any, **kwargs: Any) -> Any:
         begun[0] += 1
@@ -206,15 +206,15 @@ def test_a_stopped_run_goes_on_in_the_same_order(
         return {name: value.clone() for name, value in trained.model.state_dict().items()}
 
     # Each is built right before it trains: that is where the draws of dropout are seeded.
-    (whole := run("whole")).train()
-    (plain := run("plain", ordered=False)).train()
+    (whole := run("whole")).run()
+    (plain := run("plain", ordered=False)).run()
     stopped = run("stopped")
     with monkeypatch.context() as patch:
-        patch.setattr(ResumableTrainer, "begin_step", stops)
+        patch.setattr(Training, "_step", stops)
         with pytest.raises(StoppedError):
-            stopped.train()
+            stopped.run()
     resumed = run("stopped")
-    resumed.train(resume_from_checkpoint=True)
+    resumed.run(True)
     expected = weights(whole)
     assert all(torch.equal(value, expected[name]) for name, value in weights(resumed).items())
     assert not all(torch.equal(value, expected[name]) for name, value in weights(plain).items())

@@ -41,7 +41,7 @@ def gradients(trainer: Any, batch: int, accumulation: int, **more: Any) -> list[
         "num_train_epochs": 1,
         "max_grad_norm": 0.0,
     }
-    trainer(extra=extra, **args, **more).train()
+    trainer(extra=extra, **args, **more).run()
     return kept.steps
 
 
@@ -209,7 +209,7 @@ def test_a_loss_of_the_wrong_shape_is_told(objective: Any) -> None:
 def test_reference_and_model_compute_alike_under_autocast(trainer: Any, tiny_model: Any) -> None:
     """At the reference NPO is (2/beta) ln 2 = 13.8629 exactly when both sides went through the same bf16 arithmetic."""
     run = trainer(model=tiny_model(seed=1, num_hidden_layers=1), bf16=True, use_cpu=True, max_steps=1)
-    run.train()
+    run.run()
     assert run.state.log_history[0]["npo"] == pytest.approx(20 * math.log(2), rel=1e-6)
 
 

@@ -10,7 +10,7 @@ from expunge.lm import runtime
 from expunge.pipelines.assemble import text_of
 from expunge.pipelines.evaluation_run import TABLES, check_suites, load_for_evaluation, run_suites
 from expunge.training.checkpoint import disk_full_told
-from expunge.training.trainer import peak_memory_mb
+from expunge.training.pace import peak_memory_mb
 
 
 def run(cfg: Config) -> RunRecord:

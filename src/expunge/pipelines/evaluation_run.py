@@ -22,7 +22,7 @@ from expunge.lm import runtime
 from expunge.models.adapted import load_adapted
 from expunge.models.load import Loaded
 from expunge.pipelines.assemble import Faults, Text, data_root, tell, text_of
-from expunge.training.trainer import Evaluator
+from expunge.training.loop import Evaluator
 
 log = logging.getLogger(__name__)
 

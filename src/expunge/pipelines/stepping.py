@@ -23,7 +23,6 @@ from expunge.lm.packing import token_budgeted_batches
 from expunge.models.fingerprint import model_fingerprint
 from expunge.optim.build import build_rules, mask_of, optimizer_factory
 from expunge.optim.masks import WeightMask
-from expunge.training.stepping import check_sharding
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +54,6 @@ def stepping_of(
     """
     chosen, mask_spec = cfg.section("trainer.optimizer"), cfg.section("trainer.mask")
     wants_mask = bool(mask_spec.get("handler") or mask_spec.get("path"))
-    check_sharding(args, chosen=bool(chosen), masked=wants_mask)
     return {
         "optimizer_factory": optimizer_factory(chosen),
         "rules_factory": partial(build_rules, chosen),

@@ -21,9 +21,7 @@ from expunge.data.pairs import PairedDataset, check_disjoint, load_pairs, pairs_
 from expunge.lm import runtime
 from expunge.methods.objective import Objective, build_objective
 from expunge.models.adapted import load_adapted
-from expunge.models.adapters import save_model
 from expunge.models.load import Loaded
-from expunge.models.quiet import no_progress_bar
 from expunge.pipelines.assemble import Faults, Text, sides_of, tell, text_of
 from expunge.pipelines.difficulty import ByScore, by_score, in_order
 from expunge.pipelines.evaluation_run import check_final_evaluation, evaluator_of, final_evaluation
@@ -31,8 +29,9 @@ from expunge.pipelines.references import reference_of
 from expunge.pipelines.stepping import stepping_of
 from expunge.training.arguments import training_arguments
 from expunge.training.checkpoint import disk_full_told
+from expunge.training.loop import Training
 from expunge.training.order import order_seed
-from expunge.training.trainer import UnlearnTrainer, peak_memory_mb
+from expunge.training.pace import peak_memory_mb
 
 log = logging.getLogger(__name__)
 PAIRS_FILE = Path("pairs") / "pairs.json"
@@ -170,7 +169,7 @@ def fit(cfg: Config, run: RunDir, prepared: Prepared) -> None:
     # The name that a logger shows the run under.
     args.setdefault("run_name", str(cfg.get("task_name")))
     arguments = training_arguments(args, run.model_folder, len(dataset), seed=int(cfg.get("seed", 0)))
-    trainer = UnlearnTrainer(
+    training = Training(
         loaded.model,
         arguments,
         objective=objective,
@@ -178,20 +177,19 @@ def fit(cfg: Config, run: RunDir, prepared: Prepared) -> None:
         collate=PairCollator(text.pad_id),
         reference=reference_of(cfg, loaded, objective, sides, run, text.pad_id),
         evaluator=evaluator_of(cfg, run, text, loaded),
-        processing_class=text.tokenizer,
+        tokenizer=text.tokenizer,
         run_dir=run.path,
         layout=run.layout,
         **stepping_of(cfg, run, loaded.model, sides, arguments, text.pad_id),
         **cfg.switches("driver"),
     )
     try:
-        trainer.train(resume_from_checkpoint=resume)
+        training.run(resume)
     finally:
-        run.record.steps = trainer.state.global_step
-    if run.primary:
-        with no_progress_bar():
-            text.tokenizer.save_pretrained(run.model_folder)
-            save_model(loaded.model, run.model_folder, merge=bool(cfg.get("model.adapter.merge")))
+        run.record.steps = training.state.global_step
+    training.parallel.save(
+        loaded.model, run.model_folder, text.tokenizer, merge=bool(cfg.get("model.adapter.merge"))
+    )
 
 
 def _paired(cfg: Config, run: RunDir, sides: Mapping[str, Dataset], objective: Objective) -> PairedDataset:

@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from expunge.config.training_fields import refusals
 from expunge.core.errors import Fault, MissingExtraError, UserError, unknown
 from expunge.lm import runtime
 
@@ -59,7 +60,7 @@ def training_arguments(
         for key in given
         if key not in known and key not in OWN_KEYS
     ]
-    faults += _value_faults(given)
+    faults += [*_value_faults(given), *refusals(given)]
     if faults:
         raise UserError.of(faults)
     warmup_epochs = given.pop("warmup_epochs", None)
@@ -105,16 +106,6 @@ def _value_faults(args: Mapping[str, Any]) -> list[Fault]:
         faults.append(
             Fault(f"trainer.args.num_train_epochs is {args['num_train_epochs']!r}", "give a number above 0")
         )
-    if _number(args.get("label_smoothing_factor", 0)) != 0:
-        faults.append(
-            Fault(
-                "trainer.args.label_smoothing_factor is set",
-                "losses are methods here, none is smoothed: leave the key out",
-            )
-        )
-    if str(args.get("train_sampling_strategy", "random")) != "random":
-        fault = f"trainer.args.train_sampling_strategy is {args['train_sampling_strategy']!r}"
-        faults.append(Fault(fault, "rows come in the order drawn from (seed, epoch): leave the key out"))
     for key in ("warmup_epochs", "max_grad_norm", "weight_decay"):
         if args.get(key) is not None and not _number(args[key]) >= 0:
             faults.append(Fault(f"trainer.args.{key} is {args[key]!r}", "give 0 or more"))

@@ -1,101 +1,97 @@
-"""What watches the training loop: the progress bar or line, and the file of records."""
+"""Transformers' callbacks: those of `report_to` and a user's own, and what transformers leaves open about its loggers."""
 
 from __future__ import annotations
 
-import logging
 import os
-import sys
-import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from tqdm.auto import tqdm  # type: ignore[import-untyped]
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.integrations.integration_utils import TensorBoardCallback, WandbCallback
-from transformers.trainer_callback import CallbackHandler
+from torch import nn
+from transformers import (
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.integrations.integration_utils import (
+    TensorBoardCallback,
+    WandbCallback,
+    get_reporting_integration_callbacks,
+)
+from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback, ExportableState
 
-from expunge.training.records import RecordLog
-
-logger = logging.getLogger(__name__)
+from expunge.training.listeners import Listener, Moment
 
 
-class RecordCallback(TrainerCallback):
-    """Writes every record that the loop logs to the run's file of records."""
+class Callbacks(Listener):
+    """Calls transformers' callbacks at their events, and keeps what they share.
 
-    def __init__(self, records: RecordLog) -> None:
-        self.records = records
+    Args:
+        args: of the training; `report_to` names loggers.
+        model: in training, not wrapped.
+        tokenizer: of the model.
+        own: a user's callbacks.
+        boards: see `place_boards`; None = transformers' own place.
 
-    def on_log(
+    Attributes:
+        handler: transformers' own.
+        state: where the training stands, as callbacks know it.
+        control: what they have asked for.
+    """
+
+    def __init__(
         self,
         args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase | None,
+        own: Sequence[TrainerCallback],
+        boards: Path | None,
     ) -> None:
-        """Append the record."""
-        if state.is_world_process_zero:
-            self.records.append({"step": state.global_step, **(logs or {})})
+        self.args, self.state, self.control = args, TrainerState(), TrainerControl()
+        self.handler = CallbackHandler(  # type: ignore[no-untyped-call]  # transformers has no types there
+            callbacks_of(args, own, boards), model, tokenizer, None, None
+        )
 
+    def fire(self, event: str, *values: Any) -> None:
+        """Call an event of all callbacks, with the values that it has of its own (metrics, logs)."""
+        self.control = getattr(self.handler, event)(self.args, self.state, self.control, *values)
 
-class ProgressCallback(TrainerCallback):
-    """A bar with rate, ETA and terms on a terminal; a line a record, with the same facts, elsewhere."""
+    def after_micro_batch(self, number: int, count: int) -> None:
+        """Between two micro-batches of a step."""
+        if number < count - 1:
+            self.fire("on_substep_end")
 
-    def __init__(self) -> None:
-        self.bar: tqdm[Any] | None = None
-        self.begun, self.first = 0.0, 0
+    def before_update(self, moment: Moment) -> None:
+        """Between clipping and the optimizer's step."""
+        self.fire("on_pre_optimizer_step")
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Open the bar at the step that the run resumes from."""
-        self.begun, self.first = time.monotonic(), state.global_step
-        if state.is_world_process_zero and not args.disable_tqdm and sys.stderr.isatty():
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, dynamic_ncols=True, unit="step")
+    def after_update(self, moment: Moment) -> None:
+        """Between the optimizer's step and the end of the gradients."""
+        self.fire("on_optimizer_step")
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Move the bar."""
-        if self.bar is not None:
-            self.bar.update(state.global_step - self.bar.n)
+    def states(self) -> dict[str, Any]:
+        """The states of the callbacks that keep one, by class; of several of a class, a list in their order."""
+        found: dict[str, list[Any]] = {}
+        for item in self._stateful():
+            found.setdefault(type(item).__name__, []).append(item.state())
+        return {name: states[0] if len(states) == 1 else states for name, states in found.items()}
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Show the record."""
-        if not state.is_world_process_zero:
-            return
-        shown = {
-            key: f"{value:.4g}" if isinstance(value, float) else str(value)
-            for key, value in (logs or {}).items()
+    def restore(self) -> None:
+        """Give the callbacks the states that `state` holds of them."""
+        stored = {
+            name: list(found) if isinstance(found, list) else [found]
+            for name, found in cast(dict[str, Any], self.state.stateful_callbacks).items()
         }
-        if self.bar is not None and "loss" in shown:
-            self.bar.set_postfix(shown)
-        else:
-            facts = " ".join(f"{key}={value}" for key, value in shown.items())
-            logger.info("step %d/%d %s eta=%s", state.global_step, state.max_steps, facts, self._eta(state))
+        for item in self._stateful():
+            if waiting := stored.get(type(item).__name__):
+                found = waiting.pop(0)
+                for name, value in {**found["args"], **found["attributes"]}.items():
+                    setattr(item, name, value)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Close the bar."""
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
-
-    def _eta(self, state: TrainerState) -> str:
-        done = state.global_step - self.first
-        if done <= 0:
-            return "?"
-        left = int((time.monotonic() - self.begun) / done * (state.max_steps - state.global_step))
-        return f"{left // 3600:d}:{left % 3600 // 60:02d}:{left % 60:02d}"
+    def _stateful(self) -> list[Any]:
+        return [item for item in (*self.handler.callbacks, self.control) if isinstance(item, ExportableState)]
 
 
 class WandbEnd(TrainerCallback):
@@ -119,17 +115,21 @@ class WandbEnd(TrainerCallback):
             self.wandb.finish()
 
 
-def arrange_loggers(handler: CallbackHandler, boards: Path | None) -> None:
-    """See to what transformers leaves open about its loggers.
+def callbacks_of(
+    args: TrainingArguments, own: Sequence[TrainerCallback], boards: Path | None
+) -> list[TrainerCallback]:
+    """Transformers' callbacks of a training, in the order in which they are called.
 
     Args:
-        handler: the trainer's, with the callbacks that `report_to` has brought.
-        boards: see `place_boards`.
+        args: of the training; `report_to` names loggers.
+        own: a user's.
+        boards: see `place_boards`; None = transformers' own place.
     """
+    loggers = [callback() for callback in get_reporting_integration_callbacks(args.report_to)]  # type: ignore[no-untyped-call]
     if boards is not None:
-        place_boards(handler.callbacks, boards)
-    if any(isinstance(callback, WandbCallback) for callback in handler.callbacks):
-        handler.add_callback(WandbEnd())  # type: ignore[no-untyped-call]  # transformers has no types there
+        place_boards(loggers, boards)
+    ends = [WandbEnd()] if any(isinstance(callback, WandbCallback) for callback in loggers) else []
+    return [DefaultFlowCallback(), *loggers, *own, *ends]
 
 
 def place_boards(callbacks: Iterable[TrainerCallback], folder: Path) -> None:

@@ -17,6 +17,7 @@ from transformers import TrainingArguments
 from expunge.core.files import write_json
 from expunge.lm import runtime
 from expunge.lm.labels import Batch
+from expunge.models.parallel import Parallel
 
 ORDER_FILE = "pairs/order.json"
 Item = Any
@@ -104,11 +105,11 @@ class MicroBatches(Sampler[list[Key]]):
     ) -> None:
         self.size, self.batch_size, self.seed = size, batch_size, seed
         self.rank, self.world_size, self.drop_last = rank, world_size, drop_last
-        self.epoch = 0
+        self.epoch, self.skipped = 0, 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration gives."""
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, skip: int = 0) -> None:
+        """Choose the epoch whose order the next iteration gives, and how many micro-batches it leaves out first."""
+        self.epoch, self.skipped = epoch, skip
 
     def __len__(self) -> int:
         whole, rest = divmod(self.size, self.batch_size * self.world_size)
@@ -117,7 +118,7 @@ class MicroBatches(Sampler[list[Key]]):
     def __iter__(self) -> Iterator[list[Key]]:
         epoch, order = self.epoch, epoch_order(self.size, self.seed, self.epoch)
         width = self.batch_size * self.world_size
-        for number in range(len(self)):
+        for number in range(self.skipped, len(self)):
             rows = order[number * width : (number + 1) * width]
             share = rows[
                 len(rows) * self.rank // self.world_size : len(rows) * (self.rank + 1) // self.world_size
@@ -153,10 +154,44 @@ class CollateMicroBatch:
         return {"sides": self.collate([item for item, _ in items]), "counted": items[0][1]}
 
 
-class EpochLoader(DataLoader[Any]):
-    """A loader that takes its epoch from the training loop."""
+def loader_of(
+    rows: EpochDataset, collate: Collate, args: TrainingArguments, parallel: Parallel
+) -> DataLoader[Any]:
+    """The micro-batches of this rank; `micro_batches(loader).set_epoch` chooses which.
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration."""
-        assert isinstance(self.batch_sampler, MicroBatches)
-        self.batch_sampler.set_epoch(epoch)
+    Args:
+        rows: the training set.
+        collate: turns a list of items into a batch of tensors by side.
+        args: of the training.
+        parallel: deals the rows.
+    """
+    seed = order_seed(args)
+    sampler = MicroBatches(
+        len(rows),
+        args.per_device_train_batch_size,
+        seed,
+        rank=parallel.dp_rank,
+        world_size=parallel.dp_size,
+        drop_last=args.dataloader_drop_last,
+    )
+    return DataLoader(
+        EpochItems(rows),
+        batch_sampler=sampler,
+        collate_fn=CollateMicroBatch(collate),
+        num_workers=args.dataloader_num_workers,
+        pin_memory=args.dataloader_pin_memory and parallel.device.type == "cuda",
+        persistent_workers=args.dataloader_persistent_workers,
+        prefetch_factor=args.dataloader_prefetch_factor,
+        # Both are absent from older versions of transformers.
+        multiprocessing_context=getattr(args, "dataloader_multiprocessing_context", None),
+        in_order=getattr(args, "dataloader_in_order", True),
+        # Of its own, so that starting an epoch draws nothing from the global random state.
+        generator=runtime.generator(seed, "workers"),
+    )
+
+
+def micro_batches(loader: DataLoader[Any]) -> MicroBatches:
+    """What chooses the rows of a loader that `loader_of` made."""
+    sampler = loader.batch_sampler
+    assert isinstance(sampler, MicroBatches)
+    return sampler

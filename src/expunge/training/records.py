@@ -10,6 +10,7 @@ from typing import Any
 
 from expunge.core.files import told_to_user, without_nan, write_text
 from expunge.core.layout import EXPUNGE, LAYOUTS
+from expunge.training.listeners import Listener
 
 WALL_CLOCK = (
     "seconds", "tokens_per_second", "peak_memory_mb",
@@ -19,7 +20,7 @@ WALL_CLOCK = (
 CLOSING = b"]\n"
 
 
-class RecordLog:
+class RecordLog(Listener):
     """The file of records of one run.
 
     A file called `.jsonl` is JSON Lines. Any other is one JSON array with a record a line, whole after every
@@ -46,6 +47,10 @@ class RecordLog:
         else:
             write_text(self.path, "[\n" + "\n,".join(kept) + "\n]\n" if kept else "[]\n")
         self.count = len(kept)
+
+    def on_record(self, step: int, record: Mapping[str, Any]) -> None:
+        """Append it, under its step."""
+        self.append({"step": step, **record})
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Write one record and wait until it is on disk; NaN and infinities become null."""

@@ -1,0 +1,194 @@
+"""Every field of transformers' TrainingArguments, and what becomes of it here: honoured, without effect, or refused.
+
+A test holds this table against the installed version, so that no field is passed over in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from expunge.core.errors import Fault
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A field that is accepted at some values only.
+
+    Attributes:
+        reason: why not another value.
+        cure: what to do instead.
+        unless: the values that are accepted, which ask for nothing.
+    """
+
+    reason: str
+    cure: str
+    unless: tuple[Any, ...] = (None, False, "", "no")
+
+
+HONOURED = frozenset(
+    [
+        "output_dir",
+        "per_device_train_batch_size",
+        "num_train_epochs",
+        "max_steps",
+        "learning_rate",
+        "lr_scheduler_type",
+        "lr_scheduler_kwargs",
+        "warmup_steps",
+        "warmup_ratio",
+        "optim",
+        "optim_args",
+        "weight_decay",
+        "adam_beta1",
+        "adam_beta2",
+        "adam_epsilon",
+        "optim_target_modules",
+        "gradient_accumulation_steps",
+        "max_grad_norm",
+        "bf16",
+        "fp16",
+        "tf32",
+        "activation_checkpointing",
+        "activation_checkpointing_kwargs",
+        "gradient_checkpointing",
+        "gradient_checkpointing_kwargs",
+        "neftune_noise_alpha",
+        "torch_empty_cache_steps",
+        "logging_strategy",
+        "logging_steps",
+        "logging_first_step",
+        "logging_nan_inf_filter",
+        "include_num_input_tokens_seen",
+        "log_level",
+        "log_level_replica",
+        "log_on_each_node",
+        "disable_tqdm",
+        "report_to",
+        "run_name",
+        "project",
+        "trackio_space_id",
+        "trackio_bucket_id",
+        "trackio_static_space_id",
+        "eval_strategy",
+        "eval_steps",
+        "eval_delay",
+        "eval_on_start",
+        "save_only_model",
+        "save_strategy",
+        "save_steps",
+        "save_on_each_node",
+        "save_total_limit",
+        "load_best_model_at_end",
+        "metric_for_best_model",
+        "greater_is_better",
+        "restore_callback_states_from_checkpoint",
+        "full_determinism",
+        "seed",
+        "data_seed",
+        "use_cpu",
+        "dataloader_drop_last",
+        "dataloader_num_workers",
+        "dataloader_pin_memory",
+        "dataloader_persistent_workers",
+        "dataloader_prefetch_factor",
+        "dataloader_multiprocessing_context",
+        "dataloader_in_order",
+        "ddp_find_unused_parameters",
+        "ddp_bucket_cap_mb",
+        "ddp_broadcast_buffers",
+        "ddp_static_graph",
+        "ddp_backend",
+        "ddp_timeout",
+        "debug",
+        "do_eval",
+        "resume_from_checkpoint",
+        "local_rank",
+    ]
+)
+"""Read by the loop, or by the public parts of transformers and accelerate that it calls."""
+
+_OWN_EVALUATION = "models are judged by the suites under `eval`, which have settings of their own"
+_OWN_MEANS = "every mean is over the whole step, on all ranks"
+NO_EFFECT = {
+    "do_train": "the verb says what is done",
+    "do_predict": "the verb says what is done",
+    "per_device_eval_batch_size": _OWN_EVALUATION,
+    "bf16_full_eval": "a model is evaluated in the dtype that it computes in",
+    "fp16_full_eval": "a model is evaluated in the dtype that it computes in",
+    "prediction_loss_only": _OWN_EVALUATION,
+    "eval_accumulation_steps": _OWN_EVALUATION,
+    "eval_do_concat_batches": _OWN_EVALUATION,
+    "eval_use_gather_object": _OWN_EVALUATION,
+    "batch_eval_metrics": _OWN_EVALUATION,
+    "include_for_metrics": _OWN_EVALUATION,
+    "include_inputs_for_metrics": _OWN_EVALUATION,
+    "remove_unused_columns": "batches hold what the losses read",
+    "label_names": "batches hold what the losses read",
+    "length_column_name": "rows come in the order drawn from (seed, epoch)",
+    "average_tokens_across_devices": _OWN_MEANS,
+    "skip_memory_metrics": "every record has the peak memory",
+    "use_cache": "training passes build no cache, and the model's own setting is kept",
+    "hub_strategy": "nothing is pushed",
+    "hub_always_push": "nothing is pushed",
+}
+"""Accepted at any value, since the field's files set them; what they ask for is done already, or is not done here."""
+
+_SHARDING = "this version trains in one process or under DDP"
+_TORCHRUN = "leave the key out, and use `torchrun --nproc_per_node N`"
+_PUSH = "upload the finished folder with `hf upload`"
+REFUSED = {
+    "label_smoothing_factor": Refused(
+        "losses are methods here, and none is smoothed", "leave the key out", (0, 0.0, None)
+    ),
+    "train_sampling_strategy": Refused(
+        "rows come in the order drawn from (seed, epoch)", "leave the key out", ("random", None)
+    ),
+    "torch_compile": Refused(
+        "the positions of labels differ from batch to batch, so nothing stays compiled", "leave the key out"
+    ),
+    "torch_compile_backend": Refused("there is no torch_compile here", "leave the key out"),
+    "torch_compile_mode": Refused("there is no torch_compile here", "leave the key out"),
+    "use_liger_kernel": Refused(
+        "its fused cross entropy hides the logits that losses read", "leave the key out"
+    ),
+    "liger_kernel_config": Refused("there is no use_liger_kernel here", "leave the key out"),
+    "auto_find_batch_size": Refused(
+        "it would change the rows of a step",
+        "give per_device_train_batch_size and gradient_accumulation_steps",
+    ),
+    "enable_jit_checkpoint": Refused(
+        "checkpoints are written at steps", "use save_strategy=steps and save_steps"
+    ),
+    "push_to_hub": Refused("nothing is pushed while training", _PUSH),
+    "hub_token": Refused("nothing is pushed while training", _PUSH),
+    "hub_private_repo": Refused("nothing is pushed while training", _PUSH),
+    "hub_model_id": Refused("nothing is pushed while training", _PUSH),
+    "hub_revision": Refused("nothing is pushed while training", _PUSH),
+    "ignore_data_skip": Refused("a resumed run takes the rows that it would have taken", "leave the key out"),
+    "accelerator_config": Refused("rows are dealt to the ranks by this tool", "leave the key out"),
+    "parallelism_config": Refused(_SHARDING, _TORCHRUN),
+    "fsdp": Refused(_SHARDING, _TORCHRUN, (None, False, "", "no", [])),
+    "fsdp_config": Refused(_SHARDING, _TORCHRUN),
+    "deepspeed": Refused(_SHARDING, _TORCHRUN),
+}
+
+
+def refusals(args: Mapping[str, Any], key: str = "trainer.args") -> list[Fault]:
+    """What of `trainer.args` cannot be had, each with the key as typed.
+
+    Args:
+        args: as given, the renamed keys already under their names of today.
+        key: the section they are in.
+    """
+    return [
+        Fault(f"{key}.{name}={args[name]}: {rule.reason}", rule.cure)
+        for name, rule in REFUSED.items()
+        if name in args and not any(args[name] is one or args[name] == one for one in rule.unless)
+    ]
+
+
+def known_fields() -> frozenset[str]:
+    """The fields that the table has."""
+    return HONOURED | NO_EFFECT.keys() | REFUSED.keys()

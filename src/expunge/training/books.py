@@ -1,0 +1,136 @@
+"""What a training has summed up since its last record: losses, terms, tokens, operations, time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerState, TrainingArguments
+
+from expunge.methods.objective import Objective
+from expunge.models.parallel import Parallel
+from expunge.optim.masks import WeightMask
+from expunge.optim.rules import StepRule
+from expunge.training.order import MicroBatch
+from expunge.training.pace import Pace
+from expunge.training.progress import RunningSums
+from expunge.training.step import Update
+
+
+class Books:
+    """Adds up steps, and makes a record of them.
+
+    Args:
+        args: of the training.
+        model: in training, not wrapped.
+        objective: whose terms are recorded, and which is shown each step's values if it listens.
+        mask: the weights that may be updated; None = all.
+        parallel: over which ranks the values are summed.
+
+    Attributes:
+        sums: of this rank, since the last record.
+        pace: tokens and time.
+    """
+
+    def __init__(
+        self,
+        args: TrainingArguments,
+        model: nn.Module,
+        objective: Objective,
+        mask: WeightMask | None,
+        parallel: Parallel,
+    ) -> None:
+        self.args, self.objective, self.parallel = args, objective, parallel
+        self.mask_share = None if mask is None else mask.num_allowed / max(1, mask.num_weights)
+        self.listens = type(objective).on_step is not Objective.on_step
+        count = getattr(model, "num_parameters", None)
+        self.num_parameters = int(count(exclude_embeddings=True)) if callable(count) else 0
+        self.pace = Pace()
+        self.begin(0, None)
+
+    def begin(self, step: int, checkpoint: Path | None) -> None:
+        """Open the books at a step, or where a checkpoint left them."""
+        where = self.parallel.device
+        if checkpoint is None:
+            self.sums = RunningSums(
+                torch.tensor(0.0, device=where),
+                torch.zeros(len(self.objective.terms), device=where),
+                0.0,
+                step,
+            )
+        else:
+            self.sums = RunningSums.load(checkpoint, self.parallel.dp_rank, self.parallel.dp_size)
+            self.sums.loss, self.sums.term_K = self.sums.loss.to(where), self.sums.term_K.to(where)
+        self.flos = 0.0
+        self.pace.begin()
+
+    def add(self, update: Update, batches: Sequence[MicroBatch], state: TrainerState) -> None:
+        """Add a step; `state` still says how many were done before it."""
+        sums = self.sums
+        for loss in update.losses:
+            if self.args.logging_nan_inf_filter and not math.isfinite(float(loss)):
+                # The average of the steps since the last record, as transformers has it.
+                sums.loss = sums.loss + sums.loss / (1 + state.global_step - sums.logged_step)
+            else:
+                sums.loss = sums.loss + loss
+        sums.term_K = sums.term_K + update.value_K
+        if self.listens:
+            total_K = self.parallel.all_sum(update.value_K)
+            names = (term.name for term in self.objective.terms)
+            self.objective.on_step(dict(zip(names, total_K.tolist(), strict=True)))
+        sides = [side for batch in batches if batch["counted"] for side in batch["sides"].values()]
+        tokens = sum(int(side["attention_mask"].sum()) for side in sides)
+        self.pace.tokens += tokens
+        if (asked := self.args.include_num_input_tokens_seen) != "no":
+            here = tokens if asked == "non_padding" else sum(side["input_ids"].numel() for side in sides)
+            state.num_input_tokens_seen += int(self.parallel.all_sum(torch.tensor(here)).item())
+        for batch in batches:
+            # Six operations a token and parameter, over all sides.
+            width = sum(side["input_ids"].numel() for side in batch["sides"].values())
+            self.flos += float(6 * self.num_parameters * width)
+
+    def close(self, update: Update, state: TrainerState, rules: Sequence[StepRule]) -> dict[str, float]:
+        """The record of the steps since the last one, whose last is `update`; the books begin again after it.
+
+        Returns:
+            The mean loss, each term's unweighted mean (a term of weight 0 is left out), what the objective reports, the
+            last step's gradient norm and learning rate, what the rules report of it, and what it took.
+        """
+        sums, steps = self.sums, state.global_step - self.sums.logged_step
+        loss = self._mean_over_ranks(sums.loss)
+        mean_K = self.parallel.all_sum(sums.term_K) / max(1, steps)
+        terms = zip(self.objective.terms, mean_K.tolist(), strict=True)
+        self.sums = RunningSums(
+            torch.zeros_like(sums.loss),
+            torch.zeros_like(sums.term_K),
+            sums.logged_loss + loss,
+            state.global_step,
+        )
+        self.store_flos(state)
+        norm = update.grad_norm
+        return {
+            "loss": loss / steps,
+            **{term.name: value for term, value in terms if term.weight != 0},
+            **self.objective.report(),
+            "grad_norm": norm.item() if isinstance(norm, Tensor) else norm,
+            "learning_rate": update.learning_rate,
+            **{name: value for rule in rules for name, value in rule.metrics().items()},
+            **({} if self.mask_share is None else {"mask_share": self.mask_share}),
+            **self.pace.since_last(self.parallel.all_sum),
+        }
+
+    def mean_loss(self, step: int) -> float:
+        """Mean loss of all steps so far, those before a resume included."""
+        return (self.sums.logged_loss + self._mean_over_ranks(self.sums.loss)) / max(1, step)
+
+    def store_flos(self, state: TrainerState) -> None:
+        """Move the operations since the last call, of all ranks, into `state`."""
+        here = torch.tensor(self.flos, dtype=torch.float64)
+        state.total_flos += float(self.parallel.all_sum(here).item())
+        self.flos = 0.0
+
+    def _mean_over_ranks(self, value: Tensor) -> float:
+        return float((self.parallel.all_sum(value) / self.parallel.dp_size).item())

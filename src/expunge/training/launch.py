@@ -1,0 +1,123 @@
+"""From TrainingArguments to accelerate: the process group, mixed precision, and what was asked of the launcher against what came up."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import psutil
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
+from transformers import TrainingArguments
+
+from expunge.core.errors import Fault, UserError
+from expunge.models.parallel import Parallel, refuse_sharding
+
+DDP_FIELDS = {
+    "find_unused_parameters": "ddp_find_unused_parameters",
+    "bucket_cap_mb": "ddp_bucket_cap_mb",
+    "broadcast_buffers": "ddp_broadcast_buffers",
+    "static_graph": "ddp_static_graph",
+}
+"""DDP's own names of its settings, and those of TrainingArguments."""
+SHARDING = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
+}
+"""Variables of `accelerate launch` that ask for weights split over processes, and by what."""
+
+
+def accelerator_of(args: TrainingArguments) -> tuple[Accelerator, Parallel]:
+    """Start the process group, where several were launched, and describe how the work is split.
+
+    Args:
+        args: of the training.
+
+    Returns:
+        accelerate's own object, and the value that the rest of the house asks.
+
+    Raises:
+        UserError: the launcher was asked for something else than what came up, or for what is not supported.
+    """
+    check_launch(os.environ)
+    device = args.device
+    chosen = {own: getattr(args, field) for own, field in DDP_FIELDS.items()}
+    accelerator = Accelerator(
+        mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else "no",
+        # The step function divides by what the whole step counts; accelerate must not divide again.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(
+                **{own: value for own, value in chosen.items() if value is not None}
+            )
+        ],
+    )
+    refuse_sharding(accelerator.distributed_type.name)
+    return accelerator, Parallel.here(device)
+
+
+def check_launch(environment: Mapping[str, str]) -> None:
+    """Hold what the launcher was asked for against what it started.
+
+    Args:
+        environment: of this process.
+
+    Raises:
+        UserError: sharded weights were asked for; or more processes than there are.
+    """
+    faults = [
+        Fault(
+            f"the launcher asks for {what} ({name}), which splits the weights over processes",
+            "this version trains in one process or under DDP: use `torchrun --nproc_per_node N`",
+        )
+        for name, what in SHARDING.items()
+        if environment.get(name, "false").lower() in ("true", "1")
+    ]
+    if faults:
+        raise UserError.of(faults)
+    asked, here = processes_asked(_parents_command()), int(environment.get("WORLD_SIZE", "1"))
+    if asked is not None and here == 1 and asked > 1:
+        raise UserError(
+            f"accelerate launch was asked for {asked} processes and started one: on CPUs it starts several through"
+            " mpirun only",
+            f"use `torchrun --nproc_per_node {asked} ...`, or give num_processes: 1",
+        )
+
+
+def processes_asked(command: Sequence[str]) -> int | None:
+    """The number of processes that a command line of `accelerate launch` asks for; None for any other command.
+
+    Args:
+        command: words of the command line.
+    """
+    if "launch" not in command or not {"accelerate", "accelerate.commands.accelerate_cli"} & set(
+        map(_last, command)
+    ):
+        return None
+    from accelerate.commands.config.config_args import default_config_file, load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+
+    given, _ = launch_command_parser().parse_known_args(list(command[command.index("launch") + 1 :]))
+    if given.num_processes is not None:
+        return int(given.num_processes)
+    config = Path(given.config_file or default_config_file)
+    return int(load_config_from_file(str(config)).num_processes) if config.is_file() else None
+
+
+def _last(word: str) -> str:
+    """The file's name of a path, any other word as it is."""
+    return word.rpartition("/")[2]
+
+
+def _parents_command() -> Sequence[str]:
+    """The words of the command that started this process; none where that cannot be seen."""
+    try:
+        parent = psutil.Process().parent()
+        words = parent.cmdline() if parent is not None else []
+    except psutil.Error:
+        return ()
+    return shlex.split(words[0]) if len(words) == 1 else words

@@ -1,0 +1,180 @@
+"""One optimizer step: micro-batches in, an update of the weights out.
+
+Nothing here knows of epochs, files or logs, so whoever needs a training step calls this one: the loop, the stages of
+a procedure, relearning in memory, exact replay.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+
+from expunge.lm.labels import Batch
+from expunge.methods.objective import Objective, StepInfo
+from expunge.models.parallel import Parallel
+from expunge.optim.rules import Step, StepRule
+from expunge.training.driver import Driver, StepCounts, count_step, place_of
+from expunge.training.listeners import Listener, Moment
+from expunge.training.order import MicroBatch
+from expunge.training.places import special
+
+Scheduler = torch.optim.lr_scheduler.LRScheduler
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a step did.
+
+    Attributes:
+        losses: of each micro-batch, this rank's share of the step's loss times the number of ranks; the mean over
+            ranks of their sum is the loss.
+        value_K: this rank's share of each term's unweighted mean, [number of terms]; NaN for a term of weight 0.
+        grad_norm: 2-norm of the gradient before it was clipped.
+        learning_rate: of the first parameter group, in this step.
+        counts: what the means are over.
+    """
+
+    losses: tuple[Tensor, ...]
+    value_K: Tensor
+    grad_norm: Tensor | float
+    learning_rate: float
+    counts: StepCounts
+
+
+class Stepper:
+    """Takes optimizer steps.
+
+    Args:
+        model: the model in training, as accelerate wrapped it.
+        optimizer: its optimizer, as accelerate wrapped it.
+        driver: computes the gradient of a micro-batch.
+        accelerator: scales, clips and exchanges gradients.
+        parallel: how the work is split over ranks.
+        scheduler: moved on after each update; None = the learning rate stays.
+        rules: called around the step in this order, see `optim.rules`.
+        max_grad_norm: the gradient is clipped to this 2-norm; 0 = not clipped.
+        seed: of what rules draw.
+        listeners: shown each update before and after.
+        empty_cache_every: steps after which the accelerator's cache is emptied; None = never.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Any,
+        driver: Driver,
+        accelerator: Accelerator,
+        parallel: Parallel,
+        *,
+        scheduler: Scheduler | None = None,
+        rules: Sequence[StepRule] = (),
+        max_grad_norm: float = 0.0,
+        seed: int = 0,
+        listeners: Sequence[Listener] = (),
+        empty_cache_every: int | None = None,
+    ) -> None:
+        self.model, self.optimizer, self.driver, self.accelerator = model, optimizer, driver, accelerator
+        self.parallel, self.scheduler, self.rules = parallel, scheduler, tuple(rules)
+        self.max_grad_norm, self.seed, self.listeners = max_grad_norm, seed, tuple(listeners)
+        self.empty_cache_every = empty_cache_every
+        objective = driver.objective
+        self.sides = sorted(objective.sides)
+        self.places = special(place_of(term) for term in objective.terms if term.kind == "token")
+
+    def step(self, batches: Sequence[MicroBatch], at: StepInfo) -> Update:
+        """Take one optimizer step.
+
+        Args:
+            batches: this rank's micro-batches; each says which of its rows are counted.
+            at: where the run stands.
+
+        Returns:
+            What the step did. Gradients are empty again.
+        """
+        counts = count_step(batches, self.sides, self.parallel.all_sum, self.places)
+        around = self._around(batches, counts, at)
+        self.driver.objective.begin_step(at)
+        self.model.train()
+        if callable(to_train := getattr(self.optimizer, "train", None)):
+            to_train()
+        for rule in self.rules:
+            rule.on_step_begin(self.model, around)
+
+        losses, value_K = self._gradient(self.driver, batches, counts, self.listeners)
+        for rule in self.rules:
+            rule.on_backward_done(self.model, around)
+        if self.empty_cache_every and at.step % self.empty_cache_every == 0 and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+        # Without a bound nothing is scaled, and the norm is logged all the same.
+        bound = self.max_grad_norm if self.max_grad_norm > 0 else float("inf")
+        grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), bound)
+        moment = self._moment(batches, counts, at)
+        for listener in self.listeners:
+            listener.before_update(moment)
+        self.optimizer.step()
+        for listener in self.listeners:
+            listener.after_update(moment)
+        # A scaler that met an overflow has skipped the update.
+        if self.scheduler is not None and not self.accelerator.optimizer_step_was_skipped:
+            self.scheduler.step()
+        self.model.zero_grad()
+        return Update(losses, value_K, grad_norm, moment.learning_rate, counts)
+
+    def _gradient(
+        self,
+        driver: Driver,
+        batches: Sequence[MicroBatch],
+        counts: StepCounts,
+        listeners: Sequence[Listener] = (),
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Forward and backward of all micro-batches; ranks exchange gradients in the last. Losses and the terms' values."""
+        no_sync = partial(self.accelerator.no_sync, self.model)
+        losses: list[Tensor] = []
+        value_K = torch.zeros(len(driver.objective.terms), device=self.parallel.device)
+        for number, loaded in enumerate(batches):
+            batch = cast(MicroBatch, send_to_device(loaded, self.parallel.device))
+            with nullcontext() if number == len(batches) - 1 else no_sync():
+                loss, share_K = driver.backward(
+                    self.model, batch, counts, self.accelerator.backward, self.accelerator.autocast, no_sync
+                )
+            losses.append(loss)
+            value_K = value_K + share_K
+            for listener in listeners:
+                listener.after_micro_batch(number, len(batches))
+        return tuple(losses), value_K
+
+    def _around(self, batches: Sequence[MicroBatch], counts: StepCounts, at: StepInfo) -> Step:
+        """What a rule sees of the step."""
+
+        def again(keep: Callable[[str], bool] | None = None) -> None:
+            """The gradient of the terms averaged over the sides kept, by a driver like that of the step."""
+            objective = self.driver.objective
+            terms = [
+                term for term in objective.terms if term.weight != 0 and (keep is None or keep(term.side))
+            ]
+            if terms:
+                driver = copy.copy(self.driver)
+                driver.objective = Objective(terms)
+                self._gradient(driver, batches, counts)
+
+        def counted() -> Iterator[Batch]:
+            for batch in batches:
+                if batch["counted"]:
+                    yield send_to_device(batch["sides"], self.parallel.device)
+
+        return Step(at.step, again, counted, self.seed, self.parallel.all_sum)
+
+    def _moment(self, batches: Sequence[MicroBatch], counts: StepCounts, at: StepInfo) -> Moment:
+        inner = getattr(self.optimizer, "optimizer", self.optimizer)
+        rate = float(inner.param_groups[0]["lr"])
+        return Moment(at.step, self.accelerator.unwrap_model(self.model), inner, batches, counts, rate)
