@@ -12,8 +12,9 @@ from mini_runs import QUIET, model_is, names, read, records, write_rows
 from safetensors.torch import load_file
 
 from expunge.cli.main import script
-from expunge.training.records import WALL_CLOCK
 from expunge.training.loop import Training
+from expunge.training.records import WALL_CLOCK
+from expunge.training.step import Stepper
 
 Run = Callable[..., Any]
 MODEL_FILES = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
@@ -122,15 +123,15 @@ STEPWISE = (
 
 def stop_at_step(count: int, patch: pytest.MonkeyPatch) -> None:
     """Ctrl-C as the `count`-th step of the run begins."""
-    original, steps = Training.begin_step, []
+    original, steps = Stepper.step, []
 
-    def begin_step(self: Training) -> None:
+    def step(self: Stepper, *args: Any) -> Any:
         steps.append(1)
         if len(steps) == count:
             raise KeyboardInterrupt
-        original(self)
+        return original(self, *args)
 
-    patch.setattr(Training, "_step", begin_step)
+    patch.setattr(Stepper, "step", step)
 
 
 def test_an_interrupted_run_resumes_to_the_very_same_weights(

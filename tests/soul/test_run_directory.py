@@ -15,8 +15,9 @@ from expunge.core.errors import UserError
 from expunge.core.layout import layout_of
 from expunge.evaluation.retain_logs import RetainLogs
 from expunge.report.results import read_evaluated
-from expunge.training.records import WALL_CLOCK, read_records
 from expunge.training.loop import Training
+from expunge.training.records import WALL_CLOCK, read_records
+from expunge.training.step import Stepper
 
 COMMON = (
     "--overall.model_name expunge/mini --unlearn.task_name tofu --dataset.forget_dataset_name Tofu_forget10 --dataset.retain_dataset_name "
@@ -156,16 +157,16 @@ def test_a_killed_run_goes_on_where_it_was(
         "--logger.name",
     ]
     assert script("unlearn_model", [*command, "whole"]) == 0
-    original, begun = Training.begin_step, []
+    original, begun = Stepper.step, []
 
-    def begin_step(self: Training) -> None:
+    def step(self: Stepper, *args: Any) -> Any:
         begun.append(1)
         if len(begun) == 4:
             raise KeyboardInterrupt
-        original(self)
+        return original(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Training, "_step", begin_step)
+        patch.setattr(Stepper, "step", step)
         assert script("unlearn_model", [*command, "killed"]) == 130
     whole, killed = (data_root.parent / "files" / "logs" / name for name in ("whole", "killed"))
     assert len(read(killed / "log.json")) == 3

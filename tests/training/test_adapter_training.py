@@ -16,6 +16,7 @@ from expunge.models.adapter_reference import AdapterOff, FrozenAdapter
 from expunge.models.adapters import attach_adapter
 from expunge.models.reference import FrozenCopy
 from expunge.training import checkpoint as checkpoints
+from expunge.training.listeners import Listener, Moment
 from expunge.training.records import WALL_CLOCK, read_records
 
 FIVE_STEPS: dict[str, Any] = {
@@ -55,6 +56,14 @@ def weights(model: Any, part: str) -> dict[str, torch.Tensor]:
         for name in named
     }
     return {name: value for name, value in named.items() if parts[name] == part}
+
+
+class Kills(Listener):
+    """Ends the run in the middle of its third step."""
+
+    def before_update(self, moment: Moment) -> None:
+        if moment.step == 2:
+            raise Killed
 
 
 def end_of(run: Any, folder: Path) -> dict[str, Any]:
@@ -126,9 +135,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     expected = end_of(whole, tmp_path / "whole")
     killed = start(tmp_path / "run")
     reference = weights(killed.model, "reference")
-    killed.end_step = lambda: (
-        (_ for _ in ()).throw(Killed()) if killed.state.global_step == 3 else type(killed).end_step(killed)
-    )
+    killed.listeners.append(Kills())
     with pytest.raises(Killed):
         killed.run()
     newest = checkpoints.newest_complete_checkpoint(tmp_path / "run")

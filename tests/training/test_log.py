@@ -126,9 +126,7 @@ def test_an_array_is_whole_after_every_record_and_outlives_every_torn_write(tmp_
 
 def test_tensorboard_writes_where_the_layout_says(trainer: Any, tmp_path: Path) -> None:
     extra = {"layout": SOUL, "run_dir": tmp_path / "run"}
-    trainer(
-        folder=tmp_path / "run" / "checkpoints", max_steps=1, report_to="tensorboard", extra=extra
-    ).run()
+    trainer(folder=tmp_path / "run" / "checkpoints", max_steps=1, report_to="tensorboard", extra=extra).run()
     (event,) = (tmp_path / "run").rglob("events.out.tfevents.*")
     assert event.parent == tmp_path / "run" / "logs"
     assert len(json.loads((tmp_path / "run" / "log.json").read_text())) == 2

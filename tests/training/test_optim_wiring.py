@@ -18,14 +18,11 @@ from test_resume import LAST, SETTINGS, assert_same, final_state
 from expunge.core.config import Config
 from expunge.core.errors import UserError
 from expunge.optim.build import build_rules, mask_of, optimizer_factory
-from expunge.optim.curvature import SophiaCurvature
 from expunge.optim.masks import MaskRule
 from expunge.optim.rules import Step, StepRule, clear_gradients
-from expunge.optim.sam import SAM
 from expunge.optim.sophia import Sophia
 from expunge.pipelines.stepping import MASK_FILE, stepping_of
 from expunge.training.records import read_records
-from expunge.training.stepping import check_sharding
 
 GRAD_DIFF = "expunge.methods.grad_diff:grad_diff"
 SAM_SGD = {"handler": "sgd", "rules": {"sam": {"rho": 0.05}}}
@@ -98,9 +95,7 @@ def test_rules_are_called_about_each_step_and_can_have_its_gradient_again(
 ) -> None:
     """13 rows by 2 x 2: an epoch of 4, 4, 4 and 1 rows. The closure gives the step's gradient to the bit, as a sum over sides nearly so."""
     rule = Noting()
-    trainer(
-        model=plain(), extra={"rules_factory": lambda optimizer, mask: [rule]}, num_train_epochs=1
-    ).run()
+    trainer(model=plain(), extra={"rules_factory": lambda optimizer, mask: [rule]}, num_train_epochs=1).run()
     assert rule.calls[0] == ("attach", "AdamW")
     assert rule.calls[1::2] == [
         ("begin", 0, [2, 2]),
@@ -121,7 +116,7 @@ def test_nothing_chosen_changes_nothing_and_adamw_is_the_default(trainer: Any, t
     default = flat(runs["default"].model)
     assert torch.equal(flat(runs["empty"].model), default)
     assert torch.equal(flat(runs["adamw"].model), default)
-    assert runs["empty"]._batches == []
+    assert runs["empty"].stepper.rules == ()
     records = [list(read_records(tmp_path / name)[0]) for name in ("default", "empty")]
     assert records[0] == records[1]
 
@@ -213,7 +208,7 @@ def test_a_mask_without_a_choice_of_optimizer(trainer: Any, plain: Any) -> None:
     mask = mask_of("random", model)
     run = trainer(model=model, extra={"mask": mask}, max_steps=1)
     run.run()
-    assert [type(rule) for rule in run.rules] == [MaskRule]
+    assert [type(rule) for rule in run.stepper.rules] == [MaskRule]
 
 
 def test_resumed_with_sophia_smoothing_and_a_mask_equals_uninterrupted(
@@ -245,9 +240,7 @@ def test_a_state_of_another_mode_is_refused(trainer: Any, plain: Any) -> None:
     settings = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2}
     trainer(model=plain(), extra=given({"handler": "sophia", "mode": "off"}), **settings).run()
     with pytest.raises(UserError, match="mode off, the run's mode is gnb"):
-        trainer(model=plain(), extra=given({"handler": "sophia"}), **settings).run(
-            True
-        )
+        trainer(model=plain(), extra=given({"handler": "sophia"}), **settings).run(True)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -290,31 +283,6 @@ def test_a_rule_about_a_side_without_terms_is_refused(trainer: Any, retain_only:
         run.run()
 
 
-def test_what_sharded_weights_cannot_have() -> None:
-    fsdp, deepspeed, whole = (
-        SimpleNamespace(deepspeed=d, fsdp=f) for d, f in ((None, True), ("zero.json", None), (None, None))
-    )
-    curvature = {
-        mode: SophiaCurvature(Sophia([torch.nn.Parameter(torch.ones(1))], mode=mode))
-        for mode in ("gnb", "empirical")
-    }
-    check_sharding(whole, chosen=True, masked=True, rules=[SAM(), *curvature.values()])
-    check_sharding(fsdp, chosen=True, rules=[curvature["empirical"]])
-    with pytest.raises(UserError) as fault:
-        check_sharding(fsdp, chosen=True, masked=True, rules=[SAM(), *curvature.values()])
-    assert [message.message.split(",")[0] for message in fault.value.faults] == [
-        "trainer.mask is given", "SAM needs whole weights", "Sophia in mode 'gnb' needs whole weights",
-    ]  # fmt: skip
-    with pytest.raises(UserError, match="DeepSpeed takes the optimizer's step itself"):
-        check_sharding(deepspeed, chosen=True)
-
-
-def test_the_launcher_shards_as_the_arguments_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(UserError, match="FSDP splits the weights"):
-        check_sharding(SimpleNamespace(deepspeed=None, fsdp=None), masked=True)
-
-
 # The pipeline's part
 
 
@@ -335,9 +303,7 @@ def stepping(plain: Any, pairs: Any, tmp_path: Path) -> Callable[..., Any]:
         **trainer: Any,
     ) -> Any:
         cfg, run = Config({"seed": 3, "trainer": trainer}), SimpleNamespace(path=tmp_path / folder)
-        args = SimpleNamespace(
-            per_device_train_batch_size=rows, device=torch.device("cpu"), deepspeed=None, fsdp=None
-        )
+        args = SimpleNamespace(per_device_train_batch_size=rows, device=torch.device("cpu"))
         return stepping_of(cfg, run, model or plain(), {side: rows_of[side] for side in sides}, args, 4)
 
     return build

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from expunge.core.files import read_json
-from expunge.training.order import Key, MicroBatches, epoch_order
+from expunge.training.order import Key, MicroBatches, epoch_order, micro_batches
 
 
 def dealt(size: int, batch: int, world: int, epoch: int = 0) -> list[list[list[Key]]]:
@@ -60,10 +60,10 @@ def test_a_short_micro_batch_is_left_out_on_request() -> None:
 def test_workers_see_the_epochs_pairs(trainer: Any) -> None:
     """Workers that live on from epoch to epoch draw the same pairs as no worker at all."""
     runs = [trainer(), trainer(dataloader_num_workers=1, dataloader_persistent_workers=True)]
-    for loader in [run.get_train_dataloader() for run in runs]:
+    for loader in [run.loader for run in runs]:
         seen = []
         for epoch in range(2):
-            loader.set_epoch(epoch)
+            micro_batches(loader).set_epoch(epoch)
             seen.append([batch["sides"]["retain"]["row"].tolist() for batch in loader])
         runs.append(seen)
     assert runs[2] == runs[3]

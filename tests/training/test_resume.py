@@ -18,8 +18,8 @@ from expunge.core.errors import UserError
 from expunge.training import checkpoint as checkpoints
 from expunge.training import loop
 from expunge.training.checkpoint import complete_checkpoints, newest_complete_checkpoint
-from expunge.training.records import WALL_CLOCK, RecordLog, read_records
 from expunge.training.loop import Training
+from expunge.training.records import WALL_CLOCK, RecordLog, read_records
 
 # 13 rows in steps of 4: 4 steps an epoch, the last one short; 2 epochs = 8 steps. Saving every 3 and logging
 # every 5 steps never meet but by chance, and both fall into the middle of epochs.

@@ -14,6 +14,7 @@ from expunge.data.encoded import Encoded
 from expunge.data.pairs import PairedDataset, pairs_of
 from expunge.data.rows import Row, RowSet
 from expunge.data.subset import subset
+from expunge.training.listeners import Listener, Moment
 from expunge.training.order import epoch_order
 from expunge.training.score_order import InScoreOrder, score_order
 
@@ -134,23 +135,22 @@ def test_where_retain_rows_are_the_anchor_every_forget_row_comes_once_before_any
 
 
 def test_training_goes_through_the_forget_rows_in_order(
-    trainer: Callable[..., Any], pairs: Callable[..., PairedDataset], monkeypatch: pytest.MonkeyPatch
+    trainer: Callable[..., Any], pairs: Callable[..., PairedDataset]
 ) -> None:
     """What the model is trained on, micro-batch by micro-batch, over two epochs; nothing shuffles the rows again."""
-    from expunge.training.loop import Training
-
     taken: list[tuple[list[int], list[int]]] = []
-    step = Training.training_step
 
-    def noted(self: Any, model: Any, inputs: Any, *rest: Any) -> torch.Tensor:
-        taken.append((inputs["sides"]["forget"]["row"].tolist(), inputs["sides"]["retain"]["row"].tolist()))
-        return step(self, model, inputs, *rest)
+    class Notes(Listener):
+        def before_update(self, moment: Moment) -> None:
+            taken.extend(
+                (batch["sides"]["forget"]["row"].tolist(), batch["sides"]["retain"]["row"].tolist())
+                for batch in moment.batches
+            )
 
-    monkeypatch.setattr(Training, "training_step", noted)
     rank = [(5 * row + 3) % 13 for row in range(13)]
-    trainer().run()
+    trainer(extra={"listeners": [Notes()]}).run()
     plain, taken = list(taken), []
-    trainer(pairs=InScoreOrder(pairs(), rank, 3)).run()
+    trainer(pairs=InScoreOrder(pairs(), rank, 3), extra={"listeners": [Notes()]}).run()
     rows = [row for forget, _ in taken for row in forget]
     assert rows == sorted(range(13), key=lambda row: rank[row]) * 2
     assert [retain for _, retain in taken] == [retain for _, retain in plain]
@@ -181,11 +181,9 @@ def test_the_order_is_the_same_on_one_rank_and_on_two() -> None:
 def test_a_stopped_run_goes_on_in_the_same_order(
     trainer: Callable[..., Any],
     pairs: Callable[..., PairedDataset],
-    monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
     """Stopped in the middle of the first epoch: weights as those of a run that was not, bit for bit, and others than without an order."""
-    from expunge.training.loop import Training
 
     class StoppedError(BaseException):
         pass
@@ -194,13 +192,10 @@ def test_a_stopped_run_goes_on_in_the_same_order(
         rows = InScoreOrder(pairs(), [(5 * row + 3) % 13 for row in range(13)], 3) if ordered else pairs()
         return trainer(folder=tmp_path / folder, pairs=rows, save_strategy="steps", save_steps=2)
 
-    begin, begun = Training.begin_step, [0]
-
-    def stops(self: Any, *args: Any, **kwargs: Any) -> Any:
-        begun[0] += 1
-        if begun[0] == 4:
-            raise StoppedError
-        return begin(self, *args, **kwargs)
+    class Stops(Listener):
+        def before_update(self, moment: Moment) -> None:
+            if moment.step == 3:
+                raise StoppedError
 
     def weights(trained: Any) -> dict[str, torch.Tensor]:
         return {name: value.clone() for name, value in trained.model.state_dict().items()}
@@ -209,10 +204,9 @@ def test_a_stopped_run_goes_on_in_the_same_order(
     (whole := run("whole")).run()
     (plain := run("plain", ordered=False)).run()
     stopped = run("stopped")
-    with monkeypatch.context() as patch:
-        patch.setattr(Training, "_step", stops)
-        with pytest.raises(StoppedError):
-            stopped.run()
+    stopped.listeners.append(Stops())
+    with pytest.raises(StoppedError):
+        stopped.run()
     resumed = run("stopped")
     resumed.run(True)
     expected = weights(whole)
