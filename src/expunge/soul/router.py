@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from expunge.config.local_data import SUFFIXES, local_file
-from expunge.config.soul.peek import columns
 from expunge.core.errors import UserError, unknown
+from expunge.soul.peek import columns
 
 Side = Literal["forget", "retain"]
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from expunge.config.soul.flags import Flag, spellings
-from expunge.config.soul.writing import assign
 from expunge.core.errors import Fault, UserError, nearest, unknown
 from expunge.core.files import read_json
+from expunge.soul.flags import Flag, spellings
+from expunge.soul.writing import assign
 
 OVERRIDE = re.compile(r"[+~]{0,2}[A-Za-z_][\w./@]*=.*|~[A-Za-z_][\w./@]*", re.DOTALL)
 TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")

@@ -8,13 +8,13 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from expunge.config.soul.command import Given, build_parser, read
-from expunge.config.soul.difficulty import only_scores
-from expunge.config.soul.finetuning import translate_finetuning
-from expunge.config.soul.flags import FINETUNE, UNLEARN, Flag
-from expunge.config.soul.unlearning import translate_unlearning
-from expunge.config.soul.writing import key_of, replaced
 from expunge.core.errors import Fault, UserError
+from expunge.soul.command import Given, build_parser, read
+from expunge.soul.difficulty import only_scores
+from expunge.soul.finetuning import translate_finetuning
+from expunge.soul.flags import FINETUNE, UNLEARN, Flag
+from expunge.soul.unlearning import translate_unlearning
+from expunge.soul.writing import key_of, replaced
 
 SCRIPTS = {
     "unlearn_model": "Make a model forget, and evaluate it; the SOUL family's command line.",
@@ -24,7 +24,7 @@ SCRIPTS = {
 }
 
 
-class Translation(NamedTuple):
+class SoulCommand(NamedTuple):
     """What a command line comes to.
 
     Attributes:
@@ -69,7 +69,7 @@ def parser_of(script: str) -> argparse.ArgumentParser:
 
 def translate(
     argv: Sequence[str] | argparse.Namespace, script: str = "unlearn_model", config_dirs: tuple[str, ...] = ()
-) -> Translation:
+) -> SoulCommand:
     """Translate a command line. Local files are looked at, nothing is loaded.
 
     Args:
@@ -96,7 +96,7 @@ def translate(
         raise UserError.of(dict.fromkeys(given.faults))
     chosen = replaced(overrides, given.overrides)
     written = {text: flag for text, flag in given.written.items() if text in chosen}
-    return Translation(name, chosen, tuple(notices), written, "score" if scores else name)
+    return SoulCommand(name, chosen, tuple(notices), written, "score" if scores else name)
 
 
 def _data_root(given: Given) -> str:

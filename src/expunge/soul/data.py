@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from expunge.config.soul.command import Given
-from expunge.config.soul.methods import Method
-from expunge.config.soul.router import NOTHING, Routed, Side, route
-from expunge.config.soul.writing import assign
 from expunge.core.errors import UserError
+from expunge.soul.command import Given
+from expunge.soul.methods import Method
+from expunge.soul.router import NOTHING, Routed, Side, route
+from expunge.soul.writing import assign
 
 DEFAULTS = {"forget": "SafePku", "retain": "C4"}
 RATIO = 200

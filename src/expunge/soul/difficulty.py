@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from expunge.config.soul.command import Given
-from expunge.config.soul.methods import METHODS
-from expunge.config.soul.writing import assign, key_of
+from expunge.soul.command import Given
+from expunge.soul.methods import METHODS
+from expunge.soul.writing import assign, key_of
 
 ONLY, SAMPLING = "unlearn.compute_difficulty_only", "unlearn.enable_difficulty_sampling"
 PATH, ORDER = "unlearn.difficulty_score_path", "unlearn.difficulty_order"

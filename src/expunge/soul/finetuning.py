@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from expunge.config.soul.command import Given
-from expunge.config.soul.models import adapter_overrides, model_overrides
-from expunge.config.soul.router import DOMAINS, Routed, Side, hp_files, route
-from expunge.config.soul.writing import assign
 from expunge.core.errors import UserError
+from expunge.soul.command import Given
+from expunge.soul.models import adapter_overrides, model_overrides
+from expunge.soul.router import DOMAINS, Routed, Side, hp_files, route
+from expunge.soul.writing import assign
 
 DIRECT = {
     "seed": "seed",

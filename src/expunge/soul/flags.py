@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from expunge.config.soul.methods import METHODS
+from expunge.soul.methods import METHODS
 
 Kind = Literal["text", "whole", "number", "switch"]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from expunge.config.soul.command import Given
-from expunge.config.soul.data import DEFAULTS, RATIO
-from expunge.config.soul.router import Routed, looks_local, route
-from expunge.config.soul.writing import assign
 from expunge.core.errors import UserError
+from expunge.soul.command import Given
+from expunge.soul.data import DEFAULTS, RATIO
+from expunge.soul.router import Routed, looks_local, route
+from expunge.soul.writing import assign
 
 
 def suite_overrides(given: Given, task: str, data_root: str) -> list[str]:

@@ -7,15 +7,15 @@ from typing import Any
 
 from expunge.config.aliases import LOGGERS, installed, missing_logger
 from expunge.config.location import choices, config_roots
-from expunge.config.soul.command import Given
-from expunge.config.soul.data import check_names, data_overrides
-from expunge.config.soul.difficulty import add_difficulty
-from expunge.config.soul.evaluation import suite_overrides
-from expunge.config.soul.methods import METHODS, Method
-from expunge.config.soul.models import SOUL_LORA, adapter_overrides, model_overrides
-from expunge.config.soul.writing import assign, key_of
 from expunge.core.errors import UserError
 from expunge.core.layout import SOUL, layout_of, model_folder_of
+from expunge.soul.command import Given
+from expunge.soul.data import check_names, data_overrides
+from expunge.soul.difficulty import add_difficulty
+from expunge.soul.evaluation import suite_overrides
+from expunge.soul.methods import METHODS, Method
+from expunge.soul.models import SOUL_LORA, adapter_overrides, model_overrides
+from expunge.soul.writing import assign, key_of
 
 # Which suites a task is evaluated by. SOUL runs ppl and few_shots for every task but tofu.
 SUITES = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from expunge.config.soul.writing import assign
 from expunge.core.errors import UserError
 from expunge.core.files import read_json
+from expunge.soul.writing import assign
 
 ADAPTER_FILE = "adapter_config.json"
 LLAMA2 = re.compile(r"llama-?2", re.IGNORECASE)
