@@ -19,8 +19,7 @@ from expunge.evaluation.scorers import check_scorer
 from expunge.evaluation.suite import evaluate_suite
 from expunge.evaluation.views import load_views
 from expunge.lm import runtime
-from expunge.models.adapted import load_adapted
-from expunge.models.load import Loaded
+from expunge.models.load import Loaded, load_model
 from expunge.pipelines.assemble import Faults, Text, data_root, tell, text_of
 from expunge.training.trainer import Evaluator
 
@@ -97,7 +96,7 @@ def load_for_evaluation(
     model_args: Mapping[str, Any], adapter: Mapping[str, Any], run: RunDir, notices: list[str]
 ) -> nn.Module:
     """The model, with its adapter where it has one; `notices`, and what the machine could not do as asked, go into the run's record."""
-    loaded = load_adapted(model_args, adapter, for_training=False, notices=notices)
+    loaded = load_model(model_args, adapter, for_training=False, notices=notices)
     tell(notices, already=run.record.notices)
     run.record.notices += [notice for notice in notices if notice not in run.record.notices]
     return loaded.model

@@ -19,9 +19,8 @@ from expunge.data.datasets import Dataset
 from expunge.data.pairs import check_disjoint
 from expunge.lm import runtime
 from expunge.methods.objective import build_objective
-from expunge.models.adapted import load_adapted
-from expunge.models.load import Loaded
-from expunge.models.quiet import no_progress_bar
+from expunge.models.load import Loaded, load_model
+from expunge.models.progress_bars import no_progress_bar
 from expunge.pipelines.assemble import Faults, Text, sides_of, tell, text_of
 from expunge.pipelines.evaluation_run import NOT_OF_THE_SAVED, check_final_evaluation
 from expunge.pipelines.training_run import STAGES, Prepared, carried_out, fit, run_training
@@ -166,7 +165,7 @@ class RunStages:
         runtime.seed_everything(seed)
         objective = build_objective(self.cfg.get("trainer.handler"), {}, self.cfg.switches)
         cfg, notices = replace(self.cfg, notices=tuple(self.notices)), list(self.notices)
-        loaded = load_adapted(
+        loaded = load_model(
             self.model_args, cfg.section("model.adapter"), for_training=True, seed=seed, notices=notices
         )
         objective.prepare(loaded.model, seed, self.text.tokenizer)
@@ -183,7 +182,7 @@ class RunStages:
             }
             adapter["path"] = None
         with no_progress_bar():
-            return load_adapted(args, adapter, for_training=False, notices=notices)
+            return load_model(args, adapter, for_training=False, notices=notices)
 
     def steps(self) -> int:
         """Optimizer steps of the intermediate trainings, those of an earlier process included."""

@@ -20,10 +20,9 @@ from expunge.data.datasets import Dataset
 from expunge.data.pairs import PairedDataset, check_disjoint, load_pairs, pairs_of, save_pairs
 from expunge.lm import runtime
 from expunge.methods.objective import Objective, build_objective
-from expunge.models.adapted import load_adapted
 from expunge.models.adapters import save_model
-from expunge.models.load import Loaded
-from expunge.models.quiet import no_progress_bar
+from expunge.models.load import Loaded, load_model
+from expunge.models.progress_bars import no_progress_bar
 from expunge.pipelines.assemble import Faults, Text, sides_of, tell, text_of
 from expunge.pipelines.difficulty import ByScore, by_score, in_order
 from expunge.pipelines.evaluation_run import check_final_evaluation, evaluator_of, final_evaluation
@@ -130,7 +129,7 @@ def _prepare(cfg: Config, run: RunDir) -> Prepared:
         check_final_evaluation(cfg, run, text)
     faults.tell()
     seed = int(cfg.get("seed", 0))
-    loaded = load_adapted(
+    loaded = load_model(
         cfg.section("model.model_args"),
         cfg.section("model.adapter"),
         for_training=True,
