@@ -181,17 +181,6 @@ class Template(ABC):
         return find_closing(self.tokenizer, self.tail)
 
     @cached_property
-    def stop_ids(self) -> tuple[int, ...]:
-        """Tokens at which generation stops: the one that closes a turn, and the EOS."""
-        closing = (
-            plain_ids(self.tokenizer, self.closing.text)[-1:]
-            if self.closing.ends and not self.closing.eos
-            else []
-        )
-        eos = [self.tokenizer.eos_token_id] if self.tokenizer.eos_token_id is not None else []
-        return tuple(dict.fromkeys([*closing, *eos]))
-
-    @cached_property
     def fingerprint(self) -> str:
         """Hash of the template and the tokenizer."""
         return fingerprint(

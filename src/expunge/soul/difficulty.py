@@ -10,7 +10,6 @@ from expunge.soul.writing import assign, key_of
 
 ONLY, SAMPLING = "unlearn.compute_difficulty_only", "unlearn.enable_difficulty_sampling"
 PATH, ORDER = "unlearn.difficulty_score_path", "unlearn.difficulty_order"
-DIFFICULTY = (ONLY, SAMPLING)
 ORDERS = {"asc": "score_asc", "desc": "score_desc"}
 SCORED_AS = "GA"
 """Scores are of the model before unlearning, so no method takes part: rows are read as the one that asks for nothing else reads them."""

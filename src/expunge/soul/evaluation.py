@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from expunge.config.local_data import is_local_path
 from expunge.core.errors import UserError
 from expunge.soul.command import Given
 from expunge.soul.data import DEFAULTS, RATIO
-from expunge.soul.router import Routed, looks_local, route
+from expunge.soul.router import Routed, route
 from expunge.soul.writing import assign
 
 
@@ -27,7 +28,7 @@ def suite_overrides(given: Given, task: str, data_root: str) -> list[str]:
         return ["eval.tofu.metrics.tofu_soul_ks.enabled=true"]
     name = str(given.get("dataset.forget_dataset_name", DEFAULTS["forget"]))
     routed = _routed(name, data_root)
-    if routed is None or not (looks_local(name) or name == "SafePku"):
+    if routed is None or not (is_local_path(name) or name == "SafePku"):
         return []
     if task == "copyright" and routed.texts:
         return [assign("eval.copyright.hf_path", name)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from expunge.config.local_data import SUFFIXES, local_file
+from expunge.config.local_data import is_local_path, local_file
 from expunge.core.errors import UserError, unknown
 from expunge.soul.peek import columns
 
@@ -86,7 +86,7 @@ def route(
         return Routed(found[:1], texts=found[0] == "HP_text")
     if name in PLAIN:
         return Routed([name], texts=name in TEXTS)
-    if looks_local(name):
+    if is_local_path(name):
         return local(name, side)
     raise UserError.of([unknown("data set", name, [*NAMES, "a local file"])])
 
@@ -98,11 +98,6 @@ def hp_files(data_root: str) -> list[str]:
         for choice, stem in (("HP_QA", "hp_qa"), ("HP_text", "hp"))
     ]
     return [choice for choice, file in there if file is not None]
-
-
-def looks_local(name: str) -> bool:
-    """Whether a name means a file or a folder on this machine."""
-    return name.startswith((".", "/", "~")) or Path(name).suffix.lower() in SUFFIXES or Path(name).exists()
 
 
 def local(name: str, split: str) -> Routed:
