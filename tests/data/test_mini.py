@@ -18,7 +18,7 @@ from expunge.core.errors import UserError
 from expunge.data import mini
 from expunge.data.mini import generate, store
 from expunge.data.mini.relations import RELATIONS
-from expunge.data.mini.tokens import SPECIAL, train_backend, train_tokenizer
+from expunge.data.mini.train_tokenizer import SPECIAL, train_backend, train_tokenizer
 
 Files = dict[str, list[dict[str, Any]]]
 PARTS = {

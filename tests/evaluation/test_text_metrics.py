@@ -16,7 +16,7 @@ from scipy.stats import ks_2samp
 from expunge.core.errors import UserError
 from expunge.data.rows import Row, RowSet
 from expunge.data.template import Template
-from expunge.data.tokens import plain_ids
+from expunge.data.tokenizer_traits import plain_ids
 from expunge.evaluation import scorers
 from expunge.evaluation.collect.tokens import collect_tokens
 from expunge.evaluation.kinds import documents

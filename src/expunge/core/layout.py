@@ -16,7 +16,7 @@ STEPS = "evals"
 
 
 @dataclass(frozen=True)
-class Layout:
+class RunLayout:
     """The names of a run's files; whoever writes or reads one asks here.
 
     Attributes:
@@ -69,7 +69,7 @@ class Layout:
         return pattern.format(suite=name, SUITE=name.upper())
 
 
-EXPUNGE = Layout(
+EXPUNGE = RunLayout(
     "expunge",
     "run_config.json",
     "log.jsonl",
@@ -77,13 +77,13 @@ EXPUNGE = Layout(
     evaluation="{SUITE}_EVAL.json",
     summary="{SUITE}_SUMMARY.json",
 )
-SOUL = Layout(
+SOUL = RunLayout(
     "soul", "config.json", "log.json", model="checkpoints", boards="logs", renamed={"toxicity": "toxic"}
 )
 LAYOUTS = {layout.name: layout for layout in (EXPUNGE, SOUL)}
 
 
-def layout_of(folder: Path) -> Layout | None:
+def layout_of(folder: Path) -> RunLayout | None:
     """The layout of the run that a folder holds; None where it holds none.
 
     A model's folder has a `config.json` too: a run's is known by what it says.

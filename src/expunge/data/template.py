@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from expunge.core.errors import UserError, unknown
 from expunge.core.fingerprint import fingerprint
 from expunge.data.encoded import Encoded
-from expunge.data.tokens import (
+from expunge.data.tokenizer_traits import (
     Closing,
     field_pad_id,
     find_closing,

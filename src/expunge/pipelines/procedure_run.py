@@ -15,6 +15,7 @@ from expunge.core.config import Config
 from expunge.core.files import read_json
 from expunge.core.layout import TRAINED_FILE
 from expunge.core.run_dir import RunDir, RunRecord
+from expunge.core.sides import SideName
 from expunge.data.datasets import Dataset
 from expunge.data.pairs import check_disjoint
 from expunge.lm import runtime
@@ -24,7 +25,7 @@ from expunge.models.progress_bars import no_progress_bar
 from expunge.pipelines.assemble import Faults, Text, sides_of, tell, text_of
 from expunge.pipelines.evaluation_run import NOT_OF_THE_SAVED, check_final_evaluation
 from expunge.pipelines.training_run import STAGES, Prepared, carried_out, fit, run_training
-from expunge.procedures.base import FINAL, Procedure, Side, Stages, build_procedure
+from expunge.procedures.base import FINAL, Procedure, Stages, build_procedure
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +117,7 @@ class RunStages:
     cfg: Config
     run: RunDir
     text: Text
-    planned: Mapping[str, Side]
+    planned: Mapping[str, SideName]
     notices: list[str] = field(default_factory=list)
 
     @property
@@ -145,7 +146,7 @@ class RunStages:
         return self.text.pad_id
 
     def finetuned(
-        self, name: str, side: Side, *, args: Mapping[str, Any] | None = None, whole: bool = False
+        self, name: str, side: SideName, *, args: Mapping[str, Any] | None = None, whole: bool = False
     ) -> Path:
         """Finetune a copy of the start model on a side's rows, as a run of its own in `stages/NAME`; done once."""
         folder = self.stages_folder / name
@@ -196,7 +197,7 @@ class RunStages:
 
 
 def stage_config(
-    cfg: Config, name: str, side: Side, folder: Path, args: Mapping[str, Any], *, whole: bool
+    cfg: Config, name: str, side: SideName, folder: Path, args: Mapping[str, Any], *, whole: bool
 ) -> Config:
     """The configuration of an intermediate training: finetuning, on a side's rows, in a folder of its own, without an evaluation.
 

@@ -24,8 +24,8 @@ from expunge.models.adapters import save_model
 from expunge.models.load import Loaded, load_model
 from expunge.models.progress_bars import no_progress_bar
 from expunge.pipelines.assemble import Faults, Text, sides_of, tell, text_of
-from expunge.pipelines.difficulty import ByScore, by_score, in_order
 from expunge.pipelines.evaluation_run import check_final_evaluation, evaluator_of, final_evaluation
+from expunge.pipelines.forget_order import ByScore, by_score, in_order
 from expunge.pipelines.references import reference_of
 from expunge.pipelines.stepping import stepping_of
 from expunge.training.arguments import training_arguments

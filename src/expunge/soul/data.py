@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from expunge.core.errors import UserError
+from expunge.core.sides import SIDE_NAMES, SideName
 from expunge.soul.command import Given
 from expunge.soul.methods import Method
-from expunge.soul.router import NOTHING, Routed, Side, route
+from expunge.soul.router import NOTHING, Routed, route
 from expunge.soul.writing import assign
 
 DEFAULTS = {"forget": "SafePku", "retain": "C4"}
@@ -61,12 +62,11 @@ def data_overrides(given: Given, name: str, method: Method, data_root: str) -> l
 
 def check_names(given: Given, data_root: str) -> None:
     """Note the faults of the data sets that are named, for a run that reads neither."""
-    sides: tuple[Side, ...] = ("forget", "retain")
-    for side in sides:
+    for side in SIDE_NAMES:
         _side(given, side, False, data_root)
 
 
-def _side(given: Given, side: Side, read: bool, data_root: str) -> Routed | None:
+def _side(given: Given, side: SideName, read: bool, data_root: str) -> Routed | None:
     """What a side's flag names; where it is not given, SOUL's default, if the method reads the side at all."""
     flag = f"dataset.{side}_dataset_name"
     if flag not in given.values:
@@ -100,7 +100,7 @@ def _complement(given: Given, forget: Routed | None, data_root: str) -> Routed |
     return Routed(forget.choices, dict(forget.values), texts=forget.texts)
 
 
-def _written(side: Side, routed: Routed) -> list[str]:
+def _written(side: SideName, routed: Routed) -> list[str]:
     chosen = routed.choices[0] if len(routed.choices) == 1 else f"[{','.join(routed.choices)}]"
     overrides = [f"{GROUP}.{side}={chosen}", *(assign(key, value) for key, value in routed.root.items())]
     return overrides + [

@@ -7,7 +7,7 @@ from typing import Literal
 
 from expunge.soul.methods import METHODS
 
-Kind = Literal["text", "whole", "number", "switch"]
+ValueKind = Literal["text", "whole", "number", "switch"]
 
 LOGGERS = ("json", "tensorboard", "wandb", "trackio", "none")
 TASKS = ("tofu", "wmdp", "hp", "copyright", "toxic")
@@ -26,7 +26,7 @@ class Flag:
     """
 
     name: str
-    kind: Kind
+    kind: ValueKind
     help: str
     choices: tuple[str, ...] = ()
     also: tuple[str, ...] = ()

@@ -6,13 +6,12 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from expunge.config.local_data import is_local_path, local_file
 from expunge.core.errors import UserError, unknown
+from expunge.core.sides import SideName
 from expunge.soul.peek import columns
-
-Side = Literal["forget", "retain"]
 
 DOMAINS = {"WMDPCyber": ("cyber",), "WMDPBio": ("bio",), "WMDPChem": ("chem",), "WMDPALL": ("bio", "cyber")}
 PLAIN = ("SafePku", "C4", "wikitext", "BookCorpus")
@@ -60,7 +59,7 @@ class Routed:
 
 
 def route(
-    name: str, side: Side, data_root: str = "data", custom_split_path: str | None = None
+    name: str, side: SideName, data_root: str = "data", custom_split_path: str | None = None
 ) -> Routed | None:
     """The data sets that a name stands for; None for `none`.
 
@@ -138,7 +137,7 @@ def local(name: str, split: str) -> Routed:
     )
 
 
-def _wmdp(name: str, side: Side, custom_split_path: str | None) -> Routed:
+def _wmdp(name: str, side: SideName, custom_split_path: str | None) -> Routed:
     if custom_split_path is not None:
         return local(custom_split_path, side)
     notices = (

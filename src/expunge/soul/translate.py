@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from expunge.core.errors import Fault, UserError
 from expunge.soul.command import Given, build_parser, read
-from expunge.soul.difficulty import only_scores
+from expunge.soul.difficulty_flags import only_scores
 from expunge.soul.finetuning import translate_finetuning
 from expunge.soul.flags import FINETUNE, UNLEARN, Flag
 from expunge.soul.unlearning import translate_unlearning

@@ -11,7 +11,7 @@ from expunge.core.errors import UserError
 from expunge.core.layout import SOUL, layout_of, model_folder_of
 from expunge.soul.command import Given
 from expunge.soul.data import check_names, data_overrides
-from expunge.soul.difficulty import add_difficulty
+from expunge.soul.difficulty_flags import add_difficulty
 from expunge.soul.evaluation import suite_overrides
 from expunge.soul.methods import METHODS, Method
 from expunge.soul.models import SOUL_LORA, adapter_overrides, model_overrides

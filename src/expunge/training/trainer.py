@@ -22,7 +22,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from expunge.core.errors import UserError, unknown
 from expunge.core.files import without_nan
-from expunge.core.layout import EXPUNGE, Layout
+from expunge.core.layout import EXPUNGE, RunLayout
 from expunge.lm import runtime
 from expunge.methods.objective import Objective
 from expunge.optim.masks import WeightMask
@@ -103,7 +103,7 @@ class UnlearnTrainer(SteppingTrainer):
         mask: WeightMask | None = None,
         callbacks: Sequence[TrainerCallback] = (),
         run_dir: Path | None = None,
-        layout: Layout = EXPUNGE,
+        layout: RunLayout = EXPUNGE,
     ) -> None:
         _check(args, objective, dataset, reference, evaluator)
         if args.n_gpu > 1:

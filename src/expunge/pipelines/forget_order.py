@@ -16,7 +16,7 @@ from expunge.core.run_dir import RunDir
 from expunge.data.datasets import Dataset
 from expunge.data.pairs import PairedDataset
 from expunge.data.subset import subset
-from expunge.influence.score_file import Scores, read_scores
+from expunge.influence.score_file import ScoreFile, read_scores
 from expunge.methods.objective import Objective
 from expunge.pipelines.score import model_facts, scores_path
 from expunge.training.order import EpochDataset
@@ -39,7 +39,7 @@ class ByScore:
         uids: of the kept forget rows, by position.
     """
 
-    scores: Scores
+    scores: ScoreFile
     order: ScoreOrder
     asked: Mapping[str, Any]
     uids: tuple[str, ...]
