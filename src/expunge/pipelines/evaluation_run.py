@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from expunge.core.config import Config
+from expunge.core.errors import Faults
 from expunge.core.files import read_json
 from expunge.core.run_dir import RunDir
 from expunge.evaluation.plan import make_plan
@@ -20,7 +21,7 @@ from expunge.evaluation.suite import evaluate_suite
 from expunge.evaluation.views import load_views
 from expunge.lm import runtime
 from expunge.models.load import Loaded, load_model
-from expunge.pipelines.assemble import Faults, Text, data_root, tell, text_of
+from expunge.pipelines.assemble import Text, data_root, tell, text_of
 from expunge.training.trainer import Evaluator
 
 log = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ def check_suites(cfg: Config, text: Text, encode: bool = True) -> None:
                     split=suite.get("forget_split"),
                     template=text.template.fingerprint,
                 )
-    faults.tell()
+    faults.raise_found()
 
 
 def longest_known(model_args: Mapping[str, Any]) -> int | None:

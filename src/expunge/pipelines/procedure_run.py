@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.core.config import Config
+from expunge.core.errors import Faults
 from expunge.core.files import read_json
 from expunge.core.layout import TRAINED_FILE
 from expunge.core.run_dir import RunDir, RunRecord
@@ -22,7 +23,7 @@ from expunge.lm import runtime
 from expunge.methods.objective import build_objective
 from expunge.models.load import Loaded, load_model
 from expunge.models.progress_bars import no_progress_bar
-from expunge.pipelines.assemble import Faults, Text, sides_of, tell, text_of
+from expunge.pipelines.assemble import Text, sides_of, tell, text_of
 from expunge.pipelines.evaluation_run import NOT_OF_THE_SAVED, check_final_evaluation
 from expunge.pipelines.training_run import STAGES, Prepared, carried_out, fit, run_training
 from expunge.procedures.base import FINAL, Procedure, Stages, build_procedure
@@ -77,7 +78,7 @@ def _prepare(procedure: Procedure, cfg: Config, run: RunDir) -> _Ready:
             check_disjoint(sides["forget"].rows, sides["retain"].rows)
     with faults.noted():
         check_final_evaluation(cfg, run, text)
-    faults.tell()
+    faults.raise_found()
     if FINAL not in procedure.spec.stages and str(
         cfg.get("trainer.args.eval_strategy") or "no"
     ).lower() not in ("no", "false"):

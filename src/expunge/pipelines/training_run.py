@@ -13,6 +13,7 @@ import torch
 
 from expunge.config.aliases import fit_machine
 from expunge.core.config import Config
+from expunge.core.errors import Faults
 from expunge.core.layout import RECORD_FILE
 from expunge.core.run_dir import RunDir, RunRecord
 from expunge.data.collate import PairCollator
@@ -23,7 +24,7 @@ from expunge.methods.objective import Objective, build_objective
 from expunge.models.adapters import save_model
 from expunge.models.load import Loaded, load_model
 from expunge.models.progress_bars import no_progress_bar
-from expunge.pipelines.assemble import Faults, Text, sides_of, tell, text_of
+from expunge.pipelines.assemble import Text, sides_of, tell, text_of
 from expunge.pipelines.evaluation_run import check_final_evaluation, evaluator_of, final_evaluation
 from expunge.pipelines.forget_order import ByScore, by_score, in_order
 from expunge.pipelines.references import reference_of
@@ -127,7 +128,7 @@ def _prepare(cfg: Config, run: RunDir) -> Prepared:
             check_disjoint(sides["forget"].rows, sides["retain"].rows)
     with faults.noted():
         check_final_evaluation(cfg, run, text)
-    faults.tell()
+    faults.raise_found()
     seed = int(cfg.get("seed", 0))
     loaded = load_model(
         cfg.section("model.model_args"),
