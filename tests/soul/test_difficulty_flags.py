@@ -89,6 +89,7 @@ def test_an_override_behind_the_flags_wins(data_root: Path) -> None:
             "--unlearn.compute_difficulty_only 1 makes it",
         ),
         (SAMPLING, "GA", "the run folder holds no file of scores"),
+        (SAMPLING, "GA", "the same command line with --unlearn.compute_difficulty_only 1 makes it"),
         (SAMPLING, "FT", "FT does not read the forget rows"),
         ([*SAMPLING, "--unlearn.difficulty_order", "easy"], "GA", "unknown difficulty_order 'easy'"),
         (

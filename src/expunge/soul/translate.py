@@ -8,9 +8,10 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from expunge.config.checks.difficulty import MAKE
 from expunge.core.errors import Fault, UserError
 from expunge.soul.command import Given, build_parser, read
-from expunge.soul.difficulty_flags import only_scores
+from expunge.soul.difficulty_flags import ONLY, only_scores
 from expunge.soul.finetuning import translate_finetuning
 from expunge.soul.flags import FINETUNE, UNLEARN, Flag
 from expunge.soul.unlearning import translate_unlearning
@@ -48,6 +49,7 @@ class SoulCommand(NamedTuple):
         )
 
     def _in_flags(self, text: str) -> str:
+        text = text.replace(MAKE, f"the same command line with --{ONLY} 1 makes it")
         for override, flag in self.written.items():
             key, name = override.partition("=")[0], flag.partition(" ")[0]
             # The example of a hint has the key with another value.
