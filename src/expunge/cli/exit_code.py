@@ -14,7 +14,7 @@ INTERRUPTED = 130
 
 
 class ExitCode:
-    """A block that turns what the user can mend, and ctrl-C, into a message and an exit code. Other errors pass.
+    """A block whose `UserError` or ctrl-C becomes a message and an exit code. Other errors pass.
 
     Attributes:
         value: 0, 2 after a `UserError`, 130 after ctrl-C.

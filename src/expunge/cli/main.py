@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def script(prog: str, config_name: str, argv: Sequence[str] | None = None) -> int:
-    """The command lines `python src/train.py ...` and `python src/eval.py ...`; the config's `mode` says what is run.
+    """The command lines `python src/train.py ...` and `python src/eval.py ...`; the config's `mode` decides.
 
     Args:
         prog: the script's name, for messages.
@@ -51,11 +51,14 @@ def script(prog: str, config_name: str, argv: Sequence[str] | None = None) -> in
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="expunge",
-        description="Make a causal language model forget chosen training data, and prove what was forgotten and what it cost.",
+        description="Make a causal language model forget chosen training data, "
+        "and prove what was forgotten and what it cost.",
         epilog="`expunge VERB --help` tells about a verb. Start with `expunge demo`.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"expunge {expunge.__version__}")
+    # For `validate`, which checks the command lines of the others.
+    parser.set_defaults(verbs=VERBS)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb in VERBS:
         verb.add_to(verbs)

@@ -14,6 +14,7 @@ from expunge.core.errors import UserError
 
 log = logging.getLogger(__name__)
 
+# Lines of help are as wide as a command line needs.
 OVERRIDES = """\
 Behind the options stand overrides, in hydra's grammar:
   GROUP=CHOICE     trainer=NPO  model=Llama-3.2-1B-Instruct  experiment=unlearn/tofu/default  retain=kl  budget=tofu  procedure=task_vector
@@ -135,7 +136,7 @@ def config_of(args: argparse.Namespace) -> Config:
 
 
 def begin(args: argparse.Namespace) -> Config:
-    """The configuration, with the log open and its notices in it: how every verb that runs something begins."""
+    """Begin a run: compose and check its configuration, open the log, and log the notices."""
     cfg = config_of(args)
     setup_logging(args.verbose)
     for notice in cfg.notices:

@@ -1,4 +1,4 @@
-"""Which local file stands for a dataset: the one rule, for validation, for reading rows and for SOUL's router. No rows are read."""
+"""Which local file stands for a dataset: one rule, for validation and for reading. No rows are read here."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EMBEDDED = "expunge/mini"
 
 
 def is_looked_up(hf_args: Mapping[str, Any]) -> bool:
-    """Whether `path` is a name to look up: not the embedded benchmark, and not a builder with files of its own."""
+    """Whether `path` is a name to look up: neither the embedded benchmark nor a builder with its own files."""
     return hf_args.get("path") not in (*BUILDERS, EMBEDDED)
 
 
@@ -27,7 +27,7 @@ def local_folder(path: str, data_root: str | Path) -> Path | None:
 
 
 def local_file(hf_args: Mapping[str, Any], data_root: str | Path) -> Path | None:
-    """The file of `{path, name, split}` under `data_root`, or `path` itself where it is a file; None where there is neither."""
+    """The file of `{path, name, split}` under `data_root`, or `path` itself if it is a file; else None."""
     split = str(hf_args.get("split") or "train").partition("[")[0]
     places = candidates(str(hf_args.get("path")), hf_args.get("name"), split, data_root)
     return next((place for place in places if place.is_file()), None)
@@ -54,7 +54,7 @@ def candidates(path: str, name: str | None, split: str, data_root: str | Path | 
 
 
 def is_local_path(path: str) -> bool:
-    """Whether a path can only mean this machine: absolute, relative by dots, an existing folder, or a file of rows."""
+    """Whether a path can only be local: absolute, relative by dots, an existing folder, or a file of rows."""
     return (
         path.startswith((".", "/", "~")) or Path(path).suffix.lower() in ROW_SUFFIXES or Path(path).exists()
     )
@@ -77,7 +77,7 @@ def count_rows(path: Path) -> int | None:
 
 
 def folders(path: str, data_root: str | Path | None) -> Iterator[Path]:
-    """Where a dataset's folder could be: `locuslab/TOFU` itself, and `locuslab/TOFU` or `tofu` under `data_root`."""
+    """Where a dataset's folder could be: for `locuslab/TOFU` the path itself, or `tofu` under `data_root`."""
     own = Path(path).expanduser()
     yield own
     if data_root is None or own.is_absolute():

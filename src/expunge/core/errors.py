@@ -1,4 +1,4 @@
-"""The errors a user can cause, told as: what was given, what is wrong, what to do."""
+"""The errors a user can cause. Each says what was given, what is wrong, and what to do."""
 
 from __future__ import annotations
 

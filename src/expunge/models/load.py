@@ -28,8 +28,8 @@ def load_model(
 ) -> Loaded:
     """Load a causal language model, with its adapter where it has one.
 
-    Without an adapter this is `base_model.load_base`. A base whose adapter is trained stays as it is, so its weights
-    are kept in `torch_dtype` rather than in float32, and in 4 bits for qlora; the adapter's own weights are
+    Without an adapter this is `base_model.load_base`. A base whose adapter is trained stays as it is, so its
+    weights are kept in `torch_dtype` rather than in float32, and in 4 bits for qlora; the adapter's own weights are
     in float32.
 
     Args:

@@ -1,4 +1,4 @@
-"""`expunge demo`: the whole work on the embedded benchmark: train, unlearn with three methods, evaluate, compare."""
+"""`expunge demo`: train, unlearn by three methods, evaluate and compare, on the embedded benchmark."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the suites of a task are told: SOUL's own figure for TOFU, and which rows were forgotten."""
+"""Settings of a task's suites: SOUL's own figure for TOFU, and which rows were forgotten."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def suite_overrides(given: Given, task: str, data_root: str) -> list[str]:
 
 
 def _routed(name: str, data_root: str) -> Routed | None:
-    """The data set; None where there is none, whose faults are told where the data are chosen."""
+    """The data set; None where there is none. Its faults are reported where the data are chosen."""
     try:
         return route(name, "forget", data_root)
     except UserError:
@@ -58,7 +58,7 @@ def _toxic(given: Given, name: str, routed: Routed) -> list[str]:
             assign(f"{view}.prompt_key", key),
         ]
     ratio = given.get("dataset.forget_ratio", RATIO)
-    # What is wrong with a ratio is told where the data are chosen; 1 is all rows.
+    # A wrong ratio is reported where the data are chosen; 1 is all rows.
     if ratio > 0 and ratio != 1 and (ratio < 1 or float(ratio).is_integer()):
         select = {
             "ratio": int(ratio) if ratio > 1 else float(ratio),

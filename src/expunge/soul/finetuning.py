@@ -64,7 +64,7 @@ def _model(given: Given) -> list[str]:
     settings: dict[str, Any] | None = {key: given.get(flag, default) for flag, (key, default) in LORA.items()}
     if settings is not None and settings["r"] == 0:
         settings = None
-        given.notices.append(f"{given.told('lora_r')}: no adapter, all weights are trained")
+        given.notices.append(f"{given.typed('lora_r')}: no adapter, all weights are trained")
     found: list[str] = []
     try:
         for overrides, notices in (

@@ -67,7 +67,7 @@ def route(
         name: one of `NAMES`, `Tofu_<subset>`, a local file, or a folder that `datasets.save_to_disk` wrote.
         side: the side it is for.
         data_root: the folder of local data, in which is looked which of HP's files are there.
-        custom_split_path: a folder that `save_to_disk` wrote, in the place of WMDP's corpora.
+        custom_split_path: a folder that `save_to_disk` wrote, instead of WMDP's corpora.
 
     Raises:
         UserError: an unknown name, or a local file that is not there or has no column that could be learnt
@@ -130,9 +130,9 @@ def local(name: str, split: str) -> Routed:
             return Routed(["LOCAL_QA"], {**values, **keys})
     if "text" in names:
         return Routed(["LOCAL_text"], values, texts=True)
-    told = ", ".join(sorted(names)) or "none"
+    typed = ", ".join(sorted(names)) or "none"
     raise UserError(
-        f"data set {name!r} has no question and answer and no text; its columns: {told}",
+        f"data set {name!r} has no question and answer and no text; its columns: {typed}",
         f"rename them to one of {_pairs(QUESTION_KEYS)}, or to text",
     )
 

@@ -20,7 +20,7 @@ from expunge.soul.writing import key_of, replaced
 SCRIPTS = {
     "unlearn_model": "Make a model forget, and evaluate it; the SOUL family's command line.",
     "Fine_tune_tofu": "Finetune on TOFU; the SOUL family's command line.",
-    "Fine_tune_hp": "Finetune on the questions and passages of a book of one's own; the SOUL family's command line.",
+    "Fine_tune_hp": "Finetune on questions and passages of your own book; the SOUL family's command line.",
     "Fine_tune_wmdp": "Finetune on WMDP's corpora; the SOUL family's command line.",
 }
 
@@ -43,7 +43,7 @@ class SoulCommand(NamedTuple):
     verb: str
 
     def in_flags(self, error: UserError) -> UserError:
-        """What is wrong with the configuration, told of the flags that were typed rather than of the overrides they were translated to."""
+        """The configuration's faults, with the flags that were typed instead of the overrides they became."""
         return UserError.of(
             Fault(self._in_flags(fault.message), self._in_flags(fault.hint)) for fault in error.faults
         )

@@ -8,7 +8,8 @@ from pathlib import Path
 from expunge.cli.verb import Verb, begin
 
 SETTINGS = (
-    "count", "temperature", "max_new_tokens", "prompt", "novice_of", "strength", "lead", "expert_prompt", "novice_prompt",
+    "count", "temperature", "max_new_tokens", "prompt",
+    "novice_of", "strength", "lead", "expert_prompt", "novice_prompt",
 )  # fmt: skip
 """The options that the pipeline takes."""
 
@@ -29,7 +30,10 @@ def _options(parser: argparse.ArgumentParser) -> None:
     about = "of an answer (default: %(default)s)"
     add("--max-new-tokens", type=int, default=200, metavar="N", help=about)
     add("--prompt", metavar="TEXT", help="what is asked, with {question} and {answer} in it")
-    about = "for ELM: change the subject and write as one who knows nothing of this, away from how an expert would"
+    about = (
+        "for ELM: change the subject and write as one who knows nothing of this, "
+        "away from how an expert would"
+    )
     add("--novice-of", metavar="CONCEPT", help=about)
     about = "how far from expert to novice, with --novice-of (default: 3)"
     add("--strength", type=float, metavar="S", help=about)

@@ -1,4 +1,4 @@
-"""`expunge train`, `expunge unlearn` and `expunge eval`: run what a configuration says, and print what was measured."""
+"""`expunge train`, `unlearn` and `eval`: run a configuration, and print what was measured."""
 
 from __future__ import annotations
 

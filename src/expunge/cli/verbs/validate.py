@@ -8,11 +8,12 @@ from expunge.cli.verb import Verb, config_of
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print the resolved configuration, and what is known of its run; the first word may be the verb to check."""
-    from expunge.cli.verbs import VERBS
+    """Print the resolved configuration and what is known of its run; the first word may be a verb."""
     from expunge.config.describe import describe
 
-    checked = {verb.name: verb for verb in VERBS if verb.config_name is not None and verb is not VALIDATE}
+    checked = {
+        verb.name: verb for verb in args.verbs if verb.config_name is not None and verb is not VALIDATE
+    }
     if args.overrides and args.overrides[0] in checked:
         verb = checked[args.overrides.pop(0)]
         args.default_config_name, args.adds = verb.config_name, verb.adds
@@ -29,7 +30,8 @@ VALIDATE = Verb(
     "validate",
     "check a command line and print what it would run",
     "Example:\n"
-    "  expunge validate unlearn experiment=unlearn/tofu/default trainer=NPO forget_split=forget10 task_name=npo\n",
+    "  expunge validate unlearn experiment=unlearn/tofu/default trainer=NPO forget_split=forget10"
+    " task_name=npo\n",
     run,
     config_name="unlearn.yaml",
 )
