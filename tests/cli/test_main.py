@@ -235,6 +235,10 @@ def test_validate_prints_the_run_and_starts_none(
         assert fragment in out, fragment
     assert cli.main(["validate", "eval", "task_name=a"]) == 0
     assert "mode: eval" in capsys.readouterr().out
+    assert cli.main(["validate", "score", "task_name=a", "difficulty.order=score_asc"]) == 0
+    assert "order: none" in capsys.readouterr().out, "scoring leaves out what a run does with the scores"
+    assert cli.main(["validate", "alternates", "task_name=a"]) == 0
+    assert "mode: unlearn" in capsys.readouterr().out
     assert runs == []
 
 
