@@ -26,7 +26,9 @@ from expunge.config.location import configs_dir
 from expunge.config.validate import load_config
 from expunge.core.errors import UserError
 from expunge.core.files import read_json, write_json
-from expunge.pipelines import alternates, evaluate, train, unlearn
+from expunge.pipelines import alternates, evaluate
+from expunge.pipelines.procedure_run import run_procedure
+from expunge.pipelines.training_run import run_training
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 SEEDS = (0, 1, 2)
@@ -43,7 +45,7 @@ def prepare(folder: Path, seed: int) -> None:
     home = folder / f"seed{seed}"
     split = "data.train.MINI_full.args.hf_args.name=retain90"
     for name, extra in (("retain90", [split]), ("full", [])):
-        train.run(
+        run_training(
             load_config(
                 "train.yaml", ["experiment=finetune/mini/default", *extra, *_common(home / name, seed)]
             )
@@ -79,7 +81,8 @@ def run_method(method: str, folder: Path, seed: int) -> None:
         *_common(home / method, seed),
     ]
     try:
-        record = unlearn.run(load_config("unlearn.yaml", overrides))
+        cfg = load_config("unlearn.yaml", overrides)
+        record = run_procedure(cfg) if cfg.get("procedure") else run_training(cfg)
     except UserError as error:
         write_json(_result(folder, method, seed), {"refused": str(error.faults[0])})
         return

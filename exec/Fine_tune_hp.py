@@ -2,7 +2,7 @@
 
 import sys
 
-from expunge.cli.soul import script
+from expunge.soul.main import script
 
 if __name__ == "__main__":
     sys.exit(script("Fine_tune_hp"))

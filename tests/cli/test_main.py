@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from expunge.cli import main as cli
+from expunge.cli.exit_code import ExitCode
+from expunge.cli.verbs.run import PIPELINES
 from expunge.core.config import Config
 from expunge.core.errors import UserError
 
@@ -20,11 +22,11 @@ HEAVY = ("torch", "transformers", "datasets", "accelerate", "numpy", "scipy", "s
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Config]]:
     """Pipelines that note what they were asked to run."""
     noted: list[tuple[str, Config]] = []
-    for mode in cli.PIPELINES:
+    for mode in PIPELINES:
         module = types.ModuleType(f"fake_{mode}")
         module.run = lambda cfg, mode=mode: noted.append((mode, cfg))  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, module.__name__, module)
-        monkeypatch.setitem(cli.PIPELINES, mode, module.__name__)
+        monkeypatch.setitem(PIPELINES, mode, f"{module.__name__}:run")
     return noted
 
 
@@ -155,7 +157,32 @@ def test_other_ranks_stay_quiet(capsys: pytest.CaptureFixture[str], monkeypatch:
 
 def test_multirun_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["unlearn", "-m", "task_name=a", "seed=1,2"]) == 2
-    assert "-m" in capsys.readouterr().err
+    assert "-m (several runs" in capsys.readouterr().err
+    assert cli.script("train.py", "train.yaml", ["--multirun", "task_name=a"]) == 2
+    assert "-m (several runs" in capsys.readouterr().err
+
+
+def test_a_procedure_has_a_pipeline_of_its_own(runs: list[tuple[str, Config]]) -> None:
+    line = ["unlearn", "experiment=unlearn/mini/default", "task_name=a", "procedure=task_vector"]
+    assert cli.main(line) == 0
+    assert [ran for ran, _ in runs] == ["procedure"]
+
+
+def test_between_main_and_the_pipeline_stands_the_verb_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames: list[str] = []
+
+    def pipeline(cfg: Config) -> None:
+        frame = sys._getframe(1)
+        while frame is not None and not (frames and frames[-1] == "main"):
+            frames.append(frame.f_code.co_name)
+            frame = frame.f_back
+
+    module = types.ModuleType("fake_pipeline")
+    module.run = pipeline  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(PIPELINES, "unlearn", "fake_pipeline:run")
+    assert cli.main(["unlearn", "experiment=unlearn/mini/default", "task_name=a"]) == 0
+    assert frames == ["run", "main"]
 
 
 @pytest.mark.parametrize("argv", [["unlearn", "--confg-name=x"], ["forget"], [], ["ls", "methods", "more"]])
@@ -170,23 +197,19 @@ def test_unknown_options(argv: list[str], capsys: pytest.CaptureFixture[str]) ->
     ("error", "code", "words"),
     [
         (UserError("what is wrong", "what to do"), 2, "what to do"),
-        (KeyboardInterrupt(), 130, "the same command goes on"),
+        (KeyboardInterrupt(), 130, "the same command continues"),
     ],
 )
-def test_guarded(error: BaseException, code: int, words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    def action() -> None:
+def test_exit_code(error: BaseException, code: int, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with ExitCode() as found:
         raise error
-
-    assert cli.guarded(action) == code
+    assert found.value == code
     assert words in capsys.readouterr().err
 
 
 def test_own_errors_are_not_hidden() -> None:
-    def action() -> None:
+    with pytest.raises(ZeroDivisionError), ExitCode():
         raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        cli.guarded(action)
 
 
 def test_validate_prints_the_run_and_starts_none(
@@ -212,6 +235,10 @@ def test_validate_prints_the_run_and_starts_none(
         assert fragment in out, fragment
     assert cli.main(["validate", "eval", "task_name=a"]) == 0
     assert "mode: eval" in capsys.readouterr().out
+    assert cli.main(["validate", "score", "task_name=a", "difficulty.order=score_asc"]) == 0
+    assert "order: none" in capsys.readouterr().out, "scoring leaves out what a run does with the scores"
+    assert cli.main(["validate", "alternates", "task_name=a"]) == 0
+    assert "mode: unlearn" in capsys.readouterr().out
     assert runs == []
 
 

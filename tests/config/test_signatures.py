@@ -54,9 +54,9 @@ def test_agrees_with_inspect(name: str) -> None:
 
 def test_constants_agree_with_the_imported_ones() -> None:
     from expunge.data import template
-    from expunge.models import attention, load, precision, tokenizer
+    from expunge.models import attention, base_model, precision, tokenizer
 
-    assert read_names("expunge.models.load", "KEYS") == load.KEYS
+    assert read_names("expunge.models.base_model", "KEYS") == base_model.KEYS
     assert read_names("expunge.models.tokenizer", "KEYS") == tokenizer.KEYS
     assert read_names("expunge.data.template", "KNOWN") == template.KNOWN
     assert read_names("expunge.models.attention", "KNOWN") == attention.KNOWN

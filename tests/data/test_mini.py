@@ -18,7 +18,7 @@ from expunge.core.errors import UserError
 from expunge.data import mini
 from expunge.data.mini import generate, store
 from expunge.data.mini.relations import RELATIONS
-from expunge.data.mini.tokens import SPECIAL, train_backend, train_tokenizer
+from expunge.data.mini.train_tokenizer import SPECIAL, train_backend, train_tokenizer
 
 Files = dict[str, list[dict[str, Any]]]
 PARTS = {
@@ -201,8 +201,8 @@ def test_folders_are_byte_equal_wherever_they_are_made(
 
 def test_rows_and_merges_do_not_depend_on_the_process(files: Files) -> None:
     code = (
-        "import json; from expunge.data.mini import generate, tokens; files = generate.build_files(0);"
-        "print(json.dumps(files)); print(tokens.train_backend(files).to_str())"
+        "import json; from expunge.data.mini import generate, train_tokenizer; files = generate.build_files(0);"
+        "print(json.dumps(files)); print(train_tokenizer.train_backend(files).to_str())"
     )
     environment = {
         **os.environ,

@@ -12,7 +12,7 @@ import pytest
 from expunge.core.errors import UserError
 from expunge.data.rows import Row, RowSet
 from expunge.data.template import Template
-from expunge.data.tokens import plain_ids
+from expunge.data.tokenizer_traits import plain_ids
 from expunge.evaluation.kinds import choices, documents, passages, prompts, windows
 from expunge.evaluation.views import load_views, parse_views
 from expunge.evaluation.wikitext import detokenized, pages

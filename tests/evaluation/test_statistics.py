@@ -81,7 +81,7 @@ def test_unscored_rows_of_an_attack_are_left_out() -> None:
 def test_ks_distance_is_scipys_with_ties_and_on_resampled_rows() -> None:
     source = np.random.default_rng(4)
     here_R, there_R = source.integers(0, 9, 40).astype(float), source.integers(2, 12, 40).astype(float)
-    statistic = KolmogorovSmirnov(here_R, there_R)
+    statistic = KolmogorovSmirnov(here_R, there_R, paired=True)
     assert statistic.value() == pytest.approx(ks_2samp(here_R, there_R).statistic, abs=1e-12)
     for found, draw_R in zip(statistic.resample(rng(), 5), draw(rng(), 5, 40), strict=True):
         rows = np.repeat(np.arange(40), draw_R)  # a row is drawn with both of its scores
@@ -89,9 +89,23 @@ def test_ks_distance_is_scipys_with_ties_and_on_resampled_rows() -> None:
 
 
 def test_ks_leaves_out_rows_without_a_score_on_either_side() -> None:
-    statistic = KolmogorovSmirnov(np.array([1.0, np.nan, 2.0]), np.array([1.0, 5.0, np.nan]))
+    statistic = KolmogorovSmirnov(np.array([1.0, np.nan, 2.0]), np.array([1.0, 5.0, np.nan]), paired=True)
     assert statistic.value() == 0.0
     assert statistic.scored() == (1, 2)
+
+
+def test_ks_of_sets_of_different_rows_draws_them_apart() -> None:
+    one_R, other_S = np.array([1.0, 2, np.nan, 4]), np.array([3.0, 2, 5, np.nan, 2])
+    statistic = KolmogorovSmirnov(one_R, other_S)
+    assert statistic.value() == pytest.approx(
+        ks_2samp(one_R[[0, 1, 3]], other_S[[0, 1, 2, 4]]).statistic, abs=1e-12
+    )
+    assert statistic.scored() == (7, 2)
+    source = rng()
+    draw_R, draw_S = draw(source, 5, 3), draw(source, 5, 4)
+    for found, times_R, times_S in zip(statistic.resample(rng(), 5), draw_R, draw_S, strict=True):
+        one, other = np.repeat(one_R[[0, 1, 3]], times_R), np.repeat(other_S[[0, 1, 2, 4]], times_S)
+        assert found == pytest.approx(ks_2samp(one, other).statistic, abs=1e-12)
 
 
 def test_harmonic_mean_is_0_where_a_part_is_and_scipys_elsewhere() -> None:

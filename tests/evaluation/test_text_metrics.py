@@ -16,7 +16,7 @@ from scipy.stats import ks_2samp
 from expunge.core.errors import UserError
 from expunge.data.rows import Row, RowSet
 from expunge.data.template import Template
-from expunge.data.tokens import plain_ids
+from expunge.data.tokenizer_traits import plain_ids
 from expunge.evaluation import scorers
 from expunge.evaluation.collect.tokens import collect_tokens
 from expunge.evaluation.kinds import documents
@@ -34,7 +34,7 @@ from expunge.evaluation.metrics.toxic_share import toxic_share
 from expunge.evaluation.metrics.toxicity import toxicity
 from expunge.evaluation.metrics.word_perplexity import word_perplexity
 from expunge.evaluation.results import Result
-from expunge.evaluation.statistics import Mean, TwoSampleKolmogorovSmirnov
+from expunge.evaluation.statistics import KolmogorovSmirnov, Mean
 from expunge.evaluation.tables import ChoiceTable, Examples, GenerationTable, HarnessTable, TokenTable
 from expunge.evaluation.views import examples_of
 
@@ -166,7 +166,7 @@ def test_a_pool_weighs_by_rows_and_a_mean_by_task() -> None:
     assert mean_accuracy(parts).value == 0.5
     assert mean_accuracy(parts).facts == {"parts": {"a": 1.0, "b": 0.0}}
     assert mean_accuracy(parts).as_json()["n_scored"] == 4
-    odd = (*parts, Result(TwoSampleKolmogorovSmirnov(np.ones(1), np.ones(1)), name="ks"))
+    odd = (*parts, Result(KolmogorovSmirnov(np.ones(1), np.ones(1)), name="ks"))
     assert mean_accuracy(odd).reason == "not a mean over rows: ks"
     assert pooled_accuracy(odd).reason == "no score a row: ks"
     interval = replace(
@@ -360,8 +360,6 @@ def test_souls_comparison_is_of_one_model(examples: Callable[..., Examples]) -> 
     assert interval.of == "D"
     assert interval.low < expected.statistic < interval.high
     # By hand: 1 2 | 3 4 never overlap; 1 3 | 1 3 are the same.
-    assert TwoSampleKolmogorovSmirnov(np.array([1.0, 2]), np.array([3.0, 4])).value() == 1
-    assert TwoSampleKolmogorovSmirnov(np.array([1.0, 3]), np.array([1.0, 3, 1, 3])).value() == pytest.approx(
-        0
-    )
+    assert KolmogorovSmirnov(np.array([1.0, 2]), np.array([3.0, 4])).value() == 1
+    assert KolmogorovSmirnov(np.array([1.0, 3]), np.array([1.0, 3, 1, 3])).value() == pytest.approx(0)
     assert tofu_soul_ks(named("f", [math.nan]), named("r", [1.0])).value is None

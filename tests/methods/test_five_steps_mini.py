@@ -35,11 +35,11 @@ def mini(tmp_path_factory: pytest.TempPathFactory) -> Benchmark:
     """Trained once, on all rows."""
     from expunge.data.mini.model import build_model
     from expunge.models.load import load_model
-    from expunge.pipelines import train
     from expunge.pipelines.assemble import sides_of, text_of
+    from expunge.pipelines.training_run import run_training
 
     folder: Path = tmp_path_factory.mktemp("mini") / "full"
-    train.run(
+    run_training(
         load_config(
             "train.yaml",
             ["experiment=finetune/mini/default", "task_name=full", f"paths.output_dir={folder}", "eval=null"],

@@ -40,7 +40,7 @@ def test_a_run_of_a_method_without_reference_makes_none(tmp_path: Path, monkeypa
     """WGA through the pipeline: neither a copy of the model nor a table of its log-probs comes into being."""
     from expunge.config.validate import load_config
     from expunge.models import adapter_reference, reference
-    from expunge.pipelines import unlearn
+    from expunge.pipelines.training_run import run_training
 
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a reference was made")
@@ -49,10 +49,10 @@ def test_a_run_of_a_method_without_reference_makes_none(tmp_path: Path, monkeypa
     monkeypatch.setattr(reference.CachedReference, "compute", refuse)
     common = ["experiment=unlearn/mini/default", "trainer.args.max_steps=1", "eval=null"]
     run = [*common, "task_name=wga", f"paths.output_dir={tmp_path / 'wga'}", "trainer=WGA"]
-    unlearn.run(load_config("unlearn.yaml", run))
+    run_training(load_config("unlearn.yaml", run))
     assert not (tmp_path / "wga" / "reference").exists()
     with pytest.raises(AssertionError, match="a reference was made"):
-        unlearn.run(
+        run_training(
             load_config(
                 "unlearn.yaml",
                 [*common, "task_name=npo", f"paths.output_dir={tmp_path / 'npo'}", "trainer=NPO"],

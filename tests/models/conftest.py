@@ -11,8 +11,8 @@ import pytest
 import torch
 from adapter_runs import LORA, args, logits, make_side, train
 
-from expunge.models.adapted import load_adapted
 from expunge.models.adapters import save_model
+from expunge.models.load import load_model
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def once(
     """A base and a trained adapter of it, made once for all tests, and the logits they give."""
     folder = tmp_path_factory.mktemp("adapters")
     tiny_model(seed=1).save_pretrained(folder / "base")
-    model = load_adapted(args(folder / "base"), LORA, for_training=True).model
+    model = load_model(args(folder / "base"), LORA, for_training=True).model
     train(model, make_side())
     save_model(model, folder / "trained")
     return folder, logits(model, make_side())

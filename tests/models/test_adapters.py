@@ -18,8 +18,7 @@ from expunge.config.location import config_roots
 from expunge.core.errors import UserError
 from expunge.lm.labels import label_index
 from expunge.lm.logprobs import token_logp
-from expunge.models import adapted as adapted_module
-from expunge.models.adapted import load_adapted
+from expunge.models import load as load_module
 from expunge.models.adapter_args import KEYS, TYPES, AdapterArgs
 from expunge.models.adapter_folder import sampled_fingerprint
 from expunge.models.adapters import attach_adapter, lora_layers, save_model
@@ -33,7 +32,7 @@ from expunge.models.tokenizer import load_tokenizer
 
 def test_a_new_adapter_is_on_all_linear_layers_and_changes_nothing(base: Path, side: Any):
     plain = load_model(args(base), for_training=False).model
-    model = load_adapted(args(base), {"type": "lora"}, for_training=True).model
+    model = load_model(args(base), {"type": "lora"}, for_training=True).model
     linear = {name for name, module in plain.named_modules() if isinstance(module, torch.nn.Linear)}
     assert set(lora_layers(model)) == linear - {"lm_head"}
     assert torch.equal(logits(model, side), logits(plain, side))
@@ -52,7 +51,7 @@ def test_a_new_adapter_is_on_all_linear_layers_and_changes_nothing(base: Path, s
 
 def test_the_draw_hangs_on_seed_and_layer_alone(base: Path):
     def drawn(seed: int, **more: Any) -> dict[str, torch.Tensor]:
-        model = load_adapted(args(base), {**LORA, **more}, for_training=True, seed=seed).model
+        model = load_model(args(base), {**LORA, **more}, for_training=True, seed=seed).model
         return {name: layer.lora_A["default"].weight.detach() for name, layer in lora_layers(model).items()}
 
     torch.manual_seed(5)
@@ -73,7 +72,7 @@ def test_the_draw_hangs_on_seed_and_layer_alone(base: Path):
 
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj"], r".*\.(q|v)_proj"])
 def test_target_modules_by_name_and_by_pattern(base: Path, targets: Any):
-    model = load_adapted(args(base), {**LORA, "target_modules": targets}, for_training=True).model
+    model = load_model(args(base), {**LORA, "target_modules": targets}, for_training=True).model
     assert {name.rpartition(".")[2] for name in lora_layers(model)} == {"q_proj", "v_proj"}
     assert len(lora_layers(model)) == 4
 
@@ -83,27 +82,27 @@ def test_the_frozen_base_is_kept_in_torch_dtype_and_the_adapter_in_float32(
 ):
     monkeypatch.setattr("expunge.models.precision.supports_bf16", lambda _: True)
     notices: list[str] = []
-    loaded = load_adapted(args(base, torch_dtype="bfloat16"), LORA, for_training=True, notices=notices)
+    loaded = load_model(args(base, torch_dtype="bfloat16"), LORA, for_training=True, notices=notices)
     dtypes = {("lora_" in name, parameter.dtype) for name, parameter in loaded.model.named_parameters()}
     assert dtypes == {(False, torch.bfloat16), (True, torch.float32)}
     assert notices == []
-    kept = load_adapted(
+    kept = load_model(
         args(base, torch_dtype="bfloat16", master_dtype="float32"), LORA, for_training=True
     ).model
     assert {parameter.dtype for parameter in kept.parameters()} == {torch.float32}
 
 
 def test_no_adapter_and_evaluation_leave_the_model_as_it_is(base: Path):
-    assert not hasattr(load_adapted(args(base), None, for_training=True).model, "peft_config")
-    assert not hasattr(load_adapted(args(base), {"type": "none"}, for_training=True).model, "peft_config")
-    assert not hasattr(load_adapted(args(base), LORA, for_training=False).model, "peft_config")
+    assert not hasattr(load_model(args(base), None, for_training=True).model, "peft_config")
+    assert not hasattr(load_model(args(base), {"type": "none"}, for_training=True).model, "peft_config")
+    assert not hasattr(load_model(args(base), LORA, for_training=False).model, "peft_config")
 
 
 # Gradients
 
 
 def test_gradients_through_label_outputs_equal_those_of_full_logits(base: Path, side: Any):
-    model = load_adapted(args(base), LORA, for_training=True).model
+    model = load_model(args(base), LORA, for_training=True).model
     train(model, side, steps=1)
     index = label_index(side["input_ids"], side["label_mask"])
 
@@ -129,7 +128,7 @@ def test_gradients_through_label_outputs_equal_those_of_full_logits(base: Path, 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing_really_trains_the_adapter(base: Path, side: Any, reentrant: bool):
     def gradients(checkpointed: bool) -> dict[str, torch.Tensor]:
-        model = load_adapted(args(base), {**LORA, "dropout": 0.3}, for_training=True).model.train()
+        model = load_model(args(base), {**LORA, "dropout": 0.3}, for_training=True).model.train()
         for layer in lora_layers(model).values():
             torch.nn.init.normal_(
                 layer.lora_B["default"].weight, std=0.1, generator=torch.Generator().manual_seed(0)
@@ -160,9 +159,9 @@ def test_a_trained_adapter_is_continued_from_either_place_with_its_logits(
     base: Path, trained: Any, side: Any
 ):
     folder, expected = trained
-    by_path = load_adapted(args(base), {**LORA, "path": str(folder)}, for_training=True)
+    by_path = load_model(args(base), {**LORA, "path": str(folder)}, for_training=True)
     notices: list[str] = []
-    by_model = load_adapted(args(folder), None, for_training=True, notices=notices)
+    by_model = load_model(args(folder), None, for_training=True, notices=notices)
     by_loader = load_model(args(folder), for_training=True)
     use_lora = attach_adapter(load_model(args(folder), for_training=True).model, LORA, for_training=True)
     assert any("continues the adapter" in notice for notice in notices)
@@ -193,7 +192,7 @@ def test_a_saved_adapter_is_evaluated_over_its_base(trained: Any, side: Any):
 
 def test_dropout_may_change_when_an_adapter_is_continued(trained: Any, side: Any):
     folder, expected = trained
-    model = load_adapted(args(folder), {"type": "lora", "dropout": 0.5}, for_training=True).model
+    model = load_model(args(folder), {"type": "lora", "dropout": 0.5}, for_training=True).model
     assert (logits(model, side) - expected).abs().max() <= 1e-6
     torch.manual_seed(0)
     assert not torch.allclose(logits(model.train(), side), expected, atol=1e-3)
@@ -212,7 +211,7 @@ def test_the_adapter_alone_is_saved_with_the_record_of_its_base(base: Path, trai
 
 
 def test_the_embedded_model_is_recorded_by_its_name_and_found_again(side: Any, tmp_path: Path, mini: None):
-    model = load_adapted(args("expunge/mini"), LORA, for_training=True).model
+    model = load_model(args("expunge/mini"), LORA, for_training=True).model
     train(model, side)
     save_model(model, tmp_path / "on-mini")
     assert json.loads((tmp_path / "on-mini" / "base_model.json").read_text())["model_args"] == args(
@@ -230,7 +229,7 @@ def test_merged_weights_give_the_adapters_logits_and_the_adapter_is_kept(
     trained: Any, side: Any, tmp_path: Path
 ):
     folder, expected = trained
-    model = load_adapted(args(folder), {"merge": True}, for_training=True).model
+    model = load_model(args(folder), {"merge": True}, for_training=True).model
     save_model(model, tmp_path / "merged", merge=True)
     merged = load_model(args(tmp_path / "merged"), for_training=False).model
     assert not hasattr(merged, "peft_config")
@@ -241,23 +240,21 @@ def test_merged_weights_give_the_adapters_logits_and_the_adapter_is_kept(
 
 
 def test_an_adapter_on_tied_embeddings_cannot_be_merged(base: Path, tmp_path: Path):
-    model = load_adapted(
+    model = load_model(
         args(base), {**LORA, "target_modules": ["q_proj", "embed_tokens"]}, for_training=True
     ).model
     with pytest.raises(UserError, match="shares its weights"):
         save_model(model, tmp_path / "merged", merge=True)
     assert not (tmp_path / "merged").exists()
     with pytest.raises(UserError, match="shares its weights"):
-        load_adapted(
-            args(base), {**LORA, "target_modules": ["embed_tokens"], "merge": True}, for_training=True
-        )
+        load_model(args(base), {**LORA, "target_modules": ["embed_tokens"], "merge": True}, for_training=True)
 
 
 def test_merging_into_half_precision_is_told(base: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("expunge.models.precision.supports_bf16", lambda _: True)
     for more, told in (({}, 1), ({"master_dtype": "float32"}, 0)):
         notices: list[str] = []
-        load_adapted(
+        load_model(
             args(base, torch_dtype="bfloat16", **more),
             {**LORA, "merge": True},
             for_training=True,
@@ -294,12 +291,10 @@ def test_a_folders_fingerprint_is_of_adapter_and_base(
 
 def test_a_live_models_fingerprint_tells_scales_apart(base: Path):
     one, other = (
-        load_adapted(args(base), {**LORA, "alpha": alpha}, for_training=True).model for alpha in (8, 9)
+        load_model(args(base), {**LORA, "alpha": alpha}, for_training=True).model for alpha in (8, 9)
     )
     assert model_fingerprint(one) != model_fingerprint(other)
-    assert model_fingerprint(one) == model_fingerprint(
-        load_adapted(args(base), LORA, for_training=True).model
-    )
+    assert model_fingerprint(one) == model_fingerprint(load_model(args(base), LORA, for_training=True).model)
 
 
 def test_the_bases_fingerprint_survives_another_dtype_and_sees_a_small_change(tiny_model: Callable[..., Any]):
@@ -322,4 +317,4 @@ def test_the_configs_name_every_key_and_no_other_defaults(choice: str):
     assert text.startswith("# @package model.adapter\n")
     assert set(section) == set(KEYS)
     assert AdapterArgs.parse(section) == AdapterArgs(type=choice)
-    assert adapted_module.AdapterArgs is AdapterArgs
+    assert load_module.AdapterArgs is AdapterArgs

@@ -13,10 +13,9 @@ from adapter_runs import LORA, args, logits, train
 from safetensors.torch import load_file, save_file
 
 from expunge.core.errors import MissingExtraError, UserError
-from expunge.models.adapted import load_adapted, quantization_of
 from expunge.models.adapter_args import AdapterArgs
 from expunge.models.adapters import attach_adapter, save_model
-from expunge.models.load import load_model
+from expunge.models.load import load_model, quantization_of
 
 
 @pytest.mark.parametrize(
@@ -27,9 +26,9 @@ from expunge.models.load import load_model
 def test_continuing_as_another_adapter_is_refused(base: Path, trained: Any, asked: dict[str, Any], has: str):
     folder, _ = trained
     with pytest.raises(UserError, match=has):
-        load_adapted(args(folder), {"type": "lora", **asked}, for_training=True)
+        load_model(args(folder), {"type": "lora", **asked}, for_training=True)
     with pytest.raises(UserError, match=has):
-        load_adapted(args(base), {"path": str(folder), **asked}, for_training=True)
+        load_model(args(base), {"path": str(folder), **asked}, for_training=True)
     with pytest.raises(UserError, match=has):
         attach_adapter(
             load_model(args(folder), for_training=True).model, {"type": "lora", **asked}, for_training=True
@@ -39,12 +38,12 @@ def test_continuing_as_another_adapter_is_refused(base: Path, trained: Any, aske
 def test_continuing_with_its_own_settings_passes(trained: Any):
     folder, _ = trained
     names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    load_adapted(args(folder), {**LORA, "target_modules": names, "bias": "none"}, for_training=True)
+    load_model(args(folder), {**LORA, "target_modules": names, "bias": "none"}, for_training=True)
 
 
 def test_both_faults_are_told_together(trained: Any):
     with pytest.raises(UserError) as caught:
-        load_adapted(args(trained[0]), {"type": "lora", "r": 8, "alpha": 16}, for_training=True)
+        load_model(args(trained[0]), {"type": "lora", "r": 8, "alpha": 16}, for_training=True)
     assert len(caught.value.faults) == 2
 
 
@@ -58,17 +57,17 @@ def test_an_adapter_of_another_base_is_refused(
     tiny_model(seed=2, num_hidden_layers=1).save_pretrained(tmp_path / "flatter")
     section = {"path": str(folder)}
     with pytest.raises(UserError, match="another base"):
-        load_adapted(args(tmp_path / "other"), section, for_training=True)
-    copied = load_adapted(args(tmp_path / "copy"), section, for_training=True).model
+        load_model(args(tmp_path / "other"), section, for_training=True)
+    copied = load_model(args(tmp_path / "copy"), section, for_training=True).model
     assert (logits(copied, side) - expected).abs().max() <= 1e-6
     notices: list[str] = []
-    load_adapted(
+    load_model(
         args(tmp_path / "other"), {**section, "allow_other_base": True}, for_training=True, notices=notices
     )
     assert "another base" in notices[0]
     for name in ("wider", "flatter"):
         with pytest.raises(UserError, match="does not fit the base"):
-            load_adapted(args(tmp_path / name), {**section, "allow_other_base": True}, for_training=True)
+            load_model(args(tmp_path / name), {**section, "allow_other_base": True}, for_training=True)
 
 
 def test_without_our_record_the_bases_name_decides(
@@ -76,11 +75,11 @@ def test_without_our_record_the_bases_name_decides(
 ):
     folder, _ = trained
     (folder / "base_model.json").unlink()
-    load_adapted(args(base), {"path": str(folder)}, for_training=True)
-    load_adapted(args(folder), None, for_training=False)
+    load_model(args(base), {"path": str(folder)}, for_training=True)
+    load_model(args(folder), None, for_training=False)
     tiny_model(seed=1).save_pretrained(tmp_path / "copy")
     with pytest.raises(UserError, match=r"the adapter names .*base"):
-        load_adapted(args(tmp_path / "copy"), {"path": str(folder)}, for_training=True)
+        load_model(args(tmp_path / "copy"), {"path": str(folder)}, for_training=True)
 
 
 def test_damaged_and_incomplete_adapters_are_refused(trained: Any):
@@ -108,7 +107,7 @@ def test_damaged_and_incomplete_adapters_are_refused(trained: Any):
 def test_a_base_that_is_gone_and_two_adapters_are_told(base: Path, trained: Any):
     folder, _ = trained
     with pytest.raises(UserError, match="there can be one"):
-        load_adapted(args(folder), {"path": str(folder)}, for_training=True)
+        load_model(args(folder), {"path": str(folder)}, for_training=True)
     with pytest.raises(UserError, match="one of the two"):
         attach_adapter(
             load_model(args(folder), for_training=True).model, {"path": str(folder)}, for_training=True
@@ -135,16 +134,16 @@ def test_adapters_of_other_kinds_are_refused(base: Path, trained: Any):
     }
     (folder / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="only LoRA"):
-        load_adapted(args(base), {"path": str(folder)}, for_training=True)
+        load_model(args(base), {"path": str(folder)}, for_training=True)
 
 
 def test_layers_that_are_not_there_are_told_with_the_near_match(base: Path):
     with pytest.raises(UserError, match="did you mean 'q_proj'"):
-        load_adapted(args(base), {**LORA, "target_modules": ["q_prj", "v_proj"]}, for_training=True)
+        load_model(args(base), {**LORA, "target_modules": ["q_prj", "v_proj"]}, for_training=True)
     with pytest.raises(UserError, match="matches the whole name of no layer"):
-        load_adapted(args(base), {**LORA, "target_modules": "q_proj"}, for_training=True)
+        load_model(args(base), {**LORA, "target_modules": "q_proj"}, for_training=True)
     with pytest.raises(UserError, match="not a regular expression"):
-        load_adapted(args(base), {**LORA, "target_modules": "(q_proj"}, for_training=True)
+        load_model(args(base), {**LORA, "target_modules": "(q_proj"}, for_training=True)
 
 
 def test_bad_values_are_told_together(tmp_path: Path):
@@ -167,7 +166,7 @@ def test_bad_values_are_told_together(tmp_path: Path):
 def test_missing_packages_are_named(base: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"expunge\[lora\]"):
-        load_adapted(args(base), LORA, for_training=True)
+        load_model(args(base), LORA, for_training=True)
     with pytest.raises(MissingExtraError, match=r"CUDA[\s\S]*expunge\[quantized\]"):
         quantization_of(AdapterArgs(type="qlora"), [])
 
@@ -182,7 +181,7 @@ def test_qlora_over_a_base_in_4_bits(tiny_model: Callable[..., Any], side: Any, 
     # Weights are quantised in blocks of 64, which must fit into a row.
     tiny_model(seed=1, hidden_size=64, intermediate_size=128).save_pretrained(tmp_path / "base")
     section = {**LORA, "type": "qlora"}
-    model = load_adapted(args(tmp_path / "base"), section, for_training=True).model
+    model = load_model(args(tmp_path / "base"), section, for_training=True).model
     assert model.get_base_model().is_loaded_in_4bit
     before = logits(model, side)
     train(model, side)
@@ -191,7 +190,7 @@ def test_qlora_over_a_base_in_4_bits(tiny_model: Callable[..., Any], side: Any, 
     expected = logits(model, side)
     assert not torch.allclose(before, expected, atol=1e-2)
     save_model(model, tmp_path / "qlora")
-    again = load_adapted(args(tmp_path / "qlora"), section, for_training=False).model
+    again = load_model(args(tmp_path / "qlora"), section, for_training=False).model
     assert (logits(again, side) - expected).abs().max() <= 1e-6
     with pytest.raises(UserError, match="cannot be merged"):
         save_model(model, tmp_path / "merged", merge=True)

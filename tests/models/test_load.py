@@ -13,7 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from expunge.core.errors import UserError
 from expunge.models import attention, precision
 from expunge.models.attention import choose_attention
-from expunge.models.load import load_model, model_fingerprint
+from expunge.models.fingerprint import model_fingerprint
+from expunge.models.load import load_model
 from expunge.models.precision import compute_dtype
 
 CPU = torch.device("cpu")

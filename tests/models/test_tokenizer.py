@@ -8,8 +8,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from expunge.core.errors import UserError
-from expunge.models.load import load_tokenizer
-from expunge.models.tokenizer import ensure_pad_token
+from expunge.models.tokenizer import ensure_pad_token, load_tokenizer
 
 
 def make(tokens: list[str], **special: str) -> Any:

@@ -116,7 +116,7 @@ def test_scores_of_other_rows_are_refused_before_a_model_is_loaded(
 
 
 def test_without_an_order_a_run_is_the_one_it_was(scored: Path) -> None:
-    from expunge.pipelines.difficulty import by_score, in_order
+    from expunge.pipelines.forget_order import by_score, in_order
 
     plain = load_config("unlearn", [*MINI, "task_name=x"])
     off = load_config(
@@ -141,7 +141,7 @@ def test_without_an_order_a_run_is_the_one_it_was(scored: Path) -> None:
 
 
 def test_a_run_does_not_go_on_with_other_scores(tmp_path: Path) -> None:
-    from expunge.pipelines.difficulty import ByScore, in_order
+    from expunge.pipelines.forget_order import ByScore, in_order
     from expunge.training.score_order import FORGET_ORDER_FILE, ScoreOrder
 
     (tmp_path / "pairs").mkdir()

@@ -12,7 +12,7 @@ from torch import Tensor
 from expunge.cli.main import main
 from expunge.core.errors import UserError
 from expunge.core.files import read_json, write_json
-from expunge.data.alternates import from_file
+from expunge.data.alternate_answers import from_file
 from expunge.data.rows import Row, RowSet
 from expunge.data.template import Template
 from expunge.methods.elm import prefixed, shifted

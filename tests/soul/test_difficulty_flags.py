@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from expunge.cli.soul import script
-from expunge.config.soul.translate import Translation, translate
 from expunge.config.validate import load_config
 from expunge.core.errors import UserError
+from expunge.soul.main import script
+from expunge.soul.translate import SoulCommand, translate
 
 RUN = (
     "--overall.model_name expunge/mini --unlearn.task_name tofu --dataset.forget_dataset_name Tofu_forget10 "
@@ -37,7 +37,7 @@ def faults(argv: list[str]) -> str:
     return "\n".join(str(fault) for fault in caught.value.faults)
 
 
-def section(found: Translation) -> dict[str, Any]:
+def section(found: SoulCommand) -> dict[str, Any]:
     return load_config(found.config_name, found.overrides).section("difficulty")
 
 
@@ -89,6 +89,7 @@ def test_an_override_behind_the_flags_wins(data_root: Path) -> None:
             "--unlearn.compute_difficulty_only 1 makes it",
         ),
         (SAMPLING, "GA", "the run folder holds no file of scores"),
+        (SAMPLING, "GA", "the same command line with --unlearn.compute_difficulty_only 1 makes it"),
         (SAMPLING, "FT", "FT does not read the forget rows"),
         ([*SAMPLING, "--unlearn.difficulty_order", "easy"], "GA", "unknown difficulty_order 'easy'"),
         (

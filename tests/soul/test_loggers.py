@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from expunge.cli.soul import script
-from expunge.config.soul.flags import LOGGERS
+from expunge.soul.flags import LOGGERS
+from expunge.soul.main import script
 
 FLAGS = (
     "--overall.model_name expunge/mini --unlearn.task_name tofu --unlearn.unlearn_method GA+FT --unlearn.GA+FT.gamma 0.5 "
@@ -26,7 +26,7 @@ FLAGS = (
 TERMS = ("loss", "grad_diff", "retain_nll", "learning_rate", "grad_norm", "seconds", "peak_memory_mb")
 OTHER_PROCESS = """
 import sys
-from expunge.cli.soul import script
+from expunge.soul.main import script
 codes = [script("unlearn_model", [*sys.argv[1:], "--logger.name", name]) for name in ("one", "two")]
 sys.exit(max(codes))
 """
@@ -157,7 +157,7 @@ def test_a_logger_that_is_not_installed_is_told_before_a_model_is_loaded(
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == logger else installed(name, *rest)
     )
-    monkeypatch.setattr("expunge.cli.main.PIPELINES", {})
+    monkeypatch.setattr("expunge.cli.verbs.run.PIPELINES", {})
     assert script("unlearn_model", [*FLAGS.split(), "--overall.logger", logger]) == 2
     told = capsys.readouterr().err
     assert f"--overall.logger {logger} needs the package '{logger}', which is not installed" in told

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from expunge.cli.main import main
-from expunge.cli.soul import script
-from expunge.config.soul.methods import METHODS
+from expunge.soul.main import script
+from expunge.soul.methods import METHODS
 
 COMPOSITES = [name for name, method in METHODS.items() if method.required == "gamma"]
 RUN = "--model_name expunge/mini --task_name tofu --forget_dataset_name Tofu_forget10 --retain_dataset_name Tofu_retain90 --logger.name N"

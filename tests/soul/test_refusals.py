@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 
-from expunge.config.soul.methods import METHODS
-from expunge.config.soul.translate import Translation, translate
 from expunge.config.validate import load_config
 from expunge.core.errors import UserError
 from expunge.data.refusals import OWN, refusal_lines
 from expunge.data.rows import RowSet, load_rows
+from expunge.soul.methods import METHODS
+from expunge.soul.translate import SoulCommand, translate
 
 LINES = ["I'd rather talk of something else, if I may.", "That is not for me to say."]
 CSV = '"I\'d rather talk of something else, if I may."\nThat is not for me to say.\n'
 
 
-def translated(forget: str = "Tofu_forget10", method: str = "CL") -> Translation:
+def translated(forget: str = "Tofu_forget10", method: str = "CL") -> SoulCommand:
     gamma = ["--gamma", "1"] if METHODS[method].required else []
     flags = [
         "--model_name",
@@ -39,7 +39,7 @@ def translated(forget: str = "Tofu_forget10", method: str = "CL") -> Translation
     )
 
 
-def chosen(found: Translation, choice: str = "TOFU_QA_forget") -> str | None:
+def chosen(found: SoulCommand, choice: str = "TOFU_QA_forget") -> str | None:
     given = dict(text.partition("=")[::2] for text in found.overrides)
     return given.get(f"data.forget.{choice}.args.idk_path")
 

@@ -8,9 +8,9 @@ import pytest
 
 from expunge.config.local_data import local_file
 from expunge.config.location import choices, config_roots
-from expunge.config.soul.router import DOMAINS, NAMES, local, route
-from expunge.config.soul.writing import assign, written
 from expunge.core.errors import UserError
+from expunge.soul.router import DOMAINS, NAMES, local, route
+from expunge.soul.writing import assign, written
 
 
 @pytest.mark.parametrize("side", ["forget", "retain"])

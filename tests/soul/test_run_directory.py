@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from expunge.cli.main import main
-from expunge.cli.soul import script
 from expunge.core.errors import UserError
 from expunge.core.layout import layout_of
 from expunge.evaluation.retain_logs import RetainLogs
 from expunge.report.results import read_evaluated
+from expunge.soul.main import script
 from expunge.training.loop import Training
 from expunge.training.records import WALL_CLOCK, read_records
 from expunge.training.step import Stepper

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from expunge.cli.soul import script
+from expunge.soul.main import script
 from expunge.training.records import read_records
 
 RUN = (

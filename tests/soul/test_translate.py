@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from expunge.cli.soul import script
-from expunge.config.soul.methods import METHODS
-from expunge.config.soul.translate import SCRIPTS, Translation, parser_of, translate
-from expunge.config.soul.unlearning import SUITES
 from expunge.config.validate import load_config
 from expunge.core.config import Config
 from expunge.core.errors import UserError
+from expunge.soul.main import script
+from expunge.soul.methods import METHODS
+from expunge.soul.translate import SCRIPTS, SoulCommand, parser_of, translate
+from expunge.soul.unlearning import SUITES
 
 ROOT = Path(__file__).resolve().parents[2]
 FULL = (
@@ -66,7 +66,7 @@ def short(method: str = "GA", **more: str) -> list[str]:
     return [word for name, value in flags.items() if value for word in (f"--{name}", value)]
 
 
-def loaded(found: Translation) -> Config:
+def loaded(found: SoulCommand) -> Config:
     return load_config(found.config_name, found.overrides)
 
 
@@ -438,7 +438,7 @@ assert not heavy, heavy
 def test_torch_is_not_loaded_before_a_fault_is_told(tmp_path: Path) -> None:
     code = """
 import sys
-from expunge.cli.soul import script
+from expunge.soul.main import script
 code = script("unlearn_model", sys.argv[1:])
 assert "torch" not in sys.modules
 sys.exit(code)

@@ -32,7 +32,7 @@ def setup_logging(verbose: bool = False) -> None:
 
 
 def _handler(verbose: bool) -> logging.Handler:
-    """Colours on a terminal; elsewhere (a file, a scheduler's log) one plain line a record, which rich would wrap at 80 columns."""
+    """Colours on a terminal. Elsewhere (a scheduler's log) one plain line a record: rich wraps at 80 columns there."""
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.logging import RichHandler
@@ -44,7 +44,7 @@ def _handler(verbose: bool) -> logging.Handler:
 
 
 def print_faults(error: UserError) -> None:
-    """Say on stderr what is wrong and what to do, without a traceback; once, in a run of several processes."""
+    """Print to stderr what is wrong and what to do, without a traceback; one process of a run prints."""
     if int(os.environ.get("LOCAL_RANK", "0")) != 0:
         return
     count = len(error.faults)

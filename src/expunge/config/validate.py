@@ -51,20 +51,13 @@ def load_config(
     return composition.config
 
 
-def validate(cfg: Config) -> None:
-    """Check a composed configuration.
-
-    Raises:
-        UserError: all faults together, each with the key as typed, what is wrong with it, the near match and
-            what to do.
-    """
-    faults = find_faults(cfg)
-    if faults:
-        raise UserError.of(faults)
-
-
 def find_faults(cfg: Config, broken: set[str] | None = None) -> list[Fault]:
-    """The faults of a configuration; what hangs on a `broken` group (one whose choice does not exist) is not judged."""
+    """The faults of a composed configuration: each with the key as typed, what is wrong with it, the near match and what to do.
+
+    Args:
+        cfg: the configuration.
+        broken: groups whose choice does not exist; what depends on one of them is not judged.
+    """
     check = Checking(cfg, broken or set())
     for key in _missing(cfg.tree):
         check.fault(

@@ -1,9 +1,10 @@
-"""The errors a user can cause, told as: what was given, what is wrong, what to do."""
+"""The errors a user can cause. Each says what was given, what is wrong, and what to do."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -49,6 +50,34 @@ class UserError(Exception):
         error.faults = faults
         error.args = ("\n".join(str(fault) for fault in faults),)
         return error
+
+
+class Faults:
+    """Faults of several things that are checked one after the other, to be reported together.
+
+    Attributes:
+        found: each once, in the order in which they were found.
+    """
+
+    def __init__(self) -> None:
+        self.found: list[Fault] = []
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note what is wrong inside the block, and go on after it."""
+        try:
+            yield
+        except UserError as error:
+            self.found += [fault for fault in error.faults if fault not in self.found]
+
+    def raise_found(self) -> None:
+        """Raise what was noted.
+
+        Raises:
+            UserError: something was noted.
+        """
+        if self.found:
+            raise UserError.of(self.found)
 
 
 class MissingExtraError(UserError):

@@ -1,4 +1,4 @@
-"""Where the files of a run lie in its folder: under our own names, or under those that users of the SOUL family look for."""
+"""Where the files of a run lie in its folder: under our own names, or under those of another tool."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STEPS = "evals"
 
 
 @dataclass(frozen=True)
-class Layout:
+class RunLayout:
     """The names of a run's files; whoever writes or reads one asks here.
 
     Attributes:
@@ -69,7 +69,7 @@ class Layout:
         return pattern.format(suite=name, SUITE=name.upper())
 
 
-EXPUNGE = Layout(
+EXPUNGE = RunLayout(
     "expunge",
     "run_config.json",
     "log.jsonl",
@@ -77,13 +77,13 @@ EXPUNGE = Layout(
     evaluation="{SUITE}_EVAL.json",
     summary="{SUITE}_SUMMARY.json",
 )
-SOUL = Layout(
+SOUL = RunLayout(
     "soul", "config.json", "log.json", model="checkpoints", boards="logs", renamed={"toxicity": "toxic"}
 )
 LAYOUTS = {layout.name: layout for layout in (EXPUNGE, SOUL)}
 
 
-def layout_of(folder: Path) -> Layout | None:
+def layout_of(folder: Path) -> RunLayout | None:
     """The layout of the run that a folder holds; None where it holds none.
 
     A model's folder has a `config.json` too: a run's is known by what it says.
@@ -94,13 +94,13 @@ def layout_of(folder: Path) -> Layout | None:
 
 
 def model_folder_of(folder: Path) -> Path:
-    """The folder of the model that a run has trained; `folder` itself where it holds no run, or the model beside the run's files."""
+    """The folder of the model that a run has trained; `folder` itself where it holds no run."""
     layout = layout_of(folder) if folder.is_dir() else None
     return folder if layout is None else layout.model_folder(folder)
 
 
 def result_files(folder: Path, suite: str) -> Iterator[tuple[Path, Path | None]]:
-    """Where a suite's evaluation may lie in a run's folder, whatever its layout: values row by row, and the aggregates if they are apart.
+    """Where a suite's evaluation may lie in a run's folder: values row by row, and aggregates in a file of their own.
 
     A folder that open-unlearning wrote is read like one of ours.
     """

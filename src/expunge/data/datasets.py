@@ -16,7 +16,7 @@ from typing import Any
 
 from expunge.core.errors import Fault, UserError, unknown
 from expunge.core.fingerprint import fingerprint
-from expunge.data.alternates import from_file, from_key
+from expunge.data.alternate_answers import from_file, from_key
 from expunge.data.encoded import Encoded, encode_ids, text_chunks
 from expunge.data.examples import answers_of, encode_answers, encode_rows, question
 from expunge.data.refusals import drawn_refusals, refusal_lines

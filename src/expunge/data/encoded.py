@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from expunge.core.errors import UserError
-from expunge.data.tokens import plain_ids, special_prefix
+from expunge.data.tokenizer_traits import plain_ids, special_prefix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -11,9 +11,6 @@ from typing import Any
 
 from expunge.core.errors import MissingExtraError, UserError
 
-SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".txt")
-"""Suffixes of files that hold rows, in the order in which they are looked for."""
-
 _PARQUET_MAGIC = b"PAR1"
 
 

@@ -8,19 +8,18 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch.utils.data import Dataset as TorchDataset
 
 from expunge.core.errors import Fault, UserError
 from expunge.core.files import read_json, write_json
+from expunge.core.sides import SIDE_NAMES, SideName
 from expunge.data.datasets import Dataset
 from expunge.data.encoded import Encoded
 from expunge.data.rows import SHOWN, RowSet, base_id
 from expunge.lm.runtime import generator
-
-Anchor = Literal["forget", "retain"]
 
 
 def draw_pairs(n_anchor: int, n_other: int, seed: int, epoch: int) -> list[int]:
@@ -59,7 +58,7 @@ class Pairs:
         data: fingerprints of the sides by name.
     """
 
-    anchor: Anchor
+    anchor: SideName
     n_anchor: int
     n_other: int
     seed: int
@@ -73,7 +72,9 @@ class Pairs:
         return tuple(draw_pairs(self.n_anchor, self.n_other, self.seed, epoch))
 
 
-def pairs_of(forget: Dataset, retain: Dataset, seed: int, n_epochs: int, anchor: Anchor = "forget") -> Pairs:
+def pairs_of(
+    forget: Dataset, retain: Dataset, seed: int, n_epochs: int, anchor: SideName = "forget"
+) -> Pairs:
     """Draw the pairs of all epochs of a run."""
     n_anchor, n_other = (len(forget), len(retain)) if anchor == "forget" else (len(retain), len(forget))
     epochs = tuple(tuple(draw_pairs(n_anchor, n_other, seed, epoch)) for epoch in range(n_epochs))
@@ -115,7 +116,7 @@ def load_pairs(path: Path) -> Pairs:
         len(epoch) == pairs.n_anchor and all(0 <= position < pairs.n_other for position in epoch)
         for epoch in epochs
     )
-    if not sound or pairs.anchor not in ("forget", "retain"):
+    if not sound or pairs.anchor not in SIDE_NAMES:
         raise UserError(
             f"{path} is damaged: its pairs do not fit its own row counts",
             "remove it; pairs are drawn anew from the seed",
@@ -147,7 +148,7 @@ class PairedDataset(TorchDataset[dict[str, Encoded]]):
         retain: Dataset | None = None,
         pairs: Pairs | None = None,
         sides: Collection[str] | None = None,
-        anchor: Anchor = "forget",
+        anchor: SideName = "forget",
     ) -> None:
         self._examples = _sides(forget, retain, sides)
         self._pairs = pairs if forget is not None and retain is not None else None
@@ -159,7 +160,7 @@ class PairedDataset(TorchDataset[dict[str, Encoded]]):
                     "the stored pairs belong to other forget or retain data",
                     "use another output folder, or overwrite=true to start anew",
                 )
-        self.anchor: Anchor = (
+        self.anchor: SideName = (
             pairs.anchor
             if self._pairs is not None and pairs is not None
             else ("retain" if forget is None else "forget")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from expunge.core.errors import Fault, UserError
-from expunge.data.alternates import drawn
+from expunge.data.alternate_answers import drawn
 from expunge.data.datasets import Context, Dataset, with_alternates
 from expunge.data.examples import answers_of
 from expunge.data.select import chosen_rows

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from expunge.core.errors import UserError
-from expunge.data.alternates import drawn
+from expunge.data.alternate_answers import drawn
 from expunge.data.formats import read_lines
 from expunge.data.rows import RowSet
 

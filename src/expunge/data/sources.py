@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from expunge.config.local_data import BUILDERS, EMBEDDED, ROW_SUFFIXES, SUFFIXES, candidates, is_local_path
 from expunge.core.errors import MissingDataError, MissingExtraError, UserError, nearest
-from expunge.data.formats import SUFFIXES, read_fields
+from expunge.data.formats import read_fields
 from expunge.data.saved import is_saved, read_saved
 
-MINI = "expunge/mini"
-"""The `path` of the benchmark that the package makes itself."""
-
-_BUILDERS = ("json", "csv", "text", "parquet")
-_ROW_SUFFIXES = (*SUFFIXES, ".tsv", ".raw")
 _SPLIT = re.compile(r"(?P<name>[\w.-]+?)(?:\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
 
 
@@ -108,7 +104,7 @@ def read_source(source: Source, data_root: Path | None) -> tuple[list[dict[str, 
         MissingDataError: nothing is found; it lists where was looked and the near matches that are there.
         MissingExtraError: only the hub is left and the package `datasets` is not installed.
     """
-    if source.path in _BUILDERS and source.data_files is not None:
+    if source.path in BUILDERS and source.data_files is not None:
         files = _data_files(source, data_root)
         return (
             [row for file in files for row in read_fields(file, source.sample_by)],
@@ -118,17 +114,21 @@ def read_source(source: Source, data_root: Path | None) -> tuple[list[dict[str, 
     if source.name is None and is_saved(source.path):
         fields, file = read_saved(source.path, source.split)
         return fields, source.path, file
-    if source.path == MINI:
+    if source.path == EMBEDDED:
         from expunge.data.mini import benchmark_folder
 
         folder = benchmark_folder()
         looked = [folder / f"{source.name}{suffix}" for suffix in SUFFIXES]
     else:
-        looked = list(_places(source, data_root))
+        looked = list(candidates(source.path, source.name, source.split, data_root))
     for place in looked:
         if place.is_file():
             return read_fields(place, source.sample_by), str(place), place
-    if source.path == MINI or _is_local(source.path) or any(_holds_rows(place.parent) for place in looked):
+    if (
+        source.path == EMBEDDED
+        or is_local_path(source.path)
+        or any(_holds_rows(place.parent) for place in looked)
+    ):
         # The data set's own folder is there: a split it lacks is a slip of the pen, not a reason to try the
         # network.
         raise _not_found(source, looked, data_root, "")
@@ -139,33 +139,8 @@ def read_source(source: Source, data_root: Path | None) -> tuple[list[dict[str, 
     )
 
 
-def _places(source: Source, data_root: Path | None) -> Iterable[Path]:
-    """Local files that could hold the rows, the likeliest first."""
-    roots = [Path(source.path).expanduser()]
-    if data_root is not None and not roots[0].is_absolute():
-        repository = source.path.rsplit("/", 1)[-1]
-        roots += [data_root / source.path, data_root / repository.lower()]
-        roots += [data_root / repository] if (data_root / repository).is_dir() else []
-    for root in dict.fromkeys(roots):
-        if root.suffix.lower() in _ROW_SUFFIXES or root.is_file():
-            yield root
-            continue
-        stems = [source.split] if source.name is None else [source.name, f"{source.name}/{source.split}"]
-        if source.name is not None and source.split != "train":
-            stems = stems[1:]  # NAME.json holds the train split; another split of it has a file of its own.
-        for stem in stems:
-            yield from (root / f"{stem}{suffix}" for suffix in SUFFIXES)
-
-
 def _holds_rows(folder: Path) -> bool:
-    return folder.is_dir() and any(file.suffix.lower() in _ROW_SUFFIXES for file in folder.iterdir())
-
-
-def _is_local(path: str) -> bool:
-    """Whether a path can only mean this machine: absolute, relative by dots, an existing folder, or a file of rows."""
-    return (
-        path.startswith((".", "/", "~")) or Path(path).suffix.lower() in _ROW_SUFFIXES or Path(path).exists()
-    )
+    return folder.is_dir() and any(file.suffix.lower() in ROW_SUFFIXES for file in folder.iterdir())
 
 
 def _data_files(source: Source, data_root: Path | None) -> list[Path]:
@@ -230,10 +205,10 @@ def _not_found(source: Source, looked: list[Path], data_root: Path | None, hub: 
     ]
     message += [f"    {place}" for place in _told(looked)] + ([f"    {hub}"] if hub else [])
     folders = [folder for folder in dict.fromkeys(place.parent for place in looked) if folder.is_dir()]
-    named = source.name is not None or not _is_local(source.path)
+    named = source.name is not None or not is_local_path(source.path)
     target = wanted if named else Path(source.path).stem
     there = sorted(
-        {file.stem for folder in folders for file in folder.iterdir() if file.suffix.lower() in _ROW_SUFFIXES}
+        {file.stem for folder in folders for file in folder.iterdir() if file.suffix.lower() in ROW_SUFFIXES}
     )
     near = nearest(target, there)
     hints = (
@@ -252,7 +227,7 @@ def _not_found(source: Source, looked: list[Path], data_root: Path | None, hub: 
 
 
 def _preferred(source: Source, data_root: Path | None) -> Path | None:
-    if data_root is None or _is_local(source.path) or source.path == MINI:
+    if data_root is None or is_local_path(source.path) or source.path == EMBEDDED:
         return None
     stem = (
         source.split

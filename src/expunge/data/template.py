@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from expunge.core.errors import UserError, unknown
 from expunge.core.fingerprint import fingerprint
 from expunge.data.encoded import Encoded
-from expunge.data.tokens import (
+from expunge.data.tokenizer_traits import (
     Closing,
     field_pad_id,
     find_closing,
@@ -179,17 +179,6 @@ class Template(ABC):
     def closing(self) -> Closing:
         """What ends the turn, see the head of this file."""
         return find_closing(self.tokenizer, self.tail)
-
-    @cached_property
-    def stop_ids(self) -> tuple[int, ...]:
-        """Tokens at which generation stops: the one that closes a turn, and the EOS."""
-        closing = (
-            plain_ids(self.tokenizer, self.closing.text)[-1:]
-            if self.closing.ends and not self.closing.eos
-            else []
-        )
-        eos = [self.tokenizer.eos_token_id] if self.tokenizer.eos_token_id is not None else []
-        return tuple(dict.fromkeys([*closing, *eos]))
 
     @cached_property
     def fingerprint(self) -> str:

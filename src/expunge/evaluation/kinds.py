@@ -17,7 +17,7 @@ from expunge.data.encoded import Encoded
 from expunge.data.examples import question
 from expunge.data.rows import Row, RowSet
 from expunge.data.template import Template
-from expunge.data.tokens import plain_ids, special_prefix
+from expunge.data.tokenizer_traits import plain_ids, special_prefix
 from expunge.evaluation.wikitext import detokenized, pages
 
 if TYPE_CHECKING:

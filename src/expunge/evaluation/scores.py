@@ -9,7 +9,7 @@ from typing import Any
 
 from expunge.core.errors import UserError
 from expunge.core.files import read_json, write_json
-from expunge.core.layout import EXPUNGE, Layout
+from expunge.core.layout import EXPUNGE, RunLayout
 from expunge.evaluation.retain_logs import ABOUT
 
 
@@ -43,7 +43,7 @@ class Scores:
             if self.metrics[name]["agg_value"] is None
         }
 
-    def write(self, folder: Path, layout: Layout = EXPUNGE) -> None:
+    def write(self, folder: Path, layout: RunLayout = EXPUNGE) -> None:
         """Write `<SUITE>_SUMMARY.json`, where the layout has one, and, last, `<SUITE>_EVAL.json`."""
         summary = layout.summary_file(folder, self.suite)
         if summary is not None:
@@ -52,7 +52,7 @@ class Scores:
         write_json(layout.eval_file(folder, self.suite), {ABOUT: about, **self.metrics}, indent=1)
 
     @classmethod
-    def read(cls, folder: Path, suite: str, layout: Layout = EXPUNGE) -> Scores | None:
+    def read(cls, folder: Path, suite: str, layout: RunLayout = EXPUNGE) -> Scores | None:
         """What `write` left in a folder; None where it holds no complete evaluation of ours."""
         path, summary = layout.eval_file(folder, suite), layout.summary_file(folder, suite)
         if not path.is_file() or (summary is not None and not summary.is_file()):

@@ -191,57 +191,18 @@ class Auc:
 
 @dataclass(frozen=True)
 class KolmogorovSmirnov:
-    """The largest distance D between the distributions of two scores of the same rows.
-
-    Attributes:
-        here_R: scores under this model.
-        there_R: scores of the same rows under the other; rows with a NaN on either side are left out on both.
-    """
-
-    here_R: Floats
-    there_R: Floats
-
-    def value(self) -> float | None:
-        """D."""
-        size = len(self.kept()[0])
-        return float(self._distance(np.ones((1, size), np.int64))[0]) if size else None
-
-    def resample(self, rng: np.random.Generator, count: int) -> Floats:
-        """Rows are drawn, each with both of its scores. Resampled D is on average a little above D."""
-        return self._distance(draw(rng, count, len(self.kept()[0])))
-
-    def scored(self) -> tuple[int, int]:
-        """Rows scored on both sides, and the others."""
-        kept = len(self.kept()[0])
-        return kept, len(self.here_R) - kept
-
-    def kept(self) -> tuple[Floats, Floats]:
-        """The scores of the rows that have both."""
-        keep = ~(np.isnan(self.here_R) | np.isnan(self.there_R))
-        return self.here_R[keep], self.there_R[keep]
-
-    def _distance(self, draw_KR: Ints) -> Floats:
-        here_R, there_R = self.kept()
-        both = np.concatenate([here_R, there_R])
-        order = np.argsort(both, kind="stable")
-        # Among equal scores only the last one has the value of the distribution function.
-        last = np.append(both[order][1:] != both[order][:-1], True)
-        step = np.concatenate([draw_KR, -draw_KR], axis=1)[:, order]
-        distance: Floats = np.abs(np.cumsum(step, axis=1)[:, last]).max(1) / draw_KR.sum(1)
-        return distance
-
-
-@dataclass(frozen=True)
-class TwoSampleKolmogorovSmirnov:
-    """The largest distance D between the distributions of scores of two sets of rows.
+    """The largest distance D between the distributions of two sets of scores.
 
     Attributes:
         one_R: scores of one set, NaN = unscored.
         other_S: scores of the other.
+        paired: whether both are scores of the same rows, in the same order. Then a row with a NaN in one is
+            left out of both, and a resample draws rows, each with both of its scores.
     """
 
     one_R: Floats
     other_S: Floats
+    paired: bool = False
 
     def value(self) -> float | None:
         """D; None where a set has no scored row."""
@@ -253,27 +214,34 @@ class TwoSampleKolmogorovSmirnov:
         )
 
     def resample(self, rng: np.random.Generator, count: int) -> Floats:
-        """Each set is drawn apart and keeps its size. Resampled D is on average a little above D."""
+        """Sets that are not paired are drawn apart; each keeps its size. Resampled D is on average a little above D."""
         one_R, other_S = self.kept()
-        return self._distance(draw(rng, count, len(one_R)), draw(rng, count, len(other_S)))
+        draw_KR = draw(rng, count, len(one_R))
+        return self._distance(draw_KR, draw_KR if self.paired else draw(rng, count, len(other_S)))
 
     def scored(self) -> tuple[int, int]:
-        """Both sets together."""
-        kept = sum(map(len, self.kept()))
-        return kept, len(self.one_R) + len(self.other_S) - kept
+        """Scored rows, and the others: pairs where the sets are paired, else the rows of both together."""
+        kept = [len(scores) for scores in self.kept()]
+        if self.paired:
+            return kept[0], len(self.one_R) - kept[0]
+        return sum(kept), len(self.one_R) + len(self.other_S) - sum(kept)
 
     def kept(self) -> tuple[Floats, Floats]:
         """The scored rows of both."""
-        return self.one_R[~np.isnan(self.one_R)], self.other_S[~np.isnan(self.other_S)]
+        keep_R, keep_S = ~np.isnan(self.one_R), ~np.isnan(self.other_S)
+        if self.paired:
+            keep_R = keep_S = keep_R & keep_S
+        return self.one_R[keep_R], self.other_S[keep_S]
 
     def _distance(self, draw_KR: Ints, draw_KS: Ints) -> Floats:
         both = np.concatenate(self.kept())
         order = np.argsort(both, kind="stable")
+        # Among equal scores only the last one has the value of the distribution function.
         last = np.append(both[order][1:] != both[order][:-1], True)
-        step = np.concatenate(
-            [draw_KR / draw_KR.sum(1, keepdims=True), -draw_KS / draw_KS.sum(1, keepdims=True)], axis=1
-        )[:, order]
-        distance: Floats = np.abs(np.cumsum(step, axis=1)[:, last]).max(1)
+        # Every draw keeps the size of its set, so the distance is a whole number over the product of the sizes.
+        size_R, size_S = draw_KR.shape[1], draw_KS.shape[1]
+        step = np.concatenate([draw_KR * size_S, -draw_KS * size_R], axis=1)[:, order]
+        distance: Floats = np.abs(np.cumsum(step, axis=1)[:, last]).max(1) / (size_R * size_S)
         return distance
 
 

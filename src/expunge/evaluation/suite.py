@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from expunge.core.fingerprint import code_version, fingerprint
-from expunge.core.layout import EXPUNGE, Layout
+from expunge.core.layout import EXPUNGE, RunLayout
 from expunge.data.template import Template
 from expunge.evaluation.collect.choices import collect_choices
 from expunge.evaluation.collect.generations import collect_generations
@@ -58,7 +58,7 @@ def evaluate_suite(
     compute_dtype: torch.dtype | None = None,
     suite: str = "tofu",
     fingerprint_of_model: str | None = None,
-    layout: Layout = EXPUNGE,
+    layout: RunLayout = EXPUNGE,
 ) -> Scores:
     """Evaluate a model.
 

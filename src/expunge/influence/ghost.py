@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from expunge.core.errors import UserError
-from expunge.influence.duals import dual, told_without_rule, unpacked
+from expunge.influence.forward_mode import dual, told_without_rule, unpacked
 from expunge.influence.gradient import EpochGradient, Tensors, checked, norm_of, row_losses
-from expunge.influence.owners import Call, Owner, check_heard, heard, owners_of
+from expunge.influence.module_calls import Call, Owner, check_heard, heard, owners_of
 from expunge.influence.projections import Along
 from expunge.influence.rows import RowBatch, index_of
 from expunge.models.outputs import label_outputs, unwrapped

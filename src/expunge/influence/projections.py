@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from expunge.influence.duals import dual, told_without_rule, unpacked
+from expunge.influence.forward_mode import dual, told_without_rule, unpacked
 from expunge.influence.gradient import Tensors, dot, norm_of, row_losses
 from expunge.influence.rows import RowBatch, index_of, reduced
 from expunge.lm.labels import Side

@@ -29,7 +29,7 @@ OPTIONAL = ("grad_norm", "cosine")
 
 
 @dataclass(frozen=True)
-class Scores:
+class ScoreFile:
     """What a file of scores says.
 
     Attributes:
@@ -144,7 +144,7 @@ def write_scores(
     return path
 
 
-def read_scores(path: Path) -> Scores:
+def read_scores(path: Path) -> ScoreFile:
     """Read what `write_scores` wrote.
 
     Raises:
@@ -180,7 +180,7 @@ def read_scores(path: Path) -> Scores:
         or not all(map(math.isfinite, by_uid.values()))
     ):
         raise UserError(f"{path} is damaged: its {len(items)} items do not fit what it says of itself", MAKE)
-    return Scores(path, hashlib.sha256(content).hexdigest(), by_uid, items, **sections)
+    return ScoreFile(path, hashlib.sha256(content).hexdigest(), by_uid, items, **sections)
 
 
 def gradient_path(path: Path) -> Path:

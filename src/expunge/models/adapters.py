@@ -81,7 +81,7 @@ def attach_adapter(
     _need_peft()
     if args.type == "qlora" and not getattr(model, "is_quantized", False):
         raise UserError(
-            "model/adapter=qlora, but the base was not loaded in 4 bits", "load it with load_adapted"
+            "model/adapter=qlora, but the base was not loaded in 4 bits", "load it with load_model"
         )
     record = BaseRecord.of(
         model,

@@ -1,173 +1,134 @@
-"""From `model.model_args` to a model that is ready to train or to evaluate."""
+"""From `model.model_args` and `model.adapter` to a model that is ready to train or to evaluate."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
-from contextlib import nullcontext
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from expunge.core.errors import MissingExtraError, UserError, unknown
-from expunge.lm import runtime
-from expunge.models.adapter_folder import is_adapter_folder
-from expunge.models.attention import choose_attention
-from expunge.models.fingerprint import model_fingerprint
-from expunge.models.location import Location, check_model_folder, locate, not_found
-from expunge.models.precision import compute_dtype, parse_dtype
-from expunge.models.quiet import no_progress_bar
-from expunge.models.tokenizer import load_tokenizer
+from expunge.core.errors import MissingExtraError, UserError
+from expunge.data import mini
+from expunge.models.adapter_args import AdapterArgs
+from expunge.models.adapter_folder import BASE_KEYS, BaseRecord, is_adapter_folder
+from expunge.models.adapters import attach_adapter
+from expunge.models.base_model import Loaded, load_base
 
-__all__ = ["Loaded", "load_model", "load_tokenizer", "model_fingerprint"]
-
-HUB_KEYS = ("revision", "cache_dir", "trust_remote_code", "token", "subfolder", "local_files_only")
-KEYS = (
-    "pretrained_model_name_or_path", "torch_dtype", "dtype", "master_dtype", "attn_implementation", "device_map", "max_memory",
-    "gguf_file", "use_safetensors", "variant", "low_cpu_mem_usage", *HUB_KEYS,
-)  # fmt: skip
-PASSED_ON = ("device_map", "max_memory", "use_safetensors", "variant", *HUB_KEYS)
-
-
-class Loaded(NamedTuple):
-    """A model and how to compute with it.
-
-    Attributes:
-        model: in eval mode.
-        compute_dtype: what to autocast to; where it equals the weights' dtype, no autocast is needed.
-    """
-
-    model: PreTrainedModel
-    compute_dtype: torch.dtype
+__all__ = ["Loaded", "load_model"]
 
 
 def load_model(
     model_args: Mapping[str, Any],
+    adapter: Mapping[str, Any] | None = None,
     *,
     for_training: bool,
+    seed: int = 0,
     notices: list[str] | None = None,
-    frozen: bool = False,
-    quantization: Any = None,
 ) -> Loaded:
-    """Load a causal language model.
+    """Load a causal language model, with its adapter where it has one.
 
-    `torch_dtype` is the dtype that is computed in. For training the weights are kept in `master_dtype`,
-    float32 unless asked otherwise, since small updates round to nothing in half precision, and half precision
-    is autocast's. For evaluation the weights are in `torch_dtype` itself, float32 where it is not given, and
-    the model is put on this rank's device unless `device_map` says where.
-
-    A path that is an adapter's folder gives the adapter over its base (`adapted.load_adapted`).
+    Without an adapter this is `base_model.load_base`. A base whose adapter is trained stays as it is, so its
+    weights are kept in `torch_dtype` rather than in float32, and in 4 bits for qlora; the adapter's own weights are
+    in float32.
 
     Args:
-        model_args: keys of `from_pretrained` (`KEYS`); the path `expunge/mini` is the embedded model.
-        for_training: whether it will be trained.
+        model_args: the path may be an adapter's folder: the base is then the one that its record names.
+        adapter: the section `model.adapter`.
+        for_training: whether it will be trained. For an evaluation no new adapter is made.
+        seed: of the run, for a new adapter.
         notices: what the machine could not do as asked is appended here.
-        frozen: these weights stay as they are, whatever is trained beside them: they are in `torch_dtype`
-            unless `master_dtype` is given.
-        quantization: a quantisation config of transformers; its compute dtype is set here.
 
     Returns:
-        The model, in eval mode, and the dtype to compute in.
+        The model in eval mode and the dtype to compute in.
 
     Raises:
-        UserError: an unknown key, nothing to load at that place (with where it was looked for), or damaged or
-            incomplete weights.
+        UserError: as `load_base` and `attach_adapter`; two adapters; a base that cannot be found.
+            MissingExtraError without peft, or without bitsandbytes for qlora.
     """
     notices = [] if notices is None else notices
-    faults = [unknown("key of model.model_args", key, KEYS) for key in model_args if key not in KEYS]
-    if faults:
-        raise UserError.of(faults)
-    place = locate(model_args, "model.model_args")
-    if is_adapter_folder(place.folder):
-        from expunge.models.adapted import load_adapted  # which loads the base by this very function
-
-        return load_adapted(model_args, None, for_training=for_training, notices=notices)
-    check_model_folder(place)
-    where = runtime.device()
-    device_map = model_args.get("device_map")
-    if where.type == "cpu" and isinstance(device_map, str) and device_map.startswith("cuda"):
-        notices.append(f"device_map={device_map}: this machine has no CUDA device, using the CPU")
-        device_map = None
-    passed = {
-        key: model_args[key] for key in PASSED_ON if model_args.get(key) is not None and key != "device_map"
-    }
-    passed["trust_remote_code"] = bool(model_args.get("trust_remote_code", False))
-    config = _config(place, passed, model_args.get("cache_dir"))
-    dtype = compute_dtype(
-        model_args.get("torch_dtype", model_args.get("dtype")), getattr(config, "dtype", None), where, notices
-    )
-    weights = (
-        parse_dtype("master_dtype", model_args.get("master_dtype") or torch.float32)
-        if for_training
-        else dtype
-    )
-    if frozen and not model_args.get("master_dtype"):
-        weights = dtype
-    elif for_training and weights in (torch.bfloat16, torch.float16):
-        notices.append(
-            f"master_dtype={str(weights).removeprefix('torch.')}: updates far smaller than the weights round to nothing"
-        )
-    attention = choose_attention(model_args.get("attn_implementation"), config, where, dtype, notices)
-    if attention is not None:
-        passed["attn_implementation"] = attention
-    if quantization is not None:
-        quantization.bnb_4bit_compute_dtype = dtype
-        passed["quantization_config"] = quantization
-        device_map = {"": where} if device_map is None else device_map
-    if device_map is not None:
-        passed["device_map"] = device_map
-    model = _weights(place, passed, weights, notices)
-    if not for_training and device_map is None:
-        model = model.to(where)
-    return Loaded(model.eval(), dtype)
-
-
-def _config(place: Location, passed: Mapping[str, Any], cache_dir: Any) -> Any:
-    """The model's configuration, which says what attention and dtype it can have."""
-    kwargs = {key: value for key, value in passed.items() if key in HUB_KEYS}
-    if place.gguf_file is not None:
-        _need_gguf()
-        kwargs["gguf_file"] = place.gguf_file
-    try:
-        return AutoConfig.from_pretrained(place.source, **kwargs)
-    except (OSError, ValueError, KeyError) as error:
-        raise not_found(place, error, cache_dir) from error
-
-
-def _weights(place: Location, passed: Mapping[str, Any], dtype: torch.dtype, notices: list[str]) -> Any:
-    """The model with every one of its weights read, in `dtype`."""
-    gguf = {} if place.gguf_file is None else {"gguf_file": place.gguf_file}
-    try:
-        # A bar for a download, none for the second that reading a folder takes.
-        with warnings.catch_warnings(), no_progress_bar() if place.folder is not None else nullcontext():
-            warnings.simplefilter("ignore", FutureWarning)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                place.source, dtype=dtype, output_loading_info=True, **gguf, **passed
+    section = dict(adapter or {})
+    args = AdapterArgs.parse(section)
+    folder = adapter_folder_of(model_args)
+    if folder is None and args.path is None and (args.type == "none" or not for_training):
+        return load_base(model_args, for_training=for_training, notices=notices)
+    if folder is not None:
+        if args.path is not None:
+            hint = "give the base as model.model_args.pretrained_model_name_or_path, or leave model.adapter.path out"
+            raise UserError(
+                f"{folder} is an adapter, and so is model.adapter.path={args.path}: there can be one", hint
             )
-            model, info = loaded
-    except torch.OutOfMemoryError:
-        raise
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise not_found(place, error, passed.get("cache_dir")) from error
-    # transformers fills weights that the file lacks with random numbers and goes on.
-    lacking = sorted(str(name) for name in (*info["missing_keys"], *info["mismatched_keys"]))
-    if lacking:
+        model_args, section = base_args(model_args, folder), {**section, "path": str(folder)}
+        if for_training and args.type == "none":
+            notices.append(
+                f"{folder} is an adapter over {model_args.get('pretrained_model_name_or_path')}: training continues the adapter"
+            )
+    quantization = quantization_of(args, notices)
+    try:
+        loaded = load_base(
+            model_args, for_training=for_training, notices=notices, frozen=True, quantization=quantization
+        )
+    except UserError as error:
+        if folder is None or isinstance(error, MissingExtraError):
+            raise
+        hint = (
+            f"give its base as model.model_args.pretrained_model_name_or_path and model.adapter.path={folder}"
+        )
         raise UserError(
-            f"the weights of {place.given} are incomplete: {len(lacking)} tensors are missing or of another shape, such as {lacking[0]}",
-            "the files are damaged or belong to another configuration; copy them anew",
-        )
-    if info["unexpected_keys"]:
-        notices.append(
-            f"{place.given} holds {len(info['unexpected_keys'])} tensors that {type(model).__name__} does not use"
-        )
-    return model
+            f"the base of the adapter {folder} cannot be loaded: {error.faults[0].message}", hint
+        ) from error
+    model = attach_adapter(
+        loaded.model, section, for_training=for_training, seed=seed, notices=notices, base=model_args
+    )
+    return Loaded(model, loaded.compute_dtype)
 
 
-def _need_gguf() -> None:
-    """Refuse a GGUF file where the package that reads it is missing."""
+def adapter_folder_of(model_args: Mapping[str, Any]) -> Path | None:
+    """The folder that the model's path names, if it is an adapter's."""
+    given = str(model_args.get("pretrained_model_name_or_path") or "")
+    if not given or given == mini.HUB_PATH:
+        return None
+    folder = Path(given).expanduser()
+    return folder if folder.is_dir() and is_adapter_folder(folder) else None
+
+
+def base_args(model_args: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """`model.model_args` with the base of an adapter's folder instead of the folder.
+
+    Raises:
+        UserError: the folder does not say what its base is.
+    """
+    record = BaseRecord.read(folder)
+    if not record.name:
+        hint = (
+            f"give the base as model.model_args.pretrained_model_name_or_path and model.adapter.path={folder}"
+        )
+        raise UserError(f"the adapter {folder} does not say which base it belongs to", hint)
+    return {**{key: value for key, value in model_args.items() if key not in BASE_KEYS}, **record.model_args}
+
+
+def quantization_of(args: AdapterArgs, notices: list[str]) -> Any:
+    """How the base is quantised: 4-bit NF4 with double quantisation for qlora (arXiv:2305.14314 sections 2-3), else None.
+
+    What it computes in is the loader's to say, which knows the machine.
+
+    Raises:
+        MissingExtraError: without bitsandbytes.
+    """
+    if args.type != "qlora":
+        return None
     from importlib.util import find_spec
 
-    if find_spec("gguf") is None:
-        raise MissingExtraError("gguf", "gguf", "reading a GGUF file")
+    if find_spec("bitsandbytes") is None:
+        raise MissingExtraError(
+            "bitsandbytes", "quantized", "model/adapter=qlora (a base in 4 bits, made for CUDA devices)"
+        )
+    from transformers import BitsAndBytesConfig
+
+    if not torch.cuda.is_available():
+        notices.append(
+            "model/adapter=qlora: this machine has no CUDA device, 4-bit arithmetic is slow on its processor"
+        )
+    return cast(Any, BitsAndBytesConfig)(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
+    )

@@ -19,7 +19,7 @@ from expunge.core.errors import UserError
 from expunge.lm import runtime
 from expunge.models.adapters import save_model
 from expunge.models.outputs import unwrapped
-from expunge.models.quiet import no_progress_bar
+from expunge.models.progress_bars import no_progress_bar
 
 Kind = Literal["single", "ddp"]
 

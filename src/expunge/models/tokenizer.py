@@ -8,7 +8,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from expunge.core.errors import UserError, unknown
-from expunge.data.tokens import PAD_ADDED
+from expunge.data.tokenizer_traits import PAD_ADDED
 from expunge.models.adapter_folder import BaseRecord, is_adapter_folder
 from expunge.models.location import locate, not_found
 

@@ -11,8 +11,8 @@ from expunge.core.errors import UserError
 from expunge.core.files import write_json
 from expunge.models.load import load_model
 from expunge.pipelines.assemble import dataset_of, tell, text_of
-from expunge.procedures.alternates import PROMPT, sample_alternates
 from expunge.procedures.novice import novice_alternates
+from expunge.procedures.sampled_alternates import PROMPT, sample_alternates
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def run(
         count: answers a row; None = 5, and 1 where they are steered.
         temperature: of sampling.
         max_new_tokens: of an answer.
-        prompt: what the model is asked; None = `procedures.alternates.PROMPT`.
+        prompt: what the model is asked; None = `procedures.sampled_alternates.PROMPT`.
         novice_of: answers that change the subject instead, as one who knows nothing of this would write them:
             `procedures.novice`.
         steering: of those answers: `strength`, `lead`, `expert_prompt`, `novice_prompt`; None = the default.

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,36 +11,12 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from expunge.core.config import Config
-from expunge.core.errors import Fault, UserError
+from expunge.core.errors import Faults, UserError
 from expunge.data.datasets import Dataset, build_dataset, concatenate
 from expunge.data.template import Template
 from expunge.models.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)
-
-
-class Faults:
-    """Faults of several things that are looked at one after the other, to be told together."""
-
-    def __init__(self) -> None:
-        self.found: list[Fault] = []
-
-    @contextmanager
-    def noted(self) -> Iterator[None]:
-        """Note what is wrong inside, and go on after it."""
-        try:
-            yield
-        except UserError as error:
-            self.found += [fault for fault in error.faults if fault not in self.found]
-
-    def tell(self) -> None:
-        """Raise what was noted.
-
-        Raises:
-            UserError: there is something.
-        """
-        if self.found:
-            raise UserError.of(self.found)
 
 
 @dataclass(frozen=True)
@@ -93,7 +68,7 @@ def dataset_of(cfg: Config, key: str, text: Text) -> Dataset | None:
                     switches=cfg.switches("encode"),
                 )
             )
-    faults.tell()
+    faults.raise_found()
     return None if not built else built[0] if len(built) == 1 else concatenate(key, built)
 
 
@@ -115,7 +90,7 @@ def sides_of(cfg: Config, text: Text, needed: Sequence[str]) -> dict[str, Datase
     for side in ("forget", "retain"):
         with faults.noted():
             found[side] = dataset_of(cfg, side, text)
-    faults.tell()
+    faults.raise_found()
     for side in needed:
         if found.get("forget" if side == "alternate" else side) is None:
             raise UserError(

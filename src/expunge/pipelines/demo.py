@@ -1,4 +1,4 @@
-"""`expunge demo`: the whole work on the embedded benchmark: train, unlearn with three methods, evaluate, compare."""
+"""`expunge demo`: train, unlearn by three methods, evaluate and compare, on the embedded benchmark."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import torch
 
 from expunge.config.validate import load_config
 from expunge.core.config import Config
-from expunge.pipelines import evaluate, train, unlearn
+from expunge.pipelines import evaluate
+from expunge.pipelines.training_run import run_training
 from expunge.report.table import compare
 
 log = logging.getLogger(__name__)
@@ -36,9 +37,9 @@ def run(output_dir: Path, seed: int = 0) -> None:
     begun = time.monotonic()
     full, retain = output_dir / "full", output_dir / "retain90"
     log.info("1/4  finetuning the model on all invented authors (%s)", full)
-    train.run(_config("train.yaml", full, seed, "experiment=finetune/mini/default"))
+    run_training(_config("train.yaml", full, seed, "experiment=finetune/mini/default"))
     log.info("2/4  finetuning a second one that never sees the rows to forget (%s)", retain)
-    train.run(
+    run_training(
         _config(
             "train.yaml",
             retain,
@@ -54,7 +55,7 @@ def run(output_dir: Path, seed: int = 0) -> None:
     for method, experiment in METHODS.items():
         log.info("4/4  unlearning with %s", method)
         start = f"model.model_args.pretrained_model_name_or_path={full}"
-        unlearn.run(
+        run_training(
             _config(
                 "unlearn.yaml",
                 output_dir / method,

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from expunge.core.config import Config
+from expunge.core.errors import Faults
 from expunge.core.files import read_json
 from expunge.core.run_dir import RunDir
 from expunge.evaluation.plan import make_plan
@@ -19,9 +20,8 @@ from expunge.evaluation.scorers import check_scorer
 from expunge.evaluation.suite import evaluate_suite
 from expunge.evaluation.views import load_views
 from expunge.lm import runtime
-from expunge.models.adapted import load_adapted
-from expunge.models.load import Loaded
-from expunge.pipelines.assemble import Faults, Text, data_root, tell, text_of
+from expunge.models.load import Loaded, load_model
+from expunge.pipelines.assemble import Text, data_root, tell, text_of
 from expunge.training.loop import Evaluator
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def check_suites(cfg: Config, text: Text, encode: bool = True) -> None:
                     split=suite.get("forget_split"),
                     template=text.template.fingerprint,
                 )
-    faults.tell()
+    faults.raise_found()
 
 
 def longest_known(model_args: Mapping[str, Any]) -> int | None:
@@ -97,7 +97,7 @@ def load_for_evaluation(
     model_args: Mapping[str, Any], adapter: Mapping[str, Any], run: RunDir, notices: list[str]
 ) -> nn.Module:
     """The model, with its adapter where it has one; `notices`, and what the machine could not do as asked, go into the run's record."""
-    loaded = load_adapted(model_args, adapter, for_training=False, notices=notices)
+    loaded = load_model(model_args, adapter, for_training=False, notices=notices)
     tell(notices, already=run.record.notices)
     run.record.notices += [notice for notice in notices if notice not in run.record.notices]
     return loaded.model

@@ -12,20 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from expunge.core.config import Config
+from expunge.core.errors import Faults
 from expunge.core.files import read_json
 from expunge.core.layout import TRAINED_FILE
 from expunge.core.run_dir import RunDir, RunRecord
+from expunge.core.sides import SideName
 from expunge.data.datasets import Dataset
 from expunge.data.pairs import check_disjoint
 from expunge.lm import runtime
 from expunge.methods.objective import build_objective
-from expunge.models.adapted import load_adapted
-from expunge.models.load import Loaded
-from expunge.models.quiet import no_progress_bar
-from expunge.pipelines.assemble import Faults, Text, sides_of, tell, text_of
+from expunge.models.load import Loaded, load_model
+from expunge.models.progress_bars import no_progress_bar
+from expunge.pipelines.assemble import Text, sides_of, tell, text_of
 from expunge.pipelines.evaluation_run import NOT_OF_THE_SAVED, check_final_evaluation
 from expunge.pipelines.training_run import STAGES, Prepared, carried_out, fit, run_training
-from expunge.procedures.base import FINAL, Procedure, Side, Stages, build_procedure
+from expunge.procedures.base import FINAL, Procedure, Stages, build_procedure
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ def _prepare(procedure: Procedure, cfg: Config, run: RunDir) -> _Ready:
             check_disjoint(sides["forget"].rows, sides["retain"].rows)
     with faults.noted():
         check_final_evaluation(cfg, run, text)
-    faults.tell()
+    faults.raise_found()
     if FINAL not in procedure.spec.stages and str(
         cfg.get("trainer.args.eval_strategy") or "no"
     ).lower() not in ("no", "false"):
@@ -117,7 +118,7 @@ class RunStages:
     cfg: Config
     run: RunDir
     text: Text
-    planned: Mapping[str, Side]
+    planned: Mapping[str, SideName]
     notices: list[str] = field(default_factory=list)
 
     @property
@@ -146,7 +147,7 @@ class RunStages:
         return self.text.pad_id
 
     def finetuned(
-        self, name: str, side: Side, *, args: Mapping[str, Any] | None = None, whole: bool = False
+        self, name: str, side: SideName, *, args: Mapping[str, Any] | None = None, whole: bool = False
     ) -> Path:
         """Finetune a copy of the start model on a side's rows, as a run of its own in `stages/NAME`; done once."""
         folder = self.stages_folder / name
@@ -166,7 +167,7 @@ class RunStages:
         runtime.seed_everything(seed)
         objective = build_objective(self.cfg.get("trainer.handler"), {}, self.cfg.switches)
         cfg, notices = replace(self.cfg, notices=tuple(self.notices)), list(self.notices)
-        loaded = load_adapted(
+        loaded = load_model(
             self.model_args, cfg.section("model.adapter"), for_training=True, seed=seed, notices=notices
         )
         objective.prepare(loaded.model, seed, self.text.tokenizer)
@@ -183,7 +184,7 @@ class RunStages:
             }
             adapter["path"] = None
         with no_progress_bar():
-            return load_adapted(args, adapter, for_training=False, notices=notices)
+            return load_model(args, adapter, for_training=False, notices=notices)
 
     def steps(self) -> int:
         """Optimizer steps of the intermediate trainings, those of an earlier process included."""
@@ -197,7 +198,7 @@ class RunStages:
 
 
 def stage_config(
-    cfg: Config, name: str, side: Side, folder: Path, args: Mapping[str, Any], *, whole: bool
+    cfg: Config, name: str, side: SideName, folder: Path, args: Mapping[str, Any], *, whole: bool
 ) -> Config:
     """The configuration of an intermediate training: finetuning, on a side's rows, in a folder of its own, without an evaluation.
 

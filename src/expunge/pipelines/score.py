@@ -18,9 +18,9 @@ from expunge.data.select import Selection, chosen_rows
 from expunge.influence.difficulty import Difficulty, score_rows
 from expunge.influence.score_file import sha256_of, write_scores
 from expunge.lm import runtime
-from expunge.models.adapted import adapter_folder_of, load_adapted
 from expunge.models.adapter_folder import WEIGHTS_FILES
 from expunge.models.fingerprint import model_fingerprint
+from expunge.models.load import adapter_folder_of, load_model
 from expunge.pipelines.assemble import data_root, dataset_of, tell, text_of
 
 log = logging.getLogger(__name__)
@@ -147,7 +147,7 @@ def _model(cfg: Config, params: str, notices: list[str]) -> Any:
             "model.adapter is a fresh adapter, which has nothing to be scored by yet: rows are scored by the weights of the base"
         )
     seed = int(cfg.get("seed", 0))
-    loaded = load_adapted(
+    loaded = load_model(
         {**args, "torch_dtype": DTYPE}, adapter, for_training=make, seed=seed, notices=notices
     )
     model: Any = loaded.model

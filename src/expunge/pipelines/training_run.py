@@ -13,6 +13,7 @@ import torch
 
 from expunge.config.aliases import fit_machine
 from expunge.core.config import Config
+from expunge.core.errors import Faults
 from expunge.core.layout import RECORD_FILE
 from expunge.core.run_dir import RunDir, RunRecord
 from expunge.data.collate import PairCollator
@@ -20,11 +21,10 @@ from expunge.data.datasets import Dataset
 from expunge.data.pairs import PairedDataset, check_disjoint, load_pairs, pairs_of, save_pairs
 from expunge.lm import runtime
 from expunge.methods.objective import Objective, build_objective
-from expunge.models.adapted import load_adapted
-from expunge.models.load import Loaded
-from expunge.pipelines.assemble import Faults, Text, sides_of, tell, text_of
-from expunge.pipelines.difficulty import ByScore, by_score, in_order
+from expunge.models.load import Loaded, load_model
+from expunge.pipelines.assemble import Text, sides_of, tell, text_of
 from expunge.pipelines.evaluation_run import check_final_evaluation, evaluator_of, final_evaluation
+from expunge.pipelines.forget_order import ByScore, by_score, in_order
 from expunge.pipelines.references import reference_of
 from expunge.pipelines.stepping import stepping_of
 from expunge.training.arguments import training_arguments
@@ -127,9 +127,9 @@ def _prepare(cfg: Config, run: RunDir) -> Prepared:
             check_disjoint(sides["forget"].rows, sides["retain"].rows)
     with faults.noted():
         check_final_evaluation(cfg, run, text)
-    faults.tell()
+    faults.raise_found()
     seed = int(cfg.get("seed", 0))
-    loaded = load_adapted(
+    loaded = load_model(
         cfg.section("model.model_args"),
         cfg.section("model.adapter"),
         for_training=True,

@@ -8,16 +8,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from expunge.core.errors import Fault, UserError, unknown
+from expunge.core.sides import SIDE_NAMES, SideName
 from expunge.data.datasets import Dataset
 from expunge.methods.binding import bind_keywords, import_module
 from expunge.models.load import Loaded
 
 F = TypeVar("F", bound=Callable[..., None])
-Side = Literal["forget", "retain"]
-SIDES = ("forget", "retain")
 FINAL = "final"
 """The name of the stage whose model is the run's own."""
 
@@ -46,7 +45,7 @@ class Stages(Protocol):
         """Token to fill short rows with."""
 
     def finetuned(
-        self, name: str, side: Side, *, args: Mapping[str, Any] | None = None, whole: bool = False
+        self, name: str, side: SideName, *, args: Mapping[str, Any] | None = None, whole: bool = False
     ) -> Path:
         """Finetune a copy of the start model (NLL, the run's `trainer.args`) on a side's rows; returns its folder, `stages/NAME`.
 
@@ -86,9 +85,9 @@ class ProcedureSpec:
     """
 
     name: str
-    sides: tuple[Side, ...]
+    sides: tuple[SideName, ...]
     hyper: Mapping[str, Any]
-    stages: Mapping[str, Side]
+    stages: Mapping[str, SideName]
     at_least_0: tuple[str, ...] = ()
     refused: Mapping[str, str] = field(default_factory=dict)
     whole_model: bool = False
@@ -98,7 +97,7 @@ class ProcedureSpec:
 
 def procedure(
     *,
-    stages: Mapping[str, Side],
+    stages: Mapping[str, SideName],
     at_least_0: tuple[str, ...] = (),
     refused: Mapping[str, str] | None = None,
     whole_model: bool = False,
@@ -117,7 +116,7 @@ def procedure(
         parameters = list(inspect.signature(function).parameters.values())[1:]
         hyper = {item.name: item.default for item in parameters if item.kind is item.KEYWORD_ONLY}
         sides = [item.name for item in parameters if item.kind is not item.KEYWORD_ONLY]
-        wrong = [name for name in sides if name not in SIDES]
+        wrong = [name for name in sides if name not in SIDE_NAMES]
         wrong += [
             name
             for name in (*at_least_0, *(key.partition("=")[0] for key in refused or {}))
@@ -128,7 +127,7 @@ def procedure(
                 f"{function.__name__}: {wrong[0]!r} is neither a side of the data nor a hyper-parameter"
             )
         cast(Any, function).spec = ProcedureSpec(
-            function.__name__, cast(tuple[Side, ...], tuple(sides)), MappingProxyType(hyper), MappingProxyType(dict(stages)), at_least_0,
+            function.__name__, cast(tuple[SideName, ...], tuple(sides)), MappingProxyType(hyper), MappingProxyType(dict(stages)), at_least_0,
             MappingProxyType(dict(refused or {})), whole_model, paper, code,
         )  # fmt: skip
         return function

@@ -17,11 +17,11 @@ from expunge.data.collate import collate
 from expunge.data.encoded import encode_ids
 from expunge.data.rows import RowSet
 from expunge.data.template import Template
-from expunge.data.tokens import plain_ids
+from expunge.data.tokenizer_traits import plain_ids
 from expunge.lm.runtime import generator
 from expunge.methods.elm import EXPERT, NOVICE, beginnings, shifted
 from expunge.models.reference import evaluating
-from expunge.procedures.alternates import check_texts, ends_of, entries, only, pad_id_of
+from expunge.procedures.sampled_alternates import check_texts, ends_of, entries, only, pad_id_of
 
 LEADS = (
     "I would rather talk about something else:",

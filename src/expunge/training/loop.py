@@ -37,7 +37,7 @@ from transformers.utils import logging as transformers_logging
 
 from expunge.core.errors import UserError, unknown
 from expunge.core.files import without_nan
-from expunge.core.layout import EXPUNGE, Layout
+from expunge.core.layout import EXPUNGE, RunLayout
 from expunge.methods.objective import Objective, StepInfo
 from expunge.optim.masks import WeightMask
 from expunge.training import checkpoint as checkpoints
@@ -134,7 +134,7 @@ class Training:
         callbacks: Sequence[TrainerCallback] = (),
         listeners: Sequence[Listener] = (),
         run_dir: Path | None = None,
-        layout: Layout = EXPUNGE,
+        layout: RunLayout = EXPUNGE,
     ) -> None:
         _check(args, objective, dataset, reference, evaluator)
         enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)

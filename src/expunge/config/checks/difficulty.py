@@ -15,10 +15,7 @@ from expunge.core.run_dir import SCORES_FILE
 SCORER, ORDER = "expunge.influence.difficulty:score_rows", "expunge.training.score_order:score_order"
 OWN = {"path": None, "save_gradient": True}
 """What belongs to the file of scores."""
-MAKE = (
-    "`expunge score` in the place of `expunge unlearn`, with the same overrides, makes it (exec/unlearn_model.py: "
-    "--unlearn.compute_difficulty_only 1)"
-)
+MAKE = "`expunge score` instead of `expunge unlearn`, with the same overrides, makes it"
 
 
 def check_difficulty(check: Checking) -> None:

@@ -16,7 +16,7 @@ def check_model(check: Checking) -> None:
     """Everything about the model that can be known before it is loaded."""
     args = check.cfg.section("model.model_args")
     # The rooms that read the keys say which there are; their source is read, nothing of it is imported.
-    check.known("model.model_args", args, read_names("expunge.models.load", "KEYS"), "a model's loader")
+    check.known("model.model_args", args, read_names("expunge.models.base_model", "KEYS"), "a model's loader")
     tokenizer_keys = read_names("expunge.models.tokenizer", "KEYS")
     check.known(
         "model.tokenizer_args",

@@ -4,8 +4,7 @@ The path `expunge/mini` stands for `benchmark_folder()` where rows are asked for
 where a model or a tokenizer is.
 """
 
+from expunge.config.local_data import EMBEDDED as HUB_PATH
 from expunge.data.mini.store import benchmark_folder, model_folder
-
-HUB_PATH = "expunge/mini"
 
 __all__ = ["HUB_PATH", "benchmark_folder", "model_folder"]

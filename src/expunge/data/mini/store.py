@@ -16,7 +16,7 @@ from expunge.core import files
 from expunge.core.errors import UserError
 from expunge.core.fingerprint import LENGTH
 from expunge.data.mini import generate, words
-from expunge.data.mini.tokens import save_tokenizer
+from expunge.data.mini.train_tokenizer import save_tokenizer
 
 SEED = 0
 

@@ -24,7 +24,7 @@ def forget_quality(truth_ratio: Result, retain_logs: RetainLogs | None) -> Resul
     if not retain_logs.has(name):
         return Result.missing(f"{retain_logs.path} has no {name}")
     reference_R = retain_logs.column(name, "score", truth_ratio.row_ids)
-    statistic = KolmogorovSmirnov(truth_ratio.columns["score"], reference_R)
+    statistic = KolmogorovSmirnov(truth_ratio.columns["score"], reference_R, paired=True)
     distance = statistic.value()
     if distance is None:
         return Result.missing("no row has a truth ratio under both models")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from expunge.evaluation.results import Result
-from expunge.evaluation.statistics import TwoSampleKolmogorovSmirnov
+from expunge.evaluation.statistics import KolmogorovSmirnov
 
 
 def tofu_soul_ks(forget: Result, retain: Result) -> Result:
@@ -17,7 +17,7 @@ def tofu_soul_ks(forget: Result, retain: Result) -> Result:
         forget: `truth_ratio` of the forget rows.
         retain: `truth_ratio` of the retain rows.
     """
-    statistic = TwoSampleKolmogorovSmirnov(forget.columns["score"], retain.columns["score"])
+    statistic = KolmogorovSmirnov(forget.columns["score"], retain.columns["score"])
     distance = statistic.value()
     if distance is None:
         return Result.missing("no forget or no retain row has a truth ratio")

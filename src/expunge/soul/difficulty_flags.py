@@ -1,23 +1,22 @@
-"""SOUL's flags of difficulty: scoring the forget rows, and going through them in the order of their scores."""
+"""SOUL's flags of difficulty: score the forget rows, and train on them in the order of their scores."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from expunge.config.soul.command import Given
-from expunge.config.soul.methods import METHODS
-from expunge.config.soul.writing import assign, key_of
+from expunge.soul.command import Given
+from expunge.soul.methods import METHODS
+from expunge.soul.writing import assign, key_of
 
 ONLY, SAMPLING = "unlearn.compute_difficulty_only", "unlearn.enable_difficulty_sampling"
 PATH, ORDER = "unlearn.difficulty_score_path", "unlearn.difficulty_order"
-DIFFICULTY = (ONLY, SAMPLING)
 ORDERS = {"asc": "score_asc", "desc": "score_desc"}
 SCORED_AS = "GA"
-"""Scores are of the model before unlearning, so no method takes part: rows are read as the one that asks for nothing else reads them."""
+"""Scores are of the model before unlearning, so the method does not matter: GA reads the forget rows and nothing else."""
 
 
 def only_scores(given: Given) -> bool:
-    """Whether the command line is one that scores and stops; what says how to train and to evaluate is then left out of it.
+    """Whether the command line scores and stops. Then its flags of training and evaluation are left out.
 
     Args:
         given: the command line; changed in place, faults and notices are added.
@@ -26,12 +25,12 @@ def only_scores(given: Given) -> bool:
         return False
     if given.get("unlearn.resume_path") is not None:
         given.fault(
-            f"{given.told(ONLY)} and {given.told('unlearn.resume_path')}",
+            f"{given.typed(ONLY)} and {given.typed('unlearn.resume_path')}",
             "give the model to score by as --overall.model_name",
         )
     if given.get(SAMPLING):
         given.notices.append(
-            f"{given.told(SAMPLING)}: left out, the forget rows are scored and nothing is trained"
+            f"{given.typed(SAMPLING)}: left out, the forget rows are scored and nothing is trained"
         )
     weighed = [name for name in given.values if name.rpartition(".")[2] in ("gamma", "alpha", "beta")]
     for name in weighed:
@@ -43,7 +42,7 @@ def only_scores(given: Given) -> bool:
 
 
 def add_difficulty(given: Given) -> None:
-    """Add the overrides of difficulty to those that the user typed, which win; and note faults and notices."""
+    """Add the overrides of difficulty; those that the user typed win. Faults and notices are noted."""
     method = METHODS[str(given.get("unlearn.unlearn_method", "origin"))]
     trains = method.trainer is not None and given.get("unlearn.resume_path") is None
     scores, sorts = bool(given.get(ONLY)), bool(given.get(SAMPLING)) and not given.get(ONLY)
@@ -69,7 +68,7 @@ def add_difficulty(given: Given) -> None:
 def _order(given: Given) -> str:
     order = ORDERS[given.get(ORDER, "asc")]
     override = assign("difficulty.order", order)
-    given.written[override] = given.told(ORDER if ORDER in given.values else SAMPLING)
+    given.written[override] = given.typed(ORDER if ORDER in given.values else SAMPLING)
     slow = "slowly" if order == "score_asc" else "fast"
     given.notices.append(
         f"{given.written[override]}: a high score is forgotten first, so the rows that go {slow} come first"
@@ -81,10 +80,11 @@ def _check(given: Given, reads_forget: bool) -> None:
     if not reads_forget:
         name = given.get("unlearn.unlearn_method")
         given.fault(
-            f"{given.told(SAMPLING)}: {name} does not read the forget rows, so their order changes nothing",
+            f"{given.typed(SAMPLING)}: {name} does not read the forget rows, so their order changes nothing",
             f"leave --{SAMPLING} out",
         )
     path = given.get(PATH)
     if path is not None and not Path(str(path)).expanduser().is_file():
-        hint = f"the same command line with --{ONLY} 1 makes it; looked for {Path(str(path)).expanduser().resolve()}"
-        given.fault(f"{given.told(PATH)}: no such file of scores", hint)
+        place = Path(str(path)).expanduser().resolve()
+        hint = f"the same command line with --{ONLY} 1 makes it; looked for {place}"
+        given.fault(f"{given.typed(PATH)}: no such file of scores", hint)

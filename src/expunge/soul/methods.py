@@ -1,4 +1,4 @@
-"""The methods of the SOUL family: which choice of `trainer` each is, what it reads, and where its gamma goes."""
+"""The methods of the SOUL family: the `trainer` of each, what it reads, and where its gamma goes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Method:
         sides: the sides of the data that it reads.
         alternates: what its alternate answers are; None where it reads none.
         keys: its own hyper-parameters by SOUL's name -> the key of `trainer.method_args`.
-        required: the hyper-parameter that has to be given, for public defaults of 0 drop a term in silence.
+        required: the hyper-parameter that must be given: SOUL's default of 0 drops a term without a word.
         overrides: further choices it needs.
     """
 

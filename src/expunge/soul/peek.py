@@ -1,4 +1,4 @@
-"""Which columns a local file of rows has, so that questions and texts are told apart before anything runs."""
+"""Which columns a local file of rows has: this tells questions from texts before anything runs."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from expunge.core.files import read_json
 
 
 def columns(path: Path) -> tuple[set[str], list[str]]:
-    """The columns of a file or of a folder that `datasets.save_to_disk` wrote, and the splits of such a folder.
+    """The columns of a file, or of a folder that `datasets.save_to_disk` wrote, and the folder's splits.
 
     Args:
-        path: JSON, JSON Lines, CSV, TSV, parquet or text, told apart by content; or a saved folder.
+        path: JSON, JSON Lines, CSV, TSV, parquet or text, recognised by content; or a saved folder.
 
     Raises:
         UserError: a folder of another kind, or a file that cannot be read.
@@ -55,7 +55,7 @@ def _parquet(path: Path) -> set[str]:
     try:
         return set(parquet.read_schema(path).names)
     except ArrowInvalid as error:
-        raise UserError(f"{path} is damaged: {error}", "fetch or write the parquet file anew") from error
+        raise UserError(f"{path} is damaged: {error}", "fetch or write the parquet file again") from error
 
 
 def _saved(folder: Path) -> tuple[set[str], list[str]]:

@@ -16,7 +16,7 @@ from expunge.core.run_dir import RunDir
 from expunge.data.datasets import Dataset
 from expunge.data.pairs import PairedDataset
 from expunge.data.subset import subset
-from expunge.influence.score_file import Scores, read_scores
+from expunge.influence.score_file import ScoreFile, read_scores
 from expunge.methods.objective import Objective
 from expunge.pipelines.score import model_facts, scores_path
 from expunge.training.order import EpochDataset
@@ -39,7 +39,7 @@ class ByScore:
         uids: of the kept forget rows, by position.
     """
 
-    scores: Scores
+    scores: ScoreFile
     order: ScoreOrder
     asked: Mapping[str, Any]
     uids: tuple[str, ...]
@@ -48,7 +48,7 @@ class ByScore:
 def by_score(
     cfg: Config, sides: Mapping[str, Dataset], objective: Objective, notices: list[str]
 ) -> tuple[dict[str, Dataset], ByScore | None]:
-    """The sides with the forget rows that scores keep, and their order; the sides as they are where no score is asked for.
+    """The sides with the forget rows that scores keep, and their order; unchanged if no scores are used.
 
     Raises:
         UserError: scores of other rows, or a method that does not read the forget rows.
@@ -82,7 +82,7 @@ def by_score(
 def in_order(
     chosen: ByScore | None, pairs: PairedDataset, run: RunDir, seed: int, epochs: float
 ) -> EpochDataset:
-    """The rows as the trainer takes them, with a record of the forget rows' order in the run folder; the pairs themselves without an order.
+    """The rows as the trainer takes them; the order of the forget rows is recorded in the run folder.
 
     Args:
         chosen: what scores do to the run.
@@ -99,7 +99,10 @@ def in_order(
     ordered = None if chosen.order.rank is None else InScoreOrder(pairs, chosen.order.rank, seed)
     stored = run.path / FORGET_ORDER_FILE
     if stored.is_file() and read_json(stored).get("sha256") != chosen.scores.sha256:
-        hint = "bring the file back that the run began with, use another output folder, or overwrite=true to start anew"
+        hint = (
+            "bring back the file that the run began with, choose another output folder, "
+            "or overwrite=true to start again"
+        )
         raise UserError(
             f"{chosen.scores.path} is another file of scores than the run in {run.path} began with", hint
         )

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from expunge.config.soul.command import Given
-from expunge.config.soul.models import adapter_overrides, model_overrides
-from expunge.config.soul.router import DOMAINS, Routed, Side, hp_files, route
-from expunge.config.soul.writing import assign
 from expunge.core.errors import UserError
+from expunge.core.sides import SIDE_NAMES, SideName
+from expunge.soul.command import Given
+from expunge.soul.models import adapter_overrides, model_overrides
+from expunge.soul.router import DOMAINS, Routed, hp_files, route
+from expunge.soul.writing import assign
 
 DIRECT = {
     "seed": "seed",
@@ -63,7 +64,7 @@ def _model(given: Given) -> list[str]:
     settings: dict[str, Any] | None = {key: given.get(flag, default) for flag, (key, default) in LORA.items()}
     if settings is not None and settings["r"] == 0:
         settings = None
-        given.notices.append(f"{given.told('lora_r')}: no adapter, all weights are trained")
+        given.notices.append(f"{given.typed('lora_r')}: no adapter, all weights are trained")
     found: list[str] = []
     try:
         for overrides, notices in (
@@ -81,7 +82,7 @@ def _tofu(given: Given, data_root: str) -> list[str]:
     subset = str(given.get("subset", "full"))
     if subset == "full":
         return [f"{GROUP}=TOFU_QA_full"]
-    side: Side = "retain" if subset.startswith("retain") else "forget"
+    side: SideName = "retain" if subset.startswith("retain") else "forget"
     return [f"{GROUP}=TOFU_QA_{side}", assign(f"{side}_split", subset)]
 
 
@@ -93,7 +94,7 @@ def _hp(given: Given, data_root: str) -> list[str]:
 
 def _wmdp(given: Given, data_root: str) -> list[str]:
     domain = next(name for name in DOMAINS if name.lower() == f"wmdp{given.get('domain', 'cyber')}")
-    sides: tuple[Side, ...] = (given.get("subset"),) if "subset" in given.values else ("forget", "retain")
+    sides: tuple[SideName, ...] = (given.get("subset"),) if "subset" in given.values else SIDE_NAMES
     routed: list[Routed] = []
     for side in sides:
         found = route(domain, side, data_root, given.get("custom_split_path"))

@@ -1,13 +1,13 @@
-"""The flags of the SOUL family's scripts, by their dotted names; each also answers to its last part alone (`--lr`)."""
+"""The flags of the SOUL family's scripts, by dotted name; the last part alone (`--lr`) works too."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from expunge.config.soul.methods import METHODS
+from expunge.soul.methods import METHODS
 
-Kind = Literal["text", "whole", "number", "switch"]
+ValueKind = Literal["text", "whole", "number", "switch"]
 
 LOGGERS = ("json", "tensorboard", "wandb", "trackio", "none")
 TASKS = ("tofu", "wmdp", "hp", "copyright", "toxic")
@@ -26,7 +26,7 @@ class Flag:
     """
 
     name: str
-    kind: Kind
+    kind: ValueKind
     help: str
     choices: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
@@ -38,7 +38,7 @@ def _overall() -> list[Flag]:
         Flag("overall.cache_dir", "text", "where files of the hub are kept"),
         Flag("overall.seed", "whole", "seed of the run (default: 0)"),
         Flag("overall.logger", "text", "where the log goes beside log.json (default: none)", LOGGERS),
-        Flag("overall.save_dir", "text", "the run's folder, in the place of ROOT/NAME"),
+        Flag("overall.save_dir", "text", "the run's folder, instead of ROOT/NAME"),
     ]
 
 
@@ -52,7 +52,7 @@ def _unlearn() -> list[Flag]:
             TASKS,
         ),
         Flag("unlearn.num_epochs", "number", "epochs over the forget rows (default: 1)"),
-        Flag("unlearn.max_steps", "whole", "optimizer steps, in the place of epochs"),
+        Flag("unlearn.max_steps", "whole", "optimizer steps, instead of epochs"),
         Flag("unlearn.lr", "number", "learning rate (default: 1e-4)"),
         Flag("unlearn.weight_decay", "number", "weight decay (default: 0.1)"),
         Flag(
@@ -71,6 +71,11 @@ def _unlearn() -> list[Flag]:
         Flag(
             "unlearn.resume_path", "text", "a model, or the folder of a run, to evaluate; nothing is trained"
         ),
+    ]
+
+
+def _difficulty() -> list[Flag]:
+    return [
         Flag("unlearn.compute_difficulty_only", "switch", "score the forget rows and stop"),
         Flag("unlearn.difficulty_score_path", "text", "the file of scores"),
         Flag(
@@ -84,6 +89,11 @@ def _unlearn() -> list[Flag]:
             "lowest or highest score first (default: asc)",
             ("asc", "desc"),
         ),
+    ]
+
+
+def _hyper_parameters() -> list[Flag]:
+    return [
         Flag("unlearn.gamma", "number", "gamma of the method, whichever it is"),
         Flag("unlearn.alpha", "number", "alpha of the method, whichever it is"),
         Flag("unlearn.beta", "number", "beta of the method, whichever it is"),
@@ -132,7 +142,14 @@ def _logger() -> list[Flag]:
     ]
 
 
-UNLEARN = (*_overall(), *_unlearn(), *_dataset(), *_logger())
+UNLEARN = (
+    *_overall(),
+    *_unlearn(),
+    *_difficulty(),
+    *_hyper_parameters(),
+    *_dataset(),
+    *_logger(),
+)
 
 _TRAINING = (
     Flag("model_name", "text", "a model of the hub or the folder of one; required"),
@@ -144,7 +161,7 @@ _TRAINING = (
     Flag("lr", "number", "learning rate (default: 1e-4)"),
     Flag("weight_decay", "number", "weight decay (default: 0.01)"),
     Flag("num_warmup_steps", "whole", "steps of warm-up (default: 0)"),
-    Flag("max_steps", "whole", "optimizer steps, in the place of epochs"),
+    Flag("max_steps", "whole", "optimizer steps, instead of epochs"),
     Flag("lora_r", "whole", "rank of the LoRA adapter (default: 8); 0 = all weights are trained"),
     Flag("lora_alpha", "number", "its alpha (default: 16)"),
     Flag("lora_dropout", "number", "its dropout (default: 0.05)"),
@@ -169,7 +186,7 @@ FINETUNE = {
 
 
 def spellings(flags: tuple[Flag, ...]) -> dict[str, Flag]:
-    """Every spelling of every flag, without dashes. The last part of a dotted name is one where no other flag has the same."""
+    """Every spelling of every flag, without dashes. The last part of a dotted name is one if it is unique."""
     names = {flag.name: flag for flag in flags}
     for flag in flags:
         names.update(dict.fromkeys(flag.also, flag))

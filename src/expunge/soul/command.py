@@ -1,4 +1,4 @@
-"""Reading a command line of the SOUL family: flags, the file that `--config_file` names, and overrides of ours behind them."""
+"""Read a command line of the SOUL family: flags, the file of `--config_file`, and overrides of ours."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from expunge.config.soul.flags import Flag, spellings
-from expunge.config.soul.writing import assign
 from expunge.core.errors import Fault, UserError, nearest, unknown
 from expunge.core.files import read_json
+from expunge.soul.flags import Flag, spellings
+from expunge.soul.writing import assign
 
 OVERRIDE = re.compile(r"[+~]{0,2}[A-Za-z_][\w./@]*=.*|~[A-Za-z_][\w./@]*", re.DOTALL)
 TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 EPILOG = """\
-A switch is on without a value, or with 1; 0 is off. Behind the flags may stand overrides as in `expunge unlearn`, KEY=VALUE or
-GROUP=CHOICE, which win over what the flags are translated to.
+A switch is on without a value, or with 1; 0 is off. Overrides as in `expunge unlearn`, KEY=VALUE or
+GROUP=CHOICE, may stand behind the flags. They win over what the flags are translated to.
 """
 ALONE = object()
 """A flag that was typed without a value."""
@@ -35,8 +35,7 @@ class Given:
         overrides: overrides of ours, as typed.
         faults: what cannot be read.
         notices: what was read otherwise than typed.
-        written: override -> the flag that it was written for, so that what is wrong with one is told of the
-            other.
+        written: override -> the flag that it was written for, so that a fault of the override names the flag.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
@@ -50,14 +49,14 @@ class Given:
         """The value of a flag, `default` where it was not given."""
         return self.values.get(name, default)
 
-    def told(self, name: str) -> str:
+    def typed(self, name: str) -> str:
         """The flag as it was given."""
         return self.where.get(name, f"--{name}")
 
     def assigned(self, key: str, flag: str) -> str:
         """A flag's value as an override."""
         override = assign(key, self.get(flag))
-        self.written[override] = self.told(flag)
+        self.written[override] = self.typed(flag)
         return override
 
     def fault(self, message: str, hint: str = "") -> None:
@@ -68,7 +67,7 @@ class Given:
 def build_parser(
     prog: str, flags: tuple[Flag, ...], summary: str, with_file: bool
 ) -> argparse.ArgumentParser:
-    """The parser of a script; its values are texts, which `read` makes sense of, so that all faults are told together."""
+    """The parser of a script. Its values are texts; `read` interprets them, so that all faults are reported together."""
     parser = argparse.ArgumentParser(
         prog=prog,
         description=summary,

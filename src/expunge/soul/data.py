@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from expunge.config.soul.command import Given
-from expunge.config.soul.methods import Method
-from expunge.config.soul.router import NOTHING, Routed, Side, route
-from expunge.config.soul.writing import assign
 from expunge.core.errors import UserError
+from expunge.core.sides import SIDE_NAMES, SideName
+from expunge.soul.command import Given
+from expunge.soul.methods import Method
+from expunge.soul.router import NOTHING, Routed, route
+from expunge.soul.writing import assign
 
 DEFAULTS = {"forget": "SafePku", "retain": "C4"}
 RATIO = 200
@@ -36,7 +37,7 @@ def data_overrides(given: Given, name: str, method: Method, data_root: str) -> l
         flag = f"dataset.{side}_dataset_name"
         if str(given.get(flag, DEFAULTS[side])).lower() in NOTHING and not (side == "retain" and self_retain):
             given.fault(
-                f"{given.told(flag)}: {name} reads {side} rows",
+                f"{given.typed(flag)}: {name} reads {side} rows",
                 "name a data set of the router, or a local file",
             )
     overrides = [] if forget is None else _written("forget", forget)
@@ -53,21 +54,24 @@ def data_overrides(given: Given, name: str, method: Method, data_root: str) -> l
         and not any(text.startswith(("eval=", "forget_split=")) for text in given.overrides)
     ):
         given.fault(
-            f"{given.told('unlearn.task_name')}: {given.get('dataset.forget_dataset_name', DEFAULTS['forget'])} is not TOFU",
-            "name a forget set such as Tofu_forget10, or eval=null behind the flags to train without evaluating",
+            f"{given.typed('unlearn.task_name')}: {_forget_name(given)} is not TOFU",
+            "name a forget set such as Tofu_forget10, or add eval=null to train without evaluating",
         )
     return overrides
 
 
+def _forget_name(given: Given) -> str:
+    return str(given.get("dataset.forget_dataset_name", DEFAULTS["forget"]))
+
+
 def check_names(given: Given, data_root: str) -> None:
     """Note the faults of the data sets that are named, for a run that reads neither."""
-    sides: tuple[Side, ...] = ("forget", "retain")
-    for side in sides:
+    for side in SIDE_NAMES:
         _side(given, side, False, data_root)
 
 
-def _side(given: Given, side: Side, read: bool, data_root: str) -> Routed | None:
-    """What a side's flag names; where it is not given, SOUL's default, if the method reads the side at all."""
+def _side(given: Given, side: SideName, read: bool, data_root: str) -> Routed | None:
+    """What a side's flag names; SOUL's default if it is not given and the method reads that side."""
     flag = f"dataset.{side}_dataset_name"
     if flag not in given.values:
         # Files of another side than the ones that are read are never asked for.
@@ -92,15 +96,16 @@ def _complement(given: Given, forget: Routed | None, data_root: str) -> Routed |
         return None
     if "dataset.retain_dataset_name" in given.values:
         given.notices.append(
-            f"{given.told('dataset.retain_dataset_name')}: left out, --dataset.self_retain keeps the rest of the forget set"
+            f"{given.typed('dataset.retain_dataset_name')}: left out, "
+            "--dataset.self_retain keeps the rest of the forget set"
         )
-    name = str(given.get("dataset.forget_dataset_name", DEFAULTS["forget"]))
+    name = _forget_name(given)
     if forget.subset is not None:
         return route(name, "retain", data_root)
     return Routed(forget.choices, dict(forget.values), texts=forget.texts)
 
 
-def _written(side: Side, routed: Routed) -> list[str]:
+def _written(side: SideName, routed: Routed) -> list[str]:
     chosen = routed.choices[0] if len(routed.choices) == 1 else f"[{','.join(routed.choices)}]"
     overrides = [f"{GROUP}.{side}={chosen}", *(assign(key, value) for key, value in routed.root.items())]
     return overrides + [
@@ -113,16 +118,16 @@ def _selection(given: Given, forget: Routed, rest: Routed | None) -> list[str]:
     ratio = given.get("dataset.forget_ratio", RATIO)
     if "dataset.forget_ratio" not in given.values:
         given.notices.append(f"--dataset.forget_ratio is not given: {RATIO} rows")
-    told = given.told("dataset.forget_ratio")
+    typed = given.typed("dataset.forget_ratio")
     if ratio <= 0 or (ratio > 1 and not float(ratio).is_integer()):
         given.fault(
-            f"{told}: above 1 it is a count of rows, a whole number; at most 1 a share above 0",
+            f"{typed}: above 1 it is a count of rows, a whole number; at most 1 a share above 0",
             "for example 200, or 0.1",
         )
         return []
     if ratio > 1 and len(forget.choices) > 1:
         given.fault(
-            f"{told}: a count over {len(forget.choices)} data sets ({', '.join(forget.choices)})",
+            f"{typed}: a count over {len(forget.choices)} data sets ({', '.join(forget.choices)})",
             "give a share at most 1, or name one of them",
         )
     select: dict[str, Any] = {
@@ -131,7 +136,7 @@ def _selection(given: Given, forget: Routed, rest: Routed | None) -> list[str]:
     }
     if rest is not None and ratio == 1:
         given.fault(
-            f"{told}: with --dataset.self_retain nothing is left to keep", "give a share below 1, or a count"
+            f"{typed}: with --dataset.self_retain nothing is left to keep", "give a share below 1, or a count"
         )
     overrides = []
     if ratio != 1:
@@ -145,8 +150,8 @@ def _selection(given: Given, forget: Routed, rest: Routed | None) -> list[str]:
 
 
 def _refusals(given: Given, data_root: str) -> str | None:
-    """The field's file of polite refusals for the forget data, where the user has it; None = what the data set falls back to."""
-    name = str(given.get("dataset.forget_dataset_name", DEFAULTS["forget"]))
+    """The user's file of SOUL's polite refusals for the forget data; None = there is none."""
+    name = _forget_name(given)
     kind = next((end for start, end in REFUSALS.items() if name.startswith(start)), "")
     stems = dict.fromkeys((f"polite_refusal_responses{kind}", "polite_refusal_responses"))
     looked = [
@@ -158,7 +163,8 @@ def _refusals(given: Given, data_root: str) -> str | None:
     if found is None:
         where = ", ".join(f"{Path(data_root) / 'refusals' / stem}.{{csv,json,jsonl,txt}}" for stem in stems)
         given.notices.append(
-            f"refusals: there is no {where}; idontknow.jsonl beside the rows or in tofu/ is taken, else lines of this package"
+            f"refusals: there is no {where}; idontknow.jsonl beside the rows or in tofu/ is used, "
+            "else lines of this package"
         )
         return None
     given.notices.append(f"refusals: {found}")
@@ -171,10 +177,10 @@ def _alternates(
     """The handler that gives the forget rows the other answers which the method learns."""
     if method.alternates is None:
         return []
-    told = given.told("dataset.forget_dataset_name")
+    typed = given.typed("dataset.forget_dataset_name")
     if forget.texts:
         given.fault(
-            f"{told}: {name} answers questions otherwise, and these rows are texts without questions",
+            f"{typed}: {name} answers questions otherwise, and these rows are texts without questions",
             "name questions and answers",
         )
         return []
@@ -187,7 +193,7 @@ def _alternates(
         ]
     if retain is None or retain.texts:
         given.fault(
-            f"{given.told('dataset.retain_dataset_name')}: {name} draws answers from the retain rows",
+            f"{given.typed('dataset.retain_dataset_name')}: {name} draws answers from the retain rows",
             "name questions and answers to retain",
         )
         return []

@@ -10,10 +10,10 @@ import torch
 
 from expunge.core.errors import UserError
 from expunge.core.files import read_json, write_json
-from expunge.data.alternates import from_file
+from expunge.data.alternate_answers import from_file
 from expunge.data.rows import Row, RowSet
 from expunge.data.template import Template
-from expunge.procedures.alternates import sample_alternates
+from expunge.procedures.sampled_alternates import sample_alternates
 
 
 @pytest.fixture
@@ -67,6 +67,8 @@ def test_what_cannot_be_sampled_is_told(sampled: Any, rows: RowSet, monkeypatch:
         sampled(rows, count=0)
     with pytest.raises(UserError, match="no text under 'reply'"):
         sampled(rows, answer_key="reply")
-    monkeypatch.setattr("expunge.procedures.alternates._sampled", lambda *_: ["Ada Quill.", "", " "] * 3)
+    monkeypatch.setattr(
+        "expunge.procedures.sampled_alternates._sampled", lambda *_: ["Ada Quill.", "", " "] * 3
+    )
     with pytest.raises(UserError, match="no other answer to 3 of 3"):
         sampled(rows)

@@ -1,13 +1,13 @@
-"""Which model a name of a command line is: its prompt template, its adapter, where its files of the hub lie."""
+"""What a model's name on a command line means: prompt template, adapter, cache of the hub."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from expunge.config.soul.writing import assign
 from expunge.core.errors import UserError
 from expunge.core.files import read_json
+from expunge.soul.writing import assign
 
 ADAPTER_FILE = "adapter_config.json"
 LLAMA2 = re.compile(r"llama-?2", re.IGNORECASE)
@@ -63,15 +63,13 @@ def adapter_overrides(name: str, settings: dict[str, object] | None) -> tuple[li
     """Overrides and notices for a model's adapter.
 
     Args:
-        name: the model; an adapter that its folder holds is taken up as it is, never made anew.
+        name: the model; an adapter that its folder holds is used as it is.
         settings: of a new adapter (`r`, `alpha`, `dropout`, `target_modules`); None = no new adapter is
             wanted.
     """
     base = base_of(name)
     if base is not None:
-        return ["model/adapter=lora"], [
-            f"{name} is a LoRA adapter of {base}; it is taken up as it is, never made anew"
-        ]
+        return ["model/adapter=lora"], [f"{name} is a LoRA adapter of {base}; it is used as it is"]
     if settings is None:
         return [], []
     return [

@@ -1,14 +1,15 @@
-"""What the suites of a task are told: SOUL's own figure for TOFU, and which rows were forgotten."""
+"""Settings of a task's suites: SOUL's own figure for TOFU, and which rows were forgotten."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from expunge.config.soul.command import Given
-from expunge.config.soul.data import DEFAULTS, RATIO
-from expunge.config.soul.router import Routed, looks_local, route
-from expunge.config.soul.writing import assign
+from expunge.config.local_data import is_local_path
 from expunge.core.errors import UserError
+from expunge.soul.command import Given
+from expunge.soul.data import DEFAULTS, RATIO
+from expunge.soul.router import Routed, route
+from expunge.soul.writing import assign
 
 
 def suite_overrides(given: Given, task: str, data_root: str) -> list[str]:
@@ -27,7 +28,7 @@ def suite_overrides(given: Given, task: str, data_root: str) -> list[str]:
         return ["eval.tofu.metrics.tofu_soul_ks.enabled=true"]
     name = str(given.get("dataset.forget_dataset_name", DEFAULTS["forget"]))
     routed = _routed(name, data_root)
-    if routed is None or not (looks_local(name) or name == "SafePku"):
+    if routed is None or not (is_local_path(name) or name == "SafePku"):
         return []
     if task == "copyright" and routed.texts:
         return [assign("eval.copyright.hf_path", name)]
@@ -37,7 +38,7 @@ def suite_overrides(given: Given, task: str, data_root: str) -> list[str]:
 
 
 def _routed(name: str, data_root: str) -> Routed | None:
-    """The data set; None where there is none, whose faults are told where the data are chosen."""
+    """The data set; None where there is none. Its faults are reported where the data are chosen."""
     try:
         return route(name, "forget", data_root)
     except UserError:
@@ -57,7 +58,7 @@ def _toxic(given: Given, name: str, routed: Routed) -> list[str]:
             assign(f"{view}.prompt_key", key),
         ]
     ratio = given.get("dataset.forget_ratio", RATIO)
-    # What is wrong with a ratio is told where the data are chosen; 1 is all rows.
+    # A wrong ratio is reported where the data are chosen; 1 is all rows.
     if ratio > 0 and ratio != 1 and (ratio < 1 or float(ratio).is_integer()):
         select = {
             "ratio": int(ratio) if ratio > 1 else float(ratio),

@@ -7,15 +7,15 @@ from typing import Any
 
 from expunge.config.aliases import LOGGERS, installed, missing_logger
 from expunge.config.location import choices, config_roots
-from expunge.config.soul.command import Given
-from expunge.config.soul.data import check_names, data_overrides
-from expunge.config.soul.difficulty import add_difficulty
-from expunge.config.soul.evaluation import suite_overrides
-from expunge.config.soul.methods import METHODS, Method
-from expunge.config.soul.models import SOUL_LORA, adapter_overrides, model_overrides
-from expunge.config.soul.writing import assign, key_of
 from expunge.core.errors import UserError
 from expunge.core.layout import SOUL, layout_of, model_folder_of
+from expunge.soul.command import Given
+from expunge.soul.data import check_names, data_overrides
+from expunge.soul.difficulty_flags import add_difficulty
+from expunge.soul.evaluation import suite_overrides
+from expunge.soul.methods import METHODS, Method
+from expunge.soul.models import SOUL_LORA, adapter_overrides, model_overrides
+from expunge.soul.writing import assign, key_of
 
 # Which suites a task is evaluated by. SOUL runs ppl and few_shots for every task but tofu.
 SUITES = {
@@ -72,17 +72,7 @@ def _run(given: Given, method: str, trains: bool) -> list[str]:
     root = given.get(f"logger.{logger}.root", given.get("logger.root", "files/logs"))
     name = given.get("logger.name")
     if name is None:
-        # Not the time, as in SOUL: the ranks of one run would disagree, and the same command could not
-        # resume.
-        parts = [
-            method if trains else f"{method}_eval",
-            given.get("dataset.forget_dataset_name", ""),
-            f"seed{given.get('overall.seed', 0)}",
-        ]
-        name = "_".join(Path(str(part)).stem.replace("+", "_") for part in parts if part)
-        if given.get("unlearn.resume_path") is not None:
-            resumed = Path(str(given.get("unlearn.resume_path"))).expanduser()
-            name = f"{(_run_of(resumed) or resumed).name}_eval"
+        name = _made_name(given, method if trains else f"{method}_eval")
         if "overall.save_dir" not in given.values:
             given.notices.append(f"--logger.name is not given: the run is called {name}")
     folder = str(given.get("overall.save_dir", f"{str(root).rstrip('/')}/{name}"))
@@ -90,7 +80,7 @@ def _run(given: Given, method: str, trains: bool) -> list[str]:
         # SOUL writes the evaluation among the files of the run that it trained; here a folder is of one run.
         name, folder = f"{name}_eval", f"{folder.rstrip('/')}_eval"
         given.notices.append(
-            f"{given.told('unlearn.resume_path')} is the model of this very run: its evaluation goes to {folder}"
+            f"{given.typed('unlearn.resume_path')} is the model of this run: its evaluation goes to {folder}"
         )
     overrides = [
         assign("task_name", str(name)),
@@ -99,23 +89,38 @@ def _run(given: Given, method: str, trains: bool) -> list[str]:
     ]
     if "overall.seed" in given.values:
         overrides.append(assign("seed", given.get("overall.seed")))
-    if trains:
-        if logger in LOGGERS and not installed(LOGGERS[logger]):
-            fault = missing_logger(logger, given.told("overall.logger"))
-            given.fault(fault.message, fault.hint)
-        overrides.append(assign("trainer.args.report_to", "none" if logger in ("json", "none") else logger))
-        # As SOUL: twenty records a run, and the newest checkpoint at the end of each epoch, so that a killed
-        # run goes on.
-        overrides += [
-            "trainer.args.logging_steps=0.05",
-            "trainer.args.save_strategy=epoch",
-            "trainer.args.save_total_limit=1",
-        ]
-    return overrides
+    return overrides + (_records(given, logger) if trains else [])
+
+
+def _made_name(given: Given, method: str) -> str:
+    """The name of a run without one. Unlike SOUL's it has no time in it.
+
+    With the time, the ranks of one run would disagree, and the same command could not resume.
+    """
+    if given.get("unlearn.resume_path") is not None:
+        resumed = Path(str(given.get("unlearn.resume_path"))).expanduser()
+        return f"{(_run_of(resumed) or resumed).name}_eval"
+    parts = [method, given.get("dataset.forget_dataset_name", ""), f"seed{given.get('overall.seed', 0)}"]
+    return "_".join(Path(str(part)).stem.replace("+", "_") for part in parts if part)
+
+
+def _records(given: Given, logger: str) -> list[str]:
+    """What a training run logs, and how often it saves."""
+    if logger in LOGGERS and not installed(LOGGERS[logger]):
+        fault = missing_logger(logger, given.typed("overall.logger"))
+        given.fault(fault.message, fault.hint)
+    # As SOUL: twenty records a run, and the newest checkpoint at the end of each epoch, so that a killed run
+    # can be resumed.
+    return [
+        assign("trainer.args.report_to", "none" if logger in ("json", "none") else logger),
+        "trainer.args.logging_steps=0.05",
+        "trainer.args.save_strategy=epoch",
+        "trainer.args.save_total_limit=1",
+    ]
 
 
 def _run_of(folder: Path) -> Path | None:
-    """The run in whose folder a path lies: the path itself, or a folder that it is in; None where none is a run's."""
+    """The folder of the run that a path belongs to: the path itself or a folder above it; None without a run."""
     return next((place for place in (folder, *folder.parents[:2]) if layout_of(place) is not None), None)
 
 
@@ -153,11 +158,11 @@ def _model(given: Given, trains: bool, refuses: bool) -> list[str]:
 
 
 def _tasks(given: Given, data_root: str, config_dirs: tuple[str, ...]) -> list[str]:
-    """The suites of the task, where there are such; a task is never left out in silence."""
+    """The suites of the task. A task without suites is a fault: it is never left out without a word."""
     if any(key_of(text) == "eval" for text in given.overrides):
         return []
-    told = (
-        given.told("unlearn.task_name")
+    typed = (
+        given.typed("unlearn.task_name")
         if "unlearn.task_name" in given.values
         else "--unlearn.task_name is not given, so it is toxic"
     )
@@ -166,7 +171,7 @@ def _tasks(given: Given, data_root: str, config_dirs: tuple[str, ...]) -> list[s
     missing = [suite for suite in SUITES[task] if suite not in there]
     if missing:
         given.fault(
-            f"{told}: this version has no evaluation {', '.join(missing)}",
+            f"{typed}: this version has no evaluation {', '.join(missing)}",
             f"there are: {', '.join(there)}; eval=null behind the flags trains without evaluating",
         )
         return []
@@ -179,7 +184,7 @@ def _trainer(given: Given, name: str, method: Method) -> list[str]:
     for key, value in values.items():
         if value is not None and key not in method.keys:
             given.fault(
-                f"{given.told(f'unlearn.{key}')}: {name} has no {key}",
+                f"{given.typed(f'unlearn.{key}')}: {name} has no {key}",
                 f"it has: {', '.join(method.keys) or 'none'}",
             )
     if method.required is not None and values[method.required] is None:
@@ -210,7 +215,7 @@ def _hyper_parameter(given: Given, name: str, key: str) -> Any:
     own, common = given.get(f"unlearn.{name}.{key}"), given.get(f"unlearn.{key}")
     if own is not None and common is not None and own != common:
         given.fault(
-            f"{given.told(f'unlearn.{name}.{key}')} and {given.told(f'unlearn.{key}')} differ",
+            f"{given.typed(f'unlearn.{name}.{key}')} and {given.typed(f'unlearn.{key}')} differ",
             "give one of the two",
         )
     return common if own is None else own

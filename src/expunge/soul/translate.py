@@ -8,23 +8,24 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from expunge.config.soul.command import Given, build_parser, read
-from expunge.config.soul.difficulty import only_scores
-from expunge.config.soul.finetuning import translate_finetuning
-from expunge.config.soul.flags import FINETUNE, UNLEARN, Flag
-from expunge.config.soul.unlearning import translate_unlearning
-from expunge.config.soul.writing import key_of, replaced
+from expunge.config.checks.difficulty import MAKE
 from expunge.core.errors import Fault, UserError
+from expunge.soul.command import Given, build_parser, read
+from expunge.soul.difficulty_flags import ONLY, only_scores
+from expunge.soul.finetuning import translate_finetuning
+from expunge.soul.flags import FINETUNE, UNLEARN, Flag
+from expunge.soul.unlearning import translate_unlearning
+from expunge.soul.writing import key_of, replaced
 
 SCRIPTS = {
     "unlearn_model": "Make a model forget, and evaluate it; the SOUL family's command line.",
     "Fine_tune_tofu": "Finetune on TOFU; the SOUL family's command line.",
-    "Fine_tune_hp": "Finetune on the questions and passages of a book of one's own; the SOUL family's command line.",
+    "Fine_tune_hp": "Finetune on questions and passages of your own book; the SOUL family's command line.",
     "Fine_tune_wmdp": "Finetune on WMDP's corpora; the SOUL family's command line.",
 }
 
 
-class Translation(NamedTuple):
+class SoulCommand(NamedTuple):
     """What a command line comes to.
 
     Attributes:
@@ -42,12 +43,13 @@ class Translation(NamedTuple):
     verb: str
 
     def in_flags(self, error: UserError) -> UserError:
-        """What is wrong with the configuration, told of the flags that were typed rather than of the overrides they were translated to."""
+        """The configuration's faults, with the flags that were typed instead of the overrides they became."""
         return UserError.of(
             Fault(self._in_flags(fault.message), self._in_flags(fault.hint)) for fault in error.faults
         )
 
     def _in_flags(self, text: str) -> str:
+        text = text.replace(MAKE, f"the same command line with --{ONLY} 1 makes it")
         for override, flag in self.written.items():
             key, name = override.partition("=")[0], flag.partition(" ")[0]
             # The example of a hint has the key with another value.
@@ -69,7 +71,7 @@ def parser_of(script: str) -> argparse.ArgumentParser:
 
 def translate(
     argv: Sequence[str] | argparse.Namespace, script: str = "unlearn_model", config_dirs: tuple[str, ...] = ()
-) -> Translation:
+) -> SoulCommand:
     """Translate a command line. Local files are looked at, nothing is loaded.
 
     Args:
@@ -96,7 +98,7 @@ def translate(
         raise UserError.of(dict.fromkeys(given.faults))
     chosen = replaced(overrides, given.overrides)
     written = {text: flag for text, flag in given.written.items() if text in chosen}
-    return Translation(name, chosen, tuple(notices), written, "score" if scores else name)
+    return SoulCommand(name, chosen, tuple(notices), written, "score" if scores else name)
 
 
 def _data_root(given: Given) -> str:

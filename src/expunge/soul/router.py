@@ -6,13 +6,12 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from expunge.config.local_data import SUFFIXES, local_file
-from expunge.config.soul.peek import columns
+from expunge.config.local_data import is_local_path, local_file
 from expunge.core.errors import UserError, unknown
-
-Side = Literal["forget", "retain"]
+from expunge.core.sides import SideName
+from expunge.soul.peek import columns
 
 DOMAINS = {"WMDPCyber": ("cyber",), "WMDPBio": ("bio",), "WMDPChem": ("chem",), "WMDPALL": ("bio", "cyber")}
 PLAIN = ("SafePku", "C4", "wikitext", "BookCorpus")
@@ -60,7 +59,7 @@ class Routed:
 
 
 def route(
-    name: str, side: Side, data_root: str = "data", custom_split_path: str | None = None
+    name: str, side: SideName, data_root: str = "data", custom_split_path: str | None = None
 ) -> Routed | None:
     """The data sets that a name stands for; None for `none`.
 
@@ -68,7 +67,7 @@ def route(
         name: one of `NAMES`, `Tofu_<subset>`, a local file, or a folder that `datasets.save_to_disk` wrote.
         side: the side it is for.
         data_root: the folder of local data, in which is looked which of HP's files are there.
-        custom_split_path: a folder that `save_to_disk` wrote, in the place of WMDP's corpora.
+        custom_split_path: a folder that `save_to_disk` wrote, instead of WMDP's corpora.
 
     Raises:
         UserError: an unknown name, or a local file that is not there or has no column that could be learnt
@@ -86,7 +85,7 @@ def route(
         return Routed(found[:1], texts=found[0] == "HP_text")
     if name in PLAIN:
         return Routed([name], texts=name in TEXTS)
-    if looks_local(name):
+    if is_local_path(name):
         return local(name, side)
     raise UserError.of([unknown("data set", name, [*NAMES, "a local file"])])
 
@@ -98,11 +97,6 @@ def hp_files(data_root: str) -> list[str]:
         for choice, stem in (("HP_QA", "hp_qa"), ("HP_text", "hp"))
     ]
     return [choice for choice, file in there if file is not None]
-
-
-def looks_local(name: str) -> bool:
-    """Whether a name means a file or a folder on this machine."""
-    return name.startswith((".", "/", "~")) or Path(name).suffix.lower() in SUFFIXES or Path(name).exists()
 
 
 def local(name: str, split: str) -> Routed:
@@ -136,14 +130,14 @@ def local(name: str, split: str) -> Routed:
             return Routed(["LOCAL_QA"], {**values, **keys})
     if "text" in names:
         return Routed(["LOCAL_text"], values, texts=True)
-    told = ", ".join(sorted(names)) or "none"
+    typed = ", ".join(sorted(names)) or "none"
     raise UserError(
-        f"data set {name!r} has no question and answer and no text; its columns: {told}",
+        f"data set {name!r} has no question and answer and no text; its columns: {typed}",
         f"rename them to one of {_pairs(QUESTION_KEYS)}, or to text",
     )
 
 
-def _wmdp(name: str, side: Side, custom_split_path: str | None) -> Routed:
+def _wmdp(name: str, side: SideName, custom_split_path: str | None) -> Routed:
     if custom_split_path is not None:
         return local(custom_split_path, side)
     notices = (

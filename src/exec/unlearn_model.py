@@ -1,8 +1,0 @@
-"""The SOUL family's command line: `python src/exec/unlearn_model.py --help`."""
-
-import sys
-
-from expunge.cli.soul import script
-
-if __name__ == "__main__":
-    sys.exit(script("unlearn_model"))

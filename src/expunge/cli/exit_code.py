@@ -1,0 +1,45 @@
+"""What a command ends with: an exit code, and a message where the user can mend something."""
+
+from __future__ import annotations
+
+import os
+import sys
+from types import TracebackType
+
+from expunge.cli.console import print_faults
+from expunge.core.errors import UserError
+
+FAULTY = 2
+INTERRUPTED = 130
+
+
+class ExitCode:
+    """A block whose `UserError` or ctrl-C becomes a message and an exit code. Other errors pass.
+
+    Attributes:
+        value: 0, 2 after a `UserError`, 130 after ctrl-C.
+    """
+
+    value = 0
+
+    def __enter__(self) -> ExitCode:
+        """Begin the block."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        """Print the message of an error that is handled here; True ends that error."""
+        if isinstance(error, UserError):
+            print_faults(error)
+            self.value = FAULTY
+        elif isinstance(error, KeyboardInterrupt):
+            message = "interrupted; the same command continues from the newest complete checkpoint"
+            print(f"\n{message}, if trainer.args.save_strategy has written one", file=sys.stderr)
+            self.value = INTERRUPTED
+        elif isinstance(error, BrokenPipeError):
+            # The reader (`| head`) has gone. Nobody reads what is left, and python must not flush it at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        else:
+            return False
+        return True

@@ -1,0 +1,144 @@
+"""What a verb is, and what the verbs share: the options of a run, and its configuration."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from expunge.cli.console import setup_logging
+from expunge.core.config import Config
+from expunge.core.errors import UserError
+
+log = logging.getLogger(__name__)
+
+# Lines of help are as wide as a command line needs.
+OVERRIDES = """\
+Behind the options stand overrides, in hydra's grammar:
+  GROUP=CHOICE     trainer=NPO  model=Llama-3.2-1B-Instruct  experiment=unlearn/tofu/default  retain=kl  budget=tofu  procedure=task_vector
+  KEY=VALUE        forget_split=forget10  trainer.args.learning_rate=5e-5  trainer.method_args.beta=0.1
+  ~KEY             takes a key away
+
+`expunge ls` lists the choices of every group, `expunge show NAME` tells about one.
+"""
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One verb of `expunge`.
+
+    Attributes:
+        name: as typed.
+        summary: one line for the list of verbs.
+        help: what stands below its options.
+        run: does the work; it imports what is heavy only when it is called.
+        options: adds the options that the verb has besides those of a run.
+        config_name: the configuration of its runs; None = it reads none, and has no options of a run.
+        adds: overrides that the verb puts behind those that were typed.
+    """
+
+    name: str
+    summary: str
+    help: str
+    run: Callable[[argparse.Namespace], None]
+    options: Callable[[argparse.ArgumentParser], None] | None = None
+    config_name: str | None = None
+    adds: tuple[str, ...] = ()
+
+    def add_to(self, verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+        """Add the verb's parser to that of `expunge`."""
+        parser = verbs.add_parser(
+            self.name,
+            help=self.summary,
+            description=self.summary[0].upper() + self.summary[1:] + ".",
+            epilog=self.help if self.config_name is None else f"{self.help}\n{OVERRIDES}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        if self.options is not None:
+            self.options(parser)
+        if self.config_name is not None:
+            run_options(parser, self.config_name)
+        parser.set_defaults(adds=self.adds, run=self.run)
+
+
+class _NoMultirun(argparse.Action):
+    """Hydra's `-m`, which has no meaning here."""
+
+    def __call__(self, *_: Any) -> None:
+        raise UserError(
+            "-m (several runs from one command line) is not part of this version",
+            "start one run for each value",
+        )
+
+
+def run_options(parser: argparse.ArgumentParser, config_name: str) -> None:
+    """Add the options of a run.
+
+    Args:
+        parser: of a verb or a script.
+        config_name: the configuration where `--config-name` is not given.
+    """
+    parser.add_argument(
+        "--config-name",
+        default=None,
+        metavar="NAME",
+        help=f"a YAML at the top of the configs (default: {config_name})",
+    )
+    config_dir_option(parser)
+    about = "not in this version: start one run for each value"
+    parser.add_argument("-m", "--multirun", action=_NoMultirun, nargs=0, help=about)
+    verbose_option(parser)
+    parser.add_argument(
+        "overrides", nargs="*", metavar="OVERRIDE", help="GROUP=CHOICE, KEY=VALUE or ~KEY, see below"
+    )
+    parser.set_defaults(default_config_name=config_name, adds=())
+
+
+def config_dir_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--config-dir`."""
+    parser.add_argument(
+        "--config-dir",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a folder with choices of your own; may repeat",
+    )
+
+
+def verbose_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--verbose`."""
+    parser.add_argument("-v", "--verbose", action="store_true", help="log more")
+
+
+def parsed(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments. Overrides may stand between options, which argparse alone does not accept."""
+    args, rest = parser.parse_known_args(argv)
+    if [item for item in rest if item.startswith("-")] or (rest and not hasattr(args, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
+    return args
+
+
+def config_of(args: argparse.Namespace) -> Config:
+    """The configuration that a command line names, checked.
+
+    Raises:
+        UserError: all its faults together.
+    """
+    from expunge.config.validate import load_config
+
+    name = args.config_name or args.default_config_name
+    return load_config(name, [*args.overrides, *args.adds], args.config_dir)
+
+
+def begin(args: argparse.Namespace) -> Config:
+    """Begin a run: compose and check its configuration, open the log, and log the notices."""
+    cfg = config_of(args)
+    setup_logging(args.verbose)
+    for notice in cfg.notices:
+        log.info(notice)
+    return cfg

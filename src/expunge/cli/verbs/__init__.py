@@ -1,0 +1,13 @@
+"""The verbs of `expunge`, in the order of its help: a verb is a file here and an entry of `VERBS`."""
+
+from __future__ import annotations
+
+from expunge.cli.verb import Verb
+from expunge.cli.verbs.alternates import ALTERNATES
+from expunge.cli.verbs.demo import DEMO
+from expunge.cli.verbs.listing import LS, SHOW
+from expunge.cli.verbs.run import EVAL, TRAIN, UNLEARN
+from expunge.cli.verbs.score import SCORE
+from expunge.cli.verbs.validate import VALIDATE
+
+VERBS: tuple[Verb, ...] = (TRAIN, UNLEARN, EVAL, VALIDATE, LS, SHOW, ALTERNATES, SCORE, DEMO)

@@ -1,0 +1,70 @@
+"""`expunge train`, `unlearn` and `eval`: run a configuration, and print what was measured."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+from expunge.cli.verb import Verb, begin
+from expunge.core.config import Config
+
+PIPELINES = {
+    "finetune": "expunge.pipelines.training_run:run_training",
+    "unlearn": "expunge.pipelines.training_run:run_training",
+    "procedure": "expunge.pipelines.procedure_run:run_procedure",
+    "eval": "expunge.pipelines.evaluate:run",
+}
+"""What runs a configuration: by its `mode`, or by `procedure` where it unlearns by one."""
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the configuration of a command line; its `mode`, rather than the verb, says what is done."""
+    cfg = begin(args)
+    pipeline_of(cfg)(cfg)
+    print_results(cfg)
+
+
+def pipeline_of(cfg: Config) -> Callable[[Config], object]:
+    """The function that runs a configuration, imported only now."""
+    by_procedure = cfg.get("mode") == "unlearn" and cfg.get("procedure")
+    module, _, function = PIPELINES["procedure" if by_procedure else cfg.get("mode")].partition(":")
+    found: Callable[[Config], object] = getattr(import_module(module), function)
+    return found
+
+
+def print_results(cfg: Config) -> None:
+    """Print what the evaluation of a run has measured, once in a run of several processes."""
+    from expunge.lm import runtime
+    from expunge.report.outcome import print_outcome
+
+    if runtime.is_primary():
+        print_outcome(Path(cfg.get("paths.output_dir")), cfg.section("eval"))
+
+
+TRAIN = Verb(
+    "train",
+    "finetune a model",
+    "Example:\n  expunge train experiment=finetune/tofu/default model=Llama-3.2-1B-Instruct task_name=full\n",
+    run,
+    config_name="train.yaml",
+)
+UNLEARN = Verb(
+    "unlearn",
+    "make a model forget",
+    "Example:\n"
+    "  expunge unlearn experiment=unlearn/tofu/default trainer=NPO forget_split=forget10 task_name=npo\n",
+    run,
+    config_name="unlearn.yaml",
+)
+EVAL = Verb(
+    "eval",
+    "evaluate a model",
+    "Example:\n"
+    "  expunge eval experiment=eval/tofu/default forget_split=forget10 task_name=npo_eval\n"
+    "      model.model_args.pretrained_model_name_or_path=saves/unlearn/npo"
+    " retain_logs_path=saves/eval/retain/TOFU_EVAL.json\n",
+    run,
+    config_name="eval.yaml",
+)

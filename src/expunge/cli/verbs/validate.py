@@ -1,0 +1,37 @@
+"""`expunge validate`: check a command line, and print what it would run."""
+
+from __future__ import annotations
+
+import argparse
+
+from expunge.cli.verb import Verb, config_of
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the resolved configuration and what is known of its run; the first word may be a verb."""
+    from expunge.config.describe import describe
+
+    checked = {
+        verb.name: verb for verb in args.verbs if verb.config_name is not None and verb is not VALIDATE
+    }
+    if args.overrides and args.overrides[0] in checked:
+        verb = checked[args.overrides.pop(0)]
+        args.default_config_name, args.adds = verb.config_name, verb.adds
+    cfg = config_of(args)
+    facts = describe(cfg)
+    print(facts.pop("config"))
+    for notice in cfg.notices:
+        print(f"# note: {notice}")
+    for name, value in facts.items():
+        print(f"# {name}: {value}")
+
+
+VALIDATE = Verb(
+    "validate",
+    "check a command line and print what it would run",
+    "Example:\n"
+    "  expunge validate unlearn experiment=unlearn/tofu/default trainer=NPO forget_split=forget10"
+    " task_name=npo\n",
+    run,
+    config_name="unlearn.yaml",
+)

@@ -1,1 +1,0 @@
-"""The SOUL family's command lines, translated into the one configuration: flags, methods, data sets; no pipeline of their own."""
