@@ -47,7 +47,7 @@ class Verb:
     config_name: str | None = None
     adds: tuple[str, ...] = ()
 
-    def add_to(self, verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    def add_to(self, verbs: Any) -> None:
         """Add the verb's parser to that of `expunge`."""
         parser = verbs.add_parser(
             self.name,

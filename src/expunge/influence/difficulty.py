@@ -26,6 +26,7 @@ from expunge.influence.gradient import EpochGradient, Tensors, epoch_gradient
 from expunge.influence.parameters import choose_parameters, gradients_for
 from expunge.influence.projections import ATTENTIONS, Along, jvp, naive
 from expunge.influence.rows import LOSSES, REDUCTIONS, RowBatch, batches_of, check_rows, count_labels
+from expunge.models.attention import attention_of
 from expunge.models.outputs import unwrapped
 
 log = logging.getLogger(__name__)
@@ -127,9 +128,7 @@ def score_rows(
     check_choices(algorithm=algorithm, loss=loss, reduction=reduction, epoch_grad_mode=epoch_grad_mode)
     check_rows(encoded)
     chosen = choose_parameters(model, params)
-    attention = str(
-        getattr(getattr(unwrapped(model), "config", None), "_attn_implementation", None) or "eager"
-    )
+    attention = attention_of(unwrapped(model))
     if algorithm == "auto" and chosen.kind == "lora" and fits_lora(model, chosen.parameters, len(encoded)):
         algorithm = "lora"
     algorithm = _algorithm(algorithm, attention)

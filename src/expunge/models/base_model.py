@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from expunge.core.errors import MissingExtraError, UserError, unknown
 from expunge.lm import runtime
-from expunge.models.attention import choose_attention
+from expunge.models.attention import WRITTEN_DOWN, choose_attention
 from expunge.models.location import Location, check_model_folder, locate, not_found
 from expunge.models.precision import compute_dtype, parse_dtype
 from expunge.models.progress_bars import no_progress_bar
@@ -108,6 +108,7 @@ def load_base(
     if device_map is not None:
         passed["device_map"] = device_map
     model = _weights(place, passed, weights, notices)
+    setattr(model, WRITTEN_DOWN, attention or model.get_correct_attn_implementation(None))
     if not for_training and device_map is None:
         model = model.to(where)
     return Loaded(model.eval(), dtype)

@@ -99,7 +99,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
         # alone.
         names = ("_orig_mod",) if hasattr(model, "get_output_embeddings") else ("_orig_mod", "module")
         inner: nn.Module | None = next(
-            (child for name in names if (child := model._modules.get(name)) is not None), None
+            (child for name in names if (child := dict(model.named_children()).get(name)) is not None), None
         )
         if inner is None:
             return model

@@ -45,7 +45,7 @@ def accelerator_of(args: TrainingArguments) -> tuple[Accelerator, Parallel]:
     """
     check_launch(os.environ)
     device = args.device
-    chosen = {own: getattr(args, field) for own, field in DDP_FIELDS.items()}
+    chosen = {own: getattr(args, field, None) for own, field in DDP_FIELDS.items()}
     accelerator = Accelerator(
         mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else "no",
         # The step function divides by what the whole step counts; accelerate must not divide again.
