@@ -10,10 +10,10 @@ import torch
 from transformers import TrainerCallback
 
 from expunge.core.errors import UserError
-from expunge.core.needs import parse_need
+from expunge.core.needs import QUANTITIES, parse_need
 from expunge.training.driver import Driver, StepCounts, count_step, independent_groups, summed
 from expunge.training.order import epoch_order
-from expunge.training.quantities import build_quantities, check_servable
+from expunge.training.quantities import MAKERS, build_quantities, check_servable
 
 GRAD_DIFF = "expunge.methods.grad_diff:grad_diff"
 
@@ -156,6 +156,10 @@ def test_a_filler_counts_for_nothing(tiny_model: Any, objective: Any, pairs: Any
     assert loss == 0
     assert values.tolist() == [0, 0]
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+def test_every_quantity_of_a_side_has_its_function() -> None:
+    assert set(MAKERS) == {name for name, source in QUANTITIES.items() if source != "given"}
 
 
 def test_one_forward_a_side_however_many_needs(tiny_model: Any, pairs: Any, make_collate: Any) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.core.errors import Fault, UserError, unknown
-from expunge.core.needs import DERIVED, FROM_PASS, Need
+from expunge.core.needs import Need
 from expunge.lm.labels import Side
 from expunge.methods.base import Kind, Loss
 from expunge.methods.binding import as_number, bind, import_loss
@@ -111,12 +111,12 @@ class Objective:
     @property
     def sides(self) -> tuple[str, ...]:
         """The sides of the data that are read, each once."""
-        return tuple(dict.fromkeys(DERIVED.get(need.side, need.side) for need in self.needs if need.side))
+        return tuple(dict.fromkeys(need.data_side for need in self.needs if need.side))
 
     @property
     def reference_needs(self) -> tuple[Need, ...]:
         """The quantities that come from the model before unlearning."""
-        return tuple(need for need in self.needs if need.reference)
+        return tuple(need for need in self.needs if need.from_reference)
 
     @property
     def hidden(self) -> str | tuple[str, ...] | None:
@@ -148,7 +148,7 @@ class Objective:
             if (patterns := term.kwargs.get("trainable_params_regex")) is not None:
                 train_only(model, patterns)
         if self.hidden is not None and all(
-            need.hidden for need in self.needs if need.quantity in FROM_PASS and not need.reference
+            need.hidden for need in self.needs if need.from_pass and not need.reference
         ):
             freeze_unreached(model, self.hidden)
 
@@ -157,7 +157,7 @@ class Objective:
         return {}
 
     def derived(self, sides: Mapping[str, Side]) -> dict[str, Side]:
-        """Further sides of a batch, made of those that were collated; see `core.needs.DERIVED`."""
+        """Further sides of a batch, made of those that were collated; see `core.needs.SIDES`."""
         return {}
 
     def begin_step(self, info: StepInfo) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -28,30 +28,34 @@ from expunge.models.fingerprint import model_fingerprint
 from expunge.models.logp_table import LogpTable
 from expunge.models.outputs import label_outputs, unwrapped
 
-FROM_BATCH = ("len_B", "mask_BN", "mask_BT", "attention_mask_BT", "label_BN")
-"""Quantities that the batch alone gives: a `ref_` before them asks for no reference."""
 
-
-class ReferenceOutputs(NamedTuple):
-    """What the reference says of one side of a batch, without gradient.
+class SideOutputs(NamedTuple):
+    """What a model, or its cache, gives for one side of a batch.
 
     Attributes:
-        logp_BN: [B, N] log-probabilities of the labels, float32.
+        logp_BN: [B, N] log-probabilities of the labels, float32; None where they were not asked for.
         logits_BNV: [B, N, V]; None where only log-probs were cached.
         hidden_BTD: [B, T, D] output of the module asked for; None where none was, or only log-probs were
             cached.
         hidden_LBTD: [L, B, T, D] outputs of the modules asked for, where a sequence of them was.
     """
 
-    logp_BN: Tensor
+    logp_BN: Tensor | None
     logits_BNV: Tensor | None = None
     hidden_BTD: Tensor | None = None
     hidden_LBTD: Tensor | None = None
 
 
+class Reference(Protocol):
+    """The model before unlearning: its cached log-probs, the model with its adapter off, or a frozen copy."""
+
+    def outputs(self, side_name: str, side: Side, /) -> SideOutputs:
+        """Its outputs on a side of a batch, in eval mode, without gradient."""
+
+
 def plan_reference(needs: Iterable[Need]) -> Literal["none", "cached", "frozen"]:
     """The cheapest reference that serves all needs: none, cached log-probs, or a frozen copy of the model."""
-    asked = [need for need in needs if need.reference and need.quantity not in FROM_BATCH]
+    asked = [need for need in needs if need.from_reference]
     if not asked:
         return "none"
     return "cached" if all(need.cacheable for need in asked) else "frozen"
@@ -79,14 +83,14 @@ class FrozenCopy:
         self.model = copy.deepcopy(unwrapped(model)).requires_grad_(False).eval()
         self.autocast_dtype, self.hidden = autocast_dtype, hidden
 
-    def outputs(self, side_name: str, side: Side) -> ReferenceOutputs:
+    def outputs(self, side_name: str, side: Side) -> SideOutputs:
         """Log-probs and logits of a side of a batch; `side_name` is not needed here."""
         where = side["input_ids"].device
         if next(self.model.parameters()).device != where:
             self.model.to(where)
         with torch.no_grad(), runtime.autocast(where, self.autocast_dtype):
             out = label_outputs(self.model, side, hidden=self.hidden)
-        return ReferenceOutputs(
+        return SideOutputs(
             token_logp(out.logits_BNV, out.label_BN), out.logits_BNV, out.hidden_BTD, out.hidden_LBTD
         )
 
@@ -155,12 +159,12 @@ class CachedReference:
             tables[side] = found if found is not None else LogpTable.of({})
         return cls(tables)
 
-    def outputs(self, side_name: str, side: Side) -> ReferenceOutputs:
+    def outputs(self, side_name: str, side: Side) -> SideOutputs:
         """Log-probs of a side's rows, from the table."""
         assert side_name in self.tables, f"no reference was cached for the side {side_name!r}"
         index: LabelIndex = label_index(side["input_ids"], side["label_mask"])
         logp_BN = self.tables[side_name].look_up(side["row"].cpu(), index.label_BN.cpu(), index.mask_BN.cpu())
-        return ReferenceOutputs(logp_BN.to(side["input_ids"].device))
+        return SideOutputs(logp_BN.to(side["input_ids"].device))
 
 
 def view_fingerprint(view: Iterable[Encoded]) -> str:

@@ -20,10 +20,11 @@ from expunge.core.errors import UserError
 from expunge.lm.labels import Batch, without_first
 from expunge.lm.logprobs import as_float32, masked_sum
 from expunge.methods.objective import Objective, Term
+from expunge.models.reference import Reference
 from expunge.training.combining import StepGradients
 from expunge.training.order import MicroBatch
 from expunge.training.places import Place, count_labels
-from expunge.training.quantities import FROM_MODEL, Reference, build_quantities
+from expunge.training.quantities import build_quantities
 
 Normalise = Literal["step", "micro_batch"]
 
@@ -97,11 +98,7 @@ def independent_groups(terms: Sequence[Term]) -> list[list[Term]]:
     """Terms grouped so that no two groups read the same side of the model in training: each group can be back-propagated on its own."""
     groups: list[tuple[set[str], list[Term]]] = []
     for term in terms:
-        sides = {
-            need.side
-            for need in term.needs
-            if not need.reference and need.side and need.quantity in FROM_MODEL
-        }
+        sides = {need.side for need in term.needs if not need.reference and need.from_pass}
         members = [term]
         apart: list[tuple[set[str], list[Term]]] = []
         for group in groups:

@@ -25,6 +25,7 @@ from expunge.core.files import without_nan
 from expunge.core.layout import EXPUNGE, Layout
 from expunge.lm import runtime
 from expunge.methods.objective import Objective
+from expunge.models.reference import Reference
 from expunge.optim.masks import WeightMask
 from expunge.training.callbacks import ProgressCallback, RecordCallback, arrange_loggers
 from expunge.training.driver import Driver, Normalise, StepCounts, count_step, place_of
@@ -42,7 +43,7 @@ from expunge.training.order import (
 )
 from expunge.training.places import special
 from expunge.training.progress import Plan
-from expunge.training.quantities import Reference, check_servable
+from expunge.training.quantities import check_servable
 from expunge.training.records import RecordLog
 from expunge.training.rng import preserved_rng
 from expunge.training.stepping import OptimizerFactory, RulesFactory, SteppingTrainer
