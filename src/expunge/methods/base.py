@@ -73,7 +73,7 @@ class Loss(Protocol):
     spec: LossSpec
 
     def __call__(self, *quantities: Tensor, **hyper: Any) -> Tensor:
-        """The loss, not reduced over the batch; exactly 0 at places that are masked."""
+        """The loss, not reduced over the batch; what it says of places that are no label is never looked at."""
 
 
 def loss(

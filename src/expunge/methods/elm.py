@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from expunge.core.errors import UserError
 from expunge.lm.divergence import cross_entropy
 from expunge.lm.labels import Side
-from expunge.lm.logprobs import as_float32, masked
+from expunge.lm.logprobs import as_float32
 from expunge.methods.base import loss
 from expunge.methods.objective import Objective
 
@@ -129,7 +129,6 @@ def elm(
     ref_forget_logits_BNV: Tensor,
     ref_expert_logits_BNV: Tensor,
     ref_novice_logits_BNV: Tensor,
-    forget_mask_BN: Tensor,
     *,
     concept: str,
     eta: float = 1000.0,
@@ -154,7 +153,6 @@ def elm(
         ref_forget_logits_BNV: [B, N, V] of the model before unlearning.
         ref_expert_logits_BNV: [B, N, V] the same behind the expert's beginning.
         ref_novice_logits_BNV: [B, N, V] the same behind the novice's.
-        forget_mask_BN: [B, N] True = a label.
         concept: what is to be forgotten, in words; has to be given.
         eta: strength.
         top_k: tokens that q keeps at each position; null = all.
@@ -162,13 +160,13 @@ def elm(
         novice_prompt: beginning of a novice's text.
 
     Returns:
-        [B, N] per label token, >= 0, 0 where masked.
+        [B, N] per label token, >= 0.
     """
     target_BNV = shifted(ref_forget_logits_BNV, ref_expert_logits_BNV, ref_novice_logits_BNV, eta)
     if top_k is not None and top_k < target_BNV.shape[-1]:
         lowest_BN1 = target_BNV.topk(top_k, dim=-1).values[..., -1:]
         target_BNV = target_BNV.masked_fill(target_BNV < lowest_BN1, float("-inf"))
-    return masked(cross_entropy(target_BNV.detach(), forget_logits_BNV), forget_mask_BN)
+    return cross_entropy(target_BNV.detach(), forget_logits_BNV)
 
 
 @loss(
@@ -177,7 +175,7 @@ def elm(
     paper="arXiv:2410.02760",
     code="https://github.com/rohitgandikota/erasing-llm/blob/7d95c470439fdb487b3699e53cd8063b9f716198/trainscripts/erase.py",
 )
-def elm_fluency(alternate_logp_BN: Tensor, alternate_mask_BN: Tensor) -> Tensor:
+def elm_fluency(alternate_logp_BN: Tensor) -> Tensor:
     """ELM, its fluency term: -log p(y_t) of each label of an answer that changes the subject, as the model before unlearning wrote it.
 
     Those answers are made beforehand (`procedures.novice`, the command `expunge alternates --novice-of`). A
@@ -189,9 +187,8 @@ def elm_fluency(alternate_logp_BN: Tensor, alternate_mask_BN: Tensor) -> Tensor:
 
     Args:
         alternate_logp_BN: [B, N] log-probabilities of the labels, nats.
-        alternate_mask_BN: [B, N] True = a label.
 
     Returns:
-        [B, N] per label token, >= 0, 0 where masked.
+        [B, N] per label token, >= 0.
     """
-    return masked(-alternate_logp_BN, alternate_mask_BN)
+    return -alternate_logp_BN

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from expunge.core.errors import UserError
-from expunge.lm.logprobs import as_float32, masked
+from expunge.lm.logprobs import as_float32
 from expunge.methods.base import loss
 from expunge.methods.combine import Combination
 from expunge.methods.objective import Objective, Term
@@ -121,7 +121,6 @@ class DualObjective(Objective):
 )
 def pdu(
     forget_logits_BNV: Tensor,
-    forget_mask_BN: Tensor,
     *,
     retain_loss_eps: float,
     primal_dual: bool = True,
@@ -144,7 +143,6 @@ def pdu(
 
     Args:
         forget_logits_BNV: [B, N, V] logits of the model.
-        forget_mask_BN: [B, N] True = a label.
         retain_loss_eps: eps, what the retain loss may be, nats; has to be given.
         primal_dual: whether the multiplier moves at all.
         dual_step_size: eta, of the multiplier's ascent.
@@ -154,7 +152,7 @@ def pdu(
         mask: where the logits are read: where labels are predicted, or at the labels themselves.
 
     Returns:
-        [B, N] per label token, >= 0, 0 where masked.
+        [B, N] per label token, >= 0.
     """
     logits_BNV = as_float32(forget_logits_BNV)
-    return masked((logits_BNV.amax(-1) - logits_BNV.mean(-1)).square(), forget_mask_BN)
+    return (logits_BNV.amax(-1) - logits_BNV.mean(-1)).square()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from expunge.core.errors import UserError
 from expunge.core.needs import QUANTITIES, Need
 from expunge.lm.labels import Batch, LabelIndex, Side, label_index
-from expunge.lm.logprobs import sequence_logp, token_logp
+from expunge.lm.logprobs import masked, sequence_logp, token_logp
 from expunge.models.outputs import label_outputs
 from expunge.models.reference import Reference, SideOutputs
 from expunge.training.places import at_places, field_labels
@@ -176,4 +176,7 @@ def _pass(
     sources = {need.source for need in wanted}
     given = label_outputs(model, side, index=index, hidden=hidden if "modules" in sources else None)
     logp_BN = token_logp(given.logits_BNV, index.label_BN) if "logp" in sources else None
-    return SideOutputs(logp_BN, given.logits_BNV, given.hidden_BTD, given.hidden_LBTD)
+    # No gradient comes back to a place that is masked, whatever a loss makes of it there: 0 * NaN would be NaN.
+    logp_BN = None if logp_BN is None else masked(logp_BN, index.mask_BN)
+    logits_BNV = masked(given.logits_BNV, index.mask_BN.unsqueeze(-1))
+    return SideOutputs(logp_BN, logits_BNV, given.hidden_BTD, given.hidden_LBTD)
