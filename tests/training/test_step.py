@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from expunge.core.errors import UserError
 from expunge.core.needs import QUANTITIES, parse_need
 from expunge.training.driver import Driver, StepCounts, count_step, independent_groups, summed
-from expunge.training.order import epoch_order
+from expunge.training.order import epoch_order, micro_batch
 from expunge.training.quantities import MAKERS, build_quantities, check_servable
 
 GRAD_DIFF = "expunge.methods.grad_diff:grad_diff"
@@ -103,7 +103,7 @@ def test_terms_one_after_the_other_give_the_same_gradient_for_less_memory(
     tiny_model: Any, objective: Any, pairs: Any, make_collate: Any
 ) -> None:
     data, model, alive = pairs(), tiny_model(seed=2), {}
-    batch = {"sides": make_collate([data[row] for row in range(13)]), "counted": True}
+    batch = micro_batch(make_collate([data[row] for row in range(13)]))
     counts = count_step([batch], ["forget", "retain"], lambda total: total)
     found = {}
     for sequential in (False, True):
@@ -143,7 +143,7 @@ def test_terms_that_share_a_side_stay_together(objective: Any) -> None:
 
 def test_a_filler_counts_for_nothing(tiny_model: Any, objective: Any, pairs: Any, make_collate: Any) -> None:
     data, model = pairs(), tiny_model(seed=2)
-    filler = {"sides": make_collate([data[0]]), "counted": False}
+    filler = micro_batch(make_collate([data[0]]), [False])
     assert count_step([filler], ["forget"], lambda total: total) == StepCounts(
         {"forget": 0}, {"forget": 0}, 0
     )

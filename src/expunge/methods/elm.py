@@ -63,10 +63,10 @@ class ContextObjective(Objective):
 
 
 def prefixed(side: Side, ids: tuple[int, ...], bos: int | None) -> Side:
-    """Rows padded on the right, with tokens put before them, after a BOS that a row begins with. The labels stay the same tokens.
+    """Rows with tokens put before them, after a BOS that a row begins with. The labels stay the same tokens.
 
     Args:
-        side: [B, T] tensors; all rows begin with the BOS, or none does.
+        side: [B, T] tensors, padded on the right.
         ids: the tokens to put there.
         bos: the token that begins a text, where there is one.
 
@@ -74,20 +74,21 @@ def prefixed(side: Side, ids: tuple[int, ...], bos: int | None) -> Side:
         [B, T + len(ids)] tensors.
     """
     tokens_BT = side["input_ids"]
-    at = int(bos is not None and bool((tokens_BT[:, 0] == bos).all()))
-    count = len(ids)
+    rows, count = len(tokens_BT), len(ids)
+    begins_B1 = tokens_BT[:, :1] == (-1 if bos is None else bos)
 
     def put(value_BT: Tensor, new_BT: Tensor) -> Tensor:
-        return torch.cat([value_BT[:, :at], new_BT.to(value_BT), value_BT[:, at:]], 1)
+        new_BT = new_BT.to(value_BT)
+        behind_BT = torch.cat([value_BT[:, :1], new_BT, value_BT[:, 1:]], 1)
+        return torch.where(begins_B1, behind_BT, torch.cat([new_BT, value_BT], 1))
 
-    ids_BT = torch.tensor([ids], device=tokens_BT.device, dtype=tokens_BT.dtype).expand(
-        tokens_BT.shape[0], count
-    )
+    ids_BT = torch.cat([tokens_BT[:, :0], *(torch.full_like(tokens_BT[:, :1], token) for token in ids)], 1)
     moved: Side = {**side}
     if "position_ids" in side:
-        moved["position_ids"] = torch.arange(tokens_BT.shape[1] + count, device=tokens_BT.device).expand(
-            len(tokens_BT), -1
-        )
+        width = tokens_BT.shape[1] + count
+        moved["position_ids"] = torch.arange(width, device=tokens_BT.device).expand(rows, -1)
+    if "labels" in side:
+        moved["labels"] = {**side["labels"], "position_M": side["labels"]["position_M"] + count}
     return {
         **moved,
         "input_ids": put(tokens_BT, ids_BT),

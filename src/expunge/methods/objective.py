@@ -114,6 +114,16 @@ class Objective:
         return tuple(dict.fromkeys(need.data_side for need in self.needs if need.side))
 
     @property
+    def elsewhere(self) -> dict[str, tuple[str, ...]]:
+        """The sides of the data that terms look at other places of than the labels, by these places."""
+        found: dict[str, dict[str, None]] = {}
+        for term in self.terms:
+            if term.places != "labels":
+                sides = found.setdefault(term.places, {})
+                sides |= {need.data_side: None for need in term.needs if need.side}
+        return {places: tuple(sides) for places, sides in found.items()}
+
+    @property
     def reference_needs(self) -> tuple[Need, ...]:
         """The quantities that come from the model before unlearning."""
         return tuple(need for need in self.needs if need.from_reference)

@@ -13,10 +13,9 @@ from expunge.core.errors import UserError, unknown
 from expunge.core.needs import Need
 from expunge.lm import runtime
 from expunge.lm.labels import Side
-from expunge.lm.logprobs import token_logp
 from expunge.models.adapters import NAME, is_adapted
-from expunge.models.outputs import label_outputs, unwrapped
-from expunge.models.reference import FrozenCopy, Reference, SideOutputs, evaluating, plan_reference
+from expunge.models.outputs import SideOutputs, side_outputs, unwrapped
+from expunge.models.reference import FrozenCopy, Reference, evaluating, plan_reference
 
 Plan = Literal["none", "cached", "adapter_off", "frozen_adapter", "frozen"]
 Asked = Literal["auto", "cached", "adapter_off", "frozen_adapter", "frozen"]
@@ -57,10 +56,7 @@ class _SameModel:
             torch.no_grad(),
             computing,
         ):
-            out = label_outputs(self.model, side, hidden=self.hidden)
-        return SideOutputs(
-            token_logp(out.logits_BNV, out.label_BN), out.logits_BNV, out.hidden_BTD, out.hidden_LBTD
-        )
+            return side_outputs(self.model, side, hidden=self.hidden)
 
     def _state(self) -> AbstractContextManager[object]:
         raise NotImplementedError

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,29 +21,11 @@ from expunge.core.needs import Need
 from expunge.data.collate import collate
 from expunge.data.encoded import Encoded
 from expunge.lm import runtime
-from expunge.lm.labels import LabelIndex, Side, label_index, on_device
-from expunge.lm.logprobs import token_logp
+from expunge.lm.labels import Side, laid_out, on_device
 from expunge.lm.packing import token_budgeted_batches
 from expunge.models.fingerprint import model_fingerprint
 from expunge.models.logp_table import LogpTable
-from expunge.models.outputs import label_outputs, unwrapped
-
-
-class SideOutputs(NamedTuple):
-    """What a model, or its cache, gives for one side of a batch.
-
-    Attributes:
-        logp_BN: [B, N] log-probabilities of the labels, float32; None where they were not asked for.
-        logits_BNV: [B, N, V]; None where only log-probs were cached.
-        hidden_BTD: [B, T, D] output of the module asked for; None where none was, or only log-probs were
-            cached.
-        hidden_LBTD: [L, B, T, D] outputs of the modules asked for, where a sequence of them was.
-    """
-
-    logp_BN: Tensor | None
-    logits_BNV: Tensor | None = None
-    hidden_BTD: Tensor | None = None
-    hidden_LBTD: Tensor | None = None
+from expunge.models.outputs import SideOutputs, side_outputs, unwrapped
 
 
 class Reference(Protocol):
@@ -89,10 +71,7 @@ class FrozenCopy:
         if next(self.model.parameters()).device != where:
             self.model.to(where)
         with torch.no_grad(), runtime.autocast(where, self.autocast_dtype):
-            out = label_outputs(self.model, side, hidden=self.hidden)
-        return SideOutputs(
-            token_logp(out.logits_BNV, out.label_BN), out.logits_BNV, out.hidden_BTD, out.hidden_LBTD
-        )
+            return side_outputs(self.model, side, hidden=self.hidden)
 
 
 class CachedReference:
@@ -162,9 +141,10 @@ class CachedReference:
     def outputs(self, side_name: str, side: Side) -> SideOutputs:
         """Log-probs of a side's rows, from the table."""
         assert side_name in self.tables, f"no reference was cached for the side {side_name!r}"
-        index: LabelIndex = label_index(side["input_ids"], side["label_mask"])
-        logp_BN = self.tables[side_name].look_up(side["row"].cpu(), index.label_BN.cpu(), index.mask_BN.cpu())
-        return SideOutputs(logp_BN.to(side["input_ids"].device))
+        side = side if "labels" in side else laid_out(side)
+        logp_M = self.tables[side_name].look_up(side["host"])
+        # A few kilobytes, which the copy takes at once: nothing waits for the device.
+        return SideOutputs(side["labels"], logp_M=logp_M.to(side["input_ids"].device, non_blocking=True))
 
 
 def view_fingerprint(view: Iterable[Encoded]) -> str:
@@ -198,12 +178,13 @@ def _compute(
     by_row: dict[int, tuple[Tensor, Tensor]] = {}
     for batch in batches[runtime.rank() :: runtime.world_size()]:
         members = [items[number] for number in batch]
-        side = on_device(collate(members, pad_id), where)
+        side = laid_out(on_device(collate(members, pad_id), where))
+        host = side["host"]
+        counts = host.count_R.tolist()
         with torch.no_grad(), runtime.autocast(where, dtype):
-            out = label_outputs(model, side)
-            logp_BN = token_logp(out.logits_BNV, out.label_BN)
-        for item, logp_N, label_N, mask_N in zip(
-            members, logp_BN.cpu(), out.label_BN.cpu(), out.mask_BN.cpu(), strict=True
+            logp_M = side_outputs(model, side).logp_M.cpu().float()
+        for item, logp_N, label_N in zip(
+            members, torch.split(logp_M, counts), torch.split(host.label_M, counts), strict=True
         ):
-            by_row[item.row] = (logp_N[mask_N].float(), label_N[mask_N])
+            by_row[item.row] = (logp_N, label_N)
     return LogpTable.of({row: values for part in runtime.gathered(by_row) for row, values in part.items()})

@@ -84,14 +84,19 @@ def count_step(
     """
     plain: list[Place] = [(side, "labels", 0) for side in sides]
     local = torch.zeros(2 * len(sides) + len(places) + 1, dtype=torch.int64)
-    for batch in (batch for batch in batches if batch["counted"]):
-        labels = [count_labels(batch["sides"][side], where, skip) for side, where, skip in (*plain, *places)]
-        rows = [batch["sides"][side]["label_mask"].shape[0] for side in sides]
-        local += torch.tensor([*labels, *rows, 1])
+    for batch in batches:
+        rows = sum(batch["counted"])
+        labels = [count_labels(sides_at(batch, where)[side], skip) for side, where, skip in (*plain, *places)]
+        local += torch.tensor([*labels, *[rows] * len(sides), rows > 0])
     total: list[int] = all_sum(local).tolist()
     first, second = len(sides), len(sides) + len(places)
     tokens, placed = dict(zip(sides, total, strict=False)), dict(zip(places, total[first:], strict=False))
     return StepCounts(tokens, dict(zip(sides, total[second:], strict=False)), total[-1], placed, len(batches))
+
+
+def sides_at(batch: MicroBatch, places: str) -> Batch:
+    """The sides of a micro-batch, whose labels are at some places."""
+    return batch["sides"] if places == "labels" else batch["elsewhere"][places]
 
 
 def independent_groups(terms: Sequence[Term]) -> list[list[Term]]:
@@ -172,7 +177,7 @@ class Driver:
         active = [term for term in terms if term.weight != 0 or term.watched]
         groups = self._groups(active)
         values: dict[str, Tensor] = {}
-        total = next(iter(batch["sides"].values()))["input_ids"].new_zeros((), dtype=torch.float32)
+        total = batch["counted_B"].new_zeros((), dtype=torch.float32)
         for number, group in enumerate(groups):
             with nullcontext() if number == len(groups) - 1 and self.gradients is None else no_sync():
                 shares = self._shares(group, model, batch, counts, autocast)
@@ -215,27 +220,28 @@ class Driver:
         autocast: Callable[[], AbstractContextManager[object]],
     ) -> dict[str, Tensor]:
         """This micro-batch's share of the mean of each term, by name."""
-        device = next(iter(batch["sides"].values()))["input_ids"].device
-        own: dict[str, Any] = dict(self.objective.given(device))
+        own: dict[str, Any] = dict(self.objective.given(batch["counted_B"].device))
         if any(term.kind == "model" for term in group):
             own["parameters"] = [parameter for parameter in model.parameters() if parameter.requires_grad]
         shares: dict[str, Tensor] = {}
-        sides: Batch = {**batch["sides"], **self.objective.derived(batch["sides"])}
         for places in dict.fromkeys(term.places for term in group):
             members = [term for term in group if term.places == places]
             needs = [need for term in members for need in term.needs]
-            hidden = self.objective.hidden
+            sides = sides_at(batch, places)
+            if places == "labels":
+                sides = {**sides, **self.objective.derived(sides)}
             quantities = build_quantities(
-                needs, model, sides, self.reference, autocast, hidden=hidden, places=places, own=own
+                needs, model, sides, self.reference, autocast, hidden=self.objective.hidden, own=own
             )
             shares |= {
-                term.name: self._scale(term, batch, counts) * summed(term, quantities) for term in members
+                term.name: self._scale(term, batch, counts) * summed(term, quantities, batch["counted_B"])
+                for term in members
             }
         return shares
 
     def _scale(self, term: Term, batch: MicroBatch, counts: StepCounts) -> float:
         """What a sum over the micro-batch is multiplied by, the number of ranks aside."""
-        if not batch["counted"]:
+        if not any(batch["counted"]):
             return 0.0
         if self.normalise == "step" or term.kind == "model":
             return 1.0 / max(1, counts.of(term))
@@ -245,7 +251,7 @@ class Driver:
         self, terms: list[Term], values: Mapping[str, Tensor], batch: MicroBatch, counts: StepCounts
     ) -> None:
         """Tell the objective each term's mean over this micro-batch alone."""
-        if batch["counted"]:
+        if any(batch["counted"]):
             scales = {
                 term.name: self._scale(term, batch, counts) * max(1, _local(term, batch)) for term in terms
             }
@@ -258,12 +264,18 @@ def _local(term: Term, batch: MicroBatch) -> int:
     """What a term counts in a micro-batch."""
     if term.kind == "model":
         return 1
-    side = batch["sides"][term.side]
-    return count_labels(side, term.places, term.skip) if term.kind == "token" else side["label_mask"].shape[0]
+    if term.kind == "sequence":
+        return sum(batch["counted"])
+    return count_labels(sides_at(batch, term.places)[term.side], term.skip)
 
 
-def summed(term: Term, quantities: Mapping[str, Any]) -> Tensor:
+def summed(term: Term, quantities: Mapping[str, Any], counted_B: Tensor | None = None) -> Tensor:
     """Sum of a term's loss over the sequences or label tokens of a micro-batch, or its loss of the model alone; a float32 scalar.
+
+    Args:
+        term: the term.
+        quantities: by name; what is masked there is left out.
+        counted_B: [B] bool, the sequences that count; None = all. Labels of the others are masked already.
 
     Raises:
         UserError: the loss returned another shape than its kind says.
@@ -276,6 +288,8 @@ def summed(term: Term, quantities: Mapping[str, Any]) -> Tensor:
             f"the loss of {term.name!r} is of kind {term.kind!r} and returned {list(value.shape)} instead of {list(expected)}",
             "return one value a sequence [B] or a label [B, N], as the kind says, without a mean over the batch",
         )
-    if term.kind != "token":
-        return value.sum()
+    if term.kind == "model":
+        return value
+    if term.kind == "sequence":
+        return value.sum() if counted_B is None else masked_sum(value, counted_B)
     return masked_sum(value, without_first(mask_BN, term.skip) if term.skip else mask_BN).sum()

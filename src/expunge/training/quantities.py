@@ -12,11 +12,9 @@ from torch import Tensor, nn
 
 from expunge.core.errors import UserError
 from expunge.core.needs import QUANTITIES, Need
-from expunge.lm.labels import Batch, LabelIndex, Side, label_index
-from expunge.lm.logprobs import masked, sequence_logp, token_logp
-from expunge.models.outputs import label_outputs
-from expunge.models.reference import Reference, SideOutputs
-from expunge.training.places import at_places, field_labels
+from expunge.lm.labels import Batch, Labels, Side, laid_out, padded
+from expunge.models.outputs import SideOutputs, side_outputs
+from expunge.models.reference import Reference
 
 Hidden = str | Sequence[str] | None
 
@@ -26,16 +24,17 @@ class Seen:
     """One side of a batch and what a model gives for it: all that a quantity is made from.
 
     Attributes:
-        side: the tensors, rewritten where a loss looks at other places than the labels.
-        index: where its labels are.
-        label_BN: [B, N] the labels, as the loss is to see them.
+        side: the tensors, laid out.
         outputs: of the model in training or of the reference; None where no quantity takes a forward pass.
     """
 
     side: Side
-    index: LabelIndex
-    label_BN: Tensor
     outputs: SideOutputs | None
+
+    @property
+    def labels(self) -> Labels:
+        """Where the labels are."""
+        return self.side["labels"]
 
     @property
     def given(self) -> SideOutputs:
@@ -44,19 +43,14 @@ class Seen:
         return self.outputs
 
 
-def _seq_logp(seen: Seen) -> Tensor | None:
-    logp_BN = seen.given.logp_BN
-    return None if logp_BN is None else sequence_logp(logp_BN, seen.index.mask_BN)
-
-
 MAKERS: dict[str, Callable[[Seen], Tensor | None]] = {
-    "mask_BN": lambda seen: seen.index.mask_BN,
-    "label_BN": lambda seen: seen.label_BN,
-    "len_B": lambda seen: seen.index.mask_BN.sum(-1),
+    "mask_BN": lambda seen: seen.labels["mask_BN"],
+    "label_BN": lambda seen: padded(seen.labels.get("shown_M", seen.labels["label_M"]), seen.labels),
+    "len_B": lambda seen: seen.labels["mask_BN"].sum(-1),
     "mask_BT": lambda seen: seen.side["label_mask"],
     "attention_mask_BT": lambda seen: seen.side["attention_mask"].bool(),
     "logp_BN": lambda seen: seen.given.logp_BN,
-    "seq_logp_B": _seq_logp,
+    "seq_logp_B": lambda seen: seen.given.logp_BN.sum(-1),
     "logits_BNV": lambda seen: seen.given.logits_BNV,
     "hidden_BTD": lambda seen: seen.given.hidden_BTD,
     "hidden_LBTD": lambda seen: seen.given.hidden_LBTD,
@@ -113,7 +107,6 @@ def build_quantities(
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     *,
     hidden: Hidden = None,
-    places: str = "labels",
     own: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Build every quantity named, with one forward pass a side and model.
@@ -121,17 +114,16 @@ def build_quantities(
     Args:
         needs: what to build; repeats are built once.
         model: the model in training, wrapped as it is trained.
-        batch: sides of the batch, on the model's device.
+        batch: sides of the batch, on the model's device; one that is not laid out yet is laid out here.
         reference: the model before unlearning, where a need asks for it.
         autocast: opens the context in which the model in training computes, so that the reference computes
             alike.
         hidden: the modules whose output is read as `hidden_BTD` or `hidden_LBTD`.
-        places: the positions that are looked at, see `training.places`.
         own: quantities of no side, handed through.
 
     Returns:
         Tensors by the needs' names, and `{side}_mask_BN` of every side that is read. N is counted a side.
-        Log-probs are natural logs in float32, padded places hold arbitrary values and are told by the mask;
+        Log-probs are natural logs in float32; places that are no label hold 0, and no gradient comes back from them;
         `mask_BT` is the label mask at the tokens' own positions.
     """
     by_side: dict[tuple[str, bool], list[Need]] = {}
@@ -141,23 +133,21 @@ def build_quantities(
             by_side.setdefault((need.side, need.reference), []).append(need)
         else:
             found[need.name] = (own or {})[need.name]
-    collated, batch = batch, at_places(batch, places)
-    indices = {
-        name: label_index(batch[name].get("targets", batch[name]["input_ids"]), batch[name]["label_mask"])
+    sides = {
+        name: batch[name] if "labels" in batch[name] else laid_out(batch[name])
         for name in dict.fromkeys(side for side, _ in by_side)
     }
-    found |= {f"{name}_mask_BN": index.mask_BN for name, index in indices.items()}
+    found |= {f"{name}_mask_BN": side["labels"]["mask_BN"] for name, side in sides.items()}
     for (name, is_reference), wanted in by_side.items():
-        side, index = batch[name], indices[name]
         outputs = None
         if is_reference and any(need.from_pass for need in wanted):
             assert reference is not None, "check_servable runs before training"
             with torch.no_grad(), autocast():
-                outputs = reference.outputs(name, side)
+                outputs = reference.outputs(name, sides[name])
         elif any(need.from_pass for need in wanted):
-            outputs = _pass(model, side, index, wanted, hidden)
-        label_BN = field_labels(collated[name], places) if places in ("predictors", "all") else index.label_BN
-        seen = Seen(side, index, label_BN, outputs)
+            read = hidden if any(need.hidden for need in wanted) else None
+            outputs = side_outputs(model, sides[name], hidden=read)
+        seen = Seen(sides[name], outputs)
         for need in wanted:
             value = MAKERS[need.quantity](seen)
             if value is None:
@@ -167,16 +157,3 @@ def build_quantities(
                 )
             found[need.name] = value
     return found
-
-
-def _pass(
-    model: nn.Module, side: Side, index: LabelIndex, wanted: Sequence[Need], hidden: Hidden
-) -> SideOutputs:
-    """One forward pass of the model in training, and what of it is wanted."""
-    sources = {need.source for need in wanted}
-    given = label_outputs(model, side, index=index, hidden=hidden if "modules" in sources else None)
-    logp_BN = token_logp(given.logits_BNV, index.label_BN) if "logp" in sources else None
-    # No gradient comes back to a place that is masked, whatever a loss makes of it there: 0 * NaN would be NaN.
-    logp_BN = None if logp_BN is None else masked(logp_BN, index.mask_BN)
-    logits_BNV = masked(given.logits_BNV, index.mask_BN.unsqueeze(-1))
-    return SideOutputs(logp_BN, logits_BNV, given.hidden_BTD, given.hidden_LBTD)

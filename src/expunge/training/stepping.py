@@ -145,7 +145,7 @@ class SteppingTrainer(ResumableTrainer):
 
     def _counted(self) -> Iterator[Batch]:
         for batch in self._batches:
-            if batch["counted"]:
+            if any(batch["counted"]):
                 yield cast(MicroBatch, self._prepare_inputs(cast(Any, batch)))["sides"]
 
     def _gradients(self, model: nn.Module, keep: Callable[[str], bool] | None = None) -> None:

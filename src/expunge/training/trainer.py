@@ -121,7 +121,7 @@ class UnlearnTrainer(SteppingTrainer):
             # transformers asks for a dataset where an evaluation strategy is set; ours evaluates what it is
             # given otherwise.
             eval_dataset=[] if evaluator else None,
-            data_collator=CollateMicroBatch(collate),
+            data_collator=CollateMicroBatch(collate, objective.elsewhere),
             processing_class=processing_class,
             optimizers=optimizers,
             optimizer_factory=optimizer_factory,
@@ -220,7 +220,7 @@ class UnlearnTrainer(SteppingTrainer):
         self.tokens += sum(
             int(side["attention_mask"].sum())
             for batch in batches
-            if batch["counted"]
+            if any(batch["counted"])
             for side in batch["sides"].values()
         )
         self.step_of(batches)

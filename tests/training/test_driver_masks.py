@@ -11,6 +11,7 @@ from torch import Tensor
 from expunge.methods.base import loss
 from expunge.methods.objective import Objective, Term
 from expunge.training.driver import Driver, count_step, place_of
+from expunge.training.order import micro_batch
 from expunge.training.places import special
 
 
@@ -66,7 +67,7 @@ def test_a_loss_that_is_not_finite_under_the_mask_trains(
     tiny_model: Any, pairs: Any, make_collate: Any, function: Any
 ) -> None:
     model, data, rows = tiny_model(seed=2), pairs(), range(5)
-    batch = {"sides": make_collate([data[row] for row in rows]), "counted": True}
+    batch = micro_batch(make_collate([data[row] for row in rows]))
     assert len({sum(data[row]["forget"].label_mask) for row in rows}) > 1, "some place has to be masked"
     value, gradient = step(model, function, batch)
     expected, by_rows = by_hand(model, function, data, rows)
@@ -78,7 +79,7 @@ def test_what_is_skipped_is_neither_in_the_sum_nor_in_the_mean(
     tiny_model: Any, pairs: Any, make_collate: Any
 ) -> None:
     model, data, rows = tiny_model(seed=2), pairs(), range(5)
-    batch = {"sides": make_collate([data[row] for row in rows]), "counted": True}
+    batch = micro_batch(make_collate([data[row] for row in rows]))
     value, gradient = step(model, skipping, batch, skip=2)
     expected, by_rows = by_hand(model, skipping, data, rows, skip=2)
     assert value == pytest.approx(expected, rel=1e-5)

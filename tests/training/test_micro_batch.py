@@ -1,0 +1,133 @@
+"""A micro-batch knows on the CPU where its labels are, and each of its rows whether it counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from expunge.data.collate import collate
+from expunge.lm.labels import label_index, laid_out, padded
+from expunge.methods.objective import build_objective
+from expunge.models.outputs import label_outputs, side_outputs
+from expunge.models.reference import FrozenCopy
+from expunge.training.driver import Driver, count_step, place_of
+from expunge.training.order import CollateMicroBatch, micro_batch
+from expunge.training.places import special
+
+CASES = {
+    "sequence": ("expunge.methods.npo:npo", {}),
+    "token": ("expunge.methods.grad_diff:grad_diff", {}),
+    "token on logits": ("expunge.methods.ceu:ceu", {"retain": "kl"}),
+    "all tokens": ("expunge.methods.me:me", {}),
+    "model": ("expunge.methods.l1_sparse:l1_sparse", {"alpha_l1": 1e-3}),
+    "hidden states": ("expunge.methods.rmu:rmu", {"module_regex": r"model\.layers\.0"}),
+}
+
+
+def step(model: Any, reference: Any, name: str, rows: list[Any], counted: list[bool], collator: Any) -> Any:
+    """The terms' means over a step of one micro-batch, and the gradient."""
+    handler, args = CASES[name]
+    objective = build_objective(handler, args)
+    objective.prepare(model, 0)
+    batch = CollateMicroBatch(collator, objective.elsewhere)(list(zip(rows, counted, strict=True)))
+    places = special(place_of(term) for term in objective.terms if term.kind == "token")
+    counts = count_step([batch], sorted(objective.sides), lambda total: total, places)
+    model.zero_grad()
+    driver = Driver(objective, reference)
+    loss, values = driver.backward(model, batch, counts, lambda loss: loss.backward())
+    gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+    return loss, values, torch.cat([part.flatten() for part in gradient])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_row_that_does_not_count_is_as_good_as_not_there(
+    tiny_model: Any, pairs: Any, make_collate: Any, name: str
+) -> None:
+    model, data = tiny_model(seed=2), pairs()
+    reference = FrozenCopy(tiny_model(seed=3), hidden=r"model\.layers\.0")
+    rows = [data[row] for row in range(5)]
+    longest = max(range(5), key=lambda row: len(rows[row]["forget"]))
+    counted = [row != longest for row in range(5)]
+    found = step(model, reference, name, rows, counted, make_collate)
+    without = [row for row, flag in zip(rows, counted, strict=True) if flag]
+    expected = step(model, reference, name, without, [True] * 4, make_collate)
+    whole = step(model, reference, name, rows, [True] * 5, make_collate)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(whole[2], expected[2], rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_filler_has_no_gradient_and_counts_for_nothing(
+    tiny_model: Any, pairs: Any, make_collate: Any, name: str
+) -> None:
+    model, data = tiny_model(seed=2), pairs()
+    reference = FrozenCopy(tiny_model(seed=3), hidden=r"model\.layers\.0")
+    loss, values, gradient = step(model, reference, name, [data[0], data[1]], [False, False], make_collate)
+    assert (loss, values.tolist()) == (0, [0, 0])
+    assert not gradient.any()
+
+
+@pytest.mark.parametrize("padding", ["right", "left"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_vocabulary_at_the_labels_alone_gives_what_the_padded_view_gives(
+    tiny_model: Any, pairs: Any, padding: Any, tied: bool
+) -> None:
+    """Rows of unlike lengths, one of them without a label; logits, log-probs and gradients."""
+    model, data = tiny_model(seed=2, tie_word_embeddings=tied).double(), pairs()
+    side = collate([data[row]["forget"] for row in range(6)], 4, padding)
+    side["label_mask"][2] = False
+    index = label_index(side["input_ids"], side["label_mask"])
+    old, new = label_outputs(model, side), side_outputs(model, side)
+    assert new.logits_MV is not None
+    assert len(new.logits_MV) == int(index.mask_BN.sum()) < index.mask_BN.numel()
+    torch.testing.assert_close(new.logits_BNV[index.mask_BN], old.logits_BNV[index.mask_BN])
+    assert (new.logp_BN[~index.mask_BN] == 0).all()
+
+    def gradient(value: Tensor) -> Tensor:
+        model.zero_grad()
+        value.backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    logp_BN = old.logits_BNV.log_softmax(-1).gather(-1, old.label_BN.unsqueeze(-1)).squeeze(-1)
+    expected = gradient((logp_BN.square() * old.mask_BN).sum())
+    torch.testing.assert_close(gradient(new.logp_BN.square().sum()), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_batch_without_any_label_trains_nothing(tiny_model: Any, pairs: Any, make_collate: Any) -> None:
+    model, sides = tiny_model(seed=2), make_collate([pairs()[row] for row in range(2)])
+    for side in sides.values():
+        side["label_mask"][:] = False
+    out = side_outputs(model, micro_batch(sides)["sides"]["forget"])
+    assert out.logp_BN.tolist() == [[0.0], [0.0]]
+    out.logp_BN.sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+
+
+def test_labels_are_found_row_after_row() -> None:
+    """Rows with labels at 1 and 3, at none, and at 2; a label at 0 is predicted by nothing."""
+    side: Any = {
+        "input_ids": torch.tensor([[5, 6, 7, 8], [5, 6, 7, 8], [9, 10, 11, 12]]),
+        "attention_mask": torch.ones(3, 4, dtype=torch.long),
+        "label_mask": torch.tensor([[True, True, False, True], [False] * 4, [False, False, True, False]]),
+        "row": torch.tensor([4, 5, 6]),
+    }
+    laid = laid_out(side)
+    found = {name: value.tolist() for name, value in laid["labels"].items()}  # type: ignore[attr-defined]
+    assert found == {
+        "row_M": [0, 0, 2],
+        "position_M": [0, 2, 1],
+        "slot_M": [0, 1, 4],
+        "label_M": [6, 8, 11],
+        "mask_BN": [[True, True], [False, False], [True, False]],
+    }
+    assert padded(torch.tensor([1.0, 2.0, 3.0]), laid["labels"]).tolist() == [[1, 2], [0, 0], [3, 0]]
+    host = laid["host"]
+    assert (host.row_R.tolist(), host.count_R.tolist()) == ([4, 5, 6], [2, 0, 1])
+    assert [host.count(skip) for skip in (0, 1, 2)] == [3, 1, 0]
+    left_out = laid_out(side, torch.tensor([True, True, False]))
+    assert (left_out["host"].row_R.tolist(), left_out["host"].count()) == ([4, 5], 2)
+    assert not left_out["label_mask"][2].any()
