@@ -46,8 +46,8 @@ def step(model: Any, reference: Any, name: str, rows: list[Any], counted: list[b
 def test_a_row_that_does_not_count_is_as_good_as_not_there(
     tiny_model: Any, pairs: Any, make_collate: Any, name: str
 ) -> None:
-    model, data = tiny_model(seed=2), pairs()
-    reference = FrozenCopy(tiny_model(seed=3), hidden=r"model\.layers\.0")
+    model, data = tiny_model(seed=2).double(), pairs()
+    reference = FrozenCopy(tiny_model(seed=3).double(), hidden=r"model\.layers\.0")
     rows = [data[row] for row in range(5)]
     longest = max(range(5), key=lambda row: len(rows[row]["forget"]))
     counted = [row != longest for row in range(5)]
@@ -56,7 +56,7 @@ def test_a_row_that_does_not_count_is_as_good_as_not_there(
     expected = step(model, reference, name, without, [True] * 4, make_collate)
     whole = step(model, reference, name, rows, [True] * 5, make_collate)
     for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
     assert not torch.allclose(whole[2], expected[2], rtol=1e-3)
 
 
@@ -67,7 +67,8 @@ def test_a_filler_has_no_gradient_and_counts_for_nothing(
     model, data = tiny_model(seed=2), pairs()
     reference = FrozenCopy(tiny_model(seed=3), hidden=r"model\.layers\.0")
     loss, values, gradient = step(model, reference, name, [data[0], data[1]], [False, False], make_collate)
-    assert (loss, values.tolist()) == (0, [0, 0])
+    assert loss == 0
+    assert not values.any()
     assert not gradient.any()
 
 
@@ -131,3 +132,43 @@ def test_labels_are_found_row_after_row() -> None:
     left_out = laid_out(side, torch.tensor([True, True, False]))
     assert (left_out["host"].row_R.tolist(), left_out["host"].count()) == ([4, 5], 2)
     assert not left_out["label_mask"][2].any()
+
+
+@pytest.mark.parametrize("cut", [(5,), (2, 3)])
+def test_rewards_are_means_over_the_sequences_of_the_step(
+    tiny_model: Any, pairs: Any, make_collate: Any, cut: tuple[int, ...]
+) -> None:
+    """NPO: beta (log p - log p_ref) of each forget answer; DPO: the same of both answers, their difference, and its sign."""
+    model, before, data = tiny_model(seed=2), tiny_model(seed=3), pairs()
+    rows = [{**data[row], "alternate": data[(row + 3) % 13]["forget"]} for row in range(5)]
+
+    def seq_logp(one: Any, side: str) -> Tensor:
+        with torch.no_grad():
+            return side_outputs(one, make_collate(rows)[side]).logp_BN.sum(-1)
+
+    forget_B, alternate_B = (
+        0.5 * (seq_logp(model, side) - seq_logp(before, side)) for side in ("forget", "alternate")
+    )
+    expected = {
+        "npo_reward": forget_B,
+        "dpo_reward_chosen": alternate_B,
+        "dpo_reward_rejected": forget_B,
+        "dpo_margin": alternate_B - forget_B,
+        "dpo_accuracy": (alternate_B > forget_B).float(),
+    }
+    for handler in ("expunge.methods.npo:npo", "expunge.methods.dpo:dpo"):
+        objective = build_objective(handler, {"beta": 0.5, "retain": "none"})
+        driver, passes = Driver(objective, FrozenCopy(before)), []
+        hook = model.register_forward_hook(lambda *_, passes=passes: passes.append(1))
+        parts, start = [], 0
+        for size in cut:
+            parts.append(micro_batch(make_collate(rows[start : start + size])))
+            start += size
+        counts = count_step(parts, sorted(objective.sides), lambda total: total)
+        total = sum(driver.backward(model, part, counts, lambda loss: loss.backward())[1] for part in parts)
+        hook.remove()
+        found = dict(zip(driver.names, torch.as_tensor(total).tolist(), strict=True))
+        assert len(passes) == len(cut) * len(objective.sides)
+        assert {name for name in found if name in expected} == set(found) - {objective.terms[0].name}
+        for name in set(found) & set(expected):
+            assert found[name] == pytest.approx(expected[name].mean().item(), rel=1e-4, abs=1e-6)

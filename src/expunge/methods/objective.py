@@ -77,6 +77,18 @@ class Term:
         """The loss of quantities by name, [B], [B, N] or [], neither reduced nor weighted."""
         return self.loss(*(quantities[need.name] for need in self.needs), **self.kwargs)
 
+    @property
+    def diagnostics(self) -> tuple[str, ...]:
+        """The names, in the logs, of what is logged beside its value."""
+        return tuple(f"{self.name}_{name}" for name in self.loss.spec.diagnostics)
+
+    def diagnosed(self, quantities: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Its diagnostics by their names in the logs, each [B], without gradient."""
+        given = [quantities[need.name] for need in self.needs]
+        with torch.no_grad():
+            values = [function(*given, **self.kwargs) for function in self.loss.spec.diagnostics.values()]
+        return dict(zip(self.diagnostics, values, strict=True))
+
 
 class Objective:
     """A weighted sum of terms. A method with a state overrides the methods from `prepare` on.
@@ -177,8 +189,13 @@ class Objective:
             for term, weight in zip(self.terms, self._weights, strict=True):
                 term.weight = weight * (factors.retain if term.is_retain else factors.own)
 
+    @property
+    def listens(self) -> bool:
+        """Whether `on_micro_batch` is to be called, which makes each micro-batch wait for its values."""
+        return False
+
     def on_micro_batch(self, values: Mapping[str, float]) -> None:
-        """Called after each micro-batch, where a subclass overrides it, with every term's unweighted mean over it on this rank."""
+        """Called after each micro-batch, where `listens`, with every term's unweighted mean over it on this rank."""
 
     def on_step(self, values: Mapping[str, float]) -> None:
         """Called after each optimizer step with every term's unweighted mean over the whole step, all ranks included."""

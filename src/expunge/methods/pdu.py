@@ -67,10 +67,16 @@ class DualObjective(Objective):
         elif self.settings["dual_unit"] == "step":
             self._ascend(values[self.retain.name])
 
-    def on_micro_batch(self, values: Mapping[str, float]) -> None:
+    @property
+    def listens(self) -> bool:
         """The field's way: the multiplier moves after each micro-batch of each rank by itself."""
-        if self.settings["dual_update_upon"] == "step" and self.settings["dual_unit"] == "micro_batch":
-            self._ascend(values[self.retain.name])
+        return bool(
+            self.settings["dual_update_upon"] == "step" and self.settings["dual_unit"] == "micro_batch"
+        )
+
+    def on_micro_batch(self, values: Mapping[str, float]) -> None:
+        """Move the multiplier."""
+        self._ascend(values[self.retain.name])
 
     def report(self) -> dict[str, float]:
         """The multiplier."""

@@ -46,8 +46,8 @@ def plan_reference(needs: Iterable[Need]) -> Literal["none", "cached", "frozen"]
 class FrozenCopy:
     """A copy of the model in eval mode, without gradients.
 
-    Make it before training starts and before the model is wrapped. It is copied in memory, so it needs as
-    much again.
+    Make it before training starts and before the model is wrapped. It needs as much memory again, half of it where
+    the model computes in half precision.
 
     Args:
         model: the model before unlearning.
@@ -63,6 +63,8 @@ class FrozenCopy:
         hidden: str | Sequence[str] | None = None,
     ) -> None:
         self.model = copy.deepcopy(unwrapped(model)).requires_grad_(False).eval()
+        if autocast_dtype is not None:
+            _cast_projections(self.model, autocast_dtype)
         self.autocast_dtype, self.hidden = autocast_dtype, hidden
 
     def outputs(self, side_name: str, side: Side) -> SideOutputs:
@@ -72,6 +74,17 @@ class FrozenCopy:
             self.model.to(where)
         with torch.no_grad(), runtime.autocast(where, self.autocast_dtype):
             return side_outputs(self.model, side, hidden=self.hidden)
+
+
+def _cast_projections(model: nn.Module, dtype: torch.dtype) -> None:
+    """Keep the weights of linear layers in the dtype that autocast makes of them in each pass: the values are the same.
+
+    A weight that an embedding shares stays as it is, since autocast leaves embeddings alone.
+    """
+    shared = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    for module in model.modules():
+        if type(module) is nn.Linear and id(module.weight) not in shared:
+            module.to(dtype)
 
 
 class CachedReference:

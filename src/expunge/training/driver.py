@@ -8,7 +8,7 @@ multiplies its share by the number of ranks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from expunge.lm.labels import Batch, without_first
 from expunge.lm.logprobs import as_float32, masked_sum
 from expunge.methods.objective import Objective, Term
 from expunge.models.reference import Reference
-from expunge.training.combining import StepGradients
+from expunge.training.combining import GradientApart, StepGradients
 from expunge.training.order import MicroBatch
 from expunge.training.places import Place, count_labels
 from expunge.training.quantities import build_quantities
@@ -145,7 +145,7 @@ class Driver:
         self.gradients = (
             StepGradients(objective.combination, world_size) if objective.combination is not None else None
         )
-        self.listens = type(objective).on_micro_batch is not Objective.on_micro_batch
+        self.apart: GradientApart | None = None
 
     def backward(
         self,
@@ -169,9 +169,9 @@ class Driver:
 
         Returns:
             This micro-batch's share of the step's loss times the number of ranks (a scalar, whose mean over
-            ranks is the loss), and the shares of the terms' unweighted values [number of terms], whose sum
-            over ranks and micro-batches is each term's mean; NaN for a term of weight 0, which is not
-            computed.
+            ranks is the loss), and the shares of what `names` lists, whose sum over ranks and micro-batches is
+            the mean of each over the step: the terms' unweighted values, then diagnostics; NaN for those of a
+            term of weight 0, which is not computed.
         """
         terms = list(self.objective.terms)
         active = [term for term in terms if term.weight != 0 or term.watched]
@@ -185,27 +185,61 @@ class Driver:
                     [term.weight * self.world_size * shares[term.name] for term in group]
                 ).sum()
                 values |= {name: share.detach() for name, share in shares.items()}
-                if self.gradients is None:
-                    backward(loss)
-                else:
+                if self.gradients is not None:
                     self.gradients.backward(model, backward, loss, retain=group[0].is_retain)
+                elif self.apart is not None and group[0].side == self.apart.side:
+                    self.apart.backward(model, backward, loss)
+                else:
+                    backward(loss)
                 total = total + loss.detach()
                 del loss, shares
         if self.gradients is not None:
             self.gradients.micro_batch_done(model, counts.local)
-        if self.listens:
+        if self.objective.listens:
             self._tell(terms, values, batch, counts)
         absent = total.new_full((), torch.nan)
-        return total, torch.stack([values.get(term.name, absent) for term in terms])
+        return total, torch.stack([values.get(name, absent) for name in self.names])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What `backward` gives values of, in its order: the terms, then their diagnostics."""
+        terms = self.objective.terms
+        return (*(term.name for term in terms), *(name for term in terms for name in term.diagnostics))
+
+    @property
+    def logged(self) -> frozenset[str]:
+        """Those of `names` that belong to a term with a weight."""
+        terms = [term for term in self.objective.terms if term.weight != 0]
+        return frozenset(name for term in terms for name in (term.name, *term.diagnostics))
 
     def _groups(self, active: list[Term]) -> list[list[Term]]:
         """The terms that are back-propagated together."""
         if self.gradients is not None:
-            parts = [
+            kept = [
                 [term for term in active if not term.is_retain],
                 [term for term in active if term.is_retain],
             ]
-            return [part for part in parts if part]
+            return [part for part in kept if part]
+        if self.apart is not None:
+            own, others = _parts(active, self.apart.side)
+            return [*([own] if own else []), *self._in_turn(others)]
+        return self._in_turn(active)
+
+    def keep_apart(self, side: str | None) -> bool:
+        """Keep the gradient of the terms averaged over a side out of `.grad`, see `apart`; None = of no side.
+
+        Returns:
+            Whether it is done. It is not where gradients are combined, where there are no such terms or no others,
+            or where the others take no forward pass, which DDP needs to exchange their gradients.
+        """
+        self.apart = None
+        own, others = _parts(self.objective.terms, side)
+        possible = own and any(term.side for term in others) and self.gradients is None
+        if side and possible and self.sequential_terms:
+            self.apart = GradientApart(side, self.world_size)
+        return self.apart is not None
+
+    def _in_turn(self, active: list[Term]) -> list[list[Term]]:
         groups = independent_groups(active) if self.sequential_terms else [active]
         # Ranks exchange gradients in the last backward pass, which DDP arms in the forward pass before it: a
         # term without one comes first.
@@ -219,7 +253,7 @@ class Driver:
         counts: StepCounts,
         autocast: Callable[[], AbstractContextManager[object]],
     ) -> dict[str, Tensor]:
-        """This micro-batch's share of the mean of each term, by name."""
+        """This micro-batch's share of the mean of each term and of its diagnostics, by name."""
         own: dict[str, Any] = dict(self.objective.given(batch["counted_B"].device))
         if any(term.kind == "model" for term in group):
             own["parameters"] = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -236,6 +270,12 @@ class Driver:
             shares |= {
                 term.name: self._scale(term, batch, counts) * summed(term, quantities, batch["counted_B"])
                 for term in members
+            }
+            shares |= {
+                name: masked_sum(as_float32(value_B), batch["counted_B"])
+                / max(1, counts.sequences[term.side])
+                for term in members
+                for name, value_B in term.diagnosed(quantities).items()
             }
         return shares
 
@@ -256,8 +296,14 @@ class Driver:
                 term.name: self._scale(term, batch, counts) * max(1, _local(term, batch)) for term in terms
             }
             self.objective.on_micro_batch(
-                {name: float(value) / scales[name] for name, value in values.items()}
+                {name: float(values[name]) / scale for name, scale in scales.items() if name in values}
             )
+
+
+def _parts(terms: Iterable[Term], side: str | None) -> tuple[list[Term], list[Term]]:
+    """The terms averaged over a side, and the others."""
+    terms = list(terms)
+    return [term for term in terms if term.side == side], [term for term in terms if term.side != side]
 
 
 def _local(term: Term, batch: MicroBatch) -> int:

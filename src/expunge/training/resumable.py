@@ -20,6 +20,7 @@ from expunge.core.errors import UserError
 from expunge.methods.objective import Objective, StepInfo
 from expunge.models.adapters import is_adapted, save_model
 from expunge.training import checkpoint as checkpoints
+from expunge.training.driver import Driver
 from expunge.training.progress import Plan, RunningSums, load_objective, save_objective
 from expunge.training.records import RecordLog
 from expunge.training.rng import load_rng_state, save_rng_state
@@ -36,15 +37,17 @@ class ResumableTrainer(Trainer):
     Attributes:
         checkpoint_dir: folder of the checkpoints, `output_dir` of the arguments.
         objective: whose state goes into checkpoints.
+        driver: whose values are summed up.
         records: the run's log.
         plan: what a checkpoint must agree with.
-        step_values_K: the terms' values in the step that runs, this rank's share.
-        term_sums_K: sums of the terms' values since the last record, this rank's share.
+        step_values_K: the driver's values in the step that runs, this rank's share.
+        term_sums_K: sums of the driver's values since the last record, this rank's share.
         terms_from: step after which `term_sums_K` begins.
         paused: seconds since the last record that were not training.
     """
 
     objective: Objective
+    driver: Driver
     records: RecordLog
     plan: Plan
     step_values_K: Tensor
@@ -135,7 +138,7 @@ class ResumableTrainer(Trainer):
 
     def begin_run(self) -> None:
         """Set the running sums: to zero, or to where the checkpoint left them. transformers starts them at zero in either case."""
-        self.term_sums_K = torch.zeros(len(self.objective.terms), device=self.args.device)
+        self.term_sums_K = torch.zeros(len(self.driver.names), device=self.args.device)
         self.step_values_K = torch.zeros_like(self.term_sums_K)
         self.terms_from, self.paused = self.state.global_step, 0.0
         if self.resumed_from is not None:
@@ -157,9 +160,7 @@ class ResumableTrainer(Trainer):
         """Book the terms' values of a step, and tell the objective if it listens."""
         if type(self.objective).on_step is not Objective.on_step:
             total_K = cast(Tensor, self.accelerator.reduce(self.step_values_K, reduction="sum"))
-            self.objective.on_step(
-                dict(zip((term.name for term in self.objective.terms), total_K.tolist(), strict=True))
-            )
+            self.objective.on_step(dict(zip(self.driver.names, total_K.tolist(), strict=True)))
         self.term_sums_K = self.term_sums_K + self.step_values_K
         self.step_values_K = torch.zeros_like(self.term_sums_K)
 

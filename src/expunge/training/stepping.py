@@ -19,7 +19,7 @@ from expunge.methods.objective import Objective
 from expunge.optim.arguments import OptimizerArgs
 from expunge.optim.curvature import SophiaCurvature
 from expunge.optim.masks import WeightMask
-from expunge.optim.rules import Step, StepRule
+from expunge.optim.rules import Step, StepRule, apart_of
 from expunge.training.driver import Driver, StepCounts
 from expunge.training.order import MicroBatch
 from expunge.training.resumable import ResumableTrainer
@@ -83,6 +83,7 @@ class SteppingTrainer(ResumableTrainer):
                 self.rules = (self.mask.rule(),)
             check_sharding(self.args, rules=self.rules)
             self._check_sides()
+            self.driver.keep_apart(apart_of(self.rules))
             for rule in self.rules:
                 rule.attach(cast(nn.Module, self.model), optimizer)
             self._ruled = True
@@ -141,7 +142,11 @@ class SteppingTrainer(ResumableTrainer):
             seed=self.args.seed,
             all_sum=self._all_sum,
             autocast=self.compute_loss_context_manager,
+            take_apart=self._take_apart,
         )
+
+    def _take_apart(self) -> list[Tensor] | None:
+        return None if self.driver.apart is None else self.driver.apart.take()
 
     def _counted(self) -> Iterator[Batch]:
         for batch in self._batches:
@@ -157,7 +162,7 @@ class SteppingTrainer(ResumableTrainer):
             return
         assert self._counts is not None, "the step has been counted before any rule is called"
         driver = copy.copy(self.driver)
-        driver.objective = Objective(terms)
+        driver.objective, driver.apart = Objective(terms), None
         no_sync = partial(self.accelerator.no_sync, model)
         for number, inputs in enumerate(self._batches):
             batch = cast(MicroBatch, self._prepare_inputs(cast(Any, inputs)))

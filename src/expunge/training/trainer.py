@@ -280,13 +280,14 @@ class UnlearnTrainer(SteppingTrainer):
         self.state.log_history[-1] = without_nan(self.state.log_history[-1])
 
     def _term_means(self) -> dict[str, float]:
-        """Mean over the steps since the last record of each term's unweighted value; a term of weight 0 is left out."""
+        """Mean over the steps since the last record of each term's unweighted value and diagnostics; a term of weight 0 is left out."""
         mean_K = self._all_sum(self.term_sums_K) / max(1, self.state.global_step - self.terms_from)
         self.term_sums_K, self.terms_from = torch.zeros_like(self.term_sums_K), self.state.global_step
+        logged = self.driver.logged
         return {
-            term.name: value
-            for term, value in zip(self.objective.terms, mean_K.tolist(), strict=True)
-            if term.weight != 0
+            name: value
+            for name, value in zip(self.driver.names, mean_K.tolist(), strict=True)
+            if name in logged
         }
 
     def _pace(self) -> dict[str, float]:
