@@ -8,10 +8,10 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import methods, one_pass, reference, rows, terms
+from benchmarks import hot_path, methods, one_pass, reference, rows, terms
 from benchmarks.comparison import write
 
-NAMES = ("one-pass", "reference", "terms", "rows-evaluation", "rows-training", "methods")
+NAMES = ("one-pass", "reference", "terms", "hot-path", "rows-evaluation", "rows-training", "methods")
 
 
 def main() -> None:
@@ -49,6 +49,7 @@ def main() -> None:
         "one-pass": lambda: one_pass.compare(args.quick, args.rows or None),
         "reference": lambda: reference.compare(args.quick),
         "terms": lambda: terms.compare(args.quick),
+        "hot-path": lambda: hot_path.compare(args.quick),
         "rows-evaluation": lambda: rows.compare_evaluation(args.quick),
         "rows-training": lambda: rows.compare_training(args.quick),
         "methods": lambda: methods.compare(args.quick),

@@ -15,6 +15,19 @@ def test_names_are_read_as_quantities() -> None:
             parse_need(name)
 
 
+def test_what_a_quantity_takes_follows_from_its_source() -> None:
+    assert not parse_need("ref_forget_label_BN").from_reference
+    assert parse_need("ref_forget_hidden_BTD").from_reference
+    assert not parse_need("forget_hidden_BTD").from_reference
+    assert [parse_need(f"forget_{name}").from_pass for name in ("len_B", "logp_BN", "hidden_BTD")] == [
+        False, True, True,
+    ]  # fmt: skip
+    assert not parse_need("control_D").from_pass
+    assert (parse_need("ref_expert_logits_BNV").side, parse_need("expert_logits_BNV").data_side) == (
+        "expert", "forget",
+    )  # fmt: skip
+
+
 def test_unknown_names_come_with_the_near_match_and_the_list() -> None:
     fault = unknown("method", "SimNPOO", ["NPO", "SimNPO", "DPO"])
     assert "did you mean 'SimNPO'?" in fault.hint

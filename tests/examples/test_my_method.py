@@ -30,7 +30,7 @@ def test_it_is_listed_and_shown(capsys: pytest.CaptureFixture[str]):
     assert "FlooredAscent" in capsys.readouterr().out
     assert main(["show", "FlooredAscent", "--config-dir", CONFIGS]) == 0
     told = capsys.readouterr().out
-    assert "reads: forget_logp_BN, forget_mask_BN" in told
+    assert "reads: forget_logp_BN" in told
     assert "floor=5.0" in told
 
 

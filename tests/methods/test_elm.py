@@ -24,9 +24,9 @@ def names(objective: Any) -> list[str]:
 
 
 def test_fluency_by_hand():
-    """-log of (1/2, 1/8, .), the last one masked: ln 2 = .693147, ln 8 = 2.079442, 0. Their mean is 1.386294 = ln 4."""
-    value_BN = elm_fluency(torch.tensor([[0.5, 0.125, 0.3]]).log(), torch.tensor([[True, True, False]]))
-    torch.testing.assert_close(value_BN, torch.tensor([[0.693147, 2.079442, 0.0]]))
+    """-log of (1/2, 1/8): ln 2 = .693147, ln 8 = 2.079442. Their mean is 1.386294 = ln 4."""
+    value_BN = elm_fluency(torch.tensor([[0.5, 0.125]]).log())
+    torch.testing.assert_close(value_BN, torch.tensor([[0.693147, 2.079442]]))
 
 
 def test_the_method_has_three_terms_and_asks_the_reference_nothing_of_the_alternates():
@@ -50,7 +50,7 @@ def test_without_a_weight_the_term_is_not_computed_and_no_alternates_are_read():
 
 def test_the_fluency_term_alone_reads_no_beginnings_and_no_reference(tiny_model: Any):
     objective = build_objective(ELM, {**GIVEN, "gamma": 0, "alpha": 0})
-    assert names(objective) == ["alternate_logp_BN", "alternate_mask_BN"]
+    assert names(objective) == ["alternate_logp_BN"]
     assert plan_reference(objective.needs) == "none"
     assert isinstance(objective, ContextObjective)
     objective.prepare(tiny_model(seed=1), 0)

@@ -13,14 +13,16 @@ from torch.nn.functional import cross_entropy, log_softmax, softmax
 from expunge.data.collate import PairCollator
 from expunge.methods.objective import build_objective
 from expunge.models.reference import FrozenCopy
-from expunge.training.driver import Driver, count_step, place_of
-from expunge.training.places import at_places, count_labels, special
+from expunge.training.driver import Driver, count_step, place_of, sides_at
+from expunge.training.order import micro_batch
+from expunge.training.places import PLACES, at_places, count_labels, special
 
 
 @pytest.fixture
 def batch() -> Any:
     data = task()
-    return {"sides": PairCollator(PAD)([data[row] for row in range(5)]), "counted": True}
+    everywhere = {places: ("forget", "retain") for places in PLACES if places != "labels"}
+    return micro_batch(PairCollator(PAD)([data[row] for row in range(5)]), elsewhere=everywhere)
 
 
 def field_inputs(side: Any) -> tuple[dict[str, Tensor], Tensor]:
@@ -199,10 +201,11 @@ def test_places_and_their_counts(batch: Any):
     side = batch["sides"]["forget"]
     rows, width = side["input_ids"].shape
     labels = int(side["label_mask"].sum())
-    assert [count_labels(side, places) for places in ("labels", "predictors", "all", "own")] == [
+    counts = {places: count_labels(sides_at(batch, places)["forget"]) for places in PLACES}
+    assert [counts[places] for places in ("labels", "predictors", "all", "own")] == [
         labels, rows * (width - 1), rows * width, labels,
     ]  # fmt: skip
-    assert count_labels(side, "tokens") == int(side["attention_mask"].sum()) - rows
+    assert counts["tokens"] == int(side["attention_mask"].sum()) - rows
     assert count_labels(side, skip=1) == sum(max(0, int(row.sum()) - 1) for row in side["label_mask"])
     moved = at_places({"forget": side}, "own")["forget"]
     assert moved["label_mask"][:, 1:].tolist() == side["label_mask"].tolist()

@@ -46,7 +46,6 @@ def test_defaults_come_from_the_decorator_and_the_signature():
         "forget_seq_logp_B",
         "forget_len_B",
         "retain_logp_BN",
-        "retain_mask_BN",
     ]
 
 
@@ -139,7 +138,6 @@ def test_a_weight_without_a_default_has_to_be_given():
 @loss(kind="token", retain="none")
 def odd(
     forget_logp_BN,
-    forget_mask_BN,
     *,
     needed: int,
     mode: Literal["a", "b"] = "a",

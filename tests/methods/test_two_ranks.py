@@ -12,6 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from expunge.optim.random_smoothing import RandomSmoothing
+from expunge.optim.sam import SAM
+
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "PDU": ("pdu:pdu", {"retain_loss_eps": 0.5, "dual_warmup_epochs": 0, "dual_step_size": 0.25}),
@@ -21,6 +24,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"retain": {"handler": "expunge.methods.l1_sparse:l1_sparse", "alpha_l1": 1e-3}},
     ),
     "RMU": ("rmu:rmu", {"module_regex": r"model\.layers\.0"}),
+    "SAM": ("npo:npo", {}),
+    "smoothing": ("npo:npo", {}),
+}
+
+
+RULES: dict[str, Callable[[], Any]] = {
+    "SAM": lambda: SAM(rho=0.05),
+    "smoothing": lambda: RandomSmoothing(sigma=0.01),
 }
 
 
@@ -81,6 +92,7 @@ def test_one_rank_is_two_ranks(run: Any, tmp_path: Any, name: str):
             steps=steps,
             folder=folder,
             per_device_train_batch_size=rows,
+            extra={"rules_factory": lambda *_: [RULES[name]()]} if name in RULES else {},
             **saving,
             **more,
         )

@@ -23,7 +23,7 @@ from expunge.models.adapter_reference import (
     starts_at_zero,
 )
 from expunge.models.adapters import attach_adapter, lora_layers, save_model
-from expunge.models.outputs import label_outputs
+from expunge.models.outputs import label_outputs, side_outputs
 from expunge.models.reference import FrozenCopy
 
 torch.set_num_threads(1)
@@ -229,9 +229,7 @@ def test_the_plan(
     reference: Any = reference_for(model, needs, cached=lambda: "the cached one", asked=asked)  # type: ignore[arg-type, return-value]
     assert isinstance(reference, kinds[plan])
     if plan in ("adapter_off", "frozen_adapter", "frozen"):
-        assert torch.equal(
-            reference.outputs("retain", side).logits_BNV, label_outputs(model, side).logits_BNV
-        )
+        assert torch.equal(reference.outputs("retain", side).logits_BNV, side_outputs(model, side).logits_BNV)
 
 
 def test_adapter_off_by_hand_is_refused_for_a_trained_adapter(adapted: Callable[..., Any]):

@@ -11,10 +11,11 @@ from expunge.core import files
 from expunge.core.needs import parse_need
 from expunge.data.collate import collate
 from expunge.data.encoded import Encoded
+from expunge.lm.labels import HostLabels
 from expunge.lm.logprobs import token_logp
 from expunge.models import reference as reference_module
 from expunge.models.logp_table import LogpTable
-from expunge.models.outputs import label_outputs
+from expunge.models.outputs import label_outputs, side_outputs
 from expunge.models.reference import CachedReference, FrozenCopy, plan_reference
 
 
@@ -103,9 +104,9 @@ def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def counted(model: Any, side: Any, **kwargs: Any) -> Any:
         seen.append(len(side["input_ids"]))
-        return label_outputs(model, side, **kwargs)
+        return side_outputs(model, side, **kwargs)
 
-    monkeypatch.setattr(reference_module, "label_outputs", counted)
+    monkeypatch.setattr(reference_module, "side_outputs", counted)
     return seen
 
 
@@ -197,10 +198,10 @@ def test_a_table_survives_its_file(tmp_path: Path):
     table.write(tmp_path, "forget", {"model": "m"})
     found = LogpTable.read(tmp_path, "forget", {"model": "m"})
     assert found is not None
-    logp_BN = found.look_up(
-        torch.tensor([5, 2]), torch.tensor([[0, 0], [7, 8]]), torch.tensor([[False, False], [True, True]])
-    )
-    assert logp_BN.tolist() == [[0.0, 0.0], [-1.0, -2.0]]
+    labels = HostLabels(torch.tensor([5, 2, 5]), torch.tensor([0, 2, 0]), torch.tensor([7, 8]))
+    assert found.look_up(labels).tolist() == [-1.0, -2.0]
+    with pytest.raises(AssertionError, match="another number of labels"):
+        found.look_up(HostLabels(torch.tensor([2]), torch.tensor([1]), torch.tensor([7])))
     assert LogpTable.read(tmp_path, "forget", {"model": "n"}) is None
 
 

@@ -10,10 +10,10 @@ import torch
 from transformers import TrainerCallback
 
 from expunge.core.errors import UserError
-from expunge.core.needs import parse_need
+from expunge.core.needs import QUANTITIES, parse_need
 from expunge.training.driver import Driver, StepCounts, count_step, independent_groups, summed
-from expunge.training.order import epoch_order
-from expunge.training.quantities import build_quantities, check_servable
+from expunge.training.order import epoch_order, micro_batch
+from expunge.training.quantities import MAKERS, build_quantities, check_servable
 
 GRAD_DIFF = "expunge.methods.grad_diff:grad_diff"
 
@@ -103,7 +103,7 @@ def test_terms_one_after_the_other_give_the_same_gradient_for_less_memory(
     tiny_model: Any, objective: Any, pairs: Any, make_collate: Any
 ) -> None:
     data, model, alive = pairs(), tiny_model(seed=2), {}
-    batch = {"sides": make_collate([data[row] for row in range(13)]), "counted": True}
+    batch = micro_batch(make_collate([data[row] for row in range(13)]))
     counts = count_step([batch], ["forget", "retain"], lambda total: total)
     found = {}
     for sequential in (False, True):
@@ -143,7 +143,7 @@ def test_terms_that_share_a_side_stay_together(objective: Any) -> None:
 
 def test_a_filler_counts_for_nothing(tiny_model: Any, objective: Any, pairs: Any, make_collate: Any) -> None:
     data, model = pairs(), tiny_model(seed=2)
-    filler = {"sides": make_collate([data[0]]), "counted": False}
+    filler = micro_batch(make_collate([data[0]]), [False])
     assert count_step([filler], ["forget"], lambda total: total) == StepCounts(
         {"forget": 0}, {"forget": 0}, 0
     )
@@ -156,6 +156,10 @@ def test_a_filler_counts_for_nothing(tiny_model: Any, objective: Any, pairs: Any
     assert loss == 0
     assert values.tolist() == [0, 0]
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+def test_every_quantity_of_a_side_has_its_function() -> None:
+    assert set(MAKERS) == {name for name, source in QUANTITIES.items() if source != "given"}
 
 
 def test_one_forward_a_side_however_many_needs(tiny_model: Any, pairs: Any, make_collate: Any) -> None:

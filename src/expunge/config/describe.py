@@ -140,4 +140,4 @@ def _memory(cfg: Config, parameters: int) -> str:
 def _frozen_copy(cfg: Config) -> bool:
     """Whether some loss reads of the reference what cached log-probs cannot give."""
     needs = [parse_need(name) for loss in losses_of(cfg) for name in loss.positional]
-    return any(need.reference and not need.cacheable for need in needs)
+    return any(need.from_reference and not need.cacheable for need in needs)

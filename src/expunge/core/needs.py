@@ -1,24 +1,45 @@
-"""The vocabulary of named quantities: a loss asks for what it reads by the names of its positional parameters."""
+"""The vocabulary of named quantities: a loss asks for what it reads by the names of its positional parameters.
+
+A new quantity is one line of `QUANTITIES` and, unless it is given by the objective, the one function in
+`training.quantities` that makes it.
+"""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
-SIDES = ("forget", "retain", "alternate", "expert", "novice")
-DERIVED = {"expert": "forget", "novice": "forget"}
-"""Sides that an objective makes of a side of the data."""
-QUANTITIES = (
-    "logp_BN", "seq_logp_B", "len_B", "logits_BNV", "hidden_BTD", "hidden_LBTD", "mask_BN", "attention_mask_BT", "mask_BT", "label_BN",
-)  # fmt: skip
-# Which of them a cached table of per-token log-probs can serve, without a reference model in memory.
-FROM_LOGP = ("logp_BN", "seq_logp_B", "len_B", "mask_BN")
-# Those that take a forward pass of the model.
-FROM_PASS = ("logp_BN", "seq_logp_B", "logits_BNV", "hidden_BTD", "hidden_LBTD")
-OWN = {"control_D": "kept by the objective", "parameters": "the parameters that are trained"}
-"""Quantities of no side of a batch."""
+Source = Literal["labels", "logp", "logits", "modules", "given"]
+"""What a quantity is made from: the batch alone; the log-probs of the labels; the logits at the labels; the outputs of
+the modules that `module_regex` names; or the objective, which hands it over as it is."""
 
-_PATTERN = re.compile(rf"^(?P<ref>ref_)?(?P<side>{'|'.join(SIDES)})_(?P<quantity>{'|'.join(QUANTITIES)})$")
+QUANTITIES: dict[str, Source] = {
+    "mask_BN": "labels",
+    "label_BN": "labels",
+    "len_B": "labels",
+    "mask_BT": "labels",
+    "attention_mask_BT": "labels",
+    "logp_BN": "logp",
+    "seq_logp_B": "logp",
+    "logits_BNV": "logits",
+    "hidden_BTD": "modules",
+    "hidden_LBTD": "modules",
+    "control_D": "given",
+    "parameters": "given",
+}
+"""Every quantity and its source. The suffix of a name is the quantity's shape."""
+SIDES = {
+    "forget": "forget",
+    "retain": "retain",
+    "alternate": "alternate",
+    "expert": "forget",
+    "novice": "forget",
+}
+"""Every side, and the side of the data that it is made of: itself, unless an objective derives it."""
+
+_OF_A_SIDE = tuple(name for name, source in QUANTITIES.items() if source != "given")
+_PATTERN = re.compile(rf"^(?P<ref>ref_)?(?P<side>{'|'.join(SIDES)})_(?P<quantity>{'|'.join(_OF_A_SIDE)})$")
 
 
 @dataclass(frozen=True)
@@ -27,10 +48,9 @@ class Need:
 
     Attributes:
         name: the parameter's name, such as `ref_forget_seq_logp_B`.
-        side: one of `SIDES`; empty for a quantity of no side (see `OWN`).
-        quantity: logp_BN, seq_logp_B, len_B, logits_BNV, hidden_BTD, hidden_LBTD, mask_BN, mask_BT,
-            attention_mask_BT or label_BN.
-        reference: whether the quantity comes from the model before unlearning.
+        side: one of `SIDES`; empty for a quantity that the objective gives.
+        quantity: one of `QUANTITIES`.
+        reference: whether the name asks for the model before unlearning.
     """
 
     name: str
@@ -39,14 +59,34 @@ class Need:
     reference: bool
 
     @property
+    def source(self) -> Source:
+        """What the quantity is made from."""
+        return QUANTITIES[self.quantity]
+
+    @property
+    def data_side(self) -> str:
+        """The side of the data that has to be there; empty for a quantity that the objective gives."""
+        return SIDES.get(self.side, "")
+
+    @property
+    def from_pass(self) -> bool:
+        """Whether it takes a forward pass, of the model in training or of the reference."""
+        return self.source in ("logp", "logits", "modules")
+
+    @property
+    def from_reference(self) -> bool:
+        """Whether it takes the model before unlearning: the batch alone gives the same with and without `ref_`."""
+        return self.reference and self.from_pass
+
+    @property
     def cacheable(self) -> bool:
-        """Whether cached per-token log-probs of the reference serve it."""
-        return self.reference and self.quantity in FROM_LOGP
+        """Whether the reference's log-probs of the labels, kept in a table, serve it."""
+        return self.reference and self.source in ("logp", "labels")
 
     @property
     def hidden(self) -> bool:
         """Whether it is the output of a module inside the model, which `module_regex` names."""
-        return self.quantity.startswith("hidden_")
+        return self.source == "modules"
 
 
 def parse_need(name: str) -> Need:
@@ -55,11 +95,13 @@ def parse_need(name: str) -> Need:
     Raises:
         ValueError: the name is not in the vocabulary.
     """
-    if name in OWN:
+    if QUANTITIES.get(name) == "given":
         return Need(name, "", name, False)
     match = _PATTERN.match(name)
     if match is None:
+        given = ", ".join(other for other, source in QUANTITIES.items() if source == "given")
         raise ValueError(
-            f"{name!r} is not a quantity; a quantity is [ref_]{{{','.join(SIDES)}}}_{{{','.join(QUANTITIES)}}}, or one of {', '.join(OWN)}"
+            f"{name!r} is not a quantity; a quantity is"
+            f" [ref_]{{{','.join(SIDES)}}}_{{{','.join(_OF_A_SIDE)}}}, or one of {given}"
         )
     return Need(name, match["side"], match["quantity"], match["ref"] is not None)

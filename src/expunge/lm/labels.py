@@ -6,10 +6,51 @@ p - 1; a label at position 0 has no predictor and cannot be scored.
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypedDict, cast
+from dataclasses import dataclass
+from typing import NamedTuple, NotRequired, TypedDict, cast
 
 import torch
 from torch import Tensor
+
+
+class Labels(TypedDict):
+    """Where the M labels of a side are, row after row; tensors alone, so that device moves reach them.
+
+    Keys:
+        row_M: [M] int64, the row of each label.
+        position_M: [M] int64, the position whose output predicts it.
+        slot_M: [M] int64, its place in the padded view [B, N], counted through all rows; N = the most labels
+            in a row, at least 1.
+        label_M: [M] int64, the token to predict.
+        shown_M: [M] int64, the label as the loss is to see it, where that is another.
+        mask_BN: [B, N] bool, True = a label: the shape and the filled places of the padded view.
+    """
+
+    row_M: Tensor
+    position_M: Tensor
+    slot_M: Tensor
+    label_M: Tensor
+    shown_M: NotRequired[Tensor]
+    mask_BN: Tensor
+
+
+@dataclass(frozen=True)
+class HostLabels:
+    """What is known of a side's labels on the CPU; no device move reaches it, so reading it waits for no device.
+
+    Attributes:
+        row_R: [R] int64, the rows of the view that count, in the order of the batch.
+        count_R: [R] int64, the labels of each.
+        label_M: [M] int64, the tokens to predict, row after row.
+    """
+
+    row_R: Tensor
+    count_R: Tensor
+    label_M: Tensor
+
+    def count(self, skip: int = 0) -> int:
+        """How many labels count, the first `skip` of each row left out."""
+        return int((self.count_R - skip).clamp(min=0).sum())
 
 
 class _Needed(TypedDict):
@@ -30,16 +71,60 @@ class Side(_Needed, total=False):
         position_ids: [B, T] int64, where they are not to be counted from the first real token.
         targets: [B, T] int64, the tokens to predict at label positions, where they are not those of
             `input_ids`.
+        shown: [B, T] int64, the labels as the loss is to see them, where they are not the tokens to predict.
+        labels: where the labels are, in a training batch; found on the CPU before any forward pass.
+        host: what of them stays on the CPU.
     """
 
     row: Tensor
     position_ids: Tensor
     targets: Tensor
+    shown: Tensor
+    labels: Labels
+    host: HostLabels
 
 
 def on_device(side: Side, where: torch.device) -> Side:
     """A side with its tensors on a device."""
     return cast(Side, {name: tensor.to(where) for name, tensor in cast(dict[str, Tensor], side).items()})
+
+
+def laid_out(side: Side, counted_B: Tensor | None = None) -> Side:
+    """A side with `labels` and `host`. Takes no device's time where its tensors are on the CPU.
+
+    Args:
+        side: as collated.
+        counted_B: [B] bool; a row that does not count keeps its tokens and loses its labels. None = all count.
+    """
+    mask_BT = side["label_mask"].bool()
+    if counted_B is None:
+        counted_B = torch.ones(len(mask_BT), dtype=torch.bool, device=mask_BT.device)
+    mask_BT = mask_BT & counted_B.unsqueeze(-1)
+    count_B = mask_BT[:, 1:].sum(-1)
+    row_M, position_M = mask_BT[:, 1:].nonzero(as_tuple=True)
+    size = max(1, int(count_B.max())) if len(count_B) else 1
+    mask_BN = torch.arange(size, device=count_B.device) < count_B.unsqueeze(-1)
+    label_M = side.get("targets", side["input_ids"])[row_M, position_M + 1]
+    labels: Labels = {
+        "row_M": row_M,
+        "position_M": position_M,
+        "slot_M": mask_BN.flatten().nonzero().squeeze(-1),
+        "label_M": label_M,
+        "mask_BN": mask_BN,
+    }
+    if "shown" in side:
+        labels["shown_M"] = side["shown"][row_M, position_M + 1]
+    rows_B = side.get("row", torch.full_like(count_B, -1))
+    host = HostLabels(*(value.cpu() for value in (rows_B[counted_B], count_B[counted_B], label_M)))
+    return {**side, "label_mask": mask_BT, "labels": labels, "host": host}
+
+
+def padded(value_M: Tensor, labels: Labels) -> Tensor:
+    """[B, N, ...] of a value at each label [M, ...]; 0 where there is no label, and no gradient comes back from there."""
+    mask_BN = labels["mask_BN"]
+    empty = value_M.new_zeros((mask_BN.numel(), *value_M.shape[1:]))
+    filled = empty.index_copy(0, labels["slot_M"].to(value_M.device), value_M)
+    return filled.view(*mask_BN.shape, *value_M.shape[1:])
 
 
 Batch = dict[str, Side]

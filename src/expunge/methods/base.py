@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, Protocol, TypeVar, cast
 
@@ -43,6 +43,8 @@ class LossSpec:
         schedule: name of the schedule of the weights unless the configuration chooses another.
         extra: further terms of the method's own: (key of the weight, module:function) each; the default
             weight is that loss's `gamma`.
+        diagnostics: what to log beside the loss, by name: functions of the same quantities and hyper-parameters
+            that return a value a sequence [B].
     """
 
     name: str
@@ -60,6 +62,7 @@ class LossSpec:
     objective: Callable[..., Any] | None = None
     schedule: str = "constant"
     extra: tuple[tuple[str, str], ...] = ()
+    diagnostics: Mapping[str, Callable[..., Tensor]] = field(default_factory=dict)
 
     @property
     def side(self) -> str:
@@ -73,7 +76,7 @@ class Loss(Protocol):
     spec: LossSpec
 
     def __call__(self, *quantities: Tensor, **hyper: Any) -> Tensor:
-        """The loss, not reduced over the batch; exactly 0 at places that are masked."""
+        """The loss, not reduced over the batch; what it says of places that are no label is never looked at."""
 
 
 def loss(
@@ -88,6 +91,7 @@ def loss(
     objective: Callable[..., Any] | None = None,
     schedule: str = "constant",
     extra: tuple[tuple[str, str], ...] = (),
+    diagnostics: Mapping[str, Callable[..., Tensor]] | None = None,
     paper: str = "",
     code: str = "",
 ) -> Callable[[F], F]:
@@ -106,6 +110,8 @@ def loss(
         extra: (key, module:function) of each further term of the method's own. `trainer.method_args.KEY` is
             its weight, whose default is the `gamma` of that loss; it takes the method's hyper-parameters of
             the same names. A literal: validation reads the source.
+        diagnostics: values a sequence [B] to log beside the loss, by name, each a function of the loss's own
+            parameters. The mean over the step's sequences is logged as `<loss>_<name>`, at no further pass.
         paper: where it is defined.
         code: code at a commit.
 
@@ -140,7 +146,7 @@ def loss(
             )
         spec = LossSpec(
             function.__name__, kind, gamma, alpha, retain, paper, code, tuple(needs), MappingProxyType(hyper), positive, skip, places,
-            objective, schedule, extra,
+            objective, schedule, extra, MappingProxyType(dict(diagnostics or {})),
         )  # fmt: skip
         cast(Any, function).spec = spec
         return function

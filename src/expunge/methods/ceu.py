@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from expunge.lm.divergence import cross_entropy
-from expunge.lm.labels import without_first
-from expunge.lm.logprobs import as_float32, masked
+from expunge.lm.logprobs import as_float32
 from expunge.methods.base import loss
 
 
@@ -21,7 +20,6 @@ from expunge.methods.base import loss
 def ceu(
     forget_logits_BNV: Tensor,
     forget_label_BN: Tensor,
-    forget_mask_BN: Tensor,
     *,
     ignore_first_n_answer_tokens: int = 1,
 ) -> Tensor:
@@ -37,15 +35,12 @@ def ceu(
     Args:
         forget_logits_BNV: [B, N, V] logits of the model.
         forget_label_BN: [B, N] labels.
-        forget_mask_BN: [B, N] True = a label.
         ignore_first_n_answer_tokens: how many leading labels of a row do not count, neither in the sum nor in
             the mean.
 
     Returns:
-        [B, N] per label token, >= 0, 0 where masked or skipped.
+        [B, N] per label token, >= 0.
     """
     logits_BNV = as_float32(forget_logits_BNV)
     target_BNV = logits_BNV.detach().scatter(-1, forget_label_BN.unsqueeze(-1), float("-inf"))
-    return masked(
-        cross_entropy(target_BNV, logits_BNV), without_first(forget_mask_BN, ignore_first_n_answer_tokens)
-    )
+    return cross_entropy(target_BNV, logits_BNV)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from expunge.lm.logprobs import masked
 from expunge.methods.base import loss
 
 
@@ -14,16 +13,15 @@ from expunge.methods.base import loss
     paper="arXiv:2404.18239",
     code="https://github.com/OPTML-Group/SOUL/blob/997a915f805202708e49be4ebdefcb9f5b593d5e/src/unlearn/CL.py",
 )
-def cl(alternate_logp_BN: Tensor, alternate_mask_BN: Tensor) -> Tensor:
+def cl(alternate_logp_BN: Tensor) -> Tensor:
     """CL: -log p(y_t) of each label of the alternate answer, a refusal; TOFU's "IdkNLL".
 
     L = CE(alternate), averaged over the label tokens of the whole step. The forget answer itself is not read.
 
     Args:
         alternate_logp_BN: [B, N] log-probabilities of the labels, nats.
-        alternate_mask_BN: [B, N] True = a label.
 
     Returns:
-        [B, N] per label token, >= 0, 0 where masked.
+        [B, N] per label token, >= 0.
     """
-    return masked(-alternate_logp_BN, alternate_mask_BN)
+    return -alternate_logp_BN

@@ -8,12 +8,52 @@ from torch.nn.functional import logsigmoid
 from expunge.methods.base import loss
 
 
+def reward_chosen(
+    forget_seq_logp_B: Tensor,
+    alternate_seq_logp_B: Tensor,
+    ref_forget_seq_logp_B: Tensor,
+    ref_alternate_seq_logp_B: Tensor,
+    *,
+    beta: float,
+) -> Tensor:
+    """The alternate answer's reward, beta log(p_theta / p_ref)."""
+    return beta * (alternate_seq_logp_B - ref_alternate_seq_logp_B)
+
+
+def reward_rejected(
+    forget_seq_logp_B: Tensor,
+    alternate_seq_logp_B: Tensor,
+    ref_forget_seq_logp_B: Tensor,
+    ref_alternate_seq_logp_B: Tensor,
+    *,
+    beta: float,
+) -> Tensor:
+    """The forget answer's reward, beta log(p_theta / p_ref)."""
+    return beta * (forget_seq_logp_B - ref_forget_seq_logp_B)
+
+
+def margin(*seq_logp_B: Tensor, beta: float) -> Tensor:
+    """How much the alternate answer's reward is above the forget answer's."""
+    return reward_chosen(*seq_logp_B, beta=beta) - reward_rejected(*seq_logp_B, beta=beta)
+
+
+def accuracy(*seq_logp_B: Tensor, beta: float) -> Tensor:
+    """1 where the alternate answer's reward is above the forget answer's, else 0."""
+    return (margin(*seq_logp_B, beta=beta) > 0).float()
+
+
 @loss(
     kind="sequence",
     gamma=1.0,
     alpha=1.0,
     retain="nll",
     positive=("beta",),
+    diagnostics={
+        "reward_chosen": reward_chosen,
+        "reward_rejected": reward_rejected,
+        "margin": margin,
+        "accuracy": accuracy,
+    },
     paper="arXiv:2305.18290",
     code="https://github.com/locuslab/open-unlearning/blob/19a6141d8baf4b1d25c3a888dd876a764d85def7/src/trainer/utils.py",
 )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from expunge.core.errors import UserError
 from expunge.lm.divergence import cross_entropy
 from expunge.lm.labels import Side
-from expunge.lm.logprobs import as_float32, masked
+from expunge.lm.logprobs import as_float32
 from expunge.methods.base import loss
 from expunge.methods.objective import Objective
 
@@ -63,10 +63,10 @@ class ContextObjective(Objective):
 
 
 def prefixed(side: Side, ids: tuple[int, ...], bos: int | None) -> Side:
-    """Rows padded on the right, with tokens put before them, after a BOS that a row begins with. The labels stay the same tokens.
+    """Rows with tokens put before them, after a BOS that a row begins with. The labels stay the same tokens.
 
     Args:
-        side: [B, T] tensors; all rows begin with the BOS, or none does.
+        side: [B, T] tensors, padded on the right.
         ids: the tokens to put there.
         bos: the token that begins a text, where there is one.
 
@@ -74,20 +74,21 @@ def prefixed(side: Side, ids: tuple[int, ...], bos: int | None) -> Side:
         [B, T + len(ids)] tensors.
     """
     tokens_BT = side["input_ids"]
-    at = int(bos is not None and bool((tokens_BT[:, 0] == bos).all()))
-    count = len(ids)
+    rows, count = len(tokens_BT), len(ids)
+    begins_B1 = tokens_BT[:, :1] == (-1 if bos is None else bos)
 
     def put(value_BT: Tensor, new_BT: Tensor) -> Tensor:
-        return torch.cat([value_BT[:, :at], new_BT.to(value_BT), value_BT[:, at:]], 1)
+        new_BT = new_BT.to(value_BT)
+        behind_BT = torch.cat([value_BT[:, :1], new_BT, value_BT[:, 1:]], 1)
+        return torch.where(begins_B1, behind_BT, torch.cat([new_BT, value_BT], 1))
 
-    ids_BT = torch.tensor([ids], device=tokens_BT.device, dtype=tokens_BT.dtype).expand(
-        tokens_BT.shape[0], count
-    )
+    ids_BT = torch.cat([tokens_BT[:, :0], *(torch.full_like(tokens_BT[:, :1], token) for token in ids)], 1)
     moved: Side = {**side}
     if "position_ids" in side:
-        moved["position_ids"] = torch.arange(tokens_BT.shape[1] + count, device=tokens_BT.device).expand(
-            len(tokens_BT), -1
-        )
+        width = tokens_BT.shape[1] + count
+        moved["position_ids"] = torch.arange(width, device=tokens_BT.device).expand(rows, -1)
+    if "labels" in side:
+        moved["labels"] = {**side["labels"], "position_M": side["labels"]["position_M"] + count}
     return {
         **moved,
         "input_ids": put(tokens_BT, ids_BT),
@@ -129,7 +130,6 @@ def elm(
     ref_forget_logits_BNV: Tensor,
     ref_expert_logits_BNV: Tensor,
     ref_novice_logits_BNV: Tensor,
-    forget_mask_BN: Tensor,
     *,
     concept: str,
     eta: float = 1000.0,
@@ -154,7 +154,6 @@ def elm(
         ref_forget_logits_BNV: [B, N, V] of the model before unlearning.
         ref_expert_logits_BNV: [B, N, V] the same behind the expert's beginning.
         ref_novice_logits_BNV: [B, N, V] the same behind the novice's.
-        forget_mask_BN: [B, N] True = a label.
         concept: what is to be forgotten, in words; has to be given.
         eta: strength.
         top_k: tokens that q keeps at each position; null = all.
@@ -162,13 +161,13 @@ def elm(
         novice_prompt: beginning of a novice's text.
 
     Returns:
-        [B, N] per label token, >= 0, 0 where masked.
+        [B, N] per label token, >= 0.
     """
     target_BNV = shifted(ref_forget_logits_BNV, ref_expert_logits_BNV, ref_novice_logits_BNV, eta)
     if top_k is not None and top_k < target_BNV.shape[-1]:
         lowest_BN1 = target_BNV.topk(top_k, dim=-1).values[..., -1:]
         target_BNV = target_BNV.masked_fill(target_BNV < lowest_BN1, float("-inf"))
-    return masked(cross_entropy(target_BNV.detach(), forget_logits_BNV), forget_mask_BN)
+    return cross_entropy(target_BNV.detach(), forget_logits_BNV)
 
 
 @loss(
@@ -177,7 +176,7 @@ def elm(
     paper="arXiv:2410.02760",
     code="https://github.com/rohitgandikota/erasing-llm/blob/7d95c470439fdb487b3699e53cd8063b9f716198/trainscripts/erase.py",
 )
-def elm_fluency(alternate_logp_BN: Tensor, alternate_mask_BN: Tensor) -> Tensor:
+def elm_fluency(alternate_logp_BN: Tensor) -> Tensor:
     """ELM, its fluency term: -log p(y_t) of each label of an answer that changes the subject, as the model before unlearning wrote it.
 
     Those answers are made beforehand (`procedures.novice`, the command `expunge alternates --novice-of`). A
@@ -189,9 +188,8 @@ def elm_fluency(alternate_logp_BN: Tensor, alternate_mask_BN: Tensor) -> Tensor:
 
     Args:
         alternate_logp_BN: [B, N] log-probabilities of the labels, nats.
-        alternate_mask_BN: [B, N] True = a label.
 
     Returns:
-        [B, N] per label token, >= 0, 0 where masked.
+        [B, N] per label token, >= 0.
     """
-    return masked(-alternate_logp_BN, alternate_mask_BN)
+    return -alternate_logp_BN

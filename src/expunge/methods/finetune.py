@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from expunge.lm.logprobs import masked
 from expunge.methods.base import loss
 
 
@@ -14,7 +13,7 @@ from expunge.methods.base import loss
     paper="arXiv:2404.18239",
     code="https://github.com/OPTML-Group/SOUL/blob/997a915f805202708e49be4ebdefcb9f5b593d5e/src/unlearn/FT.py",
 )
-def finetune(retain_logp_BN: Tensor, retain_mask_BN: Tensor) -> Tensor:
+def finetune(retain_logp_BN: Tensor) -> Tensor:
     """FT: -log p(y_t) of each retain label; the forget set is not read.
 
     L = CE(r). In a fine-tuning run the training rows are the side `retain`. Deviation: the mean is over the
@@ -22,9 +21,8 @@ def finetune(retain_logp_BN: Tensor, retain_mask_BN: Tensor) -> Tensor:
 
     Args:
         retain_logp_BN: [B, N] log-probabilities of the labels, nats.
-        retain_mask_BN: [B, N] True = a label.
 
     Returns:
-        [B, N] per label token, >= 0, 0 where masked.
+        [B, N] per label token, >= 0.
     """
-    return masked(-retain_logp_BN, retain_mask_BN)
+    return -retain_logp_BN

@@ -6,7 +6,6 @@ from typing import Literal
 
 from torch import Tensor
 
-from expunge.lm.logprobs import masked
 from expunge.methods.base import loss
 from expunge.methods.retain import Form, distance
 
@@ -23,7 +22,6 @@ from expunge.methods.retain import Form, distance
 def forget_kl(
     forget_logits_BNV: Tensor,
     ref_forget_logits_BNV: Tensor,
-    forget_mask_BN: Tensor,
     *,
     form: Form = "kl",
     mask: Literal["labels", "all"] = "labels",
@@ -43,11 +41,10 @@ def forget_kl(
     Args:
         forget_logits_BNV: [B, N, V] logits of the model.
         ref_forget_logits_BNV: [B, N, V] logits of the model before unlearning.
-        forget_mask_BN: [B, N] True = a label.
         form: how far the two distributions are apart.
         mask: what counts: the labels, or all positions, prompt and padding included.
 
     Returns:
-        [B, N] per label token, <= 0 up to rounding, 0 where masked.
+        [B, N] per label token, <= 0 up to rounding.
     """
-    return masked(-distance(ref_forget_logits_BNV, forget_logits_BNV, form), forget_mask_BN)
+    return -distance(ref_forget_logits_BNV, forget_logits_BNV, form)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from expunge.lm.logprobs import masked
 from expunge.methods.base import loss
 
 
@@ -14,7 +13,7 @@ from expunge.methods.base import loss
     paper="arXiv:2401.06121",
     code="https://github.com/locuslab/open-unlearning/blob/a50f1e2ade0bed142d2fe62d715c6aaf8b911756/src/trainer/unlearn/grad_ascent.py",
 )
-def grad_ascent(forget_logp_BN: Tensor, forget_mask_BN: Tensor) -> Tensor:
+def grad_ascent(forget_logp_BN: Tensor) -> Tensor:
     """GradAscent: log p(y_t), that is minus the negative log-likelihood, of each forget label.
 
     L = -CE(f) = mean over label tokens of log p_theta(y_t | y_<t). Unbounded below: nothing stops it but the
@@ -26,9 +25,8 @@ def grad_ascent(forget_logp_BN: Tensor, forget_mask_BN: Tensor) -> Tensor:
 
     Args:
         forget_logp_BN: [B, N] log-probabilities of the labels, nats.
-        forget_mask_BN: [B, N] True = a label.
 
     Returns:
-        [B, N] per label token, 0 where masked.
+        [B, N] per label token.
     """
-    return masked(forget_logp_BN, forget_mask_BN)
+    return forget_logp_BN

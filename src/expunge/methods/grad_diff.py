@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from expunge.lm.logprobs import masked
 from expunge.methods.base import loss
 
 
@@ -16,7 +15,7 @@ from expunge.methods.base import loss
     paper="arXiv:2401.06121",
     code="https://github.com/locuslab/open-unlearning/blob/f7656c77bbccb22215bea58199aee734ad7d641f/src/trainer/unlearn/grad_diff.py",
 )
-def grad_diff(forget_logp_BN: Tensor, forget_mask_BN: Tensor) -> Tensor:
+def grad_diff(forget_logp_BN: Tensor) -> Tensor:
     """GradDiff, its forget term: log p(y_t) of each forget label, as in gradient ascent.
 
     L = gamma * (-CE(f)) + alpha * CE(r), each CE the mean over the label tokens of its side; the second term
@@ -27,9 +26,8 @@ def grad_diff(forget_logp_BN: Tensor, forget_mask_BN: Tensor) -> Tensor:
 
     Args:
         forget_logp_BN: [B, N] log-probabilities of the labels, nats.
-        forget_mask_BN: [B, N] True = a label.
 
     Returns:
-        [B, N] per label token, 0 where masked.
+        [B, N] per label token.
     """
-    return masked(forget_logp_BN, forget_mask_BN)
+    return forget_logp_BN

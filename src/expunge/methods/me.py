@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from expunge.lm.divergence import kl
-from expunge.lm.logprobs import masked
 from expunge.methods.base import loss
 
 
@@ -23,7 +22,6 @@ from expunge.methods.base import loss
 )
 def me(
     forget_logits_BNV: Tensor,
-    forget_mask_BN: Tensor,
     *,
     direction: Literal["from_model", "from_uniform"] = "from_model",
     mask: Literal["tokens", "labels", "predictors"] = "tokens",
@@ -42,16 +40,14 @@ def me(
 
     Args:
         forget_logits_BNV: [B, N, V] logits of the model.
-        forget_mask_BN: [B, N] True = counts, by `mask`.
         direction: which of the two distributions weighs.
         mask: what counts: all tokens that have a predecessor, the labels alone, or all positions that have a
             successor, padding included.
 
     Returns:
-        [B, N] per counted position, nats, >= 0 up to rounding, 0 where masked and where the distribution is
-        uniform.
+        [B, N] per counted position, nats, >= 0 up to rounding, 0 where the distribution is uniform.
     """
     uniform_BNV = torch.zeros_like(forget_logits_BNV)
     if direction == "from_uniform":
-        return masked(kl(uniform_BNV, forget_logits_BNV), forget_mask_BN)
-    return masked(kl(forget_logits_BNV, uniform_BNV), forget_mask_BN)
+        return kl(uniform_BNV, forget_logits_BNV)
+    return kl(forget_logits_BNV, uniform_BNV)

@@ -8,12 +8,18 @@ from torch.nn.functional import logsigmoid
 from expunge.methods.base import loss
 
 
+def reward(forget_seq_logp_B: Tensor, ref_forget_seq_logp_B: Tensor, *, beta: float) -> Tensor:
+    """The forget answer's reward, beta log(p_theta / p_ref): 0 before the first step, below 0 once it is less likely."""
+    return beta * (forget_seq_logp_B - ref_forget_seq_logp_B)
+
+
 @loss(
     kind="sequence",
     gamma=1.0,
     alpha=1.0,
     retain="nll",
     positive=("beta",),
+    diagnostics={"reward": reward},
     paper="arXiv:2404.05868",
     code="https://github.com/licong-lin/negative-preference-optimization/blob/9e5f646b09bb5f1a6eed16085220ed1c3affa42d/TOFU/dataloader.py",
 )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.core.errors import Fault, UserError, unknown
-from expunge.core.needs import DERIVED, FROM_PASS, Need
+from expunge.core.needs import Need
 from expunge.lm.labels import Side
 from expunge.methods.base import Kind, Loss
 from expunge.methods.binding import as_number, bind, import_loss
@@ -77,6 +77,18 @@ class Term:
         """The loss of quantities by name, [B], [B, N] or [], neither reduced nor weighted."""
         return self.loss(*(quantities[need.name] for need in self.needs), **self.kwargs)
 
+    @property
+    def diagnostics(self) -> tuple[str, ...]:
+        """The names, in the logs, of what is logged beside its value."""
+        return tuple(f"{self.name}_{name}" for name in self.loss.spec.diagnostics)
+
+    def diagnosed(self, quantities: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Its diagnostics by their names in the logs, each [B], without gradient."""
+        given = [quantities[need.name] for need in self.needs]
+        with torch.no_grad():
+            values = [function(*given, **self.kwargs) for function in self.loss.spec.diagnostics.values()]
+        return dict(zip(self.diagnostics, values, strict=True))
+
 
 class Objective:
     """A weighted sum of terms. A method with a state overrides the methods from `prepare` on.
@@ -111,12 +123,22 @@ class Objective:
     @property
     def sides(self) -> tuple[str, ...]:
         """The sides of the data that are read, each once."""
-        return tuple(dict.fromkeys(DERIVED.get(need.side, need.side) for need in self.needs if need.side))
+        return tuple(dict.fromkeys(need.data_side for need in self.needs if need.side))
+
+    @property
+    def elsewhere(self) -> dict[str, tuple[str, ...]]:
+        """The sides of the data that terms look at other places of than the labels, by these places."""
+        found: dict[str, dict[str, None]] = {}
+        for term in self.terms:
+            if term.places != "labels":
+                sides = found.setdefault(term.places, {})
+                sides |= {need.data_side: None for need in term.needs if need.side}
+        return {places: tuple(sides) for places, sides in found.items()}
 
     @property
     def reference_needs(self) -> tuple[Need, ...]:
         """The quantities that come from the model before unlearning."""
-        return tuple(need for need in self.needs if need.reference)
+        return tuple(need for need in self.needs if need.from_reference)
 
     @property
     def hidden(self) -> str | tuple[str, ...] | None:
@@ -148,7 +170,7 @@ class Objective:
             if (patterns := term.kwargs.get("trainable_params_regex")) is not None:
                 train_only(model, patterns)
         if self.hidden is not None and all(
-            need.hidden for need in self.needs if need.quantity in FROM_PASS and not need.reference
+            need.hidden for need in self.needs if need.from_pass and not need.reference
         ):
             freeze_unreached(model, self.hidden)
 
@@ -157,7 +179,7 @@ class Objective:
         return {}
 
     def derived(self, sides: Mapping[str, Side]) -> dict[str, Side]:
-        """Further sides of a batch, made of those that were collated; see `core.needs.DERIVED`."""
+        """Further sides of a batch, made of those that were collated; see `core.needs.SIDES`."""
         return {}
 
     def begin_step(self, info: StepInfo) -> None:
@@ -167,8 +189,13 @@ class Objective:
             for term, weight in zip(self.terms, self._weights, strict=True):
                 term.weight = weight * (factors.retain if term.is_retain else factors.own)
 
+    @property
+    def listens(self) -> bool:
+        """Whether `on_micro_batch` is to be called, which makes each micro-batch wait for its values."""
+        return False
+
     def on_micro_batch(self, values: Mapping[str, float]) -> None:
-        """Called after each micro-batch, where a subclass overrides it, with every term's unweighted mean over it on this rank."""
+        """Called after each micro-batch, where `listens`, with every term's unweighted mean over it on this rank."""
 
     def on_step(self, values: Mapping[str, float]) -> None:
         """Called after each optimizer step with every term's unweighted mean over the whole step, all ranks included."""

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from expunge.core.errors import UserError
-from expunge.lm.logprobs import as_float32, masked
+from expunge.lm.logprobs import as_float32
 from expunge.methods.base import loss
 from expunge.methods.combine import Combination
 from expunge.methods.objective import Objective, Term
@@ -67,10 +67,16 @@ class DualObjective(Objective):
         elif self.settings["dual_unit"] == "step":
             self._ascend(values[self.retain.name])
 
-    def on_micro_batch(self, values: Mapping[str, float]) -> None:
+    @property
+    def listens(self) -> bool:
         """The field's way: the multiplier moves after each micro-batch of each rank by itself."""
-        if self.settings["dual_update_upon"] == "step" and self.settings["dual_unit"] == "micro_batch":
-            self._ascend(values[self.retain.name])
+        return bool(
+            self.settings["dual_update_upon"] == "step" and self.settings["dual_unit"] == "micro_batch"
+        )
+
+    def on_micro_batch(self, values: Mapping[str, float]) -> None:
+        """Move the multiplier."""
+        self._ascend(values[self.retain.name])
 
     def report(self) -> dict[str, float]:
         """The multiplier."""
@@ -121,7 +127,6 @@ class DualObjective(Objective):
 )
 def pdu(
     forget_logits_BNV: Tensor,
-    forget_mask_BN: Tensor,
     *,
     retain_loss_eps: float,
     primal_dual: bool = True,
@@ -144,7 +149,6 @@ def pdu(
 
     Args:
         forget_logits_BNV: [B, N, V] logits of the model.
-        forget_mask_BN: [B, N] True = a label.
         retain_loss_eps: eps, what the retain loss may be, nats; has to be given.
         primal_dual: whether the multiplier moves at all.
         dual_step_size: eta, of the multiplier's ascent.
@@ -154,7 +158,7 @@ def pdu(
         mask: where the logits are read: where labels are predicted, or at the labels themselves.
 
     Returns:
-        [B, N] per label token, >= 0, 0 where masked.
+        [B, N] per label token, >= 0.
     """
     logits_BNV = as_float32(forget_logits_BNV)
-    return masked((logits_BNV.amax(-1) - logits_BNV.mean(-1)).square(), forget_mask_BN)
+    return (logits_BNV.amax(-1) - logits_BNV.mean(-1)).square()

@@ -7,7 +7,6 @@ from typing import Literal
 from torch import Tensor
 
 from expunge.lm import divergence
-from expunge.lm.logprobs import masked
 from expunge.methods.base import loss
 from expunge.methods.representation import Ratio, counted_tokens, squared_distance
 
@@ -30,19 +29,18 @@ def distance(ref_logits_BNV: Tensor, logits_BNV: Tensor, form: Form) -> Tensor:
     paper="arXiv:2401.06121",
     code="https://github.com/locuslab/open-unlearning/blob/f7656c77bbccb22215bea58199aee734ad7d641f/src/trainer/unlearn/grad_diff.py",
 )
-def nll(retain_logp_BN: Tensor, retain_mask_BN: Tensor) -> Tensor:
+def nll(retain_logp_BN: Tensor) -> Tensor:
     """Cross entropy of the retain labels: -log p(y_t).
 
     L_r = CE(r), averaged over the label tokens of the whole step.
 
     Args:
         retain_logp_BN: [B, N] log-probabilities of the labels, nats.
-        retain_mask_BN: [B, N] True = a label.
 
     Returns:
-        [B, N] per label token, >= 0, 0 where masked.
+        [B, N] per label token, >= 0.
     """
-    return masked(-retain_logp_BN, retain_mask_BN)
+    return -retain_logp_BN
 
 
 @loss(
@@ -54,7 +52,6 @@ def nll(retain_logp_BN: Tensor, retain_mask_BN: Tensor) -> Tensor:
 def kl(
     retain_logits_BNV: Tensor,
     ref_retain_logits_BNV: Tensor,
-    retain_mask_BN: Tensor,
     *,
     form: Form = "kl",
     mask: Literal["labels", "all"] = "labels",
@@ -73,14 +70,13 @@ def kl(
     Args:
         retain_logits_BNV: [B, N, V] logits of the model.
         ref_retain_logits_BNV: [B, N, V] logits of the model before unlearning.
-        retain_mask_BN: [B, N] True = a label.
         form: how far the two distributions are apart.
         mask: what counts: the labels, or all positions, prompt and padding included.
 
     Returns:
-        [B, N] per label token, >= 0 up to rounding, 0 where masked and where both models agree.
+        [B, N] per label token, >= 0 up to rounding, 0 where both models agree.
     """
-    return masked(distance(ref_retain_logits_BNV, retain_logits_BNV, form), retain_mask_BN)
+    return distance(ref_retain_logits_BNV, retain_logits_BNV, form)
 
 
 @loss(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from expunge.lm.logprobs import masked
 from expunge.methods.base import loss
 
 
@@ -14,7 +13,7 @@ from expunge.methods.base import loss
     paper="arXiv:2404.18239",
     code="https://github.com/OPTML-Group/SOUL/blob/997a915f805202708e49be4ebdefcb9f5b593d5e/src/unlearn/RL.py",
 )
-def rl(alternate_logp_BN: Tensor, alternate_mask_BN: Tensor) -> Tensor:
+def rl(alternate_logp_BN: Tensor) -> Tensor:
     """RL: -log p(y_t) of each label of the alternate answer, which is the answer of a random retain row.
 
     L = CE(alternate), averaged over the label tokens of the whole step. Which answers the alternates are is
@@ -26,9 +25,8 @@ def rl(alternate_logp_BN: Tensor, alternate_mask_BN: Tensor) -> Tensor:
 
     Args:
         alternate_logp_BN: [B, N] log-probabilities of the labels, nats.
-        alternate_mask_BN: [B, N] True = a label.
 
     Returns:
-        [B, N] per label token, >= 0, 0 where masked.
+        [B, N] per label token, >= 0.
     """
-    return masked(-alternate_logp_BN, alternate_mask_BN)
+    return -alternate_logp_BN

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from expunge.lm.logprobs import masked
 from expunge.methods.base import loss
 
 
@@ -16,9 +15,7 @@ from expunge.methods.base import loss
     paper="arXiv:2505.11953",
     code="https://github.com/locuslab/open-unlearning/blob/19a6141d8baf4b1d25c3a888dd876a764d85def7/src/trainer/utils.py",
 )
-def satimp(
-    forget_logp_BN: Tensor, forget_mask_BN: Tensor, *, beta1: float = 5.0, beta2: float = 1.0
-) -> Tensor:
+def satimp(forget_logp_BN: Tensor, *, beta1: float = 5.0, beta2: float = 1.0) -> Tensor:
     """SatImp: p_t^beta1 (1 - p_t)^beta2 log p_t, the weights without gradient.
 
     L = -mean over label tokens of p_t^beta1 (1 - p_t)^beta2 nll_t. With beta1 = beta2 = 0 it is gradient
@@ -27,13 +24,11 @@ def satimp(
 
     Args:
         forget_logp_BN: [B, N] log-probabilities of the labels, nats.
-        forget_mask_BN: [B, N] True = a label.
         beta1: exponent of the saturation weight, which fades on what is forgotten already.
         beta2: exponent of the importance weight, which fades on what is nearly certain.
 
     Returns:
-        [B, N] per label token, <= 0, 0 where masked.
+        [B, N] per label token, <= 0.
     """
-    logp_BN = masked(forget_logp_BN, forget_mask_BN)
-    p_BN = logp_BN.detach().exp()
-    return p_BN**beta1 * (1 - p_BN) ** beta2 * logp_BN
+    p_BN = forget_logp_BN.detach().exp()
+    return p_BN**beta1 * (1 - p_BN) ** beta2 * forget_logp_BN

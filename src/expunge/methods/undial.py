@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from expunge.lm.divergence import cross_entropy
-from expunge.lm.logprobs import as_float32, masked
+from expunge.lm.logprobs import as_float32
 from expunge.methods.base import loss
 
 
@@ -25,7 +25,6 @@ def undial(
     forget_logits_BNV: Tensor,
     ref_forget_logits_BNV: Tensor,
     forget_label_BN: Tensor,
-    forget_mask_BN: Tensor,
     *,
     beta: float = 10.0,
     mask: Literal["labels", "predictors"] = "labels",
@@ -42,13 +41,12 @@ def undial(
         forget_logits_BNV: [B, N, V] logits of the model.
         ref_forget_logits_BNV: [B, N, V] logits of the model before unlearning, the teacher.
         forget_label_BN: [B, N] labels.
-        forget_mask_BN: [B, N] True = a label.
         beta: what is taken off the true token's logit, > 0 to forget.
         mask: what counts: the labels, or all positions that have a successor, where the label is -100
             wherever there is none.
 
     Returns:
-        [B, N] per label token, >= 0, 0 where masked.
+        [B, N] per label token, >= 0.
     """
     teacher_BNV = as_float32(ref_forget_logits_BNV)
     lowered_BN1 = torch.full_like(teacher_BNV[..., :1], -beta)
@@ -56,4 +54,4 @@ def undial(
     # field's code.
     entry_BN = forget_label_BN % teacher_BNV.shape[-1]
     teacher_BNV = teacher_BNV.scatter_add(-1, entry_BN.unsqueeze(-1), lowered_BN1)
-    return masked(cross_entropy(teacher_BNV.detach(), forget_logits_BNV), forget_mask_BN)
+    return cross_entropy(teacher_BNV.detach(), forget_logits_BNV)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from expunge.lm.logprobs import masked
 from expunge.methods.base import loss
 
 
@@ -16,7 +15,7 @@ from expunge.methods.base import loss
     paper="arXiv:2502.19301",
     code="https://github.com/locuslab/open-unlearning/blob/19a6141d8baf4b1d25c3a888dd876a764d85def7/src/trainer/utils.py",
 )
-def wga(forget_logp_BN: Tensor, forget_mask_BN: Tensor, *, beta: float = 1.0) -> Tensor:
+def wga(forget_logp_BN: Tensor, *, beta: float = 1.0) -> Tensor:
     """WGA: p(y_t)^beta log p(y_t), the weight p(y_t)^beta without gradient.
 
     L = -mean over label tokens of p_t^beta * nll_t. With beta = 0 it is gradient ascent. No reference model
@@ -24,11 +23,9 @@ def wga(forget_logp_BN: Tensor, forget_mask_BN: Tensor, *, beta: float = 1.0) ->
 
     Args:
         forget_logp_BN: [B, N] log-probabilities of the labels, nats.
-        forget_mask_BN: [B, N] True = a label.
         beta: how fast the weight fades with the probability.
 
     Returns:
-        [B, N] per label token, <= 0, 0 where masked.
+        [B, N] per label token, <= 0.
     """
-    logp_BN = masked(forget_logp_BN, forget_mask_BN)
-    return (beta * logp_BN.detach()).exp() * logp_BN
+    return (beta * forget_logp_BN).exp().detach() * forget_logp_BN

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Literal, Protocol, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import nn
@@ -13,21 +13,13 @@ from expunge.core.errors import UserError, unknown
 from expunge.core.needs import Need
 from expunge.lm import runtime
 from expunge.lm.labels import Side
-from expunge.lm.logprobs import token_logp
 from expunge.models.adapters import NAME, is_adapted
-from expunge.models.outputs import label_outputs, unwrapped
-from expunge.models.reference import FrozenCopy, ReferenceOutputs, evaluating, plan_reference
+from expunge.models.outputs import SideOutputs, side_outputs, unwrapped
+from expunge.models.reference import FrozenCopy, Reference, evaluating, plan_reference
 
 Plan = Literal["none", "cached", "adapter_off", "frozen_adapter", "frozen"]
 Asked = Literal["auto", "cached", "adapter_off", "frozen_adapter", "frozen"]
 REFERENCE_ADAPTER = "reference"
-
-
-class Reference(Protocol):
-    """What gives `ref_*`."""
-
-    def outputs(self, side_name: str, side: Side) -> ReferenceOutputs:
-        """Its outputs on a side of a batch, in eval mode, without gradient."""
 
 
 class _SameModel:
@@ -49,7 +41,7 @@ class _SameModel:
         self.model: Any = unwrapped(model)
         self.autocast_dtype, self.hidden = autocast_dtype, hidden
 
-    def outputs(self, side_name: str, side: Side) -> ReferenceOutputs:
+    def outputs(self, side_name: str, side: Side) -> SideOutputs:
         """Log-probs and logits of a side of a batch; `side_name` is not needed here.
 
         Modes, the active adapter and what requires gradients are as before after it, so that it can run
@@ -64,10 +56,7 @@ class _SameModel:
             torch.no_grad(),
             computing,
         ):
-            out = label_outputs(self.model, side, hidden=self.hidden)
-        return ReferenceOutputs(
-            token_logp(out.logits_BNV, out.label_BN), out.logits_BNV, out.hidden_BTD, out.hidden_LBTD
-        )
+            return side_outputs(self.model, side, hidden=self.hidden)
 
     def _state(self) -> AbstractContextManager[object]:
         raise NotImplementedError
@@ -214,7 +203,7 @@ def plan_for(model: nn.Module, needs: Iterable[Need], asked: str = "auto") -> Pl
             else "frozen_adapter"
         )
     if asked == "cached" and cheapest != "cached":
-        reads = ", ".join(sorted({need.name for need in needs if need.reference and not need.cacheable}))
+        reads = ", ".join(sorted({need.name for need in needs if need.from_reference and not need.cacheable}))
         raise UserError(
             f"reference=cached is not possible: the method reads {reads}",
             "only log-probs can be cached: reference=auto",

@@ -16,6 +16,7 @@ from torch import Tensor
 from expunge.core import files
 from expunge.core.errors import UserError
 from expunge.core.fingerprint import LENGTH
+from expunge.lm.labels import HostLabels
 
 SCHEMA = 1
 
@@ -54,32 +55,32 @@ class LogpTable:
         """The rows of both; where both have one, the other's."""
         return LogpTable.of({**self._by_row(), **other._by_row()})
 
-    def look_up(self, row_B: Tensor, label_BN: Tensor, mask_BN: Tensor) -> Tensor:
-        """Log-probs of rows, laid out as their labels are.
+    def look_up(self, labels: HostLabels) -> Tensor:
+        """Log-probs of the labels of some rows, all on the CPU.
 
         Args:
-            row_B: [B] int64 row numbers.
-            label_BN: [B, N] int64 labels of the batch.
-            mask_BN: [B, N] True = a label.
+            labels: the rows, and their labels, which have to be those that were computed.
 
         Returns:
-            [B, N] float32, 0 where masked.
+            [M] float32, row after row.
         """
-        missing = f"rows {row_B.tolist()} are not all in the reference table"
-        assert len(self.row_R), missing
-        place_B = torch.searchsorted(self.row_R, row_B).clamp(max=len(self.row_R) - 1)
-        assert torch.equal(self.row_R[place_B], row_B), missing
-        start_B, stop_B = self.start_R[place_B], self.start_R[place_B + 1]
-        assert torch.equal(stop_B - start_B, mask_BN.sum(-1)), (
+        row_R, count_R = labels.row_R, labels.count_R
+        missing = f"rows {row_R.tolist()} are not all in the reference table"
+        assert len(self.row_R) or not len(row_R), missing
+        if not len(row_R):
+            return self.logp_L[:0]
+        place_R = torch.searchsorted(self.row_R, row_R).clamp(max=len(self.row_R) - 1)
+        assert torch.equal(self.row_R[place_R], row_R), missing
+        start_R = self.start_R[place_R]
+        assert torch.equal(self.start_R[place_R + 1] - start_R, count_R), (
             "a row of the reference table has another number of labels than the batch's"
         )
-        if not len(self.logp_L):
-            return torch.zeros(mask_BN.shape)
-        source_BN = (start_B.unsqueeze(-1) + torch.arange(mask_BN.shape[1])).clamp(max=len(self.logp_L) - 1)
-        assert not ((self.label_L[source_BN] != label_BN) & mask_BN).any(), (
+        before_R = count_R.cumsum(0) - count_R
+        source_M = (start_R - before_R).repeat_interleave(count_R) + torch.arange(len(labels.label_M))
+        assert torch.equal(self.label_L[source_M], labels.label_M), (
             "a row of the reference table has other labels than the batch's"
         )
-        return torch.where(mask_BN, self.logp_L[source_BN], torch.zeros(()))
+        return self.logp_L[source_M]
 
     def write(self, folder: Path, name: str, key: Mapping[str, Any]) -> None:
         """Write `<name>.safetensors`, then `<name>.json`, which vouches for it: a table without one that fits does not count."""

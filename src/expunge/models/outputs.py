@@ -16,9 +16,11 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from expunge.core.errors import UserError, nearest
-from expunge.lm.labels import LabelIndex, Side, label_index
+from expunge.lm.labels import LabelIndex, Labels, Side, label_index, laid_out, padded
+from expunge.lm.logprobs import as_float32
 
 
 class LabelOutputs(NamedTuple):
@@ -40,6 +42,72 @@ class LabelOutputs(NamedTuple):
     hidden_LBTD: Tensor | None = None
 
 
+class SideOutputs:
+    """What a model, or its cache, gives for one side of a batch; each is made when it is asked for.
+
+    Args:
+        labels: where the labels are.
+        logits_MV: [M, V] logits that predict the labels, in the dtype the model computes; None of a cache.
+        logp_M: [M] log-probabilities of the labels, where they are there already.
+        hidden_BTD: [B, T, D] output of the module asked for, at every position, unshifted.
+        hidden_LBTD: [L, B, T, D] outputs of the modules asked for, where a sequence of them was.
+    """
+
+    def __init__(
+        self,
+        labels: Labels,
+        logits_MV: Tensor | None = None,
+        logp_M: Tensor | None = None,
+        hidden_BTD: Tensor | None = None,
+        hidden_LBTD: Tensor | None = None,
+    ) -> None:
+        self.labels, self.logits_MV = labels, logits_MV
+        self.hidden_BTD, self.hidden_LBTD = hidden_BTD, hidden_LBTD
+        self._logp_M = logp_M
+
+    @property
+    def logp_M(self) -> Tensor:  # noqa: N802
+        """[M] log-probabilities of the labels, float32."""
+        if self._logp_M is None:
+            assert self.logits_MV is not None, "outputs hold log-probs or what gives them"
+            label_M = self.labels["label_M"].to(self.logits_MV.device)
+            # `token_logp` to rounding, with one tensor over the vocabulary less in the backward pass.
+            self._logp_M = -cross_entropy(as_float32(self.logits_MV), label_M, reduction="none")
+        return self._logp_M
+
+    @property
+    def logp_BN(self) -> Tensor:  # noqa: N802
+        """[B, N] log-probabilities of the labels, float32; 0 where there is no label."""
+        return padded(self.logp_M, self.labels)
+
+    @property
+    def logits_BNV(self) -> Tensor | None:  # noqa: N802
+        """[B, N, V] logits that predict the labels, 0 where there is no label; None of a cache."""
+        return None if self.logits_MV is None else padded(self.logits_MV, self.labels)
+
+
+def side_outputs(model: nn.Module, side: Side, *, hidden: str | Sequence[str] | None = None) -> SideOutputs:
+    """Run `model` on a side of a batch, with the vocabulary at the M real labels alone.
+
+    Args:
+        model: the model, wrapped or not (DDP, FSDP, PEFT, torch.compile).
+        side: as collated; where it is not laid out yet, its labels are looked for first.
+        hidden: see `label_outputs`.
+
+    Raises:
+        UserError: see `label_outputs`.
+    """
+    labels = (side if "labels" in side else laid_out(side))["labels"]
+
+    def select(hidden_BTD: Tensor) -> Tensor:
+        at_M = labels["row_M"] * hidden_BTD.shape[1] + labels["position_M"]
+        # Three dimensions, as the projection and what a model does after it are used to.
+        return hidden_BTD.flatten(0, 1).index_select(0, at_M.to(hidden_BTD.device)).unsqueeze(0)
+
+    logits_1MV, one, several = _forward(model, side, select, hidden)
+    return SideOutputs(labels, logits_1MV.squeeze(0), hidden_BTD=one, hidden_LBTD=several)
+
+
 def label_outputs(
     model: nn.Module,
     side: Side,
@@ -49,9 +117,9 @@ def label_outputs(
     call: Callable[..., Any] | None = None,
     **kwargs: Any,
 ) -> LabelOutputs:
-    """Run `model` on a side of a batch and keep only what predicts its labels.
+    """Run `model` on a side of a batch and keep only what predicts its labels, padded to the row with the most.
 
-    Differentiable, and usable under `torch.func` grad, jvp and vmap: positions are gathered, never selected
+    For whoever looks at rows apart, see `side_outputs` for the rest. Differentiable, and usable under `torch.func` grad, jvp and vmap: positions are gathered, never selected
     by a boolean mask. Under vmap pass `index`, since finding the positions reads a count off the device.
 
     Args:
@@ -71,6 +139,24 @@ def label_outputs(
         UserError: the model has no output embeddings, or `hidden` matches no module or several.
     """
     index = label_index(side["input_ids"], side["label_mask"]) if index is None else index
+
+    def select(hidden_BTD: Tensor) -> Tensor:
+        position_BN1 = index.predictor_BN.to(hidden_BTD.device).unsqueeze(-1)
+        return hidden_BTD.gather(1, position_BN1.expand(-1, -1, hidden_BTD.shape[-1]))
+
+    logits_BNV, one, several = _forward(model, side, select, hidden, call, **kwargs)
+    return LabelOutputs(logits_BNV, index.label_BN, index.mask_BN, one, several)
+
+
+def _forward(
+    model: nn.Module,
+    side: Side,
+    select: Callable[[Tensor], Tensor],
+    hidden: str | Sequence[str] | None,
+    call: Callable[..., Any] | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Logits of the hidden states that `select` picks, and the outputs of one module or of several."""
     inner = unwrapped(model)
     inputs: dict[str, Any] = {
         "input_ids": side["input_ids"],
@@ -82,14 +168,13 @@ def label_outputs(
     elif _takes_position_ids(inner):
         # Counted from the first real token, so that padding on the left moves no position.
         inputs["position_ids"] = (side["attention_mask"].long().cumsum(-1) - 1).clamp(min=0)
-    with _gathered(inner, index.predictor_BN) as fired, _captured(inner, hidden) as kept:
+    with _selected(inner, select) as fired, _captured(inner, hidden) as kept:
         output = (call or model)(**{**inputs, **kwargs})
     assert fired == [True], (
         f"the output embeddings of {type(inner).__name__} ran {len(fired)} times in one forward pass, not once"
     )
     one = kept[0] if isinstance(hidden, str) else None
-    several = torch.stack(kept) if kept and one is None else None
-    return LabelOutputs(output.logits, index.label_BN, index.mask_BN, one, several)
+    return output.logits, one, torch.stack(kept) if kept and one is None else None
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -145,8 +230,8 @@ def modules_named(model: nn.Module, patterns: str | Sequence[str]) -> list[nn.Mo
 
 
 @contextmanager
-def _gathered(model: nn.Module, predictor_BN: Tensor) -> Iterator[list[bool]]:
-    """While open, the output embeddings of `model` see the hidden states of `predictor_BN` only; yields a record of each time."""
+def _selected(model: nn.Module, select: Callable[[Tensor], Tensor]) -> Iterator[list[bool]]:
+    """While open, the output embeddings of `model` see only the hidden states that `select` picks; yields a record of each time."""
     head = cast(Any, model).get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if not isinstance(head, nn.Module):
         raise UserError(
@@ -157,9 +242,7 @@ def _gathered(model: nn.Module, predictor_BN: Tensor) -> Iterator[list[bool]]:
 
     def gather(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         fired.append(True)
-        hidden_BTD = args[0]
-        position_BND = predictor_BN.to(hidden_BTD.device).unsqueeze(-1).expand(-1, -1, hidden_BTD.shape[-1])
-        return (hidden_BTD.gather(1, position_BND), *args[1:])
+        return (select(args[0]), *args[1:])
 
     handle = head.register_forward_pre_hook(gather)
     try:

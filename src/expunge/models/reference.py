@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,37 +21,24 @@ from expunge.core.needs import Need
 from expunge.data.collate import collate
 from expunge.data.encoded import Encoded
 from expunge.lm import runtime
-from expunge.lm.labels import LabelIndex, Side, label_index, on_device
-from expunge.lm.logprobs import token_logp
+from expunge.lm.labels import Side, laid_out, on_device
 from expunge.lm.packing import token_budgeted_batches
+from expunge.models.attention import attention_of
 from expunge.models.fingerprint import model_fingerprint
 from expunge.models.logp_table import LogpTable
-from expunge.models.outputs import label_outputs, unwrapped
-
-FROM_BATCH = ("len_B", "mask_BN", "mask_BT", "attention_mask_BT", "label_BN")
-"""Quantities that the batch alone gives: a `ref_` before them asks for no reference."""
+from expunge.models.outputs import SideOutputs, side_outputs, unwrapped
 
 
-class ReferenceOutputs(NamedTuple):
-    """What the reference says of one side of a batch, without gradient.
+class Reference(Protocol):
+    """The model before unlearning: its cached log-probs, the model with its adapter off, or a frozen copy."""
 
-    Attributes:
-        logp_BN: [B, N] log-probabilities of the labels, float32.
-        logits_BNV: [B, N, V]; None where only log-probs were cached.
-        hidden_BTD: [B, T, D] output of the module asked for; None where none was, or only log-probs were
-            cached.
-        hidden_LBTD: [L, B, T, D] outputs of the modules asked for, where a sequence of them was.
-    """
-
-    logp_BN: Tensor
-    logits_BNV: Tensor | None = None
-    hidden_BTD: Tensor | None = None
-    hidden_LBTD: Tensor | None = None
+    def outputs(self, side_name: str, side: Side, /) -> SideOutputs:
+        """Its outputs on a side of a batch, in eval mode, without gradient."""
 
 
 def plan_reference(needs: Iterable[Need]) -> Literal["none", "cached", "frozen"]:
     """The cheapest reference that serves all needs: none, cached log-probs, or a frozen copy of the model."""
-    asked = [need for need in needs if need.reference and need.quantity not in FROM_BATCH]
+    asked = [need for need in needs if need.from_reference]
     if not asked:
         return "none"
     return "cached" if all(need.cacheable for need in asked) else "frozen"
@@ -60,8 +47,8 @@ def plan_reference(needs: Iterable[Need]) -> Literal["none", "cached", "frozen"]
 class FrozenCopy:
     """A copy of the model in eval mode, without gradients.
 
-    Make it before training starts and before the model is wrapped. It is copied in memory, so it needs as
-    much again.
+    Make it before training starts and before the model is wrapped. It needs as much memory again, half of it where
+    the model computes in half precision.
 
     Args:
         model: the model before unlearning.
@@ -77,18 +64,28 @@ class FrozenCopy:
         hidden: str | Sequence[str] | None = None,
     ) -> None:
         self.model = copy.deepcopy(unwrapped(model)).requires_grad_(False).eval()
+        if autocast_dtype is not None:
+            _cast_projections(self.model, autocast_dtype)
         self.autocast_dtype, self.hidden = autocast_dtype, hidden
 
-    def outputs(self, side_name: str, side: Side) -> ReferenceOutputs:
+    def outputs(self, side_name: str, side: Side) -> SideOutputs:
         """Log-probs and logits of a side of a batch; `side_name` is not needed here."""
         where = side["input_ids"].device
         if next(self.model.parameters()).device != where:
             self.model.to(where)
         with torch.no_grad(), runtime.autocast(where, self.autocast_dtype):
-            out = label_outputs(self.model, side, hidden=self.hidden)
-        return ReferenceOutputs(
-            token_logp(out.logits_BNV, out.label_BN), out.logits_BNV, out.hidden_BTD, out.hidden_LBTD
-        )
+            return side_outputs(self.model, side, hidden=self.hidden)
+
+
+def _cast_projections(model: nn.Module, dtype: torch.dtype) -> None:
+    """Keep the weights of linear layers in the dtype that autocast makes of them in each pass: the values are the same.
+
+    A weight that an embedding shares stays as it is, since autocast leaves embeddings alone.
+    """
+    shared = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    for module in model.modules():
+        if type(module) is nn.Linear and id(module.weight) not in shared:
+            module.to(dtype)
 
 
 class CachedReference:
@@ -133,7 +130,7 @@ class CachedReference:
         key = {
             "model": fingerprint_of_model or model_fingerprint(unwrapped(model)),
             "dtype": [str(next(model.parameters()).dtype), str(autocast_dtype)],
-            "attention": str(getattr(getattr(model, "config", None), "_attn_implementation", None)),
+            "attention": attention_of(unwrapped(model)),
         }
         tables = {}
         for side, view in views.items():
@@ -155,12 +152,13 @@ class CachedReference:
             tables[side] = found if found is not None else LogpTable.of({})
         return cls(tables)
 
-    def outputs(self, side_name: str, side: Side) -> ReferenceOutputs:
+    def outputs(self, side_name: str, side: Side) -> SideOutputs:
         """Log-probs of a side's rows, from the table."""
         assert side_name in self.tables, f"no reference was cached for the side {side_name!r}"
-        index: LabelIndex = label_index(side["input_ids"], side["label_mask"])
-        logp_BN = self.tables[side_name].look_up(side["row"].cpu(), index.label_BN.cpu(), index.mask_BN.cpu())
-        return ReferenceOutputs(logp_BN.to(side["input_ids"].device))
+        side = side if "labels" in side else laid_out(side)
+        logp_M = self.tables[side_name].look_up(side["host"])
+        # A few kilobytes, which the copy takes at once: nothing waits for the device.
+        return SideOutputs(side["labels"], logp_M=logp_M.to(side["input_ids"].device, non_blocking=True))
 
 
 def view_fingerprint(view: Iterable[Encoded]) -> str:
@@ -194,12 +192,13 @@ def _compute(
     by_row: dict[int, tuple[Tensor, Tensor]] = {}
     for batch in batches[runtime.rank() :: runtime.world_size()]:
         members = [items[number] for number in batch]
-        side = on_device(collate(members, pad_id), where)
+        side = laid_out(on_device(collate(members, pad_id), where))
+        host = side["host"]
+        counts = host.count_R.tolist()
         with torch.no_grad(), runtime.autocast(where, dtype):
-            out = label_outputs(model, side)
-            logp_BN = token_logp(out.logits_BNV, out.label_BN)
-        for item, logp_N, label_N, mask_N in zip(
-            members, logp_BN.cpu(), out.label_BN.cpu(), out.mask_BN.cpu(), strict=True
+            logp_M = side_outputs(model, side).logp_M.cpu().float()
+        for item, logp_N, label_N in zip(
+            members, torch.split(logp_M, counts), torch.split(host.label_M, counts), strict=True
         ):
-            by_row[item.row] = (logp_N[mask_N].float(), label_N[mask_N])
+            by_row[item.row] = (logp_N, label_N)
     return LogpTable.of({row: values for part in runtime.gathered(by_row) for row, values in part.items()})

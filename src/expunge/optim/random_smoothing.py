@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from expunge.core.errors import Fault, UserError
 from expunge.optim.perturbation import chosen, moved
-from expunge.optim.rules import Step, StepRule, clear_gradients, trainable
+from expunge.optim.rules import Step, StepRule, add_gradients, clear_gradients, trainable
 
 
 class RandomSmoothing(StepRule):
@@ -19,8 +19,8 @@ class RandomSmoothing(StepRule):
     The step's gradient is the mean over `samples` draws delta ~ N(0, sigma^2 I) of the gradient of the terms
     on `side` at theta + delta, plus that of all other terms at theta. The draw follows from (seed, step,
     sample), so ranks share it and a resumed run repeats it. Weights are back to the bit before the optimizer
-    moves them; sigma = 0 changes nothing. Cost: `samples` more passes over the terms on `side`, one more over
-    the others.
+    moves them; sigma = 0 changes nothing. Cost: `samples` more passes over the terms on `side`; where
+    the step cannot keep their gradient apart (see `SAM`), one more over the others.
 
     Args:
         sigma: standard deviation of the noise.
@@ -44,6 +44,7 @@ class RandomSmoothing(StepRule):
         if faults:
             raise UserError.of(faults)
         self.sigma, self.samples, self.side = float(sigma), int(samples), side
+        self.apart = side if self.sigma else None
 
     def on_backward_done(self, model: nn.Module, step: Step) -> None:
         """Put the averaged gradient in place of the gradient as it is."""
@@ -51,6 +52,9 @@ class RandomSmoothing(StepRule):
             return
         smoothed, others = chosen(self.side)
         parameters = trainable(model)
+        # What `.grad` holds is of the other terms, where the step has kept these apart.
+        kept = step.take_apart() is not None
+        rest = [parameter.grad if kept else None for parameter in parameters]
         clear_gradients(model)
         for sample in range(self.samples):
             generators: dict[torch.device, torch.Generator] = {}
@@ -78,7 +82,14 @@ class RandomSmoothing(StepRule):
         for parameter in parameters:
             if parameter.grad is not None and self.samples > 1:
                 parameter.grad.div_(self.samples)
-        if others is not None:
+        if kept:
+            present = [
+                (one, gradient)
+                for one, gradient in zip(parameters, rest, strict=True)
+                if gradient is not None
+            ]
+            add_gradients([one for one, _ in present], [gradient for _, gradient in present])
+        elif others is not None:
             step.closure(others)
 
 

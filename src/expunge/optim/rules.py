@@ -17,7 +17,7 @@ run needs no state of theirs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
@@ -44,6 +44,10 @@ def _alone(value: Tensor) -> Tensor:
     return value
 
 
+def _not_apart() -> None:
+    return None
+
+
 @dataclass(frozen=True)
 class Step:
     """One optimizer step, as a rule sees it.
@@ -55,6 +59,8 @@ class Step:
         seed: of the run.
         all_sum: sums a tensor over the ranks.
         autocast: context of a forward pass.
+        take_apart: the gradient of the terms on the side that the rule's `apart` names, a tensor for each trainable
+            parameter, where the step has kept it out of `.grad`; else None, and `.grad` is of all terms.
     """
 
     number: int
@@ -63,10 +69,17 @@ class Step:
     seed: int = 0
     all_sum: Callable[[Tensor], Tensor] = _alone
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
+    take_apart: Callable[[], list[Tensor] | None] = _not_apart
 
 
 class StepRule:
-    """Does nothing; subclasses override what they need."""
+    """Does nothing; subclasses override what they need.
+
+    Attributes:
+        apart: the side whose terms' gradient `on_backward_done` would have kept apart; None = none.
+    """
+
+    apart: str | None = None
 
     def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Called once, with the optimizer itself (not what accelerate makes of it)."""
@@ -87,7 +100,19 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
+def apart_of(rules: Sequence[StepRule]) -> str | None:
+    """The side whose gradient is kept apart: the first rule's, where no other asks, since a rule takes `.grad` to be whole."""
+    asked = [rule.apart is not None for rule in rules]
+    return rules[0].apart if asked[:1] == [True] and sum(asked) == 1 else None
+
+
 def clear_gradients(model: nn.Module) -> None:
     """Drop all gradients."""
     for parameter in model.parameters():
         parameter.grad = None
+
+
+def add_gradients(parameters: Sequence[nn.Parameter], found: Sequence[Tensor]) -> None:
+    """Add a gradient, a tensor for each parameter, to `.grad`."""
+    for parameter, gradient in zip(parameters, found, strict=True):
+        parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +10,7 @@ from torch.nn.utils import get_total_norm
 
 from expunge.core.errors import UserError
 from expunge.optim.perturbation import chosen, moved
-from expunge.optim.rules import Step, StepRule, clear_gradients, trainable
+from expunge.optim.rules import Step, StepRule, add_gradients, clear_gradients, trainable
 
 
 class SAM(StepRule):
@@ -19,8 +18,9 @@ class SAM(StepRule):
 
     With g the gradient of the terms on `side` at theta and delta = rho g / ||g|| over all trainable
     parameters, the step's gradient is that of these terms at theta + delta plus that of all other terms at
-    theta. Weights are back to the bit before the optimizer moves them; rho = 0 changes nothing. Cost: two
-    more passes over the terms on `side`, and one more over the others; with `side=None` one more over all.
+    theta. Weights are back to the bit before the optimizer moves them; rho = 0 changes nothing. Cost: one
+    more pass over the terms on `side`. Where the step cannot keep their gradient apart (gradients that are
+    combined, DeepSpeed, another such rule), one more over them and one over the others.
 
     Args:
         rho: radius of the ball, in the 2-norm over all trainable parameters.
@@ -34,6 +34,7 @@ class SAM(StepRule):
         if not (rho >= 0 and math.isfinite(rho)):
             raise UserError(f"rho of SAM is {rho!r}", "give 0 or more; 0 switches it off")
         self.rho, self.side = float(rho), side
+        self.apart = side if self.rho else None
         self._norm = math.nan
 
     def on_backward_done(self, model: nn.Module, step: Step) -> None:
@@ -41,20 +42,28 @@ class SAM(StepRule):
         if self.rho == 0:
             return
         perturbed, others = chosen(self.side)
-        if perturbed is not None:
+        parameters = trainable(model)
+        kept = step.take_apart()
+        if kept is None and perturbed is not None:
             clear_gradients(model)
             step.closure(perturbed)
-        parameters = [parameter for parameter in trainable(model) if parameter.grad is not None]
-        gradients = [cast(Tensor, parameter.grad) for parameter in parameters]
-        self._norm = _norm(gradients)
+        found = [parameter.grad for parameter in parameters] if kept is None else kept
+        moving = [(parameter, g) for parameter, g in zip(parameters, found, strict=True) if g is not None]
+        self._norm = _norm([gradient for _, gradient in moving])
         if self._norm > 0 and math.isfinite(self._norm):
             scale = self.rho / self._norm
-            clear_gradients(model)
-            with moved(parameters, lambda index, parameter: (gradients[index] * scale).to(parameter.dtype)):
+            if kept is None:
+                clear_gradients(model)
+            with moved(
+                [parameter for parameter, _ in moving],
+                lambda index, parameter: (moving[index][1] * scale).to(parameter.dtype),
+            ):
                 step.closure(perturbed)
-        # Else there is no direction, or mixed precision has overflowed: the scaler has to see that and skip
-        # the step.
-        if others is not None:
+        elif kept is not None:
+            # There is no direction, or mixed precision has overflowed: the scaler has to see that and skip the
+            # step.
+            add_gradients(parameters, kept)
+        if kept is None and others is not None:
             step.closure(others)
 
     def metrics(self) -> dict[str, float]:

@@ -16,8 +16,7 @@ from expunge.lm import runtime
 from expunge.methods.objective import Objective
 from expunge.models.adapter_reference import reference_for
 from expunge.models.load import Loaded
-from expunge.models.reference import CachedReference
-from expunge.training.quantities import Reference
+from expunge.models.reference import CachedReference, Reference
 
 log = logging.getLogger(__name__)
 

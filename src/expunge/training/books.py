@@ -14,6 +14,7 @@ from expunge.methods.objective import Objective
 from expunge.models.parallel import Parallel
 from expunge.optim.masks import WeightMask
 from expunge.optim.rules import StepRule
+from expunge.training.driver import Driver
 from expunge.training.order import MicroBatch
 from expunge.training.pace import Pace
 from expunge.training.progress import RunningSums
@@ -26,7 +27,7 @@ class Books:
     Args:
         args: of the training.
         model: in training, not wrapped.
-        objective: whose terms are recorded, and which is shown each step's values if it listens.
+        driver: whose values are recorded; its objective is shown each step's if it listens.
         mask: the weights that may be updated; None = all.
         parallel: over which ranks the values are summed.
 
@@ -39,13 +40,13 @@ class Books:
         self,
         args: TrainingArguments,
         model: nn.Module,
-        objective: Objective,
+        driver: Driver,
         mask: WeightMask | None,
         parallel: Parallel,
     ) -> None:
-        self.args, self.objective, self.parallel = args, objective, parallel
+        self.args, self.driver, self.parallel = args, driver, parallel
         self.mask_share = None if mask is None else mask.num_allowed / max(1, mask.num_weights)
-        self.listens = type(objective).on_step is not Objective.on_step
+        self.listens = type(driver.objective).on_step is not Objective.on_step
         count = getattr(model, "num_parameters", None)
         self.num_parameters = int(count(exclude_embeddings=True)) if callable(count) else 0
         self.pace = Pace()
@@ -57,7 +58,7 @@ class Books:
         if checkpoint is None:
             self.sums = RunningSums(
                 torch.tensor(0.0, device=where),
-                torch.zeros(len(self.objective.terms), device=where),
+                torch.zeros(len(self.driver.names), device=where),
                 0.0,
                 step,
             )
@@ -79,9 +80,8 @@ class Books:
         sums.term_K = sums.term_K + update.value_K
         if self.listens:
             total_K = self.parallel.all_sum(update.value_K)
-            names = (term.name for term in self.objective.terms)
-            self.objective.on_step(dict(zip(names, total_K.tolist(), strict=True)))
-        sides = [side for batch in batches if batch["counted"] for side in batch["sides"].values()]
+            self.driver.objective.on_step(dict(zip(self.driver.names, total_K.tolist(), strict=True)))
+        sides = [side for batch in batches if any(batch["counted"]) for side in batch["sides"].values()]
         tokens = sum(int(side["attention_mask"].sum()) for side in sides)
         self.pace.tokens += tokens
         if (asked := self.args.include_num_input_tokens_seen) != "no":
@@ -96,13 +96,13 @@ class Books:
         """The record of the steps since the last one, whose last is `update`; the books begin again after it.
 
         Returns:
-            The mean loss, each term's unweighted mean (a term of weight 0 is left out), what the objective reports, the
+            The mean loss, each term's unweighted mean and diagnostics (those of a term of weight 0 are left out), what the objective reports, the
             last step's gradient norm and learning rate, what the rules report of it, and what it took.
         """
         sums, steps = self.sums, state.global_step - self.sums.logged_step
         loss = self._mean_over_ranks(sums.loss)
         mean_K = self.parallel.all_sum(sums.term_K) / max(1, steps)
-        terms = zip(self.objective.terms, mean_K.tolist(), strict=True)
+        means = zip(self.driver.names, mean_K.tolist(), strict=True)
         self.sums = RunningSums(
             torch.zeros_like(sums.loss),
             torch.zeros_like(sums.term_K),
@@ -113,8 +113,8 @@ class Books:
         norm = update.grad_norm
         return {
             "loss": loss / steps,
-            **{term.name: value for term, value in terms if term.weight != 0},
-            **self.objective.report(),
+            **{name: value for name, value in means if name in self.driver.logged},
+            **self.driver.objective.report(),
             "grad_norm": norm.item() if isinstance(norm, Tensor) else norm,
             "learning_rate": update.learning_rate,
             **{name: value for rule in rules for name, value in rule.metrics().items()},

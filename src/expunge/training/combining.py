@@ -1,4 +1,4 @@
-"""The gradients of a step kept apart, for objectives that put those of their own terms and of the retain term together themselves."""
+"""The gradients of a step kept apart, for objectives and rules that put them together themselves."""
 
 from __future__ import annotations
 
@@ -30,18 +30,7 @@ class StepGradients:
         self, model: nn.Module, backward: Callable[[Tensor], None], loss: Tensor, *, retain: bool
     ) -> None:
         """Back-propagate, and move the gradients from the parameters to the sum they belong to."""
-        parameters = _trained(model)
-        before = [parameter.grad for parameter in parameters]
-        for parameter in parameters:
-            parameter.grad = None
-        backward(loss)
-        found = [torch.zeros_like(item) if item.grad is None else item.grad for item in parameters]
-        sums = self.sums.get(retain)
-        self.sums[retain] = (
-            found if sums is None else [old + new for old, new in zip(sums, found, strict=True)]
-        )
-        for parameter, old in zip(parameters, before, strict=True):
-            parameter.grad = old
+        self.sums[retain] = _added(self.sums.get(retain), _gradient_alone(_trained(model), backward, loss))
 
     def micro_batch_done(self, model: nn.Module, count: int) -> None:
         """After each micro-batch; after the last of the step's `count` the parameters get the gradient that is to be taken."""
@@ -52,13 +41,61 @@ class StepGradients:
         own, retain = (
             self.sums.get(key) or [torch.zeros_like(item) for item in parameters] for key in (False, True)
         )
-        if self.world_size > 1:
-            for part in (*own, *retain):
-                torch.distributed.all_reduce(part)
-                part /= self.world_size
+        _average([*own, *retain], self.world_size)
         for parameter, gradient in zip(parameters, self.combination(own, retain), strict=True):
             parameter.grad = gradient
         self.done, self.sums = 0, {}
+
+
+class GradientApart:
+    """The gradient of the terms averaged over one side, summed up beside `.grad`, which holds that of the others.
+
+    Ranks exchange nothing in its backward passes; the sum is averaged over them when it is taken.
+
+    Args:
+        side: the side.
+        world_size: number of ranks.
+    """
+
+    def __init__(self, side: str, world_size: int = 1) -> None:
+        self.side, self.world_size = side, world_size
+        self.sum: list[Tensor] | None = None
+
+    def backward(self, model: nn.Module, backward: Callable[[Tensor], None], loss: Tensor) -> None:
+        """Back-propagate, and move the gradients from the parameters to the sum."""
+        self.sum = _added(self.sum, _gradient_alone(_trained(model), backward, loss))
+
+    def take(self) -> list[Tensor] | None:
+        """The gradient of the step so far, a tensor for each trained parameter, and begin again; None where there is none."""
+        found, self.sum = self.sum, None
+        if found is not None:
+            _average(found, self.world_size)
+        return found
+
+
+def _gradient_alone(
+    parameters: list[nn.Parameter], backward: Callable[[Tensor], None], loss: Tensor
+) -> list[Tensor]:
+    """The gradient of one backward pass; `.grad` is left as it was."""
+    before = [parameter.grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    backward(loss)
+    found = [torch.zeros_like(item) if item.grad is None else item.grad for item in parameters]
+    for parameter, old in zip(parameters, before, strict=True):
+        parameter.grad = old
+    return found
+
+
+def _added(sums: list[Tensor] | None, found: list[Tensor]) -> list[Tensor]:
+    return found if sums is None else [old + new for old, new in zip(sums, found, strict=True)]
+
+
+def _average(parts: list[Tensor], world_size: int) -> None:
+    if world_size > 1:
+        for part in parts:
+            torch.distributed.all_reduce(part)
+            part /= world_size
 
 
 def _trained(model: nn.Module) -> list[nn.Parameter]:

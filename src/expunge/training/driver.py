@@ -8,7 +8,7 @@ multiplies its share by the number of ranks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -20,10 +20,11 @@ from expunge.core.errors import UserError
 from expunge.lm.labels import Batch, without_first
 from expunge.lm.logprobs import as_float32, masked_sum
 from expunge.methods.objective import Objective, Term
-from expunge.training.combining import StepGradients
+from expunge.models.reference import Reference
+from expunge.training.combining import GradientApart, StepGradients
 from expunge.training.order import MicroBatch
 from expunge.training.places import Place, count_labels
-from expunge.training.quantities import FROM_MODEL, Reference, build_quantities
+from expunge.training.quantities import build_quantities
 
 Normalise = Literal["step", "micro_batch"]
 
@@ -83,25 +84,26 @@ def count_step(
     """
     plain: list[Place] = [(side, "labels", 0) for side in sides]
     local = torch.zeros(2 * len(sides) + len(places) + 1, dtype=torch.int64)
-    for batch in (batch for batch in batches if batch["counted"]):
-        labels = [count_labels(batch["sides"][side], where, skip) for side, where, skip in (*plain, *places)]
-        rows = [batch["sides"][side]["label_mask"].shape[0] for side in sides]
-        local += torch.tensor([*labels, *rows, 1])
+    for batch in batches:
+        rows = sum(batch["counted"])
+        labels = [count_labels(sides_at(batch, where)[side], skip) for side, where, skip in (*plain, *places)]
+        local += torch.tensor([*labels, *[rows] * len(sides), rows > 0])
     total: list[int] = all_sum(local).tolist()
     first, second = len(sides), len(sides) + len(places)
     tokens, placed = dict(zip(sides, total, strict=False)), dict(zip(places, total[first:], strict=False))
     return StepCounts(tokens, dict(zip(sides, total[second:], strict=False)), total[-1], placed, len(batches))
 
 
+def sides_at(batch: MicroBatch, places: str) -> Batch:
+    """The sides of a micro-batch, whose labels are at some places."""
+    return batch["sides"] if places == "labels" else batch["elsewhere"][places]
+
+
 def independent_groups(terms: Sequence[Term]) -> list[list[Term]]:
     """Terms grouped so that no two groups read the same side of the model in training: each group can be back-propagated on its own."""
     groups: list[tuple[set[str], list[Term]]] = []
     for term in terms:
-        sides = {
-            need.side
-            for need in term.needs
-            if not need.reference and need.side and need.quantity in FROM_MODEL
-        }
+        sides = {need.side for need in term.needs if not need.reference and need.from_pass}
         members = [term]
         apart: list[tuple[set[str], list[Term]]] = []
         for group in groups:
@@ -143,7 +145,7 @@ class Driver:
         self.gradients = (
             StepGradients(objective.combination, world_size) if objective.combination is not None else None
         )
-        self.listens = type(objective).on_micro_batch is not Objective.on_micro_batch
+        self.apart: GradientApart | None = None
 
     def backward(
         self,
@@ -167,15 +169,15 @@ class Driver:
 
         Returns:
             This micro-batch's share of the step's loss times the number of ranks (a scalar, whose mean over
-            ranks is the loss), and the shares of the terms' unweighted values [number of terms], whose sum
-            over ranks and micro-batches is each term's mean; NaN for a term of weight 0, which is not
-            computed.
+            ranks is the loss), and the shares of what `names` lists, whose sum over ranks and micro-batches is
+            the mean of each over the step: the terms' unweighted values, then diagnostics; NaN for those of a
+            term of weight 0, which is not computed.
         """
         terms = list(self.objective.terms)
         active = [term for term in terms if term.weight != 0 or term.watched]
         groups = self._groups(active)
         values: dict[str, Tensor] = {}
-        total = next(iter(batch["sides"].values()))["input_ids"].new_zeros((), dtype=torch.float32)
+        total = batch["counted_B"].new_zeros((), dtype=torch.float32)
         for number, group in enumerate(groups):
             with nullcontext() if number == len(groups) - 1 and self.gradients is None else no_sync():
                 shares = self._shares(group, model, batch, counts, autocast)
@@ -183,27 +185,61 @@ class Driver:
                     [term.weight * self.world_size * shares[term.name] for term in group]
                 ).sum()
                 values |= {name: share.detach() for name, share in shares.items()}
-                if self.gradients is None:
-                    backward(loss)
-                else:
+                if self.gradients is not None:
                     self.gradients.backward(model, backward, loss, retain=group[0].is_retain)
+                elif self.apart is not None and group[0].side == self.apart.side:
+                    self.apart.backward(model, backward, loss)
+                else:
+                    backward(loss)
                 total = total + loss.detach()
                 del loss, shares
         if self.gradients is not None:
             self.gradients.micro_batch_done(model, counts.local)
-        if self.listens:
+        if self.objective.listens:
             self._tell(terms, values, batch, counts)
         absent = total.new_full((), torch.nan)
-        return total, torch.stack([values.get(term.name, absent) for term in terms])
+        return total, torch.stack([values.get(name, absent) for name in self.names])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What `backward` gives values of, in its order: the terms, then their diagnostics."""
+        terms = self.objective.terms
+        return (*(term.name for term in terms), *(name for term in terms for name in term.diagnostics))
+
+    @property
+    def logged(self) -> frozenset[str]:
+        """Those of `names` that belong to a term with a weight."""
+        terms = [term for term in self.objective.terms if term.weight != 0]
+        return frozenset(name for term in terms for name in (term.name, *term.diagnostics))
 
     def _groups(self, active: list[Term]) -> list[list[Term]]:
         """The terms that are back-propagated together."""
         if self.gradients is not None:
-            parts = [
+            kept = [
                 [term for term in active if not term.is_retain],
                 [term for term in active if term.is_retain],
             ]
-            return [part for part in parts if part]
+            return [part for part in kept if part]
+        if self.apart is not None:
+            own, others = _parts(active, self.apart.side)
+            return [*([own] if own else []), *self._in_turn(others)]
+        return self._in_turn(active)
+
+    def keep_apart(self, side: str | None) -> bool:
+        """Keep the gradient of the terms averaged over a side out of `.grad`, see `apart`; None = of no side.
+
+        Returns:
+            Whether it is done. It is not where gradients are combined, where there are no such terms or no others,
+            or where the others take no forward pass, which DDP needs to exchange their gradients.
+        """
+        self.apart = None
+        own, others = _parts(self.objective.terms, side)
+        possible = own and any(term.side for term in others) and self.gradients is None
+        if side and possible and self.sequential_terms:
+            self.apart = GradientApart(side, self.world_size)
+        return self.apart is not None
+
+    def _in_turn(self, active: list[Term]) -> list[list[Term]]:
         groups = independent_groups(active) if self.sequential_terms else [active]
         # Ranks exchange gradients in the last backward pass, which DDP arms in the forward pass before it: a
         # term without one comes first.
@@ -217,28 +253,35 @@ class Driver:
         counts: StepCounts,
         autocast: Callable[[], AbstractContextManager[object]],
     ) -> dict[str, Tensor]:
-        """This micro-batch's share of the mean of each term, by name."""
-        device = next(iter(batch["sides"].values()))["input_ids"].device
-        own: dict[str, Any] = dict(self.objective.given(device))
+        """This micro-batch's share of the mean of each term and of its diagnostics, by name."""
+        own: dict[str, Any] = dict(self.objective.given(batch["counted_B"].device))
         if any(term.kind == "model" for term in group):
             own["parameters"] = [parameter for parameter in model.parameters() if parameter.requires_grad]
         shares: dict[str, Tensor] = {}
-        sides: Batch = {**batch["sides"], **self.objective.derived(batch["sides"])}
         for places in dict.fromkeys(term.places for term in group):
             members = [term for term in group if term.places == places]
             needs = [need for term in members for need in term.needs]
-            hidden = self.objective.hidden
+            sides = sides_at(batch, places)
+            if places == "labels":
+                sides = {**sides, **self.objective.derived(sides)}
             quantities = build_quantities(
-                needs, model, sides, self.reference, autocast, hidden=hidden, places=places, own=own
+                needs, model, sides, self.reference, autocast, hidden=self.objective.hidden, own=own
             )
             shares |= {
-                term.name: self._scale(term, batch, counts) * summed(term, quantities) for term in members
+                term.name: self._scale(term, batch, counts) * summed(term, quantities, batch["counted_B"])
+                for term in members
+            }
+            shares |= {
+                name: masked_sum(as_float32(value_B), batch["counted_B"])
+                / max(1, counts.sequences[term.side])
+                for term in members
+                for name, value_B in term.diagnosed(quantities).items()
             }
         return shares
 
     def _scale(self, term: Term, batch: MicroBatch, counts: StepCounts) -> float:
         """What a sum over the micro-batch is multiplied by, the number of ranks aside."""
-        if not batch["counted"]:
+        if not any(batch["counted"]):
             return 0.0
         if self.normalise == "step" or term.kind == "model":
             return 1.0 / max(1, counts.of(term))
@@ -248,25 +291,37 @@ class Driver:
         self, terms: list[Term], values: Mapping[str, Tensor], batch: MicroBatch, counts: StepCounts
     ) -> None:
         """Tell the objective each term's mean over this micro-batch alone."""
-        if batch["counted"]:
+        if any(batch["counted"]):
             scales = {
                 term.name: self._scale(term, batch, counts) * max(1, _local(term, batch)) for term in terms
             }
             self.objective.on_micro_batch(
-                {name: float(value) / scales[name] for name, value in values.items()}
+                {name: float(values[name]) / scale for name, scale in scales.items() if name in values}
             )
+
+
+def _parts(terms: Iterable[Term], side: str | None) -> tuple[list[Term], list[Term]]:
+    """The terms averaged over a side, and the others."""
+    terms = list(terms)
+    return [term for term in terms if term.side == side], [term for term in terms if term.side != side]
 
 
 def _local(term: Term, batch: MicroBatch) -> int:
     """What a term counts in a micro-batch."""
     if term.kind == "model":
         return 1
-    side = batch["sides"][term.side]
-    return count_labels(side, term.places, term.skip) if term.kind == "token" else side["label_mask"].shape[0]
+    if term.kind == "sequence":
+        return sum(batch["counted"])
+    return count_labels(sides_at(batch, term.places)[term.side], term.skip)
 
 
-def summed(term: Term, quantities: Mapping[str, Any]) -> Tensor:
+def summed(term: Term, quantities: Mapping[str, Any], counted_B: Tensor | None = None) -> Tensor:
     """Sum of a term's loss over the sequences or label tokens of a micro-batch, or its loss of the model alone; a float32 scalar.
+
+    Args:
+        term: the term.
+        quantities: by name; what is masked there is left out.
+        counted_B: [B] bool, the sequences that count; None = all. Labels of the others are masked already.
 
     Raises:
         UserError: the loss returned another shape than its kind says.
@@ -279,6 +334,8 @@ def summed(term: Term, quantities: Mapping[str, Any]) -> Tensor:
             f"the loss of {term.name!r} is of kind {term.kind!r} and returned {list(value.shape)} instead of {list(expected)}",
             "return one value a sequence [B] or a label [B, N], as the kind says, without a mean over the batch",
         )
-    if term.kind != "token":
-        return value.sum()
+    if term.kind == "model":
+        return value
+    if term.kind == "sequence":
+        return value.sum() if counted_B is None else masked_sum(value, counted_B)
     return masked_sum(value, without_first(mask_BN, term.skip) if term.skip else mask_BN).sum()

@@ -39,6 +39,7 @@ from expunge.core.errors import UserError, unknown
 from expunge.core.files import without_nan
 from expunge.core.layout import EXPUNGE, RunLayout
 from expunge.methods.objective import Objective, StepInfo
+from expunge.models.reference import Reference
 from expunge.optim.masks import WeightMask
 from expunge.training import checkpoint as checkpoints
 from expunge.training.books import Books
@@ -58,7 +59,7 @@ from expunge.training.order import (
 )
 from expunge.training.progress import Plan, load_objective, save_objective
 from expunge.training.progress_bar import ProgressBar
-from expunge.training.quantities import Reference, check_servable
+from expunge.training.quantities import check_servable
 from expunge.training.records import RecordLog
 from expunge.training.rng import load_rng_state, preserved_rng, save_rng_state
 from expunge.training.setup import (
@@ -154,7 +155,7 @@ class Training:
             normalise=normalise,
             sequential_terms=sequential_terms,
         )
-        self.loader = loader_of(dataset, collate, args, self.parallel)
+        self.loader = loader_of(dataset, collate, args, self.parallel, objective.elsewhere)
         if not len(self.loader):
             raise UserError(
                 f"dataloader_drop_last leaves none of the {len(dataset)} rows",
@@ -174,7 +175,7 @@ class Training:
         self.events = Callbacks(args, model, tokenizer, callbacks, boards)
         shown = [self.records, ProgressBar(drawn=not args.disable_tqdm)] if self.parallel.is_first else []
         self.listeners = [*shown, *listeners, self.events]
-        self.books = Books(args, model, objective, mask, self.parallel)
+        self.books = Books(args, model, self.driver, mask, self.parallel)
         self._place_state()
         self.events.fire("on_init_end")
 

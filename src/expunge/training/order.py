@@ -6,7 +6,7 @@ whatever the global random state is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypedDict
 
@@ -16,8 +16,9 @@ from transformers import TrainingArguments
 
 from expunge.core.files import write_json
 from expunge.lm import runtime
-from expunge.lm.labels import Batch
+from expunge.lm.labels import Batch, laid_out
 from expunge.models.parallel import Parallel
+from expunge.training.places import at_places
 
 ORDER_FILE = "pairs/order.json"
 Item = Any
@@ -40,7 +41,8 @@ class Key(NamedTuple):
     Attributes:
         epoch: the epoch, from 0.
         row: its index in the dataset.
-        counted: False for a row that only keeps a rank busy while others hold the last rows of an epoch.
+        counted: False for a row that counts nowhere, such as one that only keeps a rank busy while others hold
+            the last rows of an epoch.
     """
 
     epoch: int
@@ -49,15 +51,48 @@ class Key(NamedTuple):
 
 
 class MicroBatch(TypedDict):
-    """One micro-batch of one rank.
+    """One micro-batch of one rank, all of whose label positions and counts are known on the CPU.
 
     Keys:
-        sides: the tensors, by side.
-        counted: False where every row is a filler, whose loss counts as 0.
+        sides: the tensors, by side, laid out (see `lm.labels.laid_out`).
+        elsewhere: the same, by the places that some losses look at instead of the labels, see `training.places`.
+        counted: a flag a row; a row that does not count takes part in the forward pass and in nothing else. In a
+            filler none counts.
+        counted_B: [B] bool, the same as a tensor, which moves with the batch.
     """
 
     sides: Batch
-    counted: bool
+    elsewhere: dict[str, Batch]
+    counted: Sequence[bool]
+    counted_B: torch.Tensor
+
+
+def micro_batch(
+    sides: Batch, counted: Sequence[bool] | None = None, elsewhere: Mapping[str, Sequence[str]] | None = None
+) -> MicroBatch:
+    """Lay out a batch: find its labels, and rewrite the sides that are looked at elsewhere.
+
+    Args:
+        sides: as collated, on the CPU.
+        counted: a flag a row; None = all count.
+        elsewhere: the sides that some loss looks at other places of, by the places.
+    """
+    size = len(next(iter(sides.values()))["input_ids"])
+    flags = [True] * size if counted is None else list(counted)
+    counted_B = torch.tensor(flags, dtype=torch.bool)
+    moved = {
+        places: at_places({name: sides[name] for name in names}, places)
+        for places, names in (elsewhere or {}).items()
+    }
+    return {
+        "sides": {name: laid_out(side, counted_B) for name, side in sides.items()},
+        "elsewhere": {
+            places: {name: laid_out(side, counted_B) for name, side in found.items()}
+            for places, found in moved.items()
+        },
+        "counted": flags,
+        "counted_B": counted_B,
+    }
 
 
 def order_seed(args: TrainingArguments) -> int:
@@ -144,18 +179,28 @@ class EpochItems(Dataset[tuple[Item, bool]]):
 
 
 class CollateMicroBatch:
-    """Collates items by the dataset's own function and carries whether they count."""
+    """Collates items by the dataset's own function, and lays the micro-batch out.
 
-    def __init__(self, collate: Collate) -> None:
-        self.collate = collate
+    Args:
+        collate: the dataset's function.
+        elsewhere: see `micro_batch`.
+    """
+
+    def __init__(self, collate: Collate, elsewhere: Mapping[str, Sequence[str]] | None = None) -> None:
+        self.collate, self.elsewhere = collate, elsewhere
 
     def __call__(self, items: Sequence[tuple[Item, bool]]) -> MicroBatch:
         """Collate the items of one micro-batch."""
-        return {"sides": self.collate([item for item, _ in items]), "counted": items[0][1]}
+        sides = self.collate([item for item, _ in items])
+        return micro_batch(sides, [counted for _, counted in items], self.elsewhere)
 
 
 def loader_of(
-    rows: EpochDataset, collate: Collate, args: TrainingArguments, parallel: Parallel
+    rows: EpochDataset,
+    collate: Collate,
+    args: TrainingArguments,
+    parallel: Parallel,
+    elsewhere: Mapping[str, Sequence[str]] | None = None,
 ) -> DataLoader[Any]:
     """The micro-batches of this rank; `micro_batches(loader).set_epoch` chooses which.
 
@@ -164,6 +209,7 @@ def loader_of(
         collate: turns a list of items into a batch of tensors by side.
         args: of the training.
         parallel: deals the rows.
+        elsewhere: see `micro_batch`.
     """
     seed = order_seed(args)
     sampler = MicroBatches(
@@ -177,7 +223,7 @@ def loader_of(
     return DataLoader(
         EpochItems(rows),
         batch_sampler=sampler,
-        collate_fn=CollateMicroBatch(collate),
+        collate_fn=CollateMicroBatch(collate, elsewhere),
         num_workers=args.dataloader_num_workers,
         pin_memory=args.dataloader_pin_memory and parallel.device.type == "cuda",
         persistent_workers=args.dataloader_persistent_workers,

@@ -1,7 +1,7 @@
 """The positions that a loss looks at: the labels, all tokens, or what the field's code looks at instead.
 
-Each is a rewriting of a side of the batch, so that whoever reads the side, model or reference, sees the same
-positions. Apart from ME, which looks at whole rows, only compat switches ask for any but the labels.
+Each is a rewriting of a side of the batch, done on the CPU where it is collated, so that whoever reads the side,
+model or reference, sees the same positions. Apart from ME, which looks at whole rows, only compat switches ask for any but the labels.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import torch
-from torch import Tensor
 
 from expunge.core.errors import UserError
-from expunge.lm.labels import Batch, Side, without_first
+from expunge.lm.labels import Batch, Side
 
 PLACES = {
     "labels": "the positions that predict a label",
@@ -47,18 +46,9 @@ def at_places(sides: Mapping[str, Side], places: str) -> Batch:
     )
 
 
-def field_labels(side: Side, places: str) -> Tensor:
-    """The labels [B, N] at rewritten places as the field's code sees them: `IGNORED` where a position predicts no label."""
-    shifted_BS = side["input_ids"].masked_fill(~side["label_mask"], IGNORED)[:, 1:]
-    if places == "all":
-        return torch.nn.functional.pad(shifted_BS, (0, 1), value=IGNORED)
-    return shifted_BS
-
-
-def count_labels(side: Side, places: str = "labels", skip: int = 0) -> int:
-    """How many labels of a side count; one at position 0 does not, since nothing predicts it."""
-    mask_BT = at_places({"": side}, places)[""]["label_mask"][:, 1:]
-    return int((without_first(mask_BT, skip) if skip else mask_BT).sum())
+def count_labels(side: Side, skip: int = 0) -> int:
+    """How many labels of a side that is laid out count; one at position 0 does not, since nothing predicts it."""
+    return side["host"].count(skip)
 
 
 def special(places: Iterable[Place]) -> tuple[Place, ...]:
@@ -68,6 +58,8 @@ def special(places: Iterable[Place]) -> tuple[Place, ...]:
 
 def _rewritten(side: Side, places: str) -> Side:
     ids_BT, mask_BT = side["input_ids"], side["label_mask"]
+    # The labels as the field's code sees them.
+    shown_BT = ids_BT.masked_fill(~mask_BT, IGNORED)
     attention_BT = side["attention_mask"]
     if places == "tokens":
         real_BT = attention_BT.bool()
@@ -81,13 +73,15 @@ def _rewritten(side: Side, places: str) -> Side:
         ids_BT, attention_BT, mask_BT = (
             torch.nn.functional.pad(value, (0, 1)) for value in (ids_BT, attention_BT, mask_BT)
         )
+        shown_BT = torch.nn.functional.pad(shown_BT, (0, 1), value=IGNORED)
         mask_BT = torch.ones_like(mask_BT) if places == "all" else mask_BT.roll(1, -1)
     # The field gives no position ids, so that positions are counted through padding on the right.
     positions_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT)
-    return {
+    rewritten: Side = {
         **side,
         "input_ids": ids_BT,
         "attention_mask": attention_BT,
         "label_mask": mask_BT,
         "position_ids": positions_BT,
     }
+    return rewritten if places == "own" else {**rewritten, "shown": shown_BT}

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from expunge.lm.labels import Batch
 from expunge.methods.objective import Objective, StepInfo
 from expunge.models.parallel import Parallel
-from expunge.optim.rules import Step, StepRule
+from expunge.optim.rules import Step, StepRule, apart_of
 from expunge.training.driver import Driver, StepCounts, count_step, place_of
 from expunge.training.listeners import Listener, Moment
 from expunge.training.order import MicroBatch
@@ -37,7 +37,7 @@ class Update:
     Attributes:
         losses: of each micro-batch, this rank's share of the step's loss times the number of ranks; the mean over
             ranks of their sum is the loss.
-        value_K: this rank's share of each term's unweighted mean, [number of terms]; NaN for a term of weight 0.
+        value_K: this rank's share of the mean over the step of each of `Driver.names`; NaN where a term's weight is 0.
         grad_norm: 2-norm of the gradient before it was clipped.
         learning_rate: of the first parameter group, in this step.
         counts: what the means are over.
@@ -86,6 +86,7 @@ class Stepper:
         self.parallel, self.scheduler, self.rules = parallel, scheduler, tuple(rules)
         self.max_grad_norm, self.seed, self.listeners = max_grad_norm, seed, tuple(listeners)
         self.empty_cache_every = empty_cache_every
+        driver.keep_apart(apart_of(self.rules))
         objective = driver.objective
         self.sides = sorted(objective.sides)
         self.places = special(place_of(term) for term in objective.terms if term.kind == "token")
@@ -140,7 +141,7 @@ class Stepper:
         """Forward and backward of all micro-batches; ranks exchange gradients in the last. Losses and the terms' values."""
         no_sync = partial(self.accelerator.no_sync, self.model)
         losses: list[Tensor] = []
-        value_K = torch.zeros(len(driver.objective.terms), device=self.parallel.device)
+        value_K = torch.zeros(len(driver.names), device=self.parallel.device)
         for number, loaded in enumerate(batches):
             batch = cast(MicroBatch, send_to_device(loaded, self.parallel.device))
             with nullcontext() if number == len(batches) - 1 else no_sync():
@@ -164,15 +165,18 @@ class Stepper:
             ]
             if terms:
                 driver = copy.copy(self.driver)
-                driver.objective = Objective(terms)
+                driver.objective, driver.apart = Objective(terms), None
                 self._gradient(driver, batches, counts)
 
         def counted() -> Iterator[Batch]:
             for batch in batches:
-                if batch["counted"]:
+                if any(batch["counted"]):
                     yield send_to_device(batch["sides"], self.parallel.device)
 
-        return Step(at.step, again, counted, self.seed, self.parallel.all_sum)
+        def take_apart() -> list[Tensor] | None:
+            return None if self.driver.apart is None else self.driver.apart.take()
+
+        return Step(at.step, again, counted, self.seed, self.parallel.all_sum, take_apart=take_apart)
 
     def _moment(self, batches: Sequence[MicroBatch], counts: StepCounts, at: StepInfo) -> Moment:
         inner = getattr(self.optimizer, "optimizer", self.optimizer)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from expunge.data.encoded import Encoded
 from expunge.lm.labels import LabelIndex, Side
+from expunge.models.attention import attention_of
 
 LONGEST = 1024
 """Tokens of a packed sequence at most: attention costs their square."""
@@ -215,7 +216,7 @@ def can_share(model: Any, longest: int) -> bool:
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     return (
         config.model_type in SHARING
-        and getattr(config, "_attn_implementation", None) in ("sdpa", "eager")
+        and attention_of(model) in ("sdpa", "eager")
         and (window is None or longest <= window)
     )
 
