@@ -66,7 +66,8 @@ def evaluation(
 ) -> dict[str, float]:
     """In a process of its own: statistics of so many rows, as one view."""
     from benchmarks import workload
-    from expunge.evaluation.collect.tokens import Cost, collect_tokens
+    from expunge.evaluation.collect.collector import Cost
+    from expunge.evaluation.collect.tokens import collect_tokens
     from expunge.evaluation.views import examples_of
     from expunge.training.trainer import peak_memory_mb
 

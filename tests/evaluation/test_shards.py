@@ -14,7 +14,7 @@ import torch
 
 from expunge.data.encoded import Encoded
 from expunge.evaluation.collect.choices import collect_choices
-from expunge.evaluation.collect.tokens import Cost
+from expunge.evaluation.collect.collector import Cost
 from expunge.evaluation.views import examples_of
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

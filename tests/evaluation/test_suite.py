@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from expunge.core.errors import UserError
-from expunge.evaluation import suite as suite_module
+from expunge.evaluation import evaluate as evaluate_module
 from expunge.evaluation.collect import tokens as tokens_module
 
 NINE = [f"{rows}_{metric}" for rows, metric in (
@@ -129,7 +129,7 @@ def test_what_changed_is_computed_anew(
     assert passes(run("eval.tofu.generation.max_new_tokens=5")) == {
         "generations": passes(first)["generations"]
     }
-    monkeypatch.setattr(suite_module, "code_version", lambda: "edited")
+    monkeypatch.setattr(evaluate_module, "code_version", lambda: "edited")
     assert passes(run()) == passes(first)
     assert passes(run("eval.tofu.overwrite=true")) == passes(first)
 

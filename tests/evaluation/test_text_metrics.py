@@ -18,8 +18,8 @@ from expunge.data.rows import Row, RowSet
 from expunge.data.template import Template
 from expunge.data.tokens import plain_ids
 from expunge.evaluation import scorers
+from expunge.evaluation.builders import documents
 from expunge.evaluation.collect.tokens import collect_tokens
-from expunge.evaluation.kinds import documents
 from expunge.evaluation.metrics.bits_per_byte import bits_per_byte
 from expunge.evaluation.metrics.bleu import bleu
 from expunge.evaluation.metrics.byte_perplexity import byte_perplexity

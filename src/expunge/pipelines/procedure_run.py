@@ -23,7 +23,7 @@ from expunge.models.adapted import load_adapted
 from expunge.models.load import Loaded
 from expunge.models.quiet import no_progress_bar
 from expunge.pipelines.assemble import Faults, Text, sides_of, tell, text_of
-from expunge.pipelines.evaluation_run import NOT_OF_THE_SAVED, check_final_evaluation
+from expunge.pipelines.evaluation_run import NOT_OF_THE_SAVED, Evaluation, prepare_evaluation
 from expunge.pipelines.training_run import STAGES, Prepared, carried_out, fit, run_training
 from expunge.procedures.base import FINAL, Procedure, Side, Stages, build_procedure
 
@@ -64,6 +64,7 @@ class _Ready:
     text: Text
     sides: dict[str, Dataset]
     notices: list[str]
+    evaluation: Evaluation
 
 
 def _prepare(procedure: Procedure, cfg: Config, run: RunDir) -> _Ready:
@@ -75,8 +76,9 @@ def _prepare(procedure: Procedure, cfg: Config, run: RunDir) -> _Ready:
         sides = sides_of(cfg, text, procedure.spec.sides)
         if "forget" in sides and "retain" in sides:
             check_disjoint(sides["forget"].rows, sides["retain"].rows)
+    evaluation = Evaluation(cfg, run, ())
     with faults.noted():
-        check_final_evaluation(cfg, run, text)
+        evaluation = prepare_evaluation(cfg, run, text)
     faults.tell()
     if FINAL not in procedure.spec.stages and str(
         cfg.get("trainer.args.eval_strategy") or "no"
@@ -84,7 +86,7 @@ def _prepare(procedure: Procedure, cfg: Config, run: RunDir) -> _Ready:
         notices.append(
             f"trainer.args.eval_strategy: {procedure.spec.name} trains no model of its own, so nothing is evaluated on the way"
         )
-    return _Ready(procedure, text, sides, notices)
+    return _Ready(procedure, text, sides, notices, evaluation)
 
 
 def _carry_out(cfg: Config, run: RunDir, ready: _Ready) -> None:
@@ -92,7 +94,9 @@ def _carry_out(cfg: Config, run: RunDir, ready: _Ready) -> None:
     tell(ready.notices, already=cfg.notices)
     run.record.notices = list(ready.notices)
     run.save()
-    stages = RunStages(cfg, run, ready.text, ready.procedure.spec.stages, notices=run.record.notices)
+    stages = RunStages(
+        cfg, run, ready.text, ready.procedure.spec.stages, ready.evaluation, notices=run.record.notices
+    )
     offered: Stages = stages
     ready.procedure.run(offered, *(ready.sides[side] for side in ready.procedure.spec.sides))
     run.record.steps = (run.record.steps or 0) + stages.steps()
@@ -111,6 +115,7 @@ class RunStages:
         run: its folder.
         text: tokenizer and template.
         planned: the procedure's trainings, stage -> side, for what is told.
+        evaluation: of the run, for the stage that trains its model.
         notices: what the user has been told; added to.
     """
 
@@ -118,6 +123,7 @@ class RunStages:
     run: RunDir
     text: Text
     planned: Mapping[str, Side]
+    evaluation: Evaluation
     notices: list[str] = field(default_factory=list)
 
     @property
@@ -171,7 +177,7 @@ class RunStages:
         )
         objective.prepare(loaded.model, seed, self.text.tokenizer)
         # In finetuning the rows to learn are the retain side.
-        fit(cfg, self.run, Prepared(objective, self.text, {"retain": rows}, loaded, notices))
+        fit(cfg, self.run, Prepared(objective, self.text, {"retain": rows}, loaded, notices, self.evaluation))
         self.notices = list(self.run.record.notices)
 
     def load(self, folder: Path | None = None) -> Loaded:

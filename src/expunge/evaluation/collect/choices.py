@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from expunge.data.collate import collate
 from expunge.data.encoded import Encoded
+from expunge.evaluation.collect.collector import Collector, Cost, Request, Subject
 from expunge.evaluation.collect.sharing import gather, mine
-from expunge.evaluation.collect.tokens import Cost
 from expunge.evaluation.tables import ChoiceTable, Examples
 from expunge.lm import runtime
 from expunge.lm.labels import LabelIndex, on_device
@@ -44,6 +44,26 @@ class _Sequence(NamedTuple):
 
     ids: tuple[int, ...]
     readings: list[_Reading]
+
+
+class Choices(Collector):
+    """Log-probability of each answer's letter."""
+
+    kind = "choices"
+    table = ChoiceTable
+
+    def collect(self, subject: Subject, requests: Sequence[Request], cost: Cost) -> Iterator[ChoiceTable]:
+        """View after view."""
+        for view, _ in requests:
+            yield collect_choices(
+                subject.model,
+                view.encoded,
+                view.examples,
+                pad_id=subject.pad_id,
+                batch_size=subject.batch_size,
+                compute_dtype=subject.compute_dtype,
+                cost=cost,
+            )
 
 
 def collect_choices(

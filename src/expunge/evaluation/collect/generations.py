@@ -13,8 +13,8 @@ import torch
 from expunge.core.errors import UserError, unknown
 from expunge.data.collate import collate
 from expunge.data.encoded import Encoded
+from expunge.evaluation.collect.collector import Collector, Cost, Request, Subject
 from expunge.evaluation.collect.sharing import gather, mine
-from expunge.evaluation.collect.tokens import Cost
 from expunge.evaluation.tables import Examples, GenerationTable
 from expunge.lm import runtime
 from expunge.lm.packing import token_budgeted_batches
@@ -24,6 +24,33 @@ log = logging.getLogger(__name__)
 KNOWN = ("max_new_tokens", "do_sample", "stop")
 ROW_TOKENS = 512
 """Tokens that a row of `batch_size` stands for: the encoding's usual maximum."""
+
+
+class Generations(Collector):
+    """What the model writes after the prompts."""
+
+    kind = "generations"
+    table = GenerationTable
+    section = "generation"
+
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """Greedy, of a number of tokens."""
+        _checked(settings)
+
+    def collect(self, subject: Subject, requests: Sequence[Request], cost: Cost) -> Iterator[GenerationTable]:
+        """View after view."""
+        for view, settings in requests:
+            yield collect_generations(
+                subject.model,
+                subject.tokenizer,
+                view.encoded,
+                view.examples,
+                settings,
+                pad_id=subject.pad_id,
+                batch_size=subject.batch_size,
+                compute_dtype=subject.compute_dtype,
+                cost=cost,
+            )
 
 
 def collect_generations(

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from expunge.data.collate import collate
 from expunge.data.encoded import Encoded
+from expunge.evaluation.collect.collector import Collector, Cost, Request, Subject
 from expunge.evaluation.collect.sharing import gather, mine
-from expunge.evaluation.collect.tokens import Cost
 from expunge.evaluation.tables import Examples, GradNormTable
 from expunge.lm import runtime
 from expunge.lm.labels import label_index, on_device
@@ -23,6 +23,26 @@ from expunge.lm.logprobs import as_float32
 from expunge.models.outputs import label_outputs
 
 log = logging.getLogger(__name__)
+
+
+class GradientNorms(Collector):
+    """Size of each row's gradient."""
+
+    kind = "gradnorms"
+    table = GradNormTable
+    of_metric = ("p", "train_mode")
+
+    def collect(self, subject: Subject, requests: Sequence[Request], cost: Cost) -> Iterator[GradNormTable]:
+        """View after view."""
+        for view, settings in requests:
+            yield collect_gradnorms(
+                subject.model,
+                view.encoded,
+                view.examples,
+                settings,
+                compute_dtype=subject.compute_dtype,
+                cost=cost,
+            )
 
 
 def collect_gradnorms(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 
 from expunge.data.encoded import Encoded
+from expunge.evaluation.collect.collector import Collector, Cost, Request, Subject
 from expunge.evaluation.collect.packing import Packed, Tree, can_share, grow, pack
 from expunge.evaluation.collect.rounding import rounded_statistics
 from expunge.evaluation.collect.sharing import gather, mine
@@ -24,29 +24,6 @@ from expunge.models.outputs import label_outputs, unwrapped
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class Cost:
-    """What a pass took.
-
-    Attributes:
-        examples: asked for, in all views together.
-        unique: of them, computed.
-        forward_tokens: through the model, padding left out.
-        padded_tokens: through the model, padding included.
-        generated_tokens: written by the model.
-        backward_tokens: of the gradients.
-        seconds: wall-clock.
-    """
-
-    examples: int = 0
-    unique: int = 0
-    forward_tokens: int = 0
-    padded_tokens: int = 0
-    generated_tokens: int = 0
-    backward_tokens: int = 0
-    seconds: float = 0.0
-
-
 class Statistics(NamedTuple):
     """Of one example's n label tokens, each [n]."""
 
@@ -55,6 +32,28 @@ class Statistics(NamedTuple):
     mu: np.ndarray[Any, np.dtype[np.float32]]
     var: np.ndarray[Any, np.dtype[np.float32]]
     nll: np.ndarray[Any, np.dtype[np.float32]]
+
+
+class Tokens(Collector):
+    """Statistics of each label token; the views of a suite go through the model together."""
+
+    kind = "tokens"
+    table = TokenTable
+    of_suite: ClassVar[Mapping[str, Any]] = {"field_rounding": True}
+
+    def collect(self, subject: Subject, requests: Sequence[Request], cost: Cost) -> Iterator[TokenTable]:
+        """All tables from one pass."""
+        found = collect_tokens(
+            subject.model,
+            {str(number): (view.encoded, view.examples) for number, (view, _) in enumerate(requests)},
+            pad_id=subject.pad_id,
+            batch_size=subject.batch_size,
+            compute_dtype=subject.compute_dtype,
+            share_prefixes=bool(subject.suite.get("share_prefixes", True)),
+            field_rounding=bool(requests[0].settings["field_rounding"]),
+            cost=cost,
+        )
+        yield from found.values()
 
 
 def collect_tokens(

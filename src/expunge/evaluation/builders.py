@@ -1,15 +1,17 @@
-"""What a view can make of its rows beside questions with answers: whole documents, passages to continue, prompts, multiple choice.
+"""Builders of views: what a view can make of its rows beside questions with answers.
 
-Each kind is a function of rows, template and the tokens an example may have; its keyword-only parameters are
+A builder is a function of rows, template and the tokens an example may have; its keyword-only parameters are
 the view's options.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+import inspect
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from expunge.core.errors import UserError, unknown
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
-Kind = Callable[..., list[Encoded]]
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 DOCUMENTS = ("rows", "wikitext")
 
@@ -266,20 +267,62 @@ def choices(
     return encoded
 
 
-KINDS: Mapping[str, Kind] = {
-    "documents": documents,
-    "passages": passages,
-    "prompts": prompts,
-    "choices": choices,
-}
+def harness_task(
+    rows: RowSet, template: Template, max_length: int | None, *, task: str, include_path: str | None = None
+) -> list[Encoded]:
+    """No examples: lm-eval makes its own from the task's documents.
+
+    Args:
+        rows: empty.
+        template: not used.
+        max_length: not used.
+        task: its name in the harness.
+        include_path: folder with tasks of the user's own.
+    """
+    return []
 
 
-def harness_identity() -> str | None:
+def harness_version() -> str | None:
     """Version of lm-eval, None where it is not installed."""
     try:
         return importlib.metadata.version("lm_eval")
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _named_by_task(options: Mapping[str, Any]) -> RowSet:
+    return RowSet.of(str(options["task"]), (), "lm-eval")
+
+
+@dataclass(frozen=True)
+class Builder:
+    """How a view of one kind makes its examples.
+
+    Attributes:
+        build: rows, template, tokens an example may have, options -> examples, row after row.
+        own_rows: options -> the rows of a view that reads no file; None = `hf_args` say where they are.
+        version: of whatever else the examples depend on.
+    """
+
+    build: Callable[..., list[Encoded]]
+    own_rows: Callable[[Mapping[str, Any]], RowSet] | None = None
+    version: Callable[[], str | None] | None = None
+
+    def options(self) -> dict[str, bool]:
+        """The view's options, by name, and whether a view must give them."""
+        parameters = inspect.signature(self.build).parameters.values()
+        return {
+            item.name: item.default is item.empty for item in parameters if item.kind is item.KEYWORD_ONLY
+        }
+
+
+BUILDERS: Mapping[str, Builder] = {
+    "documents": Builder(documents),
+    "passages": Builder(passages),
+    "prompts": Builder(prompts),
+    "choices": Builder(choices),
+    "harness": Builder(harness_task, _named_by_task, harness_version),
+}
 
 
 def _first_token(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

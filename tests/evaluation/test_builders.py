@@ -13,8 +13,9 @@ from expunge.core.errors import UserError
 from expunge.data.rows import Row, RowSet
 from expunge.data.template import Template
 from expunge.data.tokens import plain_ids
-from expunge.evaluation.kinds import choices, documents, passages, prompts, windows
-from expunge.evaluation.views import load_views, parse_views
+from expunge.evaluation.builders import choices, documents, passages, prompts, windows
+from expunge.evaluation.view_rows import load_views
+from expunge.evaluation.view_specs import parse_views
 from expunge.evaluation.wikitext import detokenized, pages
 
 TEXTS = [
