@@ -7,6 +7,7 @@ import importlib
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ log = logging.getLogger(__name__)
 
 FAULTY = 2
 INTERRUPTED = 130
+SILENCE_SECONDS = 5
 SCORE = "expunge.pipelines.score"
 SCORING = (
     "difficulty.order=none",
@@ -79,7 +81,8 @@ def guarded(action: Callable[[], None]) -> int:
     try:
         action()
     except UserError as error:
-        print_faults(error)
+        if _reports():
+            print_faults(error)
         return FAULTY
     except KeyboardInterrupt:
         message = "interrupted; the same command goes on from the newest complete checkpoint"
@@ -90,6 +93,17 @@ def guarded(action: Callable[[], None]) -> int:
         # exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _reports() -> bool:
+    """Whether this process of a launch reports a fault: of those that have not met yet, the first of each machine, since all find the same."""
+    torch = sys.modules.get("torch")
+    met = torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized()
+    if met or os.environ.get("LOCAL_RANK", "0") == "0":
+        return True
+    # A launcher stops all processes as soon as one has failed: let the first one speak.
+    time.sleep(SILENCE_SECONDS)
+    return False
 
 
 def _take_rest(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: Sequence[str]) -> None:

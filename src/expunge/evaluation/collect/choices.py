@@ -14,7 +14,6 @@ from torch import Tensor
 from expunge.data.collate import collate
 from expunge.data.encoded import Encoded
 from expunge.evaluation.collect.collector import Collector, Cost, Request, Subject
-from expunge.evaluation.collect.sharing import gather, mine
 from expunge.evaluation.tables import ChoiceTable, Examples
 from expunge.lm import runtime
 from expunge.lm.labels import LabelIndex, on_device
@@ -55,15 +54,7 @@ class Choices(Collector):
     def collect(self, subject: Subject, requests: Sequence[Request], cost: Cost) -> Iterator[ChoiceTable]:
         """View after view."""
         for view, _ in requests:
-            yield collect_choices(
-                subject.model,
-                view.encoded,
-                view.examples,
-                pad_id=subject.pad_id,
-                batch_size=subject.batch_size,
-                compute_dtype=subject.compute_dtype,
-                cost=cost,
-            )
+            yield collect_choices(subject.model, view.encoded, view.examples, **subject.batching, cost=cost)
 
 
 def collect_choices(
@@ -104,7 +95,7 @@ def collect_choices(
     model.eval()
     try:
         with torch.inference_mode():
-            for batch in mine(batches):
+            for batch in runtime.mine(batches):
                 chosen = [sequences[line] for line in batch]
                 sums = _forward(model, chosen, pad_id, compute_dtype, side, cost)
                 found |= dict(zip(batch, sums, strict=True))
@@ -112,8 +103,8 @@ def collect_choices(
         model.train(was_training)
     logp_B = np.zeros(len(encoded), np.float64)
     # A question of several sequences has its tokens' log-probabilities in each of them.
-    for sums in gather(found).values():
-        for example, value in sums.items():
+    for part in runtime.merged(found).values():
+        for example, value in part.items():
             logp_B[example] += value
     cost.examples += len(encoded)
     cost.unique += len(sequences)

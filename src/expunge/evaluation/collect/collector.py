@@ -62,10 +62,12 @@ class Subject:
         return int(self.suite.get("batch_size", 32))
 
     @property
-    def pad_id(self) -> int:
-        """Any valid token serves: what is padded is masked."""
+    def batching(self) -> dict[str, Any]:
+        """Keyword arguments of whatever pads rows to batches."""
+        # Any valid token serves: what is padded is masked.
         known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
-        return int(next(token for token in known if token is not None))
+        pad_id = int(next(token for token in known if token is not None))
+        return {"pad_id": pad_id, "batch_size": self.batch_size, "compute_dtype": self.compute_dtype}
 
 
 class Request(NamedTuple):

@@ -14,7 +14,6 @@ from expunge.core.errors import UserError, unknown
 from expunge.data.collate import collate
 from expunge.data.encoded import Encoded
 from expunge.evaluation.collect.collector import Collector, Cost, Request, Subject
-from expunge.evaluation.collect.sharing import gather, mine
 from expunge.evaluation.tables import Examples, GenerationTable
 from expunge.lm import runtime
 from expunge.lm.packing import token_budgeted_batches
@@ -40,17 +39,8 @@ class Generations(Collector):
     def collect(self, subject: Subject, requests: Sequence[Request], cost: Cost) -> Iterator[GenerationTable]:
         """View after view."""
         for view, settings in requests:
-            yield collect_generations(
-                subject.model,
-                subject.tokenizer,
-                view.encoded,
-                view.examples,
-                settings,
-                pad_id=subject.pad_id,
-                batch_size=subject.batch_size,
-                compute_dtype=subject.compute_dtype,
-                cost=cost,
-            )
+            rows = (view.encoded, view.examples, settings)
+            yield collect_generations(subject.model, subject.tokenizer, *rows, **subject.batching, cost=cost)
 
 
 def collect_generations(
@@ -104,7 +94,7 @@ def collect_generations(
     model.eval()
     try:
         with torch.inference_mode():
-            for batch in mine(batches):
+            for batch in runtime.mine(batches):
                 written = _generate(
                     model,
                     tokenizer,
@@ -117,7 +107,7 @@ def collect_generations(
                 found |= dict(zip(batch, written, strict=True))
     finally:
         model.train(was_training)
-    texts = gather(found)
+    texts = runtime.merged(found)
     number = {prompt: line for line, prompt in enumerate(prompts)}
     stops = settings.get("stop") or ()
     shown = [tokenizer.decode(item.prompt_ids, skip_special_tokens=True) for item in encoded]

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from expunge.data.collate import collate
 from expunge.data.encoded import Encoded
 from expunge.evaluation.collect.collector import Collector, Cost, Request, Subject
-from expunge.evaluation.collect.sharing import gather, mine
 from expunge.evaluation.tables import Examples, GradNormTable
 from expunge.lm import runtime
 from expunge.lm.labels import label_index, on_device
@@ -35,14 +34,8 @@ class GradientNorms(Collector):
     def collect(self, subject: Subject, requests: Sequence[Request], cost: Cost) -> Iterator[GradNormTable]:
         """View after view."""
         for view, settings in requests:
-            yield collect_gradnorms(
-                subject.model,
-                view.encoded,
-                view.examples,
-                settings,
-                compute_dtype=subject.compute_dtype,
-                cost=cost,
-            )
+            rows, dtype = (view.encoded, view.examples), subject.compute_dtype
+            yield collect_gradnorms(subject.model, *rows, settings, compute_dtype=dtype, cost=cost)
 
 
 def collect_gradnorms(
@@ -78,14 +71,14 @@ def collect_gradnorms(
     model.train(bool(settings.get("train_mode", False)))
     try:
         with _trained(model) as parameters, torch.enable_grad():
-            for number in mine(range(len(encoded))):
+            for number in runtime.mine(range(len(encoded))):
                 found[number] = _norms(model, encoded[number], parameters, p, compute_dtype)
                 cost.backward_tokens += len(encoded[number])
                 cost.forward_tokens += len(encoded[number])
                 cost.padded_tokens += len(encoded[number])
     finally:
         model.train(was_training)
-    norms = gather(found)
+    norms = runtime.merged(found)
     cost.seconds += time.monotonic() - started
     columns = [
         np.array([norms[number][field] for number in range(len(encoded))], dtype=np.float64)

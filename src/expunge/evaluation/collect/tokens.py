@@ -14,7 +14,6 @@ from expunge.data.encoded import Encoded
 from expunge.evaluation.collect.collector import Collector, Cost, Request, Subject
 from expunge.evaluation.collect.packing import Packed, Tree, can_share, grow, pack
 from expunge.evaluation.collect.rounding import rounded_statistics
-from expunge.evaluation.collect.sharing import gather, mine
 from expunge.evaluation.tables import Examples, TokenTable, as_ints
 from expunge.lm import runtime
 from expunge.lm.labels import LabelIndex, on_device
@@ -43,17 +42,11 @@ class Tokens(Collector):
 
     def collect(self, subject: Subject, requests: Sequence[Request], cost: Cost) -> Iterator[TokenTable]:
         """All tables from one pass."""
-        found = collect_tokens(
-            subject.model,
-            {str(number): (view.encoded, view.examples) for number, (view, _) in enumerate(requests)},
-            pad_id=subject.pad_id,
-            batch_size=subject.batch_size,
-            compute_dtype=subject.compute_dtype,
-            share_prefixes=bool(subject.suite.get("share_prefixes", True)),
-            field_rounding=bool(requests[0].settings["field_rounding"]),
-            cost=cost,
-        )
-        yield from found.values()
+        views = {str(number): (view.encoded, view.examples) for number, (view, _) in enumerate(requests)}
+        # Settings of the whole suite: those of all requests are equal.
+        rounding, share = requests[0].settings["field_rounding"], subject.suite.get("share_prefixes", True)
+        how = {**subject.batching, "share_prefixes": bool(share), "field_rounding": bool(rounding)}
+        yield from collect_tokens(subject.model, views, **how, cost=cost).values()
 
 
 def collect_tokens(
@@ -96,8 +89,8 @@ def collect_tokens(
     trees = grow(examples, share_prefixes and can_share(unwrapped(model), longest))
     batches = token_budgeted_batches([len(tree) for tree in trees], batch_size * longest)
     log.info("tokens: %d examples in %d sequences, %d batches", len(examples), len(trees), len(batches))
-    work = [[trees[line] for line in batch] for batch in mine(batches)]
-    found = gather(_pass(model, work, pad_id, compute_dtype, field_rounding, cost))
+    work = [[trees[line] for line in batch] for batch in runtime.mine(batches)]
+    found = runtime.merged(_pass(model, work, pad_id, compute_dtype, field_rounding, cost))
     cost.examples += sum(map(len, numbers.values()))
     cost.unique += len(examples)
     cost.seconds += time.monotonic() - started
