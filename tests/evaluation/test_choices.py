@@ -11,7 +11,7 @@ import torch
 from expunge.data.encoded import Encoded
 from expunge.data.rows import Row, RowSet
 from expunge.data.template import Template
-from expunge.evaluation.builders import choices
+from expunge.evaluation.choice_views import choices
 from expunge.evaluation.collect.choices import collect_choices
 from expunge.evaluation.collect.collector import Cost
 from expunge.evaluation.collect.tokens import collect_tokens

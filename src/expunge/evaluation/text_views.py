@@ -1,0 +1,224 @@
+"""Views of plain text: whole documents in windows, passages to continue, prompts. Builders, see `builders`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from expunge.core.errors import UserError, unknown
+from expunge.data.encoded import Encoded
+from expunge.data.rows import Row, RowSet
+from expunge.data.template import Template
+from expunge.data.tokens import plain_ids, special_prefix
+from expunge.evaluation.wikitext import detokenized, pages
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+DOCUMENTS = ("rows", "wikitext")
+
+
+def documents(
+    rows: RowSet,
+    template: Template,
+    max_length: int | None,
+    *,
+    text_key: str = "text",
+    stride: int | None = None,
+    split: str = "rows",
+) -> list[Encoded]:
+    """Whole documents in windows: every token is a label of exactly one of them.
+
+    A document is read from a first token that is none of its own, the BOS, else the EOS (without either its
+    first token has no predictor, and is not scored). A window has `max_length` tokens at most, of which the
+    last `stride` are labels; the others, labels of windows before it, are their context.
+
+    Args:
+        rows: the texts.
+        template: of the model; only its tokenizer is used.
+        max_length: tokens of a window at most.
+        text_key: key of the text.
+        stride: labels of a window at most; None = all but its first token, so that windows hardly overlap.
+        split: what a document is: each of the `rows`, or a page of `wikitext`, scored as written text rather
+            than as that file's tokens.
+
+    Returns:
+        Window after window; a document is a row, a window one of its answers. `target_text` of the first is
+        the document as its file has it, that of the others is empty.
+
+    Raises:
+        UserError: no such split, no text, or a stride out of range.
+    """
+    if split not in DOCUMENTS:
+        raise UserError.of([unknown("split of documents", split, DOCUMENTS)])
+    if max_length is None or max_length < 2:
+        raise UserError(
+            f"max_length={max_length}: windows need a length of at least 2", "give max_length, such as 2048"
+        )
+    step = max_length - 1 if stride is None else stride
+    if not 1 <= step < max_length:
+        raise UserError(
+            f"stride={stride} is not between 1 and max_length - 1 = {max_length - 1}",
+            "null takes the longest there is",
+        )
+    texts = [_text(row, text_key) for row in rows]
+    written = pages(texts) if split == "wikitext" else texts
+    scored = [detokenized(page) for page in written] if split == "wikitext" else written
+    first = _first_token(template.tokenizer)
+    encoded = []
+    for number, (text, target) in enumerate(zip(scored, written, strict=True)):
+        ids = (*first, *plain_ids(template.tokenizer, text))
+        for window, (start, begin, end) in enumerate(windows(len(ids), max_length, step)):
+            mask = (False,) * (begin - start) + (True,) * (end - begin)
+            shown = "" if window else target
+            encoded.append(
+                Encoded(
+                    ids[start:end],
+                    mask,
+                    None,
+                    begin - start,
+                    f"{rows.fingerprint}#{number}",
+                    number,
+                    window,
+                    shown,
+                )
+            )
+    return encoded
+
+
+def windows(size: int, max_length: int, stride: int) -> Iterator[tuple[int, int, int]]:
+    """(start, first label, end) of each window over `size` tokens; positions 1 to size - 1 are labels, each of one window."""
+    done = 1
+    while done < size:
+        end = min(size, max_length if done == 1 else done + stride)
+        yield max(0, end - max_length), done, end
+        done = end
+
+
+def passages(
+    rows: RowSet,
+    template: Template,
+    max_length: int | None,
+    *,
+    text_key: str = "text",
+    prompt: int,
+    target: int | None = None,
+    count: int | None = 100,
+) -> list[Encoded]:
+    """The first tokens of passages as prompts, what follows as what should not be written.
+
+    Texts are cut, each for itself, into passages of `max_length` tokens; whatever is shorter than prompt and
+    target is left out.
+
+    Args:
+        rows: the texts.
+        template: of the model; only its tokenizer is used.
+        max_length: tokens of a passage; the same for views of the same passages.
+        text_key: key of the text.
+        prompt: tokens of the prompt.
+        target: tokens after it that are compared with, None = the rest of the passage.
+        count: passages at most, evenly spread over all there are; None = all.
+
+    Raises:
+        UserError: no passage is long enough, or they are cut shorter than prompt and target.
+    """
+    if max_length is None:
+        raise UserError("passages without max_length", "give the tokens of a passage, such as 500")
+    size, length = max_length, max_length - prompt if target is None else target
+    if min(prompt, length) < 1 or size < prompt + length:
+        raise UserError(
+            f"passages of {size} tokens hold no prompt of {prompt} with a target of {length}",
+            "raise max_length (the model's own limit counts as well), or lower prompt or target",
+        )
+    prefix, found = special_prefix(template.tokenizer), []
+    for row in rows:
+        ids = plain_ids(template.tokenizer, _text(row, text_key))
+        found += [ids[start : start + size] for start in range(0, len(ids), size) if len(ids) - start >= size]
+    if not found:
+        raise UserError(
+            f"no text of {rows.source} has {size} tokens, a passage's length",
+            "give longer texts, or lower max_length",
+        )
+    kept = (
+        [found[number * len(found) // count] for number in range(count)]
+        if count is not None and count < len(found)
+        else found
+    )
+    encoded = []
+    for number, ids in enumerate(kept):
+        shown = (*prefix, *ids[: prompt + length])
+        begin = len(prefix) + prompt
+        mask = tuple(position >= begin for position in range(len(shown)))
+        text = template.tokenizer.decode(ids[prompt : prompt + length], skip_special_tokens=True)
+        encoded.append(
+            Encoded(shown, mask, None, begin, f"{rows.fingerprint}#{number}", number, 0, str(text))
+        )
+    return encoded
+
+
+def prompts(
+    rows: RowSet,
+    template: Template,
+    max_length: int | None,
+    *,
+    prompt_key: str = "prompt",
+    chat: bool = True,
+    count: int | None = None,
+) -> list[Encoded]:
+    """Prompts without an answer.
+
+    Args:
+        rows: records with a prompt; equal prompts are one.
+        template: of the model.
+        max_length: tokens of a prompt at most; a longer one loses its beginning.
+        prompt_key: key of the prompt; a dot leads into a record, such as `prompt.text`.
+        chat: put it as the model's template puts a question; false = as it is, to be continued.
+        count: prompts at most, evenly spread; None = all.
+    """
+    firsts: dict[str, Row] = {}
+    for row in rows:
+        firsts.setdefault(text_at(row, prompt_key), row)
+    texts = list(firsts)
+    kept = (
+        [texts[number * len(texts) // count] for number in range(count)]
+        if count is not None and count < len(texts)
+        else texts
+    )
+    prefix, encoded = special_prefix(template.tokenizer), []
+    for number, text in enumerate(kept):
+        # An example has an answer; nothing of this one is kept.
+        asked = template.encode(text, "-", row_id=firsts[text].id).prompt_ids if chat else ()
+        ids = asked or (*prefix, *plain_ids(template.tokenizer, text))
+        ids = ids if max_length is None else ids[-max_length:]
+        encoded.append(Encoded(ids, (False,) * len(ids), None, len(ids), firsts[text].id, number))
+    return encoded
+
+
+def text_at(row: Row, dotted: str) -> str:
+    """The text under a key; a dot leads into a record.
+
+    Raises:
+        UserError: there is none.
+    """
+    value: Any = row.fields
+    for key in dotted.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    if not isinstance(value, str):
+        message = f"row {row.index} ({row.id}) has no text under {dotted!r}; it has: {', '.join(sorted(row.fields))}"
+        raise UserError(message, "correct prompt_key")
+    return value
+
+
+def _first_token(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    known = [token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None]
+    return tuple(int(token) for token in known[:1])
+
+
+def _text(row: Row, key: str) -> str:
+    text = row.fields.get(key)
+    if not isinstance(text, str):
+        raise UserError(
+            f"row {row.index} ({row.id}) has no text under {key!r}; it has: {', '.join(sorted(row.fields))}",
+            "correct text_key",
+        )
+    return text
