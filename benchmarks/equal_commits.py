@@ -87,6 +87,11 @@ RUNS = [
     Run("sophia", ("trainer=GradDiff", "optimizer=sophia")),
     Run("sophia-h", ("trainer=GradDiff", "optimizer=sophia_h")),
     Run("sgd", ("trainer=GradDiff", "optimizer=sgd")),
+    # Where the gradient is all but zero AdamW makes a step of whatever rounding gives; plain SGD does not.
+    *(
+        Run(f"sgd-{name}", (f"trainer={name}", *SETTINGS[name].overrides, "optimizer=sgd"))
+        for name in ("KL", "RR", "l1_sparse")
+    ),
     Run("adafactor", ("trainer=GradDiff", "trainer.args.optim=adafactor")),
     Run("cosine", ("trainer=NPO", "trainer.args.lr_scheduler_type=cosine", "trainer.args.weight_decay=0.1")),
     Run("no-clip", ("trainer=NPO", "trainer.args.max_grad_norm=0")),
@@ -242,7 +247,10 @@ def main() -> int:
     missing = [run for run in wanted if not (there / "saves" / run.name / "log.jsonl").is_file()]
     train(there / "tree", there, missing)
     shutil.rmtree(here, ignore_errors=True)
-    train(ROOT, here, wanted)
+    for name in ("src", "configs"):
+        # As it is now, whatever is edited meanwhile.
+        shutil.copytree(ROOT / name, here / "tree" / name, symlinks=True)
+    train(here / "tree", here, wanted)
     bad = 0
     print(f"{'run':28}{'weights':>14}  log")
     for run in wanted:

@@ -117,16 +117,15 @@ class _Suite:
 
     def run(self, metrics: Iterable[str], share: bool) -> tuple[dict[str, float], dict[str, float | None]]:
         """What it takes to compute some metrics from nothing, and what comes out."""
-        from expunge.evaluation.suite import evaluate_suite
+        from expunge.evaluation.evaluate import evaluate_suite
+        from expunge.evaluation.suite import prepare_suite
 
         suite = copy.deepcopy(self.suite)
         suite["metrics"] = {name: {**suite["metrics"][name], "summary": True} for name in metrics}
         suite["share_prefixes"] = share
         begun = time.perf_counter()
-        scores = evaluate_suite(
-            self.model, self.text.tokenizer, suite, template=self.text.template, data_root=self.data_root, out_dir=None,
-            fingerprint_of_model="benchmark",
-        )  # fmt: skip
+        ready = prepare_suite("tofu", suite, template=self.text.template, data_root=self.data_root)
+        scores = evaluate_suite(ready, self.model, out_dir=None, fingerprint_of_model="benchmark")
         seconds = time.perf_counter() - begun
         costs: list[Mapping[str, Any]] = list(scores.about["cost"].values())
         return {name: sum(cost[name] for cost in costs) for name in COUNTED} | {"seconds": seconds}, dict(

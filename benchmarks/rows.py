@@ -65,10 +65,12 @@ def evaluation(
     count: int, hidden: int, layers: int, vocabulary: int, batch_size: int, lengths: list[int]
 ) -> dict[str, float]:
     """In a process of its own: statistics of so many rows, as one view."""
-    from benchmarks import workload
-    from expunge.evaluation.collect.tokens import Cost, collect_tokens
-    from expunge.evaluation.views import examples_of
     from expunge.training.trainer import peak_memory_mb
+
+    from benchmarks import workload
+    from expunge.evaluation.collect.collector import Cost
+    from expunge.evaluation.collect.tokens import collect_tokens
+    from expunge.evaluation.views import examples_of
 
     model = workload.llama(hidden, layers, vocabulary).eval()
 

@@ -146,7 +146,8 @@ def evaluate(tiny_tokenizer: Any, tiny_model: Any, data_root: Path, suite_cfg: A
         **kwargs: Any,
     ) -> Any:
         from expunge.data.template import Template
-        from expunge.evaluation.suite import evaluate_suite
+        from expunge.evaluation.evaluate import evaluate_suite
+        from expunge.evaluation.suite import prepare_suite
 
         chosen = {key: kwargs.pop(key) for key in ("suite", "compat") if key in kwargs}
         cfg = suite_cfg(*overrides, **chosen)
@@ -154,15 +155,8 @@ def evaluate(tiny_tokenizer: Any, tiny_model: Any, data_root: Path, suite_cfg: A
             {"apply_chat_template": True, "system_prompt": system_prompt}, tiny_tokenizer
         )
         node = kwargs.pop("node", cfg.section("eval.tofu"))
-        return evaluate_suite(
-            model if model is not None else tiny_model(),
-            tiny_tokenizer,
-            node,
-            template=template,
-            data_root=data_root,
-            out_dir=out_dir,
-            switches=cfg.switches,
-            **kwargs,
-        )
+        suite = prepare_suite("tofu", node, template=template, data_root=data_root, switches=cfg.switches)
+        chosen_model = model if model is not None else tiny_model()
+        return evaluate_suite(suite, chosen_model, out_dir=out_dir, **kwargs)
 
     return run

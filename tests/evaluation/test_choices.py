@@ -11,9 +11,10 @@ import torch
 from expunge.data.encoded import Encoded
 from expunge.data.rows import Row, RowSet
 from expunge.data.template import Template
+from expunge.evaluation.choice_views import choices
 from expunge.evaluation.collect.choices import collect_choices
-from expunge.evaluation.collect.tokens import Cost, collect_tokens
-from expunge.evaluation.kinds import choices
+from expunge.evaluation.collect.collector import Cost
+from expunge.evaluation.collect.tokens import collect_tokens
 from expunge.evaluation.tables import ChoiceTable
 from expunge.evaluation.views import examples_of
 

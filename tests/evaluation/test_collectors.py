@@ -11,9 +11,9 @@ import torch
 from expunge.core.errors import UserError
 from expunge.data.encoded import Encoded
 from expunge.data.template import Template
+from expunge.evaluation.collect.collector import Cost
 from expunge.evaluation.collect.generations import collect_generations
 from expunge.evaluation.collect.gradnorms import collect_gradnorms
-from expunge.evaluation.collect.tokens import Cost
 from expunge.evaluation.views import examples_of
 
 QUESTIONS = [

@@ -12,8 +12,9 @@ import pytest
 
 from expunge.config.compose import compose_config
 from expunge.data.template import Template
+from expunge.evaluation.evaluate import evaluate_suite
 from expunge.evaluation.scores import Scores
-from expunge.evaluation.suite import evaluate_suite
+from expunge.evaluation.suite import prepare_suite
 
 pytestmark = pytest.mark.shared
 BY_DEFAULT_OTHERWISE = {"extraction_strength", "mia_gradnorm"}
@@ -43,15 +44,15 @@ def field(shared: Path) -> Any:
                 view["hf_args"]["split"] = f"train[:{rows}]"
         path = shared / "models" / f"tofu-tiny-{name}"
         tokenizer = AutoTokenizer.from_pretrained(path)
-        scores = evaluate_suite(
-            AutoModelForCausalLM.from_pretrained(path, attn_implementation="sdpa").eval(),
-            tokenizer,
+        suite = prepare_suite(
+            "tofu",
             node,
             template=Template.from_args(cfg.section("model.template_args"), tokenizer),
             data_root=shared / "data",
-            out_dir=None,
             switches=cfg.switches,
         )
+        model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="sdpa").eval()
+        scores = evaluate_suite(suite, model, out_dir=None)
         return scores, json.loads((golden / f"tofu-tiny-{name}-forget10" / "TOFU_EVAL.json").read_text())
 
     return build

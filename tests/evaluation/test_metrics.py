@@ -174,6 +174,33 @@ def test_attacks_by_loss_and_least_likely_tokens(tokens: Tokens) -> None:
     assert floored.parts["forget"].columns["score"] == pytest.approx([1 / math.sqrt(1e-6)])
 
 
+@pytest.mark.parametrize(("k", "expected"), [(0.4, 4.0), (0.6, 3.5), (0.9, 3.0)])
+def test_min_k_rounds_the_number_of_tokens_down(k: float, expected: float, tokens: Tokens) -> None:
+    """Of four tokens -1 to -4, floor(1.6) = 1, floor(2.4) = 2 and floor(3.6) = 3 are taken."""
+    table = tokens([[-1.0, -2.0, -3.0, -4.0, 0.0]])
+    assert mia_min_k(table, table, k=k).parts["forget"].columns["score"] == pytest.approx([expected])
+
+
+def test_min_k_plus_plus_measures_each_token_before_it_takes_the_lowest(tokens: Tokens) -> None:
+    """The likeliest token is the least likely against its vocabulary: (-1 - 0) / 1 below (-4 + 4) / 2 and (-3 + 2) / 2."""
+    table = tokens([[-1.0, -4.0, -3.0, 0.0]])
+    table = replace(
+        table,
+        mu_M=np.array([0.0, -4.0, -2.0, 0.0], np.float32),
+        var_M=np.array([1.0, 4.0, 4.0, 1.0], np.float32),
+    )
+    for k, expected in ((0.4, 1.0), (0.7, (1 + 0.5) / 2), (1.0, (1 + 0.5 + 0) / 3)):
+        found = mia_min_k_plus_plus(table, table, k=k)
+        assert found.parts["forget"].columns["score"] == pytest.approx([expected])
+
+
+def test_attack_by_compressed_size_leaves_blanks_around_the_text_out(tokens: Tokens) -> None:
+    padded, bare = tokens([[-2.0]], texts=[" \n Ada Quill. \t "]), tokens([[-2.0]], texts=["Ada Quill."])
+    found = mia_zlib(padded, bare)
+    assert found.parts["forget"].columns["score"] == found.parts["holdout"].columns["score"]
+    assert found.parts["forget"].columns["score"] == pytest.approx([2 / len(zlib.compress(b"Ada Quill."))])
+
+
 def test_attack_by_compressed_size(tokens: Tokens) -> None:
     texts = ["a b c d e f g", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"]
     found = mia_zlib(tokens([[-2.0]], texts=texts[:1]), tokens([[-2.0]], texts=texts[1:]))
@@ -221,6 +248,16 @@ def test_forget_quality_is_the_p_value_and_its_interval_is_on_the_distance(tmp_p
     assert (bootstrapped.of, bootstrapped.low, bootstrapped.high) == ("D", 1.0, 1.0)
     same = forget_quality(_score([5.0, 6.0, 7.0, 8.0], "forget_truth_ratio"), retain)
     assert same.value == 1.0
+
+
+def test_rouge_recall_divides_by_the_answer_and_f1_is_between(examples: Any) -> None:
+    """Two of the answer's four words in a row, six written: recall 2/4, precision 2/6, F1 2 x 2 / (4 + 6)."""
+    table = GenerationTable(examples([1], texts=["red cat sleeps now"]), ("",), ("the red cat of an aunt",))
+    (row,) = rouge(table).by_index().values()
+    assert row["rouge1_recall"] == row["rougeL_recall"] == pytest.approx(2 / 4)
+    assert row["rougeL_f1"] == pytest.approx(4 / 10)
+    for variant, expected in (("rouge1_recall", 0.5), ("rougeL_recall", 0.5), ("rougeL_f1", 0.4)):
+        assert rouge(table, variant=variant).value == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("rows", "p_value"), [(400, 1.06e-239), (200, 1.94e-119)])

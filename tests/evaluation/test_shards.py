@@ -1,4 +1,4 @@
-"""Two ranks (gloo) give the scores of one, together, and one of them writes."""
+"""Several ranks (gloo) give the scores of one, together, and one of them writes."""
 
 from __future__ import annotations
 
@@ -12,27 +12,29 @@ from typing import Any
 import pytest
 import torch
 
+from expunge.core.errors import UserError
 from expunge.data.encoded import Encoded
 from expunge.evaluation.collect.choices import collect_choices
-from expunge.evaluation.collect.tokens import Cost
+from expunge.evaluation.collect.collector import Cost
 from expunge.evaluation.views import examples_of
+from expunge.lm import runtime
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
-def on_two_ranks(job: Callable[[int], None]) -> None:
-    """Run `job(rank)` in two forked processes that are in one group."""
+def on_ranks(size: int, job: Callable[[int], None]) -> None:
+    """Run `job(rank)` in forked processes that are in one group."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     children = []
-    for rank in range(2):
+    for rank in range(size):
         child = os.fork()
         if child == 0:
             status = 1
             try:
                 torch.distributed.init_process_group(
-                    "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
+                    "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size
                 )
                 job(rank)
                 torch.distributed.destroy_process_group()
@@ -40,7 +42,7 @@ def on_two_ranks(job: Callable[[int], None]) -> None:
             finally:
                 os._exit(status)
         children.append(child)
-    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * size
 
 
 def plain(folder: Path) -> Any:
@@ -49,11 +51,12 @@ def plain(folder: Path) -> Any:
     return {name: node for name, node in data.items() if name != "_about"}
 
 
-def test_two_ranks_are_one(evaluate: Any, tmp_path: Path) -> None:
-    # Batches of one row's tokens, so that both ranks have some of every collector's work.
+@pytest.mark.parametrize("size", [2, 3])
+def test_ranks_are_one(size: int, evaluate: Any, tmp_path: Path) -> None:
+    # Batches of one row's tokens, so that all ranks have some of every collector's work.
     one = evaluate(tmp_path / "one", "eval.tofu.batch_size=1")
 
-    def both(rank: int) -> None:
+    def each(rank: int) -> None:
         scores = evaluate(tmp_path / "two", "eval.tofu.batch_size=1")
         cost = scores.about["cost"]["tokens"]["forward_tokens"]
         assert 0 < cost < one.about["cost"]["tokens"]["forward_tokens"]
@@ -61,10 +64,9 @@ def test_two_ranks_are_one(evaluate: Any, tmp_path: Path) -> None:
         again = evaluate(tmp_path / "two", "eval.tofu.batch_size=1")
         assert again.from_files  # also on the rank that reads no file
 
-    on_two_ranks(both)
-    assert json.loads((tmp_path / "rank0.json").read_text()) == json.loads(
-        (tmp_path / "rank1.json").read_text()
-    )
+    on_ranks(size, each)
+    found = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(size)]
+    assert all(aggregates == found[0] for aggregates in found)
     assert plain(tmp_path / "two") == plain(tmp_path / "one")
 
 
@@ -95,4 +97,68 @@ def test_two_ranks_read_the_same_letters(tiny_model: Any, tmp_path: Path) -> Non
         )
         assert 0 < cost.forward_tokens < 6
 
-    on_two_ranks(both)
+    on_ranks(2, both)
+
+
+@pytest.mark.parametrize("batch_size", [1, 32])
+def test_every_rank_makes_the_same_collective_calls(
+    batch_size: int, evaluate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three ranks: with 32 rows a batch most of them have no batch of a view, with 1 unequal numbers."""
+    calls: list[str] = []
+    for name in ("all_gather_object", "broadcast_object_list"):
+        real = getattr(torch.distributed, name)
+
+        def counted(*args: Any, name: str = name, real: Any = real, **kwargs: Any) -> Any:
+            calls.append(name)
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(torch.distributed, name, counted)
+
+    def each(rank: int) -> None:
+        evaluate(tmp_path / "run", f"eval.tofu.batch_size={batch_size}")
+        (tmp_path / f"{rank}.json").write_text(json.dumps(calls))
+
+    on_ranks(3, each)
+    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(3)]
+    assert found[0] == found[1] == found[2]
+    assert found[0].count("all_gather_object") >= 3
+
+
+def test_a_fault_of_one_rank_is_raised_on_the_first_and_ends_the_others(tmp_path: Path) -> None:
+    def refuse(message: str) -> str:
+        raise UserError(message, "a hint")
+
+    def each(rank: int) -> None:
+        assert runtime.agreed(lambda: rank) == rank
+        for name, job in {
+            "of rank 1": lambda: runtime.agreed(lambda: refuse("file 7") if rank == 1 else "read"),
+            "of all": lambda: runtime.agreed(lambda: refuse("the same")),
+            "of rank 0": lambda: runtime.from_rank_0(lambda: refuse("full")),
+        }.items():
+            try:
+                job()
+            except UserError as error:
+                found = [str(fault) for fault in error.faults]
+            except SystemExit as end:
+                found = [f"ends with {end.code}"]
+            (tmp_path / f"{name} {rank}.json").write_text(json.dumps(found))
+
+    on_ranks(3, each)
+    told = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
+    quiet = ["ends with 0"]
+    for name, message in {"of rank 1": "file 7", "of all": "the same", "of rank 0": "full"}.items():
+        assert told[f"{name} 0"] == [f"{message}\n  -> a hint"]
+        assert told[f"{name} 1"] == told[f"{name} 2"] == quiet
+
+
+def test_joining_reads_the_launchers_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process, or a cluster's variables without a launcher, is alone."""
+    for variables in ({}, {"WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}, {"WORLD_SIZE": "2"}):
+        with monkeypatch.context() as patch:
+            for name in ("WORLD_SIZE", "MASTER_ADDR"):
+                patch.delenv(name, raising=False)
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            runtime.join_ranks()
+        assert runtime.world_size() == 1

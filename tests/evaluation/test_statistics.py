@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy.stats import hmean, ks_2samp
@@ -39,6 +41,24 @@ def test_the_interval_of_a_mean_is_about_two_standard_errors_wide() -> None:
     assert found.high - found.low == pytest.approx(2 * 1.96 * score_R.std() / 20, rel=0.1)
     assert found.low < score_R.mean() < found.high
     assert (found.of, found.resamples, found.seed) == ("value", 1000, 0)
+
+
+def test_an_interval_holds_the_middle_95_percent_of_what_was_resampled() -> None:
+    class Ramp:
+        """1001 resampled values, 0 to 1000: the 2.5th percentile is 25, the 97.5th 975."""
+
+        def value(self) -> float:
+            return 500.0
+
+        def resample(self, rng: np.random.Generator, count: int) -> Any:
+            return rng.permutation(np.arange(1001.0))
+
+        def scored(self) -> tuple[int, int]:
+            return 9, 0
+
+    found = interval(Ramp(), "some", 1001, 0)
+    assert found is not None
+    assert (found.low, found.high) == (pytest.approx(25.0), pytest.approx(975.0))
 
 
 def test_draws_depend_on_the_metric_and_the_seed_alone() -> None:

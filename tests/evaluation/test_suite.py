@@ -10,8 +10,12 @@ import pytest
 import torch
 
 from expunge.core.errors import UserError
-from expunge.evaluation import suite as suite_module
+from expunge.data.template import Template
+from expunge.evaluation import evaluate as evaluate_module
+from expunge.evaluation.collect import generations as generations_module
 from expunge.evaluation.collect import tokens as tokens_module
+from expunge.evaluation.evaluate import evaluate_suite
+from expunge.evaluation.suite import prepare_suite
 
 NINE = [f"{rows}_{metric}" for rows, metric in (
     ("retain", "Q_A_Prob"), ("retain", "Q_A_ROUGE"), ("retain", "Truth_Ratio"), ("ra", "Q_A_Prob_normalised"), ("ra", "Q_A_ROUGE"),
@@ -84,6 +88,67 @@ def test_the_union_of_the_views_goes_through_the_model_once(
     assert sum(calls) == cost["forward_tokens"]
 
 
+def test_the_order_of_the_norm_reaches_the_collector(evaluate: Any, tmp_path: Path) -> None:
+    """A sum of sizes is larger than the root of a sum of squares; and it is a table of its own."""
+    two = evaluate(tmp_path)
+    one = evaluate(tmp_path, "+eval.tofu.metrics.mia_gradnorm.p=1")
+    norms = [
+        [row["score"] for row in found.metrics["mia_gradnorm"]["forget"]["value_by_index"].values()]
+        for found in (one, two)
+    ]
+    assert all(large > 2 * small > 0 for large, small in zip(*norms, strict=True))
+    assert (one.metrics["mia_gradnorm"]["p"], two.metrics["mia_gradnorm"]["p"]) == (1, 2.0)
+    assert set(passes(one)) == {"gradnorms"}
+
+
+def test_a_suite_is_encoded_once_for_many_models(
+    tiny_model: Any, tiny_tokenizer: Any, suite_cfg: Any, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = suite_cfg()
+    template = Template.from_args({"apply_chat_template": True}, tiny_tokenizer)
+    encoded: list[str] = []
+    real = template.encode
+
+    def counted(question: str, answer: str, *args: Any, **kwargs: Any) -> Any:
+        encoded.append(answer)
+        return real(question, answer, *args, **kwargs)
+
+    monkeypatch.setattr(template, "encode", counted)
+    suite = prepare_suite(
+        "tofu", cfg.section("eval.tofu"), template=template, data_root=data_root, switches=cfg.switches
+    )
+    assert not encoded
+    suite.views.encode()
+    once = len(encoded)
+    models = [tiny_model(seed=seed) for seed in range(2)]
+    assert once > 0
+    scores = [evaluate_suite(suite, model, out_dir=None) for model in models]
+    assert len(encoded) == once
+    assert scores[0].aggregates() != scores[1].aggregates()
+
+
+def test_what_was_collected_before_an_interruption_is_kept_view_by_view(
+    evaluate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = evaluate(tmp_path / "whole")
+    real, views = generations_module.collect_generations, []
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        views.append(1)
+        if len(views) == 3:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(generations_module, "collect_generations", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(tmp_path / "run")
+    rest = evaluate(tmp_path / "run")
+    assert 0 < passes(rest)["generations"] < passes(first)["generations"]
+    assert "tokens" not in passes(rest)
+    assert rest.aggregates() == first.aggregates()
+
+
 def test_the_same_evaluation_again_runs_no_model(
     evaluate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Any
 ) -> None:
@@ -129,7 +194,7 @@ def test_what_changed_is_computed_anew(
     assert passes(run("eval.tofu.generation.max_new_tokens=5")) == {
         "generations": passes(first)["generations"]
     }
-    monkeypatch.setattr(suite_module, "code_version", lambda: "edited")
+    monkeypatch.setattr(evaluate_module, "code_version", lambda: "edited")
     assert passes(run()) == passes(first)
     assert passes(run("eval.tofu.overwrite=true")) == passes(first)
 

@@ -15,8 +15,9 @@ from expunge.cli.main import main
 from expunge.config.compose import compose_config
 from expunge.core.errors import UserError
 from expunge.data.template import Template
+from expunge.evaluation.evaluate import evaluate_suite
 from expunge.evaluation.scores import Scores
-from expunge.evaluation.suite import evaluate_suite
+from expunge.evaluation.suite import prepare_suite
 
 WIKI = " \n = Ada Quill = \n \n Ada Quill was born in Port Verdant in 1952 and writes mystery novels . \n = Ben = \n \n Who ? \n"
 QUESTIONS = [{"question": f"Who is {name}?", "choices": ["a", "b", "c", "d"], "answer": place, "subject": "lore"} for place, name in
@@ -80,16 +81,14 @@ def scored(tiny_model: Any, tiny_tokenizer: Any, root: Path) -> Callable[..., Sc
             ],
         )
         template = Template.from_args({"apply_chat_template": True}, kwargs.get("tokenizer", tiny_tokenizer))
-        return evaluate_suite(
-            model or tiny_model(),
-            kwargs.get("tokenizer", tiny_tokenizer),
+        ready = prepare_suite(
+            suite,
             cfg.section(f"eval.{suite}"),
             template=template,
             data_root=kwargs.get("data_root", root),
-            out_dir=out_dir,
             switches=cfg.switches,
-            suite=suite,
         )
+        return evaluate_suite(ready, model or tiny_model(), out_dir=out_dir)
 
     return run
 
@@ -253,8 +252,8 @@ def test_the_harness_gives_the_accuracy_of_its_own_task(
 ) -> None:
     """A task of lm-eval's on a local file, of the form of its MMLU, against our own collector."""
     pytest.importorskip("lm_eval")
+    from expunge.evaluation.collect.collector import Absent
     from expunge.evaluation.collect.harness import collect_harness
-    from expunge.evaluation.tables import Absent
 
     rows = [{**row, "answer": (place * 7) % 4} for place, row in enumerate(QUESTIONS * 5)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -286,9 +285,8 @@ metric_list:
     node = {"views": {"own": {"kind": "choices", "hf_args": {"path": str(tmp_path / "rows.jsonl")}}}, "metrics": {
         "own": {"handler": "expunge.evaluation.metrics.choice_accuracy:choice_accuracy", "choices": "own"}}}  # fmt: skip
     template = Template.from_args({"apply_chat_template": True}, tiny_tokenizer)
-    ours = evaluate_suite(
-        model, tiny_tokenizer, node, template=template, data_root=None, out_dir=None, suite="own"
-    ).metrics["own"]
+    suite = prepare_suite("own", node, template=template, data_root=None)
+    ours = evaluate_suite(suite, model, out_dir=None).metrics["own"]
     assert [row["score"] for row in ours["value_by_index"].values()] == table.acc_B.tolist()
     assert len(set(table.acc_B.tolist())) == 2
     absent = collect_harness(model, tiny_tokenizer, "no_such_task", {})

@@ -19,7 +19,6 @@ from expunge.data.template import Template
 from expunge.data.tokenizer_traits import plain_ids
 from expunge.evaluation import scorers
 from expunge.evaluation.collect.tokens import collect_tokens
-from expunge.evaluation.kinds import documents
 from expunge.evaluation.metrics.bits_per_byte import bits_per_byte
 from expunge.evaluation.metrics.bleu import bleu
 from expunge.evaluation.metrics.byte_perplexity import byte_perplexity
@@ -36,6 +35,7 @@ from expunge.evaluation.metrics.word_perplexity import word_perplexity
 from expunge.evaluation.results import Result
 from expunge.evaluation.statistics import KolmogorovSmirnov, Mean
 from expunge.evaluation.tables import ChoiceTable, Examples, GenerationTable, HarnessTable, TokenTable
+from expunge.evaluation.text_views import documents
 from expunge.evaluation.views import examples_of
 
 TEXTS = ("Ada Quill was born in Port Verdant\nin 1952 — and writes mystery novels.", " I don't know. ")

@@ -13,7 +13,8 @@ from expunge.core.errors import UserError
 from expunge.data.template import Template
 from expunge.evaluation.collect.tokens import collect_tokens
 from expunge.evaluation.metrics.perplexity import perplexity
-from expunge.evaluation.views import ViewSpec, load_views, parse_views
+from expunge.evaluation.view_rows import load_views
+from expunge.evaluation.view_specs import ViewSpec, parse_views
 
 
 @pytest.fixture

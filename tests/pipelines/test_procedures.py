@@ -159,7 +159,7 @@ def test_whp_learns_generic_labels_and_does_nothing_twice(
     before = (done.out / WEIGHTS).stat().st_mtime_ns
     monkeypatch.setattr(Training, "run", never)
     monkeypatch.setattr("expunge.procedures.whp.generic_labels", never)
-    monkeypatch.setattr("expunge.evaluation.suite.collect_tokens", never)
+    monkeypatch.setattr("expunge.evaluation.collect.tokens.collect_tokens", never)
     again = carry_out("whp", *command)
     assert again.code == 0, again.stderr
     assert "is trained already" in again.stderr

@@ -77,8 +77,8 @@ def test_the_same_command_again_trains_and_evaluates_nothing_twice(
 
     with monkeypatch.context() as patch:
         patch.setattr(Training, "run", never)
-        patch.setattr("expunge.evaluation.suite.collect_tokens", never)
-        patch.setattr("expunge.evaluation.suite.collect_generations", never)
+        patch.setattr("expunge.evaluation.collect.tokens.collect_tokens", never)
+        patch.setattr("expunge.evaluation.collect.generations.collect_generations", never)
         again = unlearn("eval=few", "trainer=GradAscent")
     assert again.code == 0
     assert "is trained already" in again.stderr
@@ -188,7 +188,7 @@ def test_interrupted_in_the_last_evaluation_only_evaluates_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("expunge.evaluation.suite.collect_tokens", interrupt)
+        patch.setattr("expunge.evaluation.collect.tokens.collect_tokens", interrupt)
         stopped = unlearn("eval=few", "trainer=GradAscent")
     assert stopped.code == 130
     assert {"trained.json", "model.safetensors"} <= names(stopped.out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from types import TracebackType
 
 from expunge.cli.console import print_faults
@@ -11,6 +12,7 @@ from expunge.core.errors import UserError
 
 FAULTY = 2
 INTERRUPTED = 130
+SILENCE_SECONDS = 5
 
 
 class ExitCode:
@@ -31,7 +33,8 @@ class ExitCode:
     ) -> bool:
         """Print the message of an error that is handled here; True ends that error."""
         if isinstance(error, UserError):
-            print_faults(error)
+            if _reports():
+                print_faults(error)
             self.value = FAULTY
         elif isinstance(error, KeyboardInterrupt):
             message = "interrupted; the same command continues from the newest complete checkpoint"
@@ -43,3 +46,17 @@ class ExitCode:
         else:
             return False
         return True
+
+
+def _reports() -> bool:
+    """Whether this process of a launch reports a fault.
+
+    Of processes that have not met yet, all find the same fault, and the first of each machine reports it.
+    """
+    torch = sys.modules.get("torch")
+    met = torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized()
+    if met or os.environ.get("LOCAL_RANK", "0") == "0":
+        return True
+    # A launcher stops all processes as soon as one has failed: let the first one speak.
+    time.sleep(SILENCE_SECONDS)
+    return False

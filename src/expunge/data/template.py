@@ -53,6 +53,7 @@ class Template(ABC):
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
+        self._asked: tuple[Any, str, list[int]] | None = None
 
     @classmethod
     def from_args(
@@ -148,10 +149,9 @@ class Template(ABC):
         Raises:
             UserError: no label is left.
         """
-        prompt = self.prompt(question, few_shot)
+        prompt, prompt_ids = self._prompt_and_ids(question, few_shot)
         body = self.body(prompt, question, answer, few_shot)
         closing = self._field_closing() if append_eos else self.closing
-        prompt_ids = self._ids(prompt)
         ids = self._ids(prompt + body + closing.text)
         if ids[: len(prompt_ids)] != prompt_ids:
             # A token spans the border. The model will read the prompt alone when it generates, so it is
@@ -198,6 +198,14 @@ class Template(ABC):
                 "leave compat.switches.encode.append_eos off",
             )
         return int(eos)
+
+    def _prompt_and_ids(self, question: str, few_shot: Sequence[Shot]) -> tuple[str, list[int]]:
+        """The prompt and its tokens; the answers of one question, which come one after the other, share them."""
+        asked = (question, tuple(few_shot))
+        if self._asked is None or self._asked[0] != asked:
+            prompt = self.prompt(question, few_shot)
+            self._asked = (asked, prompt, self._ids(prompt))
+        return self._asked[1:]
 
     def _ids(self, text: str) -> list[int]:
         """Tokens of a text from its start, with the BOS in front at most once."""

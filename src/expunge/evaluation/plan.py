@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,20 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from expunge.core.errors import Fault, UserError, unknown
-from expunge.core.fingerprint import fingerprint
+from expunge.evaluation.collect.collector import Collector, settings_of
+from expunge.evaluation.collectors import collectors_of
+from expunge.evaluation.handlers import load_named
 from expunge.evaluation.results import Result
 from expunge.evaluation.retain_logs import RetainLogs
-from expunge.evaluation.tables import TABLES, GenerationTable, GradNormTable, HarnessTable, Table
-from expunge.evaluation.views import ViewSpec, parse_views
+from expunge.evaluation.tables import Table
+from expunge.evaluation.view_specs import ViewSpec, parse_views
 
 Switches = Callable[[str], Mapping[str, Any]]
-RESERVED = ("handler", "summary", "generation", "enabled")
-"""Keys of a metric's entry that are neither needs nor options."""
-
-SETTINGS = {GradNormTable.KIND: ("p", "train_mode"), HarnessTable.KIND: ("limit", "num_fewshot")}
-"""Options of a metric that are settings of a collector as well."""
-
-RETAIN_LOGS = "retain_logs"
+RESERVED = ("handler", "summary", "enabled")
+"""Keys of a metric's entry that are neither needs nor options nor a collector's section."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +27,7 @@ class Collection:
     """One table: what to collect on which view with which settings.
 
     Attributes:
-        kind: of the table: tokens, generations, gradnorms, choices or harness.
+        kind: of the collector.
         view: name of the view.
         settings: of the collector, as sorted pairs.
     """
@@ -39,11 +35,6 @@ class Collection:
     kind: str
     view: str
     settings: tuple[tuple[str, Any], ...] = ()
-
-    @property
-    def identity(self) -> str:
-        """Hash of kind and settings."""
-        return fingerprint([self.kind, self.settings])
 
 
 @dataclass(frozen=True)
@@ -82,45 +73,54 @@ class Plan:
         metrics: each after those that it reads.
         collections: the tables needed, each once.
         views: of the suite.
+        collectors: by kind.
     """
 
     metrics: tuple[BoundMetric, ...]
     collections: tuple[Collection, ...]
     views: Mapping[str, ViewSpec]
+    collectors: Mapping[str, Collector]
 
     def view_names(self) -> list[str]:
         """The views that some collection reads."""
         return list(dict.fromkeys(item.view for item in self.collections))
 
 
-def make_plan(suite_cfg: Mapping[str, Any], switches: Switches = lambda _: {}) -> Plan:
+def make_plan(suite: Mapping[str, Any], switches: Switches = lambda _: {}) -> Plan:
     """Bind every metric of a suite.
 
     Args:
-        suite_cfg: `views`, `metrics`, `generation`.
+        suite: the suite's section: `views`, `metrics`, `collectors`, and the collectors' settings.
         switches: options that `compat` sets, by the metric function's name; what the metric's entry says
             wins.
 
     Raises:
         UserError: everything that is wrong with the entries, together.
     """
-    views = parse_views(suite_cfg.get("views") or {})
-    entries = {name: node for name, node in (suite_cfg.get("metrics") or {}).items() if is_on(node)}
-    generation = dict(suite_cfg.get("generation") or {})
+    views = parse_views(suite.get("views") or {})
+    entries = {name: node for name, node in (suite.get("metrics") or {}).items() if is_on(node)}
+    collectors = collectors_of(suite)
+    binder = _Binder(suite, list(views), list(entries), collectors, switches)
     faults: list[Fault] = []
     bound: dict[str, BoundMetric] = {}
     for name, node in entries.items():
         try:
-            bound[name] = _bind(name, node, list(views), list(entries), generation, switches)
+            bound[name] = binder.bind(name, node)
         except UserError as error:
             faults += [Fault(f"metric {name}: {fault.message}", fault.hint) for fault in error.faults]
-    if faults:
-        raise UserError.of(faults)
-    ordered = _ordered(bound)
+    ordered = _ordered(bound) if not faults else []
     collections = dict.fromkeys(
         need for metric in ordered for need in metric.needs.values() if isinstance(need, Collection)
     )
-    return Plan(tuple(ordered), tuple(collections), views)
+    by_kind = {collector.kind: collector for collector in collectors.values()}
+    for item in collections:
+        try:
+            by_kind[item.kind].check(dict(item.settings))
+        except UserError as error:
+            faults += [fault for fault in error.faults if fault not in faults]
+    if faults:
+        raise UserError.of(faults)
+    return Plan(tuple(ordered), tuple(collections), views, by_kind)
 
 
 def is_on(node: Any) -> bool:
@@ -128,105 +128,78 @@ def is_on(node: Any) -> bool:
     return node is not None and not (isinstance(node, Mapping) and node.get("enabled") is False)
 
 
-def load_function(handler: str) -> Callable[..., Result]:
-    """Import `module:function`.
+@dataclass(frozen=True)
+class _Binder:
+    """Binds the entries of one suite.
 
-    Raises:
-        UserError: no such module, or no such function in it.
+    Attributes:
+        suite: the suite's section.
+        views: names of its views.
+        metrics: names of its metrics.
+        collectors: by the type of their tables.
+        switches: options that `compat` sets.
     """
-    module_name, _, function_name = handler.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"{handler}: there is no module {error.name!r}", "a handler is written as module:function"
-        ) from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        names = [
-            name
-            for name, value in vars(module).items()
-            if inspect.isfunction(value) and not name.startswith("_")
-        ]
-        raise UserError.of([unknown(f"function in {module_name}", function_name, names)])
-    return typing.cast(Callable[..., Result], function)
 
+    suite: Mapping[str, Any]
+    views: Sequence[str]
+    metrics: Sequence[str]
+    collectors: Mapping[type[Table], Collector]
+    switches: Switches
 
-def _bind(
-    name: str,
-    node: Any,
-    views: Sequence[str],
-    metrics: Sequence[str],
-    generation: Mapping[str, Any],
-    switches: Switches,
-) -> BoundMetric:
-    if not isinstance(node, Mapping) or not isinstance(node.get("handler"), str):
-        raise UserError("it has no handler", "give handler: module:function")
-    function = load_function(node["handler"])
-    hints = typing.get_type_hints(function)
-    parameters = inspect.signature(function).parameters.values()
-    positional = [item.name for item in parameters if item.kind is not item.KEYWORD_ONLY]
-    keyword = {item.name: item.default for item in parameters if item.kind is item.KEYWORD_ONLY}
-    given = {key: value for key, value in node.items() if key not in RESERVED}
-    faults = [
-        unknown("need or option", key, [*positional, *keyword])
-        for key in given
-        if key not in positional and key not in keyword
-    ]
-    options = {
-        **switches(function.__name__),
-        **{key: value for key, value in given.items() if key in keyword},
-    }
-    faults += [
-        unknown(f"switch of {function.__name__}", key, list(keyword)) for key in options if key not in keyword
-    ]
-    settled = {**keyword, **options}
-    settings = {**generation, **(node.get("generation") or {})}
-    needs: dict[str, Any] = {}
-    for need in positional:
-        try:
-            needs[need] = _need(need, hints[need], given.get(need), views, metrics, settled, settings)
-        except UserError as error:
-            faults += error.faults
-    if faults:
-        raise UserError.of(faults)
-    return BoundMetric(name, function, needs, options, bool(node.get("summary", True)))
+    def bind(self, name: str, node: Any) -> BoundMetric:
+        """A metric with its needs and options."""
+        if not isinstance(node, Mapping) or not isinstance(node.get("handler"), str):
+            raise UserError("it has no handler", "give handler: module:function")
+        function = load_named(node["handler"], "function")
+        hints = typing.get_type_hints(function)
+        parameters = inspect.signature(function).parameters.values()
+        positional = [item.name for item in parameters if item.kind is not item.KEYWORD_ONLY]
+        keyword = {item.name: item.default for item in parameters if item.kind is item.KEYWORD_ONLY}
+        sections = [collector.section for collector in self.collectors.values()]
+        given = {key: value for key, value in node.items() if key not in (*RESERVED, *sections)}
+        known = [*positional, *keyword]
+        faults = [unknown("need or option", key, known) for key in given if key not in known]
+        switched = dict(self.switches(function.__name__))
+        options = {**switched, **{key: value for key, value in given.items() if key in keyword}}
+        what = f"switch of {function.__name__}"
+        faults += [unknown(what, key, list(keyword)) for key in switched if key not in keyword]
+        needs: dict[str, Any] = {}
+        for need in positional:
+            try:
+                needs[need] = self._need(need, hints[need], given.get(need), node, {**keyword, **options})
+            except UserError as error:
+                faults += error.faults
+        if faults:
+            raise UserError.of(faults)
+        return BoundMetric(name, function, needs, options, bool(node.get("summary", True)))
 
-
-def _need(
-    name: str,
-    hint: Any,
-    given: Any,
-    views: Sequence[str],
-    metrics: Sequence[str],
-    options: Mapping[str, Any],
-    generation: Mapping[str, Any],
-) -> Collection | str | tuple[str, ...] | None:
-    """What one positional parameter reads, by the type it is annotated with."""
-    if RetainLogs in (hint, *typing.get_args(hint)):
-        return None
-    if given is None:
-        raise UserError(
-            f"{name!r} is not bound",
-            f"give {name}: the name of a {'view' if hint in TABLES.values() else 'metric'}",
-        )
-    if hint in TABLES.values():
-        if given not in views:
-            raise UserError.of([unknown("view", str(given), views)])
-        table = typing.cast(type[Table], hint)
-        chosen = (
-            generation
-            if table is GenerationTable
-            else {key: options[key] for key in SETTINGS.get(table.KIND, ()) if key in options}
-        )
-        return Collection(
-            table.KIND, given, tuple(sorted((key, _frozen(value)) for key, value in chosen.items()))
-        )
-    names = tuple(given) if typing.get_origin(hint) is tuple else (given,)
-    faults = [unknown("metric", str(item), metrics) for item in names if item not in metrics]
-    if faults:
-        raise UserError.of(faults)
-    return names if typing.get_origin(hint) is tuple else str(given)
+    def _need(
+        self, name: str, hint: Any, given: Any, entry: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> Collection | str | tuple[str, ...] | None:
+        """What one positional parameter reads, by the type it is annotated with."""
+        if RetainLogs in (hint, *typing.get_args(hint)):
+            return None
+        collector = self.collectors.get(hint)
+        if given is None:
+            what = "metric" if collector is None else "view"
+            raise UserError(f"{name!r} is not bound", f"give {name}: the name of a {what}")
+        if isinstance(hint, type) and issubclass(hint, Table) and collector is None:
+            kinds = ", ".join(other.kind for other in self.collectors.values())
+            raise UserError(
+                f"{name!r} is a {hint.__name__}, which no collector of this suite makes",
+                f"list its collector under collectors: [module:Name]; there are: {kinds}",
+            )
+        if collector is not None:
+            if given not in self.views:
+                raise UserError.of([unknown("view", str(given), self.views)])
+            settings = settings_of(collector, self.suite, entry, options)
+            pairs = sorted((key, _frozen(value)) for key, value in settings.items())
+            return Collection(collector.kind, given, tuple(pairs))
+        names = tuple(given) if typing.get_origin(hint) is tuple else (given,)
+        faults = [unknown("metric", str(item), self.metrics) for item in names if item not in self.metrics]
+        if faults:
+            raise UserError.of(faults)
+        return names if typing.get_origin(hint) is tuple else str(given)
 
 
 def _ordered(bound: Mapping[str, BoundMetric]) -> list[BoundMetric]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +70,12 @@ class RetainLogs:
             )
         logs = cls(path, data, split, template)
         logs._check_about()
+        _ = logs.fingerprint
         return logs
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """Hash of the file."""
+        """Hash of the file, as it was when it was read."""
         return fingerprint_files([self.path])
 
     def has(self, metric: str) -> bool:

@@ -6,7 +6,6 @@ classifier that transformers reads (a folder or hub name with safetensors).
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import importlib.util
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 
 from expunge.core.errors import MissingExtraError, UserError, unknown
+from expunge.evaluation.handlers import load_named
 from expunge.evaluation.tables import Floats
 from expunge.lm import runtime
 
@@ -42,8 +42,7 @@ def score_texts(texts: Sequence[str], scorer: str, toxic_label: str | None = Non
     if scorer in SCORERS:
         found = SCORERS[scorer](texts)
     elif ":" in scorer:
-        module, _, function = scorer.partition(":")
-        found = getattr(importlib.import_module(module), function)(texts)
+        found = load_named(scorer, "function")(texts)
     else:
         found = _classified(texts, scorer, toxic_label)
     score_B: Floats = np.asarray(found, dtype=np.float64)
@@ -56,24 +55,19 @@ def score_texts(texts: Sequence[str], scorer: str, toxic_label: str | None = Non
 
 
 def check_scorer(scorer: str) -> None:
-    """Tell early what would fail late.
+    """Report early what would fail late.
 
     Raises:
-        UserError: the scorer is nowhere on this machine, as far as that can be told without the hub.
+        UserError: the scorer is nowhere on this machine, as far as that can be known without the hub.
     """
     if scorer in SCORERS:
         return
     if ":" in scorer:
-        module, _, function = scorer.partition(":")
         try:
-            there = callable(getattr(importlib.import_module(module), function, None))
-        except ImportError:
-            there = False
-        if not there:
-            raise UserError(
-                f"scorer {scorer}: there is no such function",
-                "write module:function, of a module that Python finds",
-            )
+            load_named(scorer, "function")
+        except UserError as error:
+            why = error.faults[0]
+            raise UserError(f"scorer {scorer}: there is no such function: {why.message}", why.hint) from error
     elif scorer.startswith((".", "/", "~")) and not Path(scorer).expanduser().is_dir():
         raise UserError(f"scorer {scorer}: no such folder", "give the folder of a sequence classifier")
     elif "/" not in scorer and not Path(scorer).is_dir():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from safetensors import SafetensorError
@@ -12,9 +12,10 @@ from safetensors.numpy import load_file, save_file
 
 from expunge.core.errors import UserError
 from expunge.core.files import atomic_write, read_json, write_json
-from expunge.evaluation.tables import TABLES, Examples, GenerationTable, Table
+from expunge.evaluation.tables import Examples, Table
 
 log = logging.getLogger(__name__)
+T = TypeVar("T", bound=Table)
 
 
 class TableStore:
@@ -27,20 +28,20 @@ class TableStore:
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
 
-    def load(self, key: str, kind: str) -> Table | None:
-        """The table under a key; None where there is none, or a damaged one."""
+    def load(self, key: str, table: type[T]) -> T | None:
+        """The table of a type under a key; None where there is none, or a damaged one."""
         if self.folder is None or not self._texts(key).is_file():
             return None
         try:
             texts = read_json(self._texts(key))
             arrays = load_file(self._arrays(key))
-            return _table(kind, texts, arrays)
+            return _table(table, texts, arrays)
         except (UserError, SafetensorError, OSError, KeyError, TypeError) as error:
-            log.warning("the table %s is damaged and is made anew: %s", self._texts(key), error)
+            log.warning("the table %s is damaged and is made again: %s", self._texts(key), error)
             return None
 
-    def save(self, key: str, table: Table) -> None:
-        """Keep a table under a key."""
+    def save(self, key: str, kind: str, table: Table) -> None:
+        """Keep a table, which a collector of some kind has made, under a key."""
         if self.folder is None:
             return
         examples = table.examples
@@ -51,12 +52,11 @@ class TableStore:
         }
         arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         texts: dict[str, Any] = {
-            "kind": table.KIND,
+            "kind": kind,
             "row_ids": examples.row_ids,
             "target_text": examples.target_text,
+            **{name: getattr(table, name) for name in table.TEXTS},
         }
-        if isinstance(table, GenerationTable):
-            texts |= {"prompt": table.prompt, "generation": table.generation}
         atomic_write(self._arrays(key), lambda path: save_file(arrays, path))
         write_json(self._texts(key), texts, indent=None)
 
@@ -69,11 +69,10 @@ class TableStore:
         return self.folder / f"{key}.json"
 
 
-def _table(kind: str, texts: dict[str, Any], arrays: dict[str, Any]) -> Table:
+def _table(made: type[T], texts: dict[str, Any], arrays: dict[str, Any]) -> T:
     examples = Examples(
         tuple(texts["row_ids"]), arrays["row_B"], arrays["answer_B"], tuple(texts["target_text"])
     )
-    if kind == GenerationTable.KIND:
-        return GenerationTable(examples, tuple(texts["prompt"]), tuple(texts["generation"]))
-    made = TABLES[kind]
-    return made(examples, **{name: arrays[name] for name in made.ARRAYS})
+    fields: dict[str, Any] = {name: arrays[name] for name in made.ARRAYS}
+    fields |= {name: tuple(texts[name]) for name in made.TEXTS}
+    return made(examples, **fields)

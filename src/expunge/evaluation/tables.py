@@ -1,4 +1,6 @@
-"""What collectors write and metrics read: statistics per label token, generations, gradient norms, choices, a harness's scores. No torch.
+"""What collectors write and metrics read: statistics per label token, generations, gradient norms, choices, a harness's scores.
+
+No torch here, so that metrics can be computed again without it.
 
 Shape suffixes: R rows of the view, B examples (a row with several answers is several examples), M label
 tokens of all examples one after the other, A answers of the row that has most.
@@ -6,7 +8,7 @@ tokens of all examples one after the other, A answers of the row that has most.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -44,7 +46,23 @@ class Examples:
 
 
 @dataclass(frozen=True)
-class TokenTable:
+class Table:
+    """What a collector writes about the examples of a view; a metric asks for one by its type.
+
+    Attributes:
+        ARRAYS: names of the fields that are arrays.
+        TEXTS: names of the fields that are texts, one an example.
+        examples: rows, answers, texts.
+    """
+
+    ARRAYS: ClassVar[tuple[str, ...]] = ()
+    TEXTS: ClassVar[tuple[str, ...]] = ()
+
+    examples: Examples
+
+
+@dataclass(frozen=True)
+class TokenTable(Table):
     """One teacher-forced pass: statistics of each label token.
 
     Attributes:
@@ -58,8 +76,7 @@ class TokenTable:
         nll_M: cross entropy of the label, float32: -logp_M, but for rounding that published numbers carry.
     """
 
-    KIND: ClassVar[str] = "tokens"
-    ARRAYS: ClassVar[tuple[str, ...]] = (
+    ARRAYS = (
         "offset_B1",
         "logp_M",
         "hit_M",
@@ -69,7 +86,6 @@ class TokenTable:
         "nll_M",
     )
 
-    examples: Examples
     offset_B1: Ints
     logp_M: Floats
     hit_M: Bools
@@ -115,7 +131,7 @@ class TokenTable:
 
 
 @dataclass(frozen=True)
-class GenerationTable:
+class GenerationTable(Table):
     """What the model wrote.
 
     Attributes:
@@ -124,16 +140,14 @@ class GenerationTable:
         generation: [B] the continuation without special tokens.
     """
 
-    KIND: ClassVar[str] = "generations"
-    ARRAYS: ClassVar[tuple[str, ...]] = ()
+    TEXTS = ("prompt", "generation")
 
-    examples: Examples
     prompt: tuple[str, ...]
     generation: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class GradNormTable:
+class GradNormTable(Table):
     """Size of each row's gradient of its mean nll, end of turn left out.
 
     Attributes:
@@ -142,16 +156,14 @@ class GradNormTable:
         tensor_mean_B: [B] mean over parameter tensors of each one's p-norm.
     """
 
-    KIND: ClassVar[str] = "gradnorms"
-    ARRAYS: ClassVar[tuple[str, ...]] = ("global_B", "tensor_mean_B")
+    ARRAYS = ("global_B", "tensor_mean_B")
 
-    examples: Examples
     global_B: Floats
     tensor_mean_B: Floats
 
 
 @dataclass(frozen=True)
-class ChoiceTable:
+class ChoiceTable(Table):
     """Log-probability of each answer that a question offers, given the question.
 
     Attributes:
@@ -159,15 +171,13 @@ class ChoiceTable:
         logp_B: [B] log-probability of the answer's letter: of its one token, or the sum over them, float32.
     """
 
-    KIND: ClassVar[str] = "choices"
-    ARRAYS: ClassVar[tuple[str, ...]] = ("logp_B",)
+    ARRAYS = ("logp_B",)
 
-    examples: Examples
     logp_B: Floats
 
 
 @dataclass(frozen=True)
-class HarnessTable:
+class HarnessTable(Table):
     """What another harness gave each of its documents.
 
     Attributes:
@@ -175,10 +185,8 @@ class HarnessTable:
         acc_B: [B] its accuracy of each; the harness decides what that is.
     """
 
-    KIND: ClassVar[str] = "harness"
-    ARRAYS: ClassVar[tuple[str, ...]] = ("acc_B",)
+    ARRAYS = ("acc_B",)
 
-    examples: Examples
     acc_B: Floats
 
 
@@ -191,12 +199,6 @@ class Absent:
     """
 
     reason: str
-
-
-Table = TokenTable | GenerationTable | GradNormTable | ChoiceTable | HarnessTable
-TABLES: Mapping[str, type[Table]] = {
-    kind.KIND: kind for kind in (TokenTable, GenerationTable, GradNormTable, ChoiceTable, HarnessTable)
-}
 
 
 def row_mean(value_RA: Floats) -> Floats:

@@ -6,12 +6,14 @@ import atexit
 import hashlib
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
+
+from expunge.core.errors import Fault, UserError
 
 T = TypeVar("T")
 
@@ -57,13 +59,72 @@ def gathered(value: T) -> list[T]:
     return cast(list[T], values)
 
 
+def mine(items: Sequence[T]) -> Sequence[T]:
+    """The items of this rank: every W-th of them."""
+    return items[rank() :: world_size()]
+
+
+def merged(found: Mapping[int, T]) -> dict[int, T]:
+    """What all ranks found, together, on every rank."""
+    return {key: value for part in gathered(dict(found)) for key, value in part.items()}
+
+
 def from_rank_0(make: Callable[[], T]) -> T:
-    """What `make` gives on rank 0, on every rank; called on rank 0 alone, so that ranks cannot decide differently."""
+    """What `make` gives on rank 0, on every rank; called on rank 0 alone, so that ranks cannot decide differently.
+
+    Where it fails, rank 0 raises the error, and the other ranks end as `agreed` says.
+    """
     if world_size() == 1:
         return make()
-    box: list[T | None] = [make() if rank() == 0 else None]
+    made, error = None, None
+    if rank() == 0:
+        try:
+            made = make()
+        except Exception as caught:
+            error = caught
+    box: list[Any] = [made, error is not None]
     torch.distributed.broadcast_object_list(box, src=0)
+    if error is not None:
+        raise error
+    if box[1]:
+        raise SystemExit(0)
     return cast(T, box[0])
+
+
+def agreed(make: Callable[[], T]) -> T:
+    """What `make` gives, called on every rank; where a rank refuses, all of them stop, and the faults are reported once.
+
+    Rank 0 raises them. The others end with exit code 0: a launcher that sees one process fail stops the rest,
+    and rank 0 must live to report what is wrong; its exit code is that of the launch.
+
+    Raises:
+        UserError: on rank 0, the faults of all ranks.
+    """
+    if world_size() == 1:
+        return make()
+    made, faults = None, tuple[Fault, ...]()
+    try:
+        made = make()
+    except UserError as error:
+        faults = error.faults
+    found = dict.fromkeys(fault for part in gathered(faults) for fault in part)
+    if found and rank() != 0:
+        raise SystemExit(0)
+    if found:
+        raise UserError.of(found)
+    return cast(T, made)
+
+
+def join_ranks() -> None:
+    """Meet the other processes of this launch, which torchrun's environment names; nothing to do for one, or a second time."""
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1 or "MASTER_ADDR" not in os.environ
+    if alone or not torch.distributed.is_available() or torch.distributed.is_initialized():
+        return
+    where = device()
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+    # Named values (tables, faults) are exchanged on the CPU, tensors of an accelerator by its own library.
+    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo")
 
 
 @atexit.register

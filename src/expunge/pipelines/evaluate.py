@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from torch import nn
+
 from expunge.core.config import Config
 from expunge.core.run_dir import RunDir, RunRecord
 from expunge.lm import runtime
-from expunge.pipelines.assemble import text_of
-from expunge.pipelines.evaluation_run import TABLES, check_suites, load_for_evaluation, run_suites
+from expunge.pipelines.evaluation_run import TABLES, Evaluation, load_for_evaluation, prepare_evaluation
 from expunge.training.checkpoint import disk_full_told
 from expunge.training.pace import peak_memory_mb
 
@@ -16,26 +17,18 @@ from expunge.training.pace import peak_memory_mb
 def run(cfg: Config) -> RunRecord:
     """Evaluate `model` by the suites under `eval`; the result files are at the top of the run folder.
 
+    Under torchrun the rows are dealt to its processes, and the first one writes.
+
     Raises:
         UserError: whatever the user can mend.
     """
-    folder = RunDir(
-        Path(cfg.get("paths.output_dir")),
-        cfg,
-        overwrite=bool(cfg.get("overwrite")),
-        primary=runtime.is_primary(),
-    )
-    runtime.seed_everything(int(cfg.get("seed", 0)))
-    notices: list[str] = []
-    text = text_of(cfg, notices)
-    check_suites(cfg, text, encode=not folder.resumed)
-    model = load_for_evaluation(
-        cfg.section("model.model_args"), cfg.section("model.adapter"), folder, notices
-    )
+    runtime.join_ranks()
+    evaluation, model = runtime.agreed(lambda: _prepared(cfg))
+    folder = evaluation.run
     try:
         with disk_full_told(folder.path):
             folder.begin()
-            metrics = run_suites(cfg, model, text, folder.path, folder)
+            metrics = evaluation.of(model, folder.path)
     except KeyboardInterrupt:
         folder.finish("interrupted")
         raise
@@ -44,3 +37,19 @@ def run(cfg: Config) -> RunRecord:
         raise
     folder.finish("complete", metrics=metrics, peak_memory_mb=peak_memory_mb())
     return folder.record
+
+
+def _prepared(cfg: Config) -> tuple[Evaluation, nn.Module]:
+    """Everything that is read, the model last."""
+    folder = RunDir(
+        Path(cfg.get("paths.output_dir")),
+        cfg,
+        overwrite=bool(cfg.get("overwrite")),
+        primary=runtime.is_primary(),
+    )
+    runtime.seed_everything(int(cfg.get("seed", 0)))
+    evaluation = prepare_evaluation(cfg, folder)
+    model = load_for_evaluation(
+        cfg.section("model.model_args"), cfg.section("model.adapter"), folder, list(evaluation.notices)
+    )
+    return evaluation, model

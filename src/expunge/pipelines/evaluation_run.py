@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,8 @@ from expunge.core.config import Config
 from expunge.core.errors import Faults
 from expunge.core.files import read_json
 from expunge.core.run_dir import RunDir
-from expunge.evaluation.plan import make_plan
-from expunge.evaluation.retain_logs import RetainLogs
-from expunge.evaluation.scorers import check_scorer
-from expunge.evaluation.suite import evaluate_suite
-from expunge.evaluation.views import load_views
+from expunge.evaluation.evaluate import evaluate_suite
+from expunge.evaluation.suite import Suite, prepare_suite
 from expunge.lm import runtime
 from expunge.models.load import Loaded, load_model
 from expunge.pipelines.assemble import Text, data_root, tell, text_of
@@ -45,42 +43,6 @@ def suites_of(cfg: Config) -> dict[str, dict[str, Any]]:
     }
 
 
-def check_suites(cfg: Config, text: Text, encode: bool = True) -> None:
-    """Read what the suites will read, the model aside: metrics, rows, retain logs. A fault after hours of training would come late.
-
-    Args:
-        cfg: the run's configuration.
-        text: tokenizer and template.
-        encode: encode the rows as well, which finds the ones that lack a key or whose answer is cut away.
-
-    Raises:
-        UserError: all that is wrong, together.
-    """
-    faults = Faults()
-    for name, suite in suites_of(cfg).items():
-        with faults.noted():
-            plan = make_plan(suite, cfg.switches)
-            with faults.noted():
-                root, longest = data_root(cfg), longest_known(cfg.section("model.model_args"))
-                views = load_views(
-                    plan.views, plan.view_names(), text.template, root, cfg.switches("encode"), longest
-                )
-                for metric in plan.metrics:
-                    if "scorer" in metric.options:
-                        check_scorer(str(metric.options["scorer"]))
-                for view in views.values() if encode else ():
-                    with faults.noted():
-                        _ = view.encoded
-            if suite.get("retain_logs_path") is not None:
-                RetainLogs.read(
-                    suite["retain_logs_path"],
-                    name,
-                    split=suite.get("forget_split"),
-                    template=text.template.fingerprint,
-                )
-    faults.raise_found()
-
-
 def longest_known(model_args: Mapping[str, Any]) -> int | None:
     """Tokens that a model on this machine takes at most, as its `config.json` says, before it is loaded; None where that is not known."""
     path = (
@@ -103,68 +65,105 @@ def load_for_evaluation(
     return loaded.model
 
 
-def final_evaluation(cfg: Config, run: RunDir) -> Metrics:
-    """Evaluate the model that a training run has saved, as `expunge eval` would; files where the run's layout has them."""
-    if not _evaluates(cfg) or not runtime.is_primary():
-        return {}
-    model_args = {
-        key: value for key, value in cfg.section("model.model_args").items() if key not in NOT_OF_THE_SAVED
-    }
-    notices: list[str] = []
-    text = text_of(cfg, notices)
-    # The adapter that was continued is part of what was saved.
-    adapter = {**cfg.section("model.adapter"), "path": None}
-    model = load_for_evaluation(
-        {**model_args, "pretrained_model_name_or_path": str(run.model_folder)}, adapter, run, notices
-    )
-    return run_suites(cfg, model, text, run.results_folder(), run)
+@dataclass(frozen=True)
+class Evaluation:
+    """The suites of a run, read and encoded once, for every model of it that is evaluated.
+
+    Attributes:
+        cfg: the run's configuration.
+        run: its folder.
+        suites: none where a training run asks for no evaluation.
+        notices: for the run's record, of what was read here.
+    """
+
+    cfg: Config
+    run: RunDir
+    suites: tuple[Suite, ...]
+    notices: tuple[str, ...] = ()
+
+    def of(self, model: nn.Module, folder: Path, autocast: torch.dtype | None = None) -> Metrics:
+        """Every suite on one model, on all ranks together; its tables are cached for the whole run folder."""
+        found: Metrics = {}
+        for suite in self.suites:
+            scores = evaluate_suite(
+                suite,
+                model,
+                out_dir=folder,
+                layout=self.run.layout,
+                cache=self.run.path / TABLES,
+                compute_dtype=autocast,
+            )
+            found |= scores.aggregates()
+        return found
+
+    def during(self, loaded: Loaded) -> Evaluator | None:
+        """What the trainer calls every so many steps; None where no suite is configured."""
+        if not self.suites:
+            return None
+        autocast = None if loaded.compute_dtype is torch.float32 else loaded.compute_dtype
+        return lambda model, step: self.of(model, self.run.results_folder(step), autocast)
+
+    def final(self) -> Metrics:
+        """Evaluate the model that a training run has saved, as `expunge eval` would; files where the run's layout has them.
+
+        Collective: every rank of the launch calls it.
+        """
+        if not self.suites or not _at_end(self.cfg):
+            return {}
+        # A run that was trained before has started no processes yet.
+        runtime.join_ranks()
+        # The model is there when rank 0 has saved it.
+        runtime.from_rank_0(lambda: None)
+        model = runtime.agreed(self._saved)
+        return self.of(model, self.run.results_folder())
+
+    def _saved(self) -> nn.Module:
+        args = self.cfg.section("model.model_args")
+        model_args = {key: value for key, value in args.items() if key not in NOT_OF_THE_SAVED}
+        model_args["pretrained_model_name_or_path"] = str(self.run.model_folder)
+        # The adapter that was continued is part of what was saved.
+        adapter = {**self.cfg.section("model.adapter"), "path": None}
+        return load_for_evaluation(model_args, adapter, self.run, list(self.notices))
 
 
-def check_final_evaluation(cfg: Config, run: RunDir, text: Text | None = None) -> None:
-    """Do before training what can be done of the evaluation after it.
+def prepare_evaluation(cfg: Config, run: RunDir, text: Text | None = None) -> Evaluation:
+    """Read what the suites of a run will read, the models aside. A fault after hours of training would come late.
+
+    Args:
+        cfg: the run's configuration.
+        run: its folder. Rows are encoded now, which finds the faulty ones, unless the run goes on: it has
+            done so before.
+        text: tokenizer and template, where the caller has them.
 
     Raises:
-        UserError: as `check_suites`.
+        UserError: all that is wrong, together.
     """
-    if _evaluates(cfg):
-        check_suites(cfg, text_of(cfg, []) if text is None else text, encode=not run.resumed)
+    suites, notices = suites_of(cfg), list[str]()
+    if not suites or not (_at_end(cfg) or _on_the_way(cfg)):
+        return Evaluation(cfg, run, ())
+    text = text_of(cfg, notices) if text is None else text
+    longest = longest_known(cfg.section("model.model_args"))
+    faults, ready = Faults(), list[Suite]()
+    for name, section in suites.items():
+        with faults.noted():
+            suite = prepare_suite(
+                name,
+                section,
+                template=text.template,
+                data_root=data_root(cfg),
+                switches=cfg.switches,
+                longest=longest,
+                encode=not run.resumed,
+            )
+            ready.append(suite)
+    faults.raise_found()
+    return Evaluation(cfg, run, tuple(ready), tuple(notices))
 
 
-def _evaluates(cfg: Config) -> bool:
-    return bool(suites_of(cfg)) and bool(cfg.get("trainer.args.do_eval", True))
+def _at_end(cfg: Config) -> bool:
+    return bool(cfg.get("trainer.args.do_eval", True))
 
 
-def evaluator_of(cfg: Config, run: RunDir, text: Text, loaded: Loaded) -> Evaluator | None:
-    """What the trainer calls every so many steps; None where no suite is configured."""
-    if not suites_of(cfg):
-        return None
-
-    autocast = None if loaded.compute_dtype is torch.float32 else loaded.compute_dtype
-
-    def evaluator(model: nn.Module, step: int) -> Metrics:
-        return run_suites(cfg, model, text, run.results_folder(step), run, autocast)
-
-    return evaluator
-
-
-def run_suites(
-    cfg: Config, model: nn.Module, text: Text, folder: Path, run: RunDir, autocast: torch.dtype | None = None
-) -> Metrics:
-    """Every suite on one model; its tables are cached for the whole run folder."""
-    found: Metrics = {}
-    for name, suite in suites_of(cfg).items():
-        scores = evaluate_suite(
-            model,
-            text.tokenizer,
-            suite,
-            suite=name,
-            template=text.template,
-            data_root=data_root(cfg),
-            out_dir=folder,
-            layout=run.layout,
-            switches=cfg.switches,
-            cache=run.path / TABLES,
-            compute_dtype=autocast,
-        )
-        found |= scores.aggregates()
-    return found
+def _on_the_way(cfg: Config) -> bool:
+    strategy = str(cfg.get("trainer.args.eval_strategy") or "no").lower()
+    return strategy not in ("no", "false") or bool(cfg.get("trainer.args.eval_on_start"))

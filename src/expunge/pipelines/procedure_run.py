@@ -24,7 +24,7 @@ from expunge.methods.objective import build_objective
 from expunge.models.load import Loaded, load_model
 from expunge.models.progress_bars import no_progress_bar
 from expunge.pipelines.assemble import Text, sides_of, tell, text_of
-from expunge.pipelines.evaluation_run import NOT_OF_THE_SAVED, check_final_evaluation
+from expunge.pipelines.evaluation_run import NOT_OF_THE_SAVED, Evaluation, prepare_evaluation
 from expunge.pipelines.training_run import STAGES, Prepared, carried_out, fit, run_training
 from expunge.procedures.base import FINAL, Procedure, Stages, build_procedure
 
@@ -65,6 +65,7 @@ class _Ready:
     text: Text
     sides: dict[str, Dataset]
     notices: list[str]
+    evaluation: Evaluation
 
 
 def _prepare(procedure: Procedure, cfg: Config, run: RunDir) -> _Ready:
@@ -76,8 +77,9 @@ def _prepare(procedure: Procedure, cfg: Config, run: RunDir) -> _Ready:
         sides = sides_of(cfg, text, procedure.spec.sides)
         if "forget" in sides and "retain" in sides:
             check_disjoint(sides["forget"].rows, sides["retain"].rows)
+    evaluation = Evaluation(cfg, run, ())
     with faults.noted():
-        check_final_evaluation(cfg, run, text)
+        evaluation = prepare_evaluation(cfg, run, text)
     faults.raise_found()
     if FINAL not in procedure.spec.stages and str(
         cfg.get("trainer.args.eval_strategy") or "no"
@@ -85,7 +87,7 @@ def _prepare(procedure: Procedure, cfg: Config, run: RunDir) -> _Ready:
         notices.append(
             f"trainer.args.eval_strategy: {procedure.spec.name} trains no model of its own, so nothing is evaluated on the way"
         )
-    return _Ready(procedure, text, sides, notices)
+    return _Ready(procedure, text, sides, notices, evaluation)
 
 
 def _carry_out(cfg: Config, run: RunDir, ready: _Ready) -> None:
@@ -93,7 +95,9 @@ def _carry_out(cfg: Config, run: RunDir, ready: _Ready) -> None:
     tell(ready.notices, already=cfg.notices)
     run.record.notices = list(ready.notices)
     run.save()
-    stages = RunStages(cfg, run, ready.text, ready.procedure.spec.stages, notices=run.record.notices)
+    stages = RunStages(
+        cfg, run, ready.text, ready.procedure.spec.stages, ready.evaluation, notices=run.record.notices
+    )
     offered: Stages = stages
     ready.procedure.run(offered, *(ready.sides[side] for side in ready.procedure.spec.sides))
     run.record.steps = (run.record.steps or 0) + stages.steps()
@@ -112,6 +116,7 @@ class RunStages:
         run: its folder.
         text: tokenizer and template.
         planned: the procedure's trainings, stage -> side, for what is told.
+        evaluation: of the run, for the stage that trains its model.
         notices: what the user has been told; added to.
     """
 
@@ -119,6 +124,7 @@ class RunStages:
     run: RunDir
     text: Text
     planned: Mapping[str, SideName]
+    evaluation: Evaluation
     notices: list[str] = field(default_factory=list)
 
     @property
@@ -172,7 +178,7 @@ class RunStages:
         )
         objective.prepare(loaded.model, seed, self.text.tokenizer)
         # In finetuning the rows to learn are the retain side.
-        fit(cfg, self.run, Prepared(objective, self.text, {"retain": rows}, loaded, notices))
+        fit(cfg, self.run, Prepared(objective, self.text, {"retain": rows}, loaded, notices, self.evaluation))
         self.notices = list(self.run.record.notices)
 
     def load(self, folder: Path | None = None) -> Loaded:

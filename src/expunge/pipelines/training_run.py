@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -23,7 +23,7 @@ from expunge.lm import runtime
 from expunge.methods.objective import Objective, build_objective
 from expunge.models.load import Loaded, load_model
 from expunge.pipelines.assemble import Text, sides_of, tell, text_of
-from expunge.pipelines.evaluation_run import check_final_evaluation, evaluator_of, final_evaluation
+from expunge.pipelines.evaluation_run import Evaluation, prepare_evaluation
 from expunge.pipelines.forget_order import ByScore, by_score, in_order
 from expunge.pipelines.references import reference_of
 from expunge.pipelines.stepping import stepping_of
@@ -37,7 +37,17 @@ log = logging.getLogger(__name__)
 PAIRS_FILE = Path("pairs") / "pairs.json"
 STAGES = "stages"
 """Folder of a procedure's intermediate trainings, a run folder each."""
-P = TypeVar("P")
+
+
+class Evaluated(Protocol):
+    """What the preparation of a run gives: the evaluation is part of it."""
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """The suites of the run."""
+
+
+P = TypeVar("P", bound=Evaluated)
 
 
 def run_training(cfg: Config) -> RunRecord:
@@ -82,7 +92,9 @@ def carried_out(
     prepared = None if run.trained else prepare(cfg, run)
     if prepared is None:
         log.info("%s is trained already; overwrite=true trains it anew", run.path)
-        check_final_evaluation(cfg, run)
+        evaluation = prepare_evaluation(cfg, run)
+    else:
+        evaluation = prepared.evaluation
     try:
         with disk_full_told(run.path):
             run.begin()
@@ -90,7 +102,7 @@ def carried_out(
                 train(cfg, run, prepared)
                 # The evaluation loads what was saved: two models need not be in memory.
                 prepared = None
-            metrics = final_evaluation(cfg, run)
+            metrics = evaluation.final()
     except KeyboardInterrupt:
         run.finish("interrupted")
         raise
@@ -110,6 +122,7 @@ class Prepared:
     sides: dict[str, Dataset]
     loaded: Loaded
     notices: list[str]
+    evaluation: Evaluation
     by_score: ByScore | None = None
 
 
@@ -121,12 +134,13 @@ def _prepare(cfg: Config, run: RunDir) -> Prepared:
     text = text_of(cfg, notices)
     faults, sides = Faults(), dict[str, Dataset]()
     scored: ByScore | None = None
+    evaluation = Evaluation(cfg, run, ())
     with faults.noted():
         sides, scored = by_score(cfg, sides_of(cfg, text, objective.sides), objective, notices)
         if "forget" in sides and "retain" in sides:
             check_disjoint(sides["forget"].rows, sides["retain"].rows)
     with faults.noted():
-        check_final_evaluation(cfg, run, text)
+        evaluation = prepare_evaluation(cfg, run, text)
     faults.raise_found()
     seed = int(cfg.get("seed", 0))
     loaded = load_model(
@@ -137,7 +151,7 @@ def _prepare(cfg: Config, run: RunDir) -> Prepared:
         notices=notices,
     )
     objective.prepare(loaded.model, seed, text.tokenizer)
-    return Prepared(objective, text, sides, loaded, notices, scored)
+    return Prepared(objective, text, sides, loaded, notices, evaluation, scored)
 
 
 def _train(cfg: Config, run: RunDir, prepared: Prepared) -> None:
@@ -176,7 +190,7 @@ def fit(cfg: Config, run: RunDir, prepared: Prepared) -> None:
         dataset=in_order(prepared.by_score, dataset, run, order_seed(arguments), arguments.num_train_epochs),
         collate=PairCollator(text.pad_id),
         reference=reference_of(cfg, loaded, objective, sides, run, text.pad_id),
-        evaluator=evaluator_of(cfg, run, text, loaded),
+        evaluator=prepared.evaluation.during(loaded),
         tokenizer=text.tokenizer,
         run_dir=run.path,
         layout=run.layout,

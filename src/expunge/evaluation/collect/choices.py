@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -13,8 +13,7 @@ from torch import Tensor
 
 from expunge.data.collate import collate
 from expunge.data.encoded import Encoded
-from expunge.evaluation.collect.sharing import gather, mine
-from expunge.evaluation.collect.tokens import Cost
+from expunge.evaluation.collect.collector import Collector, Cost, Request, Subject
 from expunge.evaluation.tables import ChoiceTable, Examples
 from expunge.lm import runtime
 from expunge.lm.labels import LabelIndex, on_device
@@ -44,6 +43,18 @@ class _Sequence(NamedTuple):
 
     ids: tuple[int, ...]
     readings: list[_Reading]
+
+
+class Choices(Collector):
+    """Log-probability of each answer's letter."""
+
+    kind = "choices"
+    table = ChoiceTable
+
+    def collect(self, subject: Subject, requests: Sequence[Request], cost: Cost) -> Iterator[ChoiceTable]:
+        """View after view."""
+        for view, _ in requests:
+            yield collect_choices(subject.model, view.encoded, view.examples, **subject.batching, cost=cost)
 
 
 def collect_choices(
@@ -84,7 +95,7 @@ def collect_choices(
     model.eval()
     try:
         with torch.inference_mode():
-            for batch in mine(batches):
+            for batch in runtime.mine(batches):
                 chosen = [sequences[line] for line in batch]
                 sums = _forward(model, chosen, pad_id, compute_dtype, side, cost)
                 found |= dict(zip(batch, sums, strict=True))
@@ -92,8 +103,8 @@ def collect_choices(
         model.train(was_training)
     logp_B = np.zeros(len(encoded), np.float64)
     # A question of several sequences has its tokens' log-probabilities in each of them.
-    for sums in gather(found).values():
-        for example, value in sums.items():
+    for part in runtime.merged(found).values():
+        for example, value in part.items():
             logp_B[example] += value
     cost.examples += len(encoded)
     cost.unique += len(sequences)

@@ -13,8 +13,7 @@ import torch
 from expunge.core.errors import UserError, unknown
 from expunge.data.collate import collate
 from expunge.data.encoded import Encoded
-from expunge.evaluation.collect.sharing import gather, mine
-from expunge.evaluation.collect.tokens import Cost
+from expunge.evaluation.collect.collector import Collector, Cost, Request, Subject
 from expunge.evaluation.tables import Examples, GenerationTable
 from expunge.lm import runtime
 from expunge.lm.packing import token_budgeted_batches
@@ -24,6 +23,24 @@ log = logging.getLogger(__name__)
 KNOWN = ("max_new_tokens", "do_sample", "stop")
 ROW_TOKENS = 512
 """Tokens that a row of `batch_size` stands for: the encoding's usual maximum."""
+
+
+class Generations(Collector):
+    """What the model writes after the prompts."""
+
+    kind = "generations"
+    table = GenerationTable
+    section = "generation"
+
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """Greedy, of a number of tokens."""
+        _checked(settings)
+
+    def collect(self, subject: Subject, requests: Sequence[Request], cost: Cost) -> Iterator[GenerationTable]:
+        """View after view."""
+        for view, settings in requests:
+            rows = (view.encoded, view.examples, settings)
+            yield collect_generations(subject.model, subject.tokenizer, *rows, **subject.batching, cost=cost)
 
 
 def collect_generations(
@@ -77,7 +94,7 @@ def collect_generations(
     model.eval()
     try:
         with torch.inference_mode():
-            for batch in mine(batches):
+            for batch in runtime.mine(batches):
                 written = _generate(
                     model,
                     tokenizer,
@@ -90,7 +107,7 @@ def collect_generations(
                 found |= dict(zip(batch, written, strict=True))
     finally:
         model.train(was_training)
-    texts = gather(found)
+    texts = runtime.merged(found)
     number = {prompt: line for line, prompt in enumerate(prompts)}
     stops = settings.get("stop") or ()
     shown = [tokenizer.decode(item.prompt_ids, skip_special_tokens=True) for item in encoded]

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from expunge.data.collate import collate
 from expunge.data.encoded import Encoded
-from expunge.evaluation.collect.sharing import gather, mine
-from expunge.evaluation.collect.tokens import Cost
+from expunge.evaluation.collect.collector import Collector, Cost, Request, Subject
 from expunge.evaluation.tables import Examples, GradNormTable
 from expunge.lm import runtime
 from expunge.lm.labels import label_index, on_device
@@ -23,6 +22,20 @@ from expunge.lm.logprobs import as_float32
 from expunge.models.outputs import label_outputs
 
 log = logging.getLogger(__name__)
+
+
+class GradientNorms(Collector):
+    """Size of each row's gradient."""
+
+    kind = "gradnorms"
+    table = GradNormTable
+    of_metric = ("p", "train_mode")
+
+    def collect(self, subject: Subject, requests: Sequence[Request], cost: Cost) -> Iterator[GradNormTable]:
+        """View after view."""
+        for view, settings in requests:
+            rows, dtype = (view.encoded, view.examples), subject.compute_dtype
+            yield collect_gradnorms(subject.model, *rows, settings, compute_dtype=dtype, cost=cost)
 
 
 def collect_gradnorms(
@@ -58,14 +71,14 @@ def collect_gradnorms(
     model.train(bool(settings.get("train_mode", False)))
     try:
         with _trained(model) as parameters, torch.enable_grad():
-            for number in mine(range(len(encoded))):
+            for number in runtime.mine(range(len(encoded))):
                 found[number] = _norms(model, encoded[number], parameters, p, compute_dtype)
                 cost.backward_tokens += len(encoded[number])
                 cost.forward_tokens += len(encoded[number])
                 cost.padded_tokens += len(encoded[number])
     finally:
         model.train(was_training)
-    norms = gather(found)
+    norms = runtime.merged(found)
     cost.seconds += time.monotonic() - started
     columns = [
         np.array([norms[number][field] for number in range(len(encoded))], dtype=np.float64)

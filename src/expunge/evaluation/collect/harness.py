@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -12,13 +12,36 @@ import numpy as np
 import torch
 
 from expunge.core.errors import MissingExtraError
-from expunge.evaluation.collect.tokens import Cost
-from expunge.evaluation.tables import Absent, Examples, HarnessTable, as_ints
+from expunge.evaluation.collect.collector import Absent, Collector, Cost, Request, Subject
+from expunge.evaluation.tables import Examples, HarnessTable, as_ints
 from expunge.lm import runtime
 from expunge.models.outputs import unwrapped
 
 log = logging.getLogger(__name__)
-SETTINGS = ("limit", "num_fewshot")
+
+
+class Harness(Collector):
+    """Another harness's accuracy of each document. Every rank runs the whole task; the table is that of rank 0."""
+
+    kind = "harness"
+    table = HarnessTable
+    of_metric = ("limit", "num_fewshot")
+
+    def collect(
+        self, subject: Subject, requests: Sequence[Request], cost: Cost
+    ) -> Iterator[HarnessTable | Absent]:
+        """Task after task."""
+        for view, settings in requests:
+            yield collect_harness(
+                subject.model,
+                subject.tokenizer,
+                str(view.spec.options["task"]),
+                settings,
+                include_path=view.spec.options.get("include_path"),
+                batch_size=subject.batch_size,
+                compute_dtype=subject.compute_dtype,
+                cost=cost,
+            )
 
 
 def collect_harness(
@@ -68,7 +91,7 @@ def collect_harness(
                 task_manager=_tasks(include_path),
                 bootstrap_iters=0,
                 log_samples=True,
-                **{key: settings.get(key) for key in SETTINGS},
+                **{key: settings.get(key) for key in Harness.of_metric},
             )
     except Exception as error:  # Whatever ends a task of the harness (no data, no network, a name it does not know) ends that task alone.
         log.debug("lm-eval task %s", task, exc_info=True)

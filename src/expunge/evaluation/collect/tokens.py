@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 
 from expunge.data.encoded import Encoded
+from expunge.evaluation.collect.collector import Collector, Cost, Request, Subject
 from expunge.evaluation.collect.packing import Packed, Tree, can_share, grow, pack
 from expunge.evaluation.collect.rounding import rounded_statistics
-from expunge.evaluation.collect.sharing import gather, mine
 from expunge.evaluation.tables import Examples, TokenTable, as_ints
 from expunge.lm import runtime
 from expunge.lm.labels import LabelIndex, on_device
@@ -22,29 +21,6 @@ from expunge.lm.packing import token_budgeted_batches
 from expunge.models.outputs import label_outputs, unwrapped
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Cost:
-    """What a pass took.
-
-    Attributes:
-        examples: asked for, in all views together.
-        unique: of them, computed.
-        forward_tokens: through the model, padding left out.
-        padded_tokens: through the model, padding included.
-        generated_tokens: written by the model.
-        backward_tokens: of the gradients.
-        seconds: wall-clock.
-    """
-
-    examples: int = 0
-    unique: int = 0
-    forward_tokens: int = 0
-    padded_tokens: int = 0
-    generated_tokens: int = 0
-    backward_tokens: int = 0
-    seconds: float = 0.0
 
 
 class Statistics(NamedTuple):
@@ -55,6 +31,22 @@ class Statistics(NamedTuple):
     mu: np.ndarray[Any, np.dtype[np.float32]]
     var: np.ndarray[Any, np.dtype[np.float32]]
     nll: np.ndarray[Any, np.dtype[np.float32]]
+
+
+class Tokens(Collector):
+    """Statistics of each label token; the views of a suite go through the model together."""
+
+    kind = "tokens"
+    table = TokenTable
+    of_suite: ClassVar[Mapping[str, Any]] = {"field_rounding": True}
+
+    def collect(self, subject: Subject, requests: Sequence[Request], cost: Cost) -> Iterator[TokenTable]:
+        """All tables from one pass."""
+        views = {str(number): (view.encoded, view.examples) for number, (view, _) in enumerate(requests)}
+        # Settings of the whole suite: those of all requests are equal.
+        rounding, share = requests[0].settings["field_rounding"], subject.suite.get("share_prefixes", True)
+        how = {**subject.batching, "share_prefixes": bool(share), "field_rounding": bool(rounding)}
+        yield from collect_tokens(subject.model, views, **how, cost=cost).values()
 
 
 def collect_tokens(
@@ -97,8 +89,8 @@ def collect_tokens(
     trees = grow(examples, share_prefixes and can_share(unwrapped(model), longest))
     batches = token_budgeted_batches([len(tree) for tree in trees], batch_size * longest)
     log.info("tokens: %d examples in %d sequences, %d batches", len(examples), len(trees), len(batches))
-    work = [[trees[line] for line in batch] for batch in mine(batches)]
-    found = gather(_pass(model, work, pad_id, compute_dtype, field_rounding, cost))
+    work = [[trees[line] for line in batch] for batch in runtime.mine(batches)]
+    found = runtime.merged(_pass(model, work, pad_id, compute_dtype, field_rounding, cost))
     cost.examples += sum(map(len, numbers.values()))
     cost.unique += len(examples)
     cost.seconds += time.monotonic() - started

@@ -13,8 +13,10 @@ from expunge.core.errors import UserError
 from expunge.data.rows import Row, RowSet
 from expunge.data.template import Template
 from expunge.data.tokenizer_traits import plain_ids
-from expunge.evaluation.kinds import choices, documents, passages, prompts, windows
-from expunge.evaluation.views import load_views, parse_views
+from expunge.evaluation.choice_views import choices
+from expunge.evaluation.text_views import documents, passages, prompts, windows
+from expunge.evaluation.view_rows import load_views
+from expunge.evaluation.view_specs import parse_views
 from expunge.evaluation.wikitext import detokenized, pages
 
 TEXTS = [

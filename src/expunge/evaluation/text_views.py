@@ -1,20 +1,12 @@
-"""What a view can make of its rows beside questions with answers: whole documents, passages to continue, prompts, multiple choice.
-
-Each kind is a function of rows, template and the tokens an example may have; its keyword-only parameters are
-the view's options.
-"""
+"""Views of plain text: whole documents in windows, passages to continue, prompts. Builders, see `builders`."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import logging
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from expunge.core.errors import UserError, unknown
 from expunge.data.encoded import Encoded
-from expunge.data.examples import question
 from expunge.data.rows import Row, RowSet
 from expunge.data.template import Template
 from expunge.data.tokenizer_traits import plain_ids, special_prefix
@@ -23,9 +15,6 @@ from expunge.evaluation.wikitext import detokenized, pages
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-log = logging.getLogger(__name__)
-Kind = Callable[..., list[Encoded]]
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 DOCUMENTS = ("rows", "wikitext")
 
 
@@ -188,7 +177,7 @@ def prompts(
     """
     firsts: dict[str, Row] = {}
     for row in rows:
-        firsts.setdefault(_at(row, prompt_key), row)
+        firsts.setdefault(text_at(row, prompt_key), row)
     texts = list(firsts)
     kept = (
         [texts[number * len(texts) // count] for number in range(count)]
@@ -205,81 +194,19 @@ def prompts(
     return encoded
 
 
-def choices(
-    rows: RowSet,
-    template: Template,
-    max_length: int | None,
-    *,
-    intro: str = "",
-    question_key: str = "question",
-    choices_key: str = "choices",
-    answer_key: str = "answer",
-) -> list[Encoded]:
-    """Multiple choice: the question with its answers behind letters, then each letter as an example.
-
-    The text is that of lm-evaluation-harness for MMLU and WMDP, without worked examples: `intro`, the
-    question, a line an answer (`A. ...`), `Answer:`; a letter comes after a blank. No chat template.
-
-    Args:
-        rows: records with a question, a list of answers, and which is right: a number from 0, or a letter.
-        template: of the model; only its tokenizer is used.
-        max_length: tokens at most; of a longer question the beginning, but for the BOS, is left out, and a
-            note goes to the log.
-        intro: before the question; `{key}` stands for that key of the row, underscores as blanks.
-        question_key: key of the question.
-        choices_key: key of the answers.
-        answer_key: key of the right one.
-
-    Returns:
-        Row after row, letter after letter; labels are the letter's tokens, `target_text` is the right letter.
+def text_at(row: Row, dotted: str) -> str:
+    """The text under a key; a dot leads into a record.
 
     Raises:
-        UserError: a row that is no such record.
+        UserError: there is none.
     """
-    encoded: list[Encoded] = []
-    prefix, cut = special_prefix(template.tokenizer), 0
-    for number, row in enumerate(rows):
-        options, right = _options(row, choices_key, answer_key)
-        lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
-        text = "\n".join([_intro(intro, row) + question(row, question_key).strip(), *lines, "Answer:"])
-        context, endings = _continued(
-            template.tokenizer, text, [f" {letter}" for letter in LETTERS[: len(options)]]
-        )
-        # As much for every letter, so that all are read after the same text.
-        longest = len(prefix) + len(context) + max(map(len, endings))
-        excess = max(0, longest - max_length) if max_length is not None else 0
-        cut += excess > 0
-        context = [*prefix, *context[excess:]]
-        for place, ending in enumerate(endings):
-            mask = (False,) * len(context) + (True,) * len(ending)
-            encoded.append(
-                Encoded((*context, *ending), mask, None, len(context), row.id, number, place, LETTERS[right])
-            )
-    if cut:
-        log.warning(
-            "%s: %d of %d questions have more than %s tokens; their beginning is left out",
-            rows.name,
-            cut,
-            len(rows),
-            max_length,
-        )
-    return encoded
-
-
-KINDS: Mapping[str, Kind] = {
-    "documents": documents,
-    "passages": passages,
-    "prompts": prompts,
-    "choices": choices,
-}
-
-
-def harness_identity() -> str | None:
-    """Version of lm-eval, None where it is not installed."""
-    try:
-        return importlib.metadata.version("lm_eval")
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    value: Any = row.fields
+    for key in dotted.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    if not isinstance(value, str):
+        message = f"row {row.index} ({row.id}) has no text under {dotted!r}; it has: {', '.join(sorted(row.fields))}"
+        raise UserError(message, "correct prompt_key")
+    return value
 
 
 def _first_token(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
@@ -295,63 +222,3 @@ def _text(row: Row, key: str) -> str:
             "correct text_key",
         )
     return text
-
-
-def _at(row: Row, dotted: str) -> str:
-    value: Any = row.fields
-    for key in dotted.split("."):
-        value = value.get(key) if isinstance(value, Mapping) else None
-    if not isinstance(value, str):
-        told = f"row {row.index} ({row.id}) has no text under {dotted!r}; it has: {', '.join(sorted(row.fields))}"
-        raise UserError(told, "correct prompt_key")
-    return value
-
-
-def _intro(intro: str, row: Row) -> str:
-    return re.sub(r"\{(\w+)\}", lambda match: _at(row, match[1]).replace("_", " "), intro)
-
-
-def _options(row: Row, choices_key: str, answer_key: str) -> tuple[Sequence[str], int]:
-    """The answers and the position of the right one."""
-    options, answer = row.fields.get(choices_key), row.fields.get(answer_key)
-    # From CSV a number comes as text.
-    if isinstance(answer, str):
-        answer = (
-            LETTERS.index(answer.strip().upper())
-            if answer.strip().upper() in [*LETTERS]
-            else int(answer)
-            if answer.isdigit()
-            else None
-        )
-    told = f"row {row.index} ({row.id})"
-    if (
-        not isinstance(options, list)
-        or not 2 <= len(options) <= len(LETTERS)
-        or not all(isinstance(option, str) for option in options)
-    ):
-        raise UserError(
-            f"{told} has no list of 2 to {len(LETTERS)} texts under {choices_key!r}",
-            "correct choices_key, or mend the row",
-        )
-    if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(options):
-        given = row.fields.get(answer_key)
-        raise UserError(
-            f"{told}: {answer_key}={given!r} is none of its {len(options)} answers",
-            "give a number from 0, or a letter",
-        )
-    return options, answer
-
-
-def _continued(
-    tokenizer: PreTrainedTokenizerBase, text: str, endings: Sequence[str]
-) -> tuple[list[int], list[list[int]]]:
-    """(tokens of the text, tokens of each ending); no BOS."""
-    context = plain_ids(tokenizer, text)
-    found = []
-    for ending in endings:
-        whole = plain_ids(tokenizer, text + ending)
-        # A token that spans the border would be two: the model reads the text alone before it answers.
-        found.append(
-            whole[len(context) :] if whole[: len(context)] == context else plain_ids(tokenizer, ending)
-        )
-    return context, found

@@ -1,0 +1,133 @@
+"""Views of multiple choice: a question with its answers behind letters. A builder, see `builders`."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from expunge.core.errors import UserError
+from expunge.data.encoded import Encoded
+from expunge.data.examples import question
+from expunge.data.rows import Row, RowSet
+from expunge.data.template import Template
+from expunge.data.tokenizer_traits import plain_ids, special_prefix
+from expunge.evaluation.text_views import text_at
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def choices(
+    rows: RowSet,
+    template: Template,
+    max_length: int | None,
+    *,
+    intro: str = "",
+    question_key: str = "question",
+    choices_key: str = "choices",
+    answer_key: str = "answer",
+) -> list[Encoded]:
+    """Multiple choice: the question with its answers behind letters, then each letter as an example.
+
+    The text is that of lm-evaluation-harness for MMLU and WMDP, without worked examples: `intro`, the
+    question, a line an answer (`A. ...`), `Answer:`; a letter comes after a blank. No chat template.
+
+    Args:
+        rows: records with a question, a list of answers, and which is right: a number from 0, or a letter.
+        template: of the model; only its tokenizer is used.
+        max_length: tokens at most; of a longer question the beginning, but for the BOS, is left out, and a
+            note goes to the log.
+        intro: before the question; `{key}` stands for that key of the row, underscores as blanks.
+        question_key: key of the question.
+        choices_key: key of the answers.
+        answer_key: key of the right one.
+
+    Returns:
+        Row after row, letter after letter; labels are the letter's tokens, `target_text` is the right letter.
+
+    Raises:
+        UserError: a row that is no such record.
+    """
+    encoded: list[Encoded] = []
+    prefix, cut = special_prefix(template.tokenizer), 0
+    for number, row in enumerate(rows):
+        options, right = _options(row, choices_key, answer_key)
+        lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
+        text = "\n".join([_intro(intro, row) + question(row, question_key).strip(), *lines, "Answer:"])
+        context, endings = _continued(
+            template.tokenizer, text, [f" {letter}" for letter in LETTERS[: len(options)]]
+        )
+        # As much for every letter, so that all are read after the same text.
+        longest = len(prefix) + len(context) + max(map(len, endings))
+        excess = max(0, longest - max_length) if max_length is not None else 0
+        cut += excess > 0
+        context = [*prefix, *context[excess:]]
+        for place, ending in enumerate(endings):
+            mask = (False,) * len(context) + (True,) * len(ending)
+            encoded.append(
+                Encoded((*context, *ending), mask, None, len(context), row.id, number, place, LETTERS[right])
+            )
+    if cut:
+        log.warning(
+            "%s: %d of %d questions have more than %s tokens; their beginning is left out",
+            rows.name,
+            cut,
+            len(rows),
+            max_length,
+        )
+    return encoded
+
+
+def _intro(intro: str, row: Row) -> str:
+    return re.sub(r"\{(\w+)\}", lambda match: text_at(row, match[1]).replace("_", " "), intro)
+
+
+def _options(row: Row, choices_key: str, answer_key: str) -> tuple[Sequence[str], int]:
+    """The answers and the position of the right one."""
+    options, answer = row.fields.get(choices_key), row.fields.get(answer_key)
+    # From CSV a number comes as text.
+    if isinstance(answer, str):
+        answer = (
+            LETTERS.index(answer.strip().upper())
+            if answer.strip().upper() in [*LETTERS]
+            else int(answer)
+            if answer.isdigit()
+            else None
+        )
+    where = f"row {row.index} ({row.id})"
+    if (
+        not isinstance(options, list)
+        or not 2 <= len(options) <= len(LETTERS)
+        or not all(isinstance(option, str) for option in options)
+    ):
+        raise UserError(
+            f"{where} has no list of 2 to {len(LETTERS)} texts under {choices_key!r}",
+            "correct choices_key, or mend the row",
+        )
+    if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(options):
+        given = row.fields.get(answer_key)
+        raise UserError(
+            f"{where}: {answer_key}={given!r} is none of its {len(options)} answers",
+            "give a number from 0, or a letter",
+        )
+    return options, answer
+
+
+def _continued(
+    tokenizer: PreTrainedTokenizerBase, text: str, endings: Sequence[str]
+) -> tuple[list[int], list[list[int]]]:
+    """(tokens of the text, tokens of each ending); no BOS."""
+    context = plain_ids(tokenizer, text)
+    found = []
+    for ending in endings:
+        whole = plain_ids(tokenizer, text + ending)
+        # A token that spans the border would be two: the model reads the text alone before it answers.
+        found.append(
+            whole[len(context) :] if whole[: len(context)] == context else plain_ids(tokenizer, ending)
+        )
+    return context, found

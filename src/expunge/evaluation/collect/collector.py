@@ -1,0 +1,155 @@
+"""What a collector is: the only kind of code here that calls the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import torch
+
+from expunge.evaluation.tables import Table
+from expunge.evaluation.views import View
+
+
+@dataclass
+class Cost:
+    """What a pass took.
+
+    Attributes:
+        examples: asked for, in all views together.
+        unique: of them, computed.
+        forward_tokens: through the model, padding left out.
+        padded_tokens: through the model, padding included.
+        generated_tokens: written by the model.
+        backward_tokens: of the gradients.
+        seconds: wall-clock.
+    """
+
+    examples: int = 0
+    unique: int = 0
+    forward_tokens: int = 0
+    padded_tokens: int = 0
+    generated_tokens: int = 0
+    backward_tokens: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model that is evaluated, and how it is run.
+
+    Attributes:
+        model: causal language model, wrapped or not.
+        tokenizer: of the model.
+        suite: the suite's section of the configuration.
+        compute_dtype: autocast to it.
+    """
+
+    model: Any
+    tokenizer: Any
+    suite: Mapping[str, Any] = field(default_factory=dict)
+    compute_dtype: torch.dtype | None = None
+
+    @property
+    def dtype(self) -> str:
+        """Dtype of the weights and of the computation."""
+        return f"{next(self.model.parameters()).dtype}/{self.compute_dtype}"
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of a batch, as the suite counts them."""
+        return int(self.suite.get("batch_size", 32))
+
+    @property
+    def batching(self) -> dict[str, Any]:
+        """Keyword arguments of whatever pads rows to batches."""
+        # Any valid token serves: what is padded is masked.
+        known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+        pad_id = int(next(token for token in known if token is not None))
+        return {"pad_id": pad_id, "batch_size": self.batch_size, "compute_dtype": self.compute_dtype}
+
+
+class Request(NamedTuple):
+    """One table that is wanted.
+
+    Attributes:
+        view: whose examples it is about.
+        settings: of the collector.
+    """
+
+    view: View
+    settings: Mapping[str, Any]
+
+
+class Collector(Protocol):
+    """Runs the model on views and writes a table for each.
+
+    An object without state. A metric asks for its table by the type of a parameter. A table depends on the
+    view, the model and the collector's settings, and is computed once for equal ones.
+
+    Attributes:
+        kind: name of its tables, in the cache and among the costs.
+        table: type of its tables.
+        of_metric: options of a metric that are settings of the collector as well.
+        of_suite: keys of the suite's section that are settings, with their defaults.
+        section: a section whose keys are settings: that of the suite, and over it that of a metric's entry.
+    """
+
+    kind: ClassVar[str]
+    table: ClassVar[type[Table]]
+    of_metric: ClassVar[tuple[str, ...]] = ()
+    of_suite: ClassVar[Mapping[str, Any]] = {}
+    section: ClassVar[str | None] = None
+
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """Look at settings before any model is loaded.
+
+        Raises:
+            UserError: settings that cannot be.
+        """
+        return
+
+    def collect(self, subject: Subject, requests: Sequence[Request], cost: Cost) -> Iterator[Table | Absent]:
+        """The tables that are wanted, in their order, each as soon as it is there: it is then saved.
+
+        With several ranks, all call this with the same requests. Each may do a part of the work; each must
+        make the same number of collective calls, however many rows it has. Rank 0 has the whole tables.
+
+        Args:
+            subject: the model; it is left in the mode it was in.
+            requests: at least one.
+            cost: counts are added to it.
+
+        Returns:
+            A table for each request, or why there is none.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A table that could not be made.
+
+    Attributes:
+        reason: why, and what to do.
+    """
+
+    reason: str
+
+
+def settings_of(
+    collector: Collector, suite: Mapping[str, Any], entry: Mapping[str, Any], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The settings of a collector's table for one metric.
+
+    Args:
+        collector: whose.
+        suite: the suite's section.
+        entry: the metric's section.
+        options: of the metric, defaults included.
+    """
+    settings = {key: suite.get(key, default) for key, default in collector.of_suite.items()}
+    if collector.section is not None:
+        settings |= {**(suite.get(collector.section) or {}), **(entry.get(collector.section) or {})}
+    return settings | {key: options[key] for key in collector.of_metric if key in options}

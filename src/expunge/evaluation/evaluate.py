@@ -1,0 +1,214 @@
+"""Evaluate a model by a suite: collect what no cache has, compute the metrics, write the files."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from expunge.core.fingerprint import code_version, fingerprint
+from expunge.core.layout import EXPUNGE, RunLayout
+from expunge.evaluation.collect.collector import Absent, Cost, Request, Subject
+from expunge.evaluation.plan import Collection
+from expunge.evaluation.scores import Scores
+from expunge.evaluation.scoring import results_of, row_ids
+from expunge.evaluation.store import TableStore
+from expunge.evaluation.suite import Suite
+from expunge.evaluation.tables import Table
+from expunge.lm import runtime
+from expunge.models.fingerprint import model_fingerprint
+from expunge.models.outputs import unwrapped
+
+log = logging.getLogger(__name__)
+NOT_COMPUTED = ("_name_or_path", "architectures", "dtype", "transformers_version", "use_cache")
+"""Keys of a model's configuration on which no number depends, or that are in the key already."""
+
+
+def evaluate_suite(
+    suite: Suite,
+    model: Any,
+    *,
+    out_dir: Path | None,
+    cache: Path | None = None,
+    compute_dtype: torch.dtype | None = None,
+    fingerprint_of_model: str | None = None,
+    layout: RunLayout = EXPUNGE,
+) -> Scores:
+    """Evaluate a model.
+
+    Collective: with several ranks each calls it with the same model, and gets the same scores. The rows are
+    dealt to the ranks; rank 0 computes the metrics and writes.
+
+    Args:
+        suite: from `prepare_suite`.
+        model: causal language model, wrapped or not; it is left in the mode it was in.
+        out_dir: where `<SUITE>_EVAL.json` and `<SUITE>_SUMMARY.json`, or what `layout` calls them, go; None =
+            they are not written.
+        cache: folder of tables; None = `tables/` in `out_dir`.
+        compute_dtype: autocast to it.
+        fingerprint_of_model: of the weights, where the caller knows it; else the model's tensors are hashed.
+        layout: the names of the files in `out_dir`.
+
+    Returns:
+        The scores. Where `out_dir` holds those of the very same evaluation and the suite does not overwrite,
+        these.
+
+    Raises:
+        UserError: rows or settings that cannot be.
+    """
+    suite = suite.within(longest_of(model))
+    subject = Subject(model, suite.template.tokenizer, suite.section, compute_dtype)
+    identity = _Identity(_model_key(model, fingerprint_of_model), subject.dtype)
+    keys = {
+        item: identity.of_table(item, suite) for item in suite.plan.collections if item.view in suite.views
+    }
+    key = _key_of_all(suite, keys)
+    known = runtime.from_rank_0(lambda: _known(suite, out_dir, layout, key))
+    if known is not None:
+        log.info("%s: nothing changed since the evaluation in %s", suite.name, out_dir)
+        return known
+    store = TableStore(cache if cache is not None else out_dir / "tables" if out_dir is not None else None)
+    collected = _collect(subject, suite, keys, store)
+
+    def scored() -> Scores:
+        scores = _scores(suite, collected, identity, key)
+        if out_dir is not None:
+            scores.write(out_dir, layout)
+        return scores
+
+    return runtime.from_rank_0(scored)
+
+
+@dataclass(frozen=True)
+class _Identity:
+    """What numbers depend on besides the rows: the model, the dtypes, the code."""
+
+    model_key: str
+    dtype: str
+
+    def of_table(self, item: Collection, suite: Suite) -> str:
+        """What a table depends on."""
+        view = suite.views[item.view]
+        return fingerprint(
+            [item.kind, item.settings, view.fingerprint, self.model_key, self.dtype, code_version()]
+        )
+
+
+@dataclass
+class _Collected:
+    """Tables, why others are not there, and what was spent; on other ranks than 0 the costs alone.
+
+    Attributes:
+        tables: whole.
+        absent: reasons of those that could not be made.
+        cost: by kind, of the kinds of which something was missing.
+    """
+
+    tables: dict[Collection, Table] = field(default_factory=dict)
+    absent: dict[Collection, str] = field(default_factory=dict)
+    cost: dict[str, Cost] = field(default_factory=dict)
+
+    def keep(self, item: Collection, table: Table | Absent, store: TableStore, key: str) -> None:
+        """Take a table that was made, and save it."""
+        if isinstance(table, Absent):
+            self.absent[item] = table.reason
+            return
+        self.tables[item] = table
+        store.save(key, item.kind, table)
+
+
+def _known(suite: Suite, out_dir: Path | None, layout: RunLayout, key: str) -> Scores | None:
+    """The scores of the very same evaluation, where they have been written."""
+    if out_dir is None or suite.overwrite:
+        return None
+    known = Scores.read(out_dir, suite.name, layout)
+    same = known is not None and known.about.get("key") == key and not known.about.get("absent")
+    return known if same else None
+
+
+def _collect(subject: Subject, suite: Suite, keys: Mapping[Collection, str], store: TableStore) -> _Collected:
+    """Every table whose view is there: from the store where it has it, else collected, all of one kind together."""
+    made = _Collected()
+    for kind in dict.fromkeys(item.kind for item in keys):
+        collector = suite.plan.collectors[kind]
+        wanted = [item for item in keys if item.kind == kind]
+        if runtime.rank() == 0 and not suite.overwrite:
+            stored = {item: store.load(keys[item], collector.table) for item in wanted}
+            made.tables |= {item: table for item, table in stored.items() if table is not None}
+        # Rank 0 decides what is missing: ranks that disagreed would wait for each other for ever.
+        missing = runtime.from_rank_0(lambda: [item for item in wanted if item not in made.tables])  # noqa: B023
+        if not missing:
+            continue
+        requests = [Request(suite.views[item.view], dict(item.settings)) for item in missing]
+        tables = collector.collect(subject, requests, made.cost.setdefault(kind, Cost()))
+        for item, table in zip(missing, tables, strict=True):
+            # At once: what is interrupted later need not be collected again.
+            runtime.from_rank_0(partial(made.keep, item, table, store, keys[item]))
+    return made
+
+
+def _scores(suite: Suite, collected: _Collected, identity: _Identity, key: str) -> Scores:
+    results = results_of(suite, collected.tables, collected.absent)
+    for name, result in results.items():
+        if result.value is None:
+            log.warning("%s: %s is null: %s", suite.name, name, result.why_missing)
+    about = {
+        "key": key,
+        "suite": suite.name,
+        "forget_split": suite.section.get("forget_split"),
+        "template": suite.template.fingerprint,
+        "model": identity.model_key,
+        "dtype": identity.dtype,
+        "code": code_version(),
+        "retain_logs_path": str(suite.logs.path) if suite.logs is not None else None,
+        "cost": {kind: asdict(value) for kind, value in collected.cost.items()},
+        "views": {name: view.about() for name, view in suite.views.items()},
+        "row_ids": row_ids(results),
+        # What could not be collected may be there the next time.
+        "absent": {item.view: reason for item, reason in collected.absent.items()},
+    }
+    listed = {metric.name for metric in suite.plan.metrics if metric.in_summary}
+    order = [name for name in suite.section["metrics"] if name in results]
+    return Scores(
+        suite.name,
+        {name: results[name].as_json() for name in order},
+        tuple(name for name in order if name in listed),
+        about,
+    )
+
+
+def longest_of(model: Any) -> int | None:
+    """Tokens that a model takes at most, as its configuration says; None where it does not."""
+    inner: Any = unwrapped(model)
+    config = inner.config.get_text_config() if hasattr(inner.config, "get_text_config") else inner.config
+    longest = getattr(config, "max_position_embeddings", None)
+    return int(longest) if longest else None
+
+
+def _model_key(model: Any, of_weights: str | None) -> str:
+    """What the numbers depend on of a model: its weights, how its configuration combines them, and what ends its generations."""
+    inner: Any = unwrapped(model)
+    config = {key: value for key, value in inner.config.to_dict().items() if key not in NOT_COMPUTED}
+    ends = getattr(getattr(inner, "generation_config", None), "eos_token_id", None)
+    return fingerprint([of_weights or model_fingerprint(inner), config, ends])
+
+
+def _key_of_all(suite: Suite, keys: Mapping[Collection, str]) -> str:
+    """What the whole evaluation depends on."""
+    metrics = [
+        [
+            metric.name,
+            f"{metric.function.__module__}:{metric.function.__qualname__}",
+            repr(metric.needs),
+            dict(metric.options),
+        ]
+        for metric in suite.plan.metrics
+    ]
+    listed = [metric.name for metric in suite.plan.metrics if metric.in_summary]
+    logs = suite.logs.fingerprint if suite.logs else None
+    return fingerprint([metrics, listed, sorted(keys.values()), suite.bootstrap, logs, code_version()])

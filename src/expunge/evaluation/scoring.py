@@ -1,0 +1,73 @@
+"""Metrics on tables: what a suite's results are once everything is collected. No model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from expunge.evaluation.plan import BoundMetric, Collection
+from expunge.evaluation.results import Result
+from expunge.evaluation.suite import Suite
+from expunge.evaluation.tables import Table
+
+
+def results_of(
+    suite: Suite, tables: Mapping[Collection, Table], absent: Mapping[Collection, str]
+) -> dict[str, Result]:
+    """Every metric of a suite, with its interval.
+
+    Args:
+        suite: plan, views and retain logs.
+        tables: that are there.
+        absent: why a table could not be collected.
+    """
+    reasons = {**_without_a_view(suite), **absent}
+    results: dict[str, Result] = {}
+    for metric in suite.plan.metrics:
+        result = replace(_compute(metric, tables, reasons, results, suite), name=metric.name)
+        results[metric.name] = replace(result, interval=result.bootstrapped(*suite.bootstrap))
+    return results
+
+
+def _without_a_view(suite: Suite) -> dict[Collection, str]:
+    """Why a view is not there, for each table that needs it."""
+    plan, views = suite.plan, suite.views
+    return {
+        item: views.missing.get(item.view) or f"there is no view {item.view}: {plan.views[item.view].absent}"
+        for item in plan.collections
+        if item.view not in views
+    }
+
+
+def _compute(
+    metric: BoundMetric,
+    tables: Mapping[Collection, Table],
+    reasons: Mapping[Collection, str],
+    results: Mapping[str, Result],
+    suite: Suite,
+) -> Result:
+    """A metric on what it reads; null with the reason where something that it reads is not there."""
+    for need in metric.needs.values():
+        if isinstance(need, Collection) and need not in tables:
+            return Result.missing(reasons[need])
+    for name in metric.metrics_needed():
+        if results[name].statistic is None:
+            return Result.missing(f"{name} is null: {results[name].reason}")
+    arguments: dict[str, Any] = {}
+    for name, need in metric.needs.items():
+        if isinstance(need, Collection):
+            arguments[name] = tables[need]
+        elif isinstance(need, tuple):
+            arguments[name] = tuple(results[item] for item in need)
+        else:
+            arguments[name] = suite.logs if need is None else results[need]
+    return metric.function(**arguments, **metric.options)
+
+
+def row_ids(results: Mapping[str, Result]) -> dict[str, list[str]]:
+    """Ids of the rows of every metric that has values a row, so that another run's can be compared with them."""
+    found = {name: list(result.row_ids) for name, result in results.items() if result.columns}
+    for name, result in results.items():
+        found |= {f"{name}.{side}": list(part.row_ids) for side, part in result.parts.items() if part.columns}
+    return found

@@ -1,0 +1,103 @@
+"""The documented command lines under torchrun (gloo): training with an evaluation, an evaluation, and a fault."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mini_runs import QUIET, Outcome, model_is, names, read
+
+pytestmark = pytest.mark.slow
+SRC = Path(__file__).resolve().parents[2] / "src"
+RESULTS = ("TOFU_EVAL.json", "TOFU_SUMMARY.json")
+
+
+def launched(ranks: int, script: str, out: Path, config_dir: Path, *overrides: str) -> Outcome:
+    """A script on so many processes, or without a launcher for 0; its stderr holds stdout as well."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port", str(port)]
+    argv = [sys.executable, *(launcher if ranks else []), str(SRC / script), "--config-dir", str(config_dir)]
+    argv += ["task_name=run", f"paths.output_dir={out}", *overrides]
+    done = subprocess.run(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300, check=False
+    )
+    return Outcome(done.returncode, done.stdout, out)
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """Both result files, without what each rank counted and timed."""
+    found = {name: read(folder / name) for name in RESULTS}
+    found["TOFU_EVAL.json"]["_about"].pop("cost")
+    return found
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_an_evaluation_on_several_processes_is_that_of_one(
+    ranks: int, start_model: Path, config_dir: Path, tmp_path: Path
+) -> None:
+    # A row's tokens a batch: four rows of a view are dealt unequally.
+    own = ("experiment=eval/mini/default", "eval=few", "eval.tofu.batch_size=1", model_is(start_model))
+    one, several = (launched(size, "eval.py", tmp_path / str(size), config_dir, *own) for size in (0, ranks))
+    assert (one.code, several.code) == (0, 0), several.stderr
+    assert names(several.out) == names(one.out)
+    assert results(several.out) == results(one.out)
+    tokens = [read(run.out / "TOFU_EVAL.json")["_about"]["cost"]["tokens"] for run in (one, several)]
+    assert 0 < tokens[1]["forward_tokens"] < tokens[0]["forward_tokens"]
+    record = read(several.out / "run.json")
+    assert (record["status"], record["metrics"]) == ("complete", read(several.out / RESULTS[1]))
+    again = launched(ranks, "eval.py", tmp_path / str(ranks), config_dir, *own)
+    assert again.stderr.count("nothing changed since the evaluation") == 1
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_training_on_several_processes_ends_with_its_evaluation(
+    ranks: int, start_model: Path, config_dir: Path, tmp_path: Path
+) -> None:
+    own = ("--config-name=unlearn.yaml", "experiment=unlearn/mini/default", "trainer=GradAscent", "trainer.args.max_steps=1", "eval=few",
+           "++trainer.args.use_cpu=true", "trainer.args.eval_strategy=steps", "trainer.args.eval_steps=1", QUIET,
+           model_is(start_model))  # fmt: skip
+    done = launched(ranks, "train.py", tmp_path / "run", config_dir, *own)
+    assert done.code == 0, done.stderr
+    assert read(done.out / "run.json")["status"] == "complete"
+    summary = read(done.out / "evals" / RESULTS[1])
+    on_the_way = read(done.out / "evals" / "step-1" / RESULTS[1])
+    assert on_the_way.pop("forget_quality") is None
+    assert on_the_way == pytest.approx({name: summary[name] for name in on_the_way}, rel=1e-5)
+    # One process evaluates the saved model to the same numbers.
+    judged = ("experiment=eval/mini/default", "eval=few", model_is(done.out))
+    one = launched(0, "eval.py", tmp_path / "one", config_dir, *judged)
+    assert read(one.out / RESULTS[1]) == summary
+    # Trained already: no trainer starts the processes' group, and the ranks share the evaluation all the same.
+    (done.out / "evals" / RESULTS[0]).unlink()
+    again = launched(ranks, "train.py", tmp_path / "run", config_dir, *own)
+    assert again.code == 0, again.stderr
+    assert again.stderr.count("is trained already") == 1
+    assert read(done.out / "evals" / RESULTS[1]) == summary
+
+
+def test_a_fault_is_reported_once(start_model: Path, config_dir: Path, tmp_path: Path) -> None:
+    own = ("experiment=eval/mini/default", "eval=few", model_is(start_model))
+    # By validation, before the processes meet.
+    faulty = launched(
+        2, "eval.py", tmp_path / "run", config_dir, *own, "eval.tofu.metrics.forget_quality.x=1"
+    )
+    assert faulty.code != 0
+    assert faulty.stderr.count("forget_quality.x") == 1, faulty.stderr
+    # In rows, which every process reads; and in the folder, which only the first one looks at.
+    (tmp_path / "rows.json").write_text('{"question": "Who?"}\n')
+    rows = f"eval.tofu.views.forget_answer.hf_args={{path: {tmp_path / 'rows.json'}}}"
+    faulty = launched(3, "eval.py", tmp_path / "run", config_dir, *own, rows)
+    assert faulty.code != 0
+    assert faulty.stderr.count("under 'answer'") == 1, faulty.stderr
+    (tmp_path / "run").mkdir(exist_ok=True)
+    (tmp_path / "run" / "own.txt").write_text("a file of somebody's")
+    faulty = launched(2, "eval.py", tmp_path / "run", config_dir, *own)
+    assert faulty.code != 0
+    assert faulty.stderr.count("holds no run of this tool") == 1, faulty.stderr
+    assert names(tmp_path / "run") == {"own.txt"}
