@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from expunge.config.listing import entries, kinds, page_of, show
-from expunge.config.signatures import make_importable
+from expunge.core.handlers import make_importable
 from expunge.core.errors import UserError
 
 

@@ -11,7 +11,7 @@ import yaml
 from expunge.config.compose import compose_config
 from expunge.config.describe import describe
 from expunge.config.local_data import count_rows, local_file
-from expunge.config.validate import find_faults, load_config, validate
+from expunge.config.validate import find_faults, load_config
 from expunge.core.config import Config
 from expunge.core.errors import UserError
 
@@ -117,7 +117,7 @@ def test_unknown_method_is_told_with_the_rest_but_not_judged() -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("trainer.args.eval_strategy=step", "not a strategy"),
+        ("trainer.args.eval_strategy=step", "did you mean 'steps'?"),
         ("trainer.args.resume_from_checkpoint=nowhere", "no such folder"),
         ("trainer.args.gradient_accumulation_steps=1.5", "whole number"),
         ("trainer.args.learning_rate=fast", "must be a number"),
@@ -208,10 +208,13 @@ def test_evaluation_without_a_suite() -> None:
     assert "eval=tofu" in found
 
 
-def test_validate_raises_for_a_composed_configuration() -> None:
-    validate(compose_config("unlearn", TOFU))
-    with pytest.raises(UserError, match="task_name is not given"):
-        validate(compose_config("unlearn"))
+def test_what_is_bound_is_what_a_run_gets() -> None:
+    cfg = load_config("unlearn", [*QUICK, "trainer=NPO", "trainer.method_args.beta=0.5", "retain=kl"])
+    own = cfg.bound["trainer.method_args"]
+    assert (own.handler, own.kwargs) == ("expunge.methods.npo:npo", {"beta": 0.5})
+    assert (own.options["gamma"], own.options["alpha"]) == (1.0, 1.0)
+    assert cfg.bound["trainer.method_args.retain"].handler == "expunge.methods.retain:kl"
+    assert cfg.bound["data.forget.TOFU_QA_forget.args"].handler == "expunge.data.datasets:qa"
 
 
 def test_describe(

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from expunge.lm.logprobs import sequence_logp, token_logp
-from expunge.methods.binding import bind, import_loss
+from expunge.core.binding import Binder
+from expunge.core.handlers import load_handler, read_signature
 
 LOSSES = {
     "expunge.methods.grad_ascent:grad_ascent": {"forget": -1},
@@ -80,16 +81,16 @@ class Case:
             }
 
     def __call__(self, handler: str, **hyper: Any) -> Tensor:
-        loss = import_loss(handler)
-        faults: list[Any] = []
-        kwargs = bind(loss, {**HYPER.get(handler, {}), **hyper}, {}, (), faults)
-        assert not faults
-        return loss(*(self.quantities[need.name] for need in loss.spec.needs), **kwargs)
+        loss = load_handler(handler)
+        binder = Binder()
+        bound = binder.bind("args", read_signature(handler), {**HYPER.get(handler, {}), **hyper})
+        assert bound is not None, binder.faults
+        return loss(*(self.quantities[need.name] for need in loss.spec.needs), **bound.kwargs)
 
 
 @pytest.mark.parametrize("handler", LOSSES)
 def test_shape_is_what_the_kind_says_and_masked_places_are_zero(handler: str):
-    case, kind = Case(), import_loss(handler).spec.kind
+    case, kind = Case(), load_handler(handler).spec.kind
     value = case(handler)
     assert value.shape == (SHAPE[:2] if kind == "token" else SHAPE[:1])
     assert value.isfinite().all()
@@ -117,7 +118,7 @@ def test_masked_positions_change_nothing(handler: str, junk: float):
 def test_a_fully_masked_row_has_no_gradient_and_a_one_token_row_has_one(handler: str):
     case = Case()
     case(handler).sum().backward()
-    read = {need.side for need in import_loss(handler).spec.needs if not need.reference}
+    read = {need.side for need in load_handler(handler).spec.needs if not need.reference}
     for side in read:
         gradient = case.logits[side].grad
         assert gradient is not None
@@ -156,13 +157,13 @@ def test_a_step_down_moves_the_likelihood_the_way_it_should(handler: str, side: 
 def test_only_what_is_read_has_a_gradient(handler: str):
     case = Case()
     case(handler).sum().backward()
-    read = {need.side for need in import_loss(handler).spec.needs if not need.reference}
+    read = {need.side for need in load_handler(handler).spec.needs if not need.reference}
     assert {side for side, logits in case.logits.items() if logits.grad is not None} == read
 
 
 @pytest.mark.parametrize("handler", LOSSES)
 def test_every_loss_says_where_it_comes_from(handler: str):
-    spec = import_loss(handler).spec
+    spec = load_handler(handler).spec
     assert spec.paper.startswith("arXiv:")
     assert "github.com" in spec.code
     assert spec.name == handler.partition(":")[2]

@@ -8,9 +8,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from expunge.config.model_keys import ADAPTER_KEYS
 from expunge.core.errors import Fault, UserError, unknown
 
-KEYS = ("type", "path", "r", "alpha", "dropout", "target_modules", "bias", "merge", "allow_other_base")
 TYPES = ("none", "lora", "qlora")
 BIASES = ("none", "all", "lora_only")
 # The field's values for finetuning on TOFU and WMDP (SOUL's finetuning scripts).
@@ -49,13 +49,15 @@ class AdapterArgs:
         """Read and check the section.
 
         Args:
-            section: keys of `KEYS`; None and an empty one mean no adapter.
+            section: keys of `ADAPTER_KEYS`; None and an empty one mean no adapter.
 
         Raises:
             UserError: unknown keys and values that cannot be, all together.
         """
         given = {key: value for key, value in (section or {}).items() if value is not None}
-        faults = [unknown("key of model.adapter", key, KEYS) for key in given if key not in KEYS]
+        faults = [
+            unknown("key of model.adapter", key, ADAPTER_KEYS) for key in given if key not in ADAPTER_KEYS
+        ]
         faults += _value_faults(given)
         if faults:
             raise UserError.of(faults)

@@ -8,9 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.utils.import_utils import is_flash_attn_2_available
 
+from expunge.config.model_keys import ATTENTIONS
 from expunge.core.errors import UserError, unknown
-
-KNOWN = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 
 
 def choose_attention(
@@ -33,8 +32,8 @@ def choose_attention(
     """
     if asked is None:
         return None
-    if asked not in KNOWN and "/" not in asked:
-        raise UserError.of([unknown("attn_implementation", asked, KNOWN)])
+    if asked not in ATTENTIONS and "/" not in asked:
+        raise UserError.of([unknown("attn_implementation", asked, ATTENTIONS)])
     # A class from remote code is in no table: its own check at loading then has the last word.
     model_class: Any = AutoModelForCausalLM._model_mapping.get(type(config), None)
     lacks = _flash_lacks(asked, model_class, where, dtype) if asked.startswith("flash_attention") else ""

@@ -10,9 +10,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, Protocol, TypeVar, cast
 
-from expunge.core.errors import Fault, UserError, unknown
+from expunge.core.binding import Bound
 from expunge.data.datasets import Dataset
-from expunge.methods.binding import bind_keywords, import_module
 from expunge.models.load import Loaded
 
 F = TypeVar("F", bound=Callable[..., None])
@@ -149,41 +148,11 @@ class Procedure:
     run: Callable[..., None]
 
 
-def build_procedure(handler: str, args: Mapping[str, Any]) -> Procedure:
-    """Find a procedure and bind its hyper-parameters.
-
-    Args:
-        handler: "module:function".
-        args: `procedure.args`.
+def procedure_of(chosen: Bound) -> Procedure:
+    """The procedure that was bound, with its hyper-parameters.
 
     Raises:
-        UserError: no such procedure; unknown names and values that cannot be, all together.
+        UserError: it cannot be imported.
     """
-    module, name = import_module(handler)
-    function = getattr(module, name, None)
-    if function is None:
-        names = [
-            key
-            for key, value in vars(module).items()
-            if isinstance(getattr(value, "spec", None), ProcedureSpec)
-        ]
-        raise UserError.of([unknown(f"procedure of {module.__name__}", name, names)])
-    spec = getattr(function, "spec", None)
-    if not isinstance(spec, ProcedureSpec):
-        raise UserError(f"{handler} is not a procedure", "decorate it with expunge.procedures.base.procedure")
-    faults: list[Fault] = []
-    for key, value in args.items():
-        if reason := spec.refused.get(f"{key}={value}"):
-            raise UserError(f"procedure.args.{key}={value}: {reason}", f"the default is {spec.hyper[key]!r}")
-    bound = bind_keywords(function, spec.name, args, faults, hyper=spec.hyper)
-    for key in spec.at_least_0:
-        if isinstance(bound.get(key), int | float) and bound[key] < 0:
-            faults.append(
-                Fault(
-                    f"procedure.args.{key}={bound[key]}: must be a number of at least 0",
-                    f"the default is {spec.hyper[key]!r}",
-                )
-            )
-    if faults:
-        raise UserError.of(faults)
-    return Procedure(spec, partial(function, **bound))
+    function = chosen.load()
+    return Procedure(function.spec, partial(function, **chosen.kwargs))
