@@ -6,9 +6,9 @@ import pytest
 
 from expunge.config.aliases import BITSANDBYTES, DROPPED, RENAMED, fit_machine, translate
 from expunge.config.checks.trainer import training_arguments
+from expunge.config.location import config_roots
 from expunge.config.short_names import DATASETS
 from expunge.core.handlers import read_signature
-from expunge.config.location import config_roots
 
 
 def run(args: dict[str, Any], *typed: str, has: bool = False) -> tuple[dict[str, Any], list[str], list[str]]:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from expunge.lm.logprobs import sequence_logp, token_logp
 from expunge.core.binding import Binder
 from expunge.core.handlers import load_handler, read_signature
+from expunge.lm.logprobs import sequence_logp, token_logp
 
 LOSSES = {
     "expunge.methods.grad_ascent:grad_ascent": {"forget": -1},

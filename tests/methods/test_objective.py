@@ -105,7 +105,9 @@ def test_faults_are_told_together():
 
 @pytest.mark.parametrize("beta", [0, -1, "0.1", True, math.inf])
 def test_a_value_that_cannot_be_is_refused(beta: Any):
-    with pytest.raises(UserError, match=rf"trainer.method_args.beta={beta}: must be a (finite )?number above 0"):
+    with pytest.raises(
+        UserError, match=rf"trainer.method_args.beta={beta}: must be a (finite )?number above 0"
+    ):
         build_objective(NPO, {"beta": beta})
 
 
@@ -130,7 +132,7 @@ def test_nothing_to_optimise():
 
 
 def test_a_weight_without_a_default_has_to_be_given():
-    with pytest.raises(UserError, match="method_args.gamma is not given, and forget_kl has no default"):
+    with pytest.raises(UserError, match=r"method_args\.gamma is not given, and forget_kl has no default"):
         build_objective("expunge.methods.forget_kl:forget_kl", {})
     assert names(build_objective("expunge.methods.forget_kl:forget_kl", {"gamma": 0.1})) == [
         "forget_kl",
@@ -155,7 +157,7 @@ def odd(
 def test_values_are_checked_against_the_annotations():
     handler = f"{__name__}:odd"
     sys.modules.setdefault(__name__, sys.modules[odd.__module__])
-    with pytest.raises(UserError, match="method_args.needed is not given"):
+    with pytest.raises(UserError, match=r"method_args\.needed is not given"):
         build_objective(handler, {})
     for wrong in ({"needed": 1.5}, {"mode": "c"}, {"limit": "x"}, {"flag": 1}, {"word": 3}):
         with pytest.raises(UserError, match=f"method_args.{next(iter(wrong))}=.*must be"):

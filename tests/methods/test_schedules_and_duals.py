@@ -76,9 +76,9 @@ def test_no_schedule_and_bad_schedules():
     assert build_objective(GRAD_DIFF, {}).report() == {}
     with pytest.raises(UserError, match="did you mean 'ramp'"):
         build_objective(GRAD_DIFF, {"schedule": "rmap"})
-    with pytest.raises(UserError, match="schedule.after=1: switch takes no 'after'"):
+    with pytest.raises(UserError, match=r"schedule\.after=1: switch takes no 'after'"):
         build_objective(GRAD_DIFF, {"schedule": {"handler": "switch", "after": 1}})
-    with pytest.raises(UserError, match="schedule.at=half: must be a number"):
+    with pytest.raises(UserError, match=r"schedule\.at=half: must be a number"):
         build_objective(GRAD_DIFF, {"schedule": {"handler": "switch", "at": "half"}})
 
 

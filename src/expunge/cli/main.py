@@ -147,7 +147,7 @@ def _validate(args: argparse.Namespace) -> None:
 
 def _ls(args: argparse.Namespace) -> None:
     from expunge.config.listing import entries, kinds
-    from expunge.core.handlers import make_importable
+    from expunge.core.source import make_importable
 
     make_importable(args.config_dir)
     if args.kind is None:
@@ -163,7 +163,7 @@ def _ls(args: argparse.Namespace) -> None:
 
 def _show(args: argparse.Namespace) -> None:
     from expunge.config.listing import show
-    from expunge.core.handlers import make_importable
+    from expunge.core.source import make_importable
 
     make_importable(args.config_dir)
     print(show(args.name, args.config_dir))

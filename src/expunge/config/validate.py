@@ -18,8 +18,8 @@ from expunge.config.checks.trainer import OWN_ARGS, check_trainer, training_argu
 from expunge.config.compose import MISSING, compose_all
 from expunge.core.config import Config
 from expunge.core.errors import Fault, UserError, unknown
-from expunge.core.handlers import make_importable
 from expunge.core.layout import EXPUNGE, LAYOUTS
+from expunge.core.source import make_importable
 
 MODES = ("finetune", "unlearn", "eval")
 

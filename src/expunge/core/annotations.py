@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from expunge.core.errors import nearest
-from expunge.core.handlers import Code, Signature, definition, imported_as, literal
+from expunge.core.handlers import Code, Signature, literal
+from expunge.core.source import definition, imported_as
 
 SCALARS = ("int", "float", "bool", "str", "None")
 SEQUENCES = ("Sequence", "list", "List", "tuple", "Tuple")

@@ -249,6 +249,22 @@ class Binder:
         )
 
 
+def bound_alone(bind: Callable[..., object], *args: Any) -> dict[str, Bound]:
+    """What a binding function binds, without a configuration around it.
+
+    Args:
+        bind: takes a binder first, such as `config.method.bind_method`.
+        *args: the rest of its arguments.
+
+    Raises:
+        UserError: every fault together.
+    """
+    binder = Binder()
+    bind(binder, *args)
+    binder.tell()
+    return binder.bound
+
+
 def _refused(signature: Signature, name: str, value: Any) -> str:
     """Why a value that others offer cannot be had here, by a decorator's `refused`; empty where it can."""
     for decorator in signature.decorators.values():

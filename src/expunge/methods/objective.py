@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.config.method import COMBINE, KEY, RETAIN, SCHEDULE, bind_method, terms_of
-from expunge.core.binding import Binder, Bound, Switches
+from expunge.core.binding import Bound, Switches, bound_alone
 from expunge.core.errors import UserError
 from expunge.core.needs import DERIVED, FROM_PASS, Need
 from expunge.lm.labels import Side
@@ -210,10 +210,7 @@ def build_objective(
     Raises:
         UserError: all faults together.
     """
-    binder = Binder()
-    bind_method(binder, handler, method_args, switches)
-    binder.tell()
-    return objective_of(binder.bound)
+    return objective_of(bound_alone(bind_method, handler, method_args, switches))
 
 
 def objective_of(bound: Mapping[str, Bound]) -> Objective:

@@ -12,7 +12,8 @@ from expunge.config.checks.checking import Checking
 from expunge.config.checks.stepping import check_stepping
 from expunge.config.method import KEY, RETAIN, bind_method, extra_terms, losses_of
 from expunge.core.annotations import ANY, Type, read_type
-from expunge.core.handlers import Signature, dataclass_fields, definition
+from expunge.core.handlers import Signature, dataclass_fields
+from expunge.core.source import definition
 
 # Keys of `trainer.args` that are ours and not TrainingArguments'.
 OWN_ARGS = ("warmup_epochs",)

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from expunge.core.handlers import REQUIRED, load_handler, make_importable, read_signature
 from expunge.core.errors import UserError
+from expunge.core.handlers import REQUIRED, load_handler, read_signature
+from expunge.core.source import make_importable
 
 
 def test_own_loss_is_read_without_importing(own_configs: Path) -> None:
