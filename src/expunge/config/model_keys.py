@@ -20,9 +20,6 @@ TEMPLATE_KEYS = (
     "system_prompt_with_special_tokens",
     *TAGS,
 )
-ADAPTER_KEYS = (
-    "type", "path", "r", "alpha", "dropout", "target_modules", "bias", "merge", "allow_other_base",
-)  # fmt: skip
 ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 DTYPES = {
     "float32": "float32", "fp32": "float32", "float": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16",

@@ -173,26 +173,16 @@ class Binder:
         """
         before, beside = len(self.faults), dict(options or {})
         takes = {
-            name: Option(signature.keyword[name], type_of(signature, name)) for name in signature.keyword
+            name: Option(default, type_of(signature, name)) for name, default in signature.keyword.items()
         }
         takes |= {name: Option(signature.positional_defaults.get(name, REQUIRED)) for name in positional}
-        known = takes | beside
+        hints, present = advice or {}, {**(switches or {}), **given}
         for name, value in given.items():
-            if value == MISSING:
-                self.fault(f"{key}.{name} is not given", f"add {key}.{name}=VALUE")
-            elif name in known:
-                refused = _refused(signature, name, value)
-                self._value(f"{key}.{name}", value, known[name], refused, (advice or {}).get(name, ""))
-            elif not signature.open:
-                self._unknown(f"{key}.{name}", name, value, signature, known)
+            self._value(f"{key}.{name}", name, value, signature, takes | beside, hints.get(name, ""))
         for name, value in (switches or {}).items():
-            where = f"compat.switches.{signature.name}.{name}"
-            if name not in takes:
-                self._unknown(where, name, value, signature, takes)
-            elif name not in given:
-                self._value(where, value, takes[name], "")
-        present = {**(switches or {}), **given}
-        for name, option in known.items():
+            if name not in given:
+                self._value(f"compat.switches.{signature.name}.{name}", name, value, signature, takes)
+        for name, option in (takes | beside).items():
             if option.default is REQUIRED and present.get(name) is None:
                 self.fault(
                     f"{key}.{name} is not given, and {signature.name} has no default for it",
@@ -228,15 +218,30 @@ class Binder:
             self.fault(f"{self.typed(key, value)}: must be {complaint}", " ".join(filter(None, hints)))
         return not complaint
 
-    def _value(self, key: str, value: Any, option: Option, refused: str, advice: str = "") -> None:
-        default = (
-            advice if option.default is REQUIRED else advice or f"the default is {_shown(option.default)}"
-        )
-        if refused:
-            self.fault(f"{self.typed(key, value)}: {refused}", default)
+    def _value(
+        self,
+        key: str,
+        name: str,
+        value: Any,
+        signature: Signature,
+        known: Mapping[str, Option],
+        advice: str = "",
+    ) -> None:
+        """Note what is wrong with one value: no such keyword, missing, refused, or of another type."""
+        if name not in known:
+            if not signature.open:
+                self._unknown(key, name, value, signature, known)
+            return
+        option = known[name]
+        required = option.default is REQUIRED
+        advice = advice or ("" if required else f"the default is {_shown(option.default)}")
+        if value == MISSING:
+            self.fault(f"{key} is not given", f"add {key}=VALUE")
+        elif reason := _refused(signature, name, value):
+            self.fault(f"{self.typed(key, value)}: {reason}", advice)
         # A required value that is null is reported as not given.
-        elif value is not None or option.default is not REQUIRED:
-            self.check(key, value, option.type, default)
+        elif value is not None or not required:
+            self.check(key, value, option.type, advice)
 
     def _unknown(
         self, key: str, name: str, value: Any, signature: Signature, known: Mapping[str, Option]

@@ -34,6 +34,7 @@ class AtMost:
     bound: float
 
 
+Positive = Annotated[float, Above(0)]
 NotNegative = Annotated[float, AtLeast(0)]
 Share = Annotated[float, Above(0), AtMost(1)]
 Decay = Annotated[float, AtLeast(0), Below(1)]

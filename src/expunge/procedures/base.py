@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -73,11 +73,8 @@ class ProcedureSpec:
     Attributes:
         name: the function's name.
         sides: the rows it is given, by the names of its positional parameters after the first.
-        hyper: its keyword-only parameters with their defaults.
         stages: the trainings it consists of, stage -> side; `final` = the one whose model is the run's. A
             keyword-only parameter of a stage's name holds TrainingArguments of that stage.
-        at_least_0: the hyper-parameters that must not be negative.
-        refused: "name=value" -> why that value, which the field has, cannot be had here.
         whole_model: whether it computes with all weights, so that a start model that is an adapter, or in 4
             bits, does not do.
         paper: where it is defined.
@@ -86,10 +83,7 @@ class ProcedureSpec:
 
     name: str
     sides: tuple[Side, ...]
-    hyper: Mapping[str, Any]
     stages: Mapping[str, Side]
-    at_least_0: tuple[str, ...] = ()
-    refused: Mapping[str, str] = field(default_factory=dict)
     whole_model: bool = False
     paper: str = ""
     code: str = ""
@@ -104,9 +98,17 @@ def procedure(
     paper: str = "",
     code: str = "",
 ) -> Callable[[F], F]:
-    """Give a function `(stages, forget | retain..., *, hyper-parameters)` its `.spec`; nothing is registered. Arguments as `ProcedureSpec`.
+    """Give a function `(stages, forget | retain..., *, hyper-parameters)` its `.spec`; nothing is registered.
 
-    Values are written as literals: validation reads them from the source, without importing it.
+    Values are written as literals: the binder reads them from the source, without importing it.
+
+    Args:
+        stages: see `ProcedureSpec`.
+        at_least_0: the hyper-parameters that must not be negative.
+        refused: "name=value" -> why that value, which the field has, cannot be had here.
+        whole_model: see `ProcedureSpec`.
+        paper: where it is defined.
+        code: code at a commit.
 
     Raises:
         ValueError: a positional parameter that is no side, or a name that is no hyper-parameter.
@@ -114,7 +116,7 @@ def procedure(
 
     def decorate(function: F) -> F:
         parameters = list(inspect.signature(function).parameters.values())[1:]
-        hyper = {item.name: item.default for item in parameters if item.kind is item.KEYWORD_ONLY}
+        hyper = {item.name for item in parameters if item.kind is item.KEYWORD_ONLY}
         sides = [item.name for item in parameters if item.kind is not item.KEYWORD_ONLY]
         wrong = [name for name in sides if name not in SIDES]
         wrong += [
@@ -126,10 +128,10 @@ def procedure(
             raise ValueError(
                 f"{function.__name__}: {wrong[0]!r} is neither a side of the data nor a hyper-parameter"
             )
+        spec_sides = cast(tuple[Side, ...], tuple(sides))
         cast(Any, function).spec = ProcedureSpec(
-            function.__name__, cast(tuple[Side, ...], tuple(sides)), MappingProxyType(hyper), MappingProxyType(dict(stages)), at_least_0,
-            MappingProxyType(dict(refused or {})), whole_model, paper, code,
-        )  # fmt: skip
+            function.__name__, spec_sides, MappingProxyType(dict(stages)), whole_model, paper, code
+        )
         return function
 
     return decorate

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from expunge.config.adapter import ADAPTER_FILE, bind_adapter
 from expunge.config.checks.checking import Checking
 from expunge.config.model_keys import (
-    ADAPTER_KEYS,
     ATTENTIONS,
     DTYPES,
     MODEL_KEYS,
@@ -17,7 +17,6 @@ from expunge.config.model_keys import (
 from expunge.core.annotations import Type
 
 MODEL_FILE = "config.json"
-ADAPTER_FILE = "adapter_config.json"
 
 
 def check_model(check: Checking) -> None:
@@ -27,9 +26,9 @@ def check_model(check: Checking) -> None:
     for name, keys, reader in (
         ("tokenizer_args", TOKENIZER_KEYS, "a tokenizer's loader"),
         ("template_args", TEMPLATE_KEYS, "a template"),
-        ("adapter", ADAPTER_KEYS, "an adapter"),
     ):
         check.known(f"model.{name}", check.cfg.section(f"model.{name}"), keys, reader)
+    bind_adapter(check, check.cfg.section("model.adapter"))
     for key in ("torch_dtype", "master_dtype"):
         value = args.get(key)
         _choice(

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from expunge.config.adapter import ADAPTER_FILE
 from expunge.config.checks.checking import Checking
-from expunge.config.checks.model import ADAPTER_FILE
 from expunge.config.procedure import ARGS, find_procedure, stages_of
 from expunge.core.annotations import Type
 from expunge.core.handlers import Signature
