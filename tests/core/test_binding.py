@@ -329,6 +329,15 @@ def test_a_choice_that_is_not_there(node: Any, message: str, hint: str) -> None:
     assert hint in fault.hint
 
 
+def test_a_function_that_cannot_be_called_as_that_kind_of_thing_is_refused() -> None:
+    binder = Binder()
+    assert binder.find("key", HANDLER, {}, "rule", places=0) is None
+    (fault,) = binder.faults
+    assert fault.message == f"key={HANDLER}: example is not a rule"
+    assert fault.hint == "it has 2 positional parameters, and a rule has 0"
+    assert binder.find("key", HANDLER, {}, "pair", places=2) is not None
+
+
 def test_what_is_loaded_is_the_function_and_what_cannot_be_is_reported() -> None:
     binder = Binder()
     bound = binder.bind("key", read_signature(HANDLER), {"needed": 1})

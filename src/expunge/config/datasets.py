@@ -26,7 +26,7 @@ def bind_dataset(binder: Binder, key: str, node: Any) -> Bound | None:
             f"write {key}.handler=HANDLER",
         )
         return None
-    signature = binder.find(f"{key}.handler", node.get("handler"), DATASETS, "data handler")
+    signature = binder.find(f"{key}.handler", node.get("handler"), DATASETS, "data handler", places=1)
     if signature is None:
         return None
     args = node.get("args") or {}

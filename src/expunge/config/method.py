@@ -85,27 +85,26 @@ def bind_method(
     signature = _loss_at(binder, "trainer.handler", handler)
     if signature is None:
         return None
-    given = dict(method_args)
-    if "retain_loss_type" in given:
-        given.setdefault("retain", given.pop("retain_loss_type"))
-        given.pop("retain_loss_type", None)
+    given = {name: value for name, value in method_args.items() if name != "retain_loss_type"}
+    if "retain_loss_type" in method_args:
+        given.setdefault("retain", method_args["retain_loss_type"])
     options = weight_options(signature)
-    # A weight that is null is the default one.
-    present = {name: value for name, value in given.items() if value is not None or name not in options}
-    own = binder.bind(KEY, signature, present, options=options, switches=switches(signature.name))
-    chosen = {name: given.get(name, options[name].default) for name in ("retain", "schedule", "combine")}
-    retain = _bind_retain(binder, chosen["retain"], switches)
-    if _handler(chosen["schedule"]) not in (*NONE, "constant", SCHEDULES["constant"]):
-        binder.choose(SCHEDULE, chosen["schedule"], SCHEDULES, "schedule")
-    if _handler(chosen["combine"]) not in (*NONE, "sum"):
-        binder.choose(COMBINE, chosen["combine"], COMBINATIONS, "combination of gradients")
-        if retain is None and RETAIN not in {fault.message.partition("=")[0] for fault in binder.faults}:
-            text = binder.typed(COMBINE, _handler(chosen["combine"]))
+    own = _bind_own(binder, signature, given, options, switches)
+    retain, schedule, combine = (
+        given.get(name, options[name].default) for name in ("retain", "schedule", "combine")
+    )
+    _bind_retain(binder, retain, switches)
+    if _handler(schedule) not in (*NONE, "constant", SCHEDULES["constant"]):
+        binder.choose(SCHEDULE, schedule, SCHEDULES, "schedule", places=1)
+    if _handler(combine) not in (*NONE, "sum"):
+        binder.choose(COMBINE, combine, COMBINATIONS, "combination of gradients", places=0)
+        if _handler(retain) in NONE:
+            text = binder.typed(COMBINE, _handler(combine))
             binder.fault(
                 f"{text} holds a gradient against the retain term's, and there is none", "choose retain=nll"
             )
     if own is not None:
-        _bind_extra(binder, own, present, switches)
+        _bind_extra(binder, own, switches)
         _one_pattern(binder)
     return own
 
@@ -121,30 +120,38 @@ def terms_of(bound: Mapping[str, Bound]) -> Iterator[tuple[Bound, float, bool]]:
         yield bound[RETAIN], float(own.options["alpha"]), True
 
 
-def _bind_retain(binder: Binder, choice: Any, switches: Switches) -> Signature | None:
-    if isinstance(choice, Mapping) and "handler" not in choice:
+def _bind_own(
+    binder: Binder,
+    signature: Signature,
+    given: Mapping[str, Any],
+    options: Mapping[str, Option],
+    switches: Switches,
+) -> Bound | None:
+    # A weight that is null is the default one.
+    present = {name: value for name, value in given.items() if value is not None or name not in options}
+    weights = [name for name, option in options.items() if option.type == WEIGHT]
+    advice = {name: f"for example {KEY}.{name}=0" for name in weights}
+    own_switches = switches(signature.name)
+    return binder.bind(KEY, signature, present, options=options, switches=own_switches, advice=advice)
+
+
+def _bind_retain(binder: Binder, choice: Any, switches: Switches) -> None:
+    given = dict(choice) if isinstance(choice, Mapping) else {"handler": choice}
+    if "handler" not in given:
         hint = f"give one of {', '.join(RETAIN_TERMS)}, none, or module:function"
         binder.fault(f"{RETAIN} has no handler", hint)
-        return None
-    if _handler(choice) in NONE:
-        return None
-    where = f"{RETAIN}.handler" if isinstance(choice, Mapping) else RETAIN
-    signature = _loss_at(binder, where, _handler(choice), RETAIN_TERMS)
-    if signature is not None:
-        given = (
-            {key: value for key, value in choice.items() if key != "handler"}
-            if isinstance(choice, Mapping)
-            else {}
-        )
-        binder.bind(RETAIN, signature, given, switches=switches(signature.name))
-    return signature
+    elif (handler := given.pop("handler")) not in NONE:
+        where = f"{RETAIN}.handler" if isinstance(choice, Mapping) else RETAIN
+        signature = _loss_at(binder, where, handler, RETAIN_TERMS)
+        if signature is not None:
+            binder.bind(RETAIN, signature, given, switches=switches(signature.name))
 
 
-def _bind_extra(binder: Binder, own: Bound, given: Mapping[str, Any], switches: Switches) -> None:
+def _bind_extra(binder: Binder, own: Bound, switches: Switches) -> None:
     """Bind the further terms of a method's own, those of weight 0 left out: a loss that is not computed needs no hyper-parameters."""
+    values = {**own.signature.keyword, **own.kwargs}
     for key, term in extra_terms(own.signature).items():
         if own.options[key]:
-            values = {**own.signature.keyword, **own.kwargs}
             shared = {name: values[name] for name in term.keyword if name in values}
             binder.bind(f"{KEY}.{key}", term, shared, switches=switches(term.name))
 

@@ -68,7 +68,7 @@ def bind_rules(binder: Binder, rules: Any) -> None:
     for name, rule in (rules or {}).items():
         key = f"{RULE}.{name}"
         if isinstance(rule, Mapping):
-            signature = binder.find(key, rule.get("handler", name), RULES, "rule")
+            signature = binder.find(key, rule.get("handler", name), RULES, "rule", places=0)
             if signature is not None:
                 binder.bind(
                     key, signature, {item: value for item, value in rule.items() if item != "handler"}

@@ -100,7 +100,9 @@ class Binder:
         if self.faults:
             raise UserError.of(self.faults)
 
-    def find(self, key: str, handler: Any, names: Mapping[str, str], what: str) -> Signature | None:
+    def find(
+        self, key: str, handler: Any, names: Mapping[str, str], what: str, places: int | None = None
+    ) -> Signature | None:
         """The signature of a handler; None, with a fault noted, where it cannot be read.
 
         Args:
@@ -108,26 +110,35 @@ class Binder:
             handler: `module:function`, or one of the short names.
             names: short names and their handlers.
             what: the kind of thing, for messages.
+            places: the number of positional parameters that whoever calls it gives; None = any.
         """
         if not isinstance(handler, str) or not handler:
             known = f"one of {', '.join(names)}, or module:function" if names else "module:function"
             self.fault(f"{key} is not given: there is no {what}", f"give {known}")
             return None
-        folded = handler if handler in names else handler.lower()
-        if folded in names:
-            return read_signature(names[folded])
+        handler = names.get(handler, names.get(handler.lower(), handler))
         if ":" not in handler and names:
             found = unknown(what, handler, list(names))
             self.fault(f"{self.typed(key, handler)}: {found.message}", f"{found.hint}, or module:function")
             return None
         try:
-            return read_signature(handler)
+            signature = read_signature(handler)
         except UserError as error:
             for found in error.faults:
                 self.fault(f"{self.typed(key, handler)}: {found.message}", found.hint)
             return None
+        needed = [name for name in signature.positional if name not in signature.positional_defaults]
+        if places is not None and len(needed) != places:
+            self.fault(
+                f"{self.typed(key, handler)}: {signature.name} is not a {what}",
+                f"it has {len(needed)} positional parameters, and a {what} has {places}",
+            )
+            return None
+        return signature
 
-    def choose(self, key: str, node: Any, names: Mapping[str, str], what: str, **more: Any) -> Bound | None:
+    def choose(
+        self, key: str, node: Any, names: Mapping[str, str], what: str, *, places: int | None = None
+    ) -> Bound | None:
         """Bind what a section names.
 
         Args:
@@ -135,15 +146,15 @@ class Binder:
             node: a short name, `module:function`, or {handler, ...keyword arguments}.
             names: short names and their handlers.
             what: the kind of thing, for messages.
-            **more: see `bind`.
+            places: see `find`.
 
         Returns:
             What was bound; None, with a fault noted, where something is wrong.
         """
-        given = dict(node) if isinstance(node, Mapping) else {}
+        given = dict(node) if isinstance(node, Mapping) else {"handler": node}
         where = f"{key}.handler" if isinstance(node, Mapping) else key
-        signature = self.find(where, given.pop("handler", None) if given else node or None, names, what)
-        return None if signature is None else self.bind(key, signature, given, **more)
+        signature = self.find(where, given.pop("handler", None), names, what, places)
+        return None if signature is None else self.bind(key, signature, given)
 
     def bind(
         self,
