@@ -4,9 +4,11 @@ from typing import Any
 
 import pytest
 
-from expunge.config.aliases import BITSANDBYTES, DATASETS, DROPPED, RENAMED, fit_machine, translate
+from expunge.config.aliases import BITSANDBYTES, DROPPED, RENAMED, fit_machine, translate
 from expunge.config.checks.trainer import training_arguments
 from expunge.config.location import config_roots
+from expunge.config.short_names import DATASETS
+from expunge.core.handlers import read_signature
 
 
 def run(args: dict[str, Any], *typed: str, has: bool = False) -> tuple[dict[str, Any], list[str], list[str]]:
@@ -39,9 +41,9 @@ def test_optimizers_that_take_the_place_exist() -> None:
 
 
 def test_dataset_names_are_the_data_rooms() -> None:
-    from expunge.data.datasets import ALIASES
-
-    assert DATASETS == ALIASES
+    """Each takes the context alone by place."""
+    for handler in DATASETS.values():
+        assert read_signature(handler).positional == ("context",)
 
 
 def test_renamed_wins_over_the_yaml_and_loses_to_the_typed() -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from expunge.config.listing import entries, kinds, page_of, show
-from expunge.config.signatures import make_importable
 from expunge.core.errors import UserError
+from expunge.core.source import make_importable
 
 
 def test_methods_are_told_by_their_docstrings() -> None:

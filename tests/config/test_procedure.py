@@ -113,10 +113,13 @@ def test_where_a_procedure_cannot_be() -> None:
 
 def test_sections_that_are_no_procedure(base: Config) -> None:
     assert "this is a choice of the group procedure" in found_with(base, procedure="whp")[0]
-    assert "is no procedure" in found_with(base, procedure={"handler": "expunge.methods.npo:npo"})[0]
+    assert "is not a procedure" in found_with(base, procedure={"handler": "expunge.methods.npo:npo"})[0]
     assert "there is no module" in found_with(base, procedure={"handler": "expunge.procedures.wph:whp"})[0]
     assert "must be true or false" in found_with(base, procedure={"keep_stages": 3})[0]
-    assert "TrainingArguments of the stage" in found_with(base, procedure={"args": {"reinforced": 3}})[0]
+    assert (
+        "reinforced=3: must be a section of keys and values"
+        in found_with(base, procedure={"args": {"reinforced": 3}})[0]
+    )
 
 
 def test_sums_of_weights_need_whole_weights(base: Config, tmp_path: Path) -> None:

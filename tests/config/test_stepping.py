@@ -9,13 +9,21 @@ from typing import Any
 import pytest
 import yaml
 
-from expunge.config.checks.stepping import named
 from expunge.config.compose import compose_config
 from expunge.config.location import choices, config_roots
-from expunge.config.signatures import read_signature
+from expunge.config.short_names import (
+    COMBINATIONS,
+    DATASETS,
+    OPTIMIZERS,
+    RETAIN_TERMS,
+    RULES,
+    SCHEDULES,
+    SCORES,
+)
 from expunge.config.validate import find_faults, load_config
 from expunge.core.config import Config
 from expunge.core.errors import UserError
+from expunge.core.handlers import load_handler, read_signature
 
 ROOTS = config_roots()
 BASE = ("experiment=unlearn/tofu/default", "task_name=x", "trainer=GradDiff", "eval=null")
@@ -136,8 +144,16 @@ SOPHIA, WAGLE = {"handler": "expunge.optim.sophia:sophia"}, {"handler": "expunge
             "trainer.mask.rato=0.5: wagle takes no 'rato'",
             "did you mean 'ratio'",
         ),
-        ({"mask": {**WAGLE, "ratio": 0}}, "trainer.mask.ratio=0: must be a share", "default is 0.8"),
-        ({"mask": {**WAGLE, "ratio": "half"}}, "trainer.mask.ratio=half: must be a share", "default is 0.8"),
+        (
+            {"mask": {**WAGLE, "ratio": 0}},
+            "trainer.mask.ratio=0: must be a number above 0 and at most 1",
+            "default is 0.8",
+        ),
+        (
+            {"mask": {**WAGLE, "ratio": "half"}},
+            "trainer.mask.ratio=half: must be a number above 0 and at most 1",
+            "default is 0.8",
+        ),
         (
             {"mask": {**WAGLE, "forget": 1}},
             "trainer.mask.forget=1: wagle takes no 'forget'",
@@ -202,6 +218,6 @@ def test_finetuning_has_the_retain_side_only() -> None:
 
 
 def test_short_names_are_handlers_that_exist() -> None:
-    for constant in ("OPTIMIZERS", "RULES", "SCORES"):
-        for handler in named(constant).values():
-            read_signature(handler)
+    for table in (OPTIMIZERS, RULES, SCORES, RETAIN_TERMS, SCHEDULES, COMBINATIONS, DATASETS):
+        for handler in table.values():
+            assert callable(load_handler(read_signature(handler).handler))

@@ -9,8 +9,8 @@ import pytest
 
 from expunge.config.compose import compose_config
 from expunge.config.location import NOT_GROUPS, choices, config_roots, configs_dir, group_names
-from expunge.config.signatures import read_signature
 from expunge.config.validate import find_faults
+from expunge.core.handlers import read_signature
 
 ROOTS = config_roots()
 # Groups whose choices are composed by themselves: the suites are long, the others change what there is.

@@ -117,7 +117,7 @@ def test_unknown_method_is_told_with_the_rest_but_not_judged() -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("trainer.args.eval_strategy=step", "not a strategy"),
+        ("trainer.args.eval_strategy=step", "did you mean 'steps'?"),
         ("trainer.args.resume_from_checkpoint=nowhere", "no such folder"),
         ("trainer.args.gradient_accumulation_steps=1.5", "whole number"),
         ("trainer.args.learning_rate=fast", "must be a number"),
@@ -208,9 +208,13 @@ def test_evaluation_without_a_suite() -> None:
     assert "eval=tofu" in found
 
 
-def test_a_composed_configuration_is_checked_without_loading_it() -> None:
-    assert find_faults(compose_config("unlearn", TOFU)) == []
-    assert "task_name is not given" in [fault.message for fault in find_faults(compose_config("unlearn"))]
+def test_what_is_bound_is_what_a_run_gets() -> None:
+    cfg = load_config("unlearn", [*QUICK, "trainer=NPO", "trainer.method_args.beta=0.5", "retain=kl"])
+    own = cfg.bound["trainer.method_args"]
+    assert (own.handler, own.kwargs) == ("expunge.methods.npo:npo", {"beta": 0.5})
+    assert (own.options["gamma"], own.options["alpha"]) == (1.0, 1.0)
+    assert cfg.bound["trainer.method_args.retain"].handler == "expunge.methods.retain:kl"
+    assert cfg.bound["data.forget.TOFU_QA_forget.args"].handler == "expunge.data.datasets:qa"
 
 
 def test_describe(

@@ -10,8 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from expunge.config.datasets import bind_dataset
+from expunge.config.short_names import DATASETS
+from expunge.core.binding import bound_alone
 from expunge.core.errors import UserError
-from expunge.data.datasets import ALIASES, Dataset, build_dataset, concatenate, encode_answers
+from expunge.data import datasets
+from expunge.data.datasets import Dataset, concatenate, encode_answers
 from expunge.data.rows import load_rows
 from expunge.data.template import Template
 
@@ -43,6 +47,12 @@ def spec(handler: str = "qa", **args: Any) -> dict[str, Any]:
     return {"handler": f"expunge.data.datasets:{handler}", "args": {"hf_args": hf_args, **args}}
 
 
+def build_dataset(name: str, node: Any, *args: Any, **more: Any) -> Dataset:
+    """The data set of a configuration's {handler, args}."""
+    chosen = bound_alone(bind_dataset, f"data.forget.{name}", node)[f"data.forget.{name}.args"]
+    return datasets.build_dataset(name, chosen, *args, **more)
+
+
 def targets(examples: Any) -> list[str]:
     return [example.target_text for example in examples]
 
@@ -65,7 +75,7 @@ def test_the_fields_handler_names_build_the_same(root: Path, template: Template,
         "PretrainingDataset": {"text_key": "answer"},
         "QAwithAlternateDataset": {"alternate_key": "other"},
     }.get(alias, {})
-    ours = build_dataset("x", {**spec(**extra), "handler": ALIASES[alias]}, template, root)
+    ours = build_dataset("x", {**spec(**extra), "handler": DATASETS[alias]}, template, root)
     assert build_dataset("x", {**spec(**extra), "handler": alias}, template, root) == ours
 
 
@@ -284,12 +294,15 @@ def test_answers_cut_short_are_remarked_on(
 @pytest.mark.parametrize(
     ("bad", "told"),
     [
-        ({"args": {}}, "has no handler"),
+        ({"args": {}}, "handler is not given: there is no data handler"),
         ({"handler": "QADatset", "args": {}}, "did you mean 'QADataset'"),
-        ({"handler": "expunge.data.datasets:nope", "args": {}}, "cannot be imported"),
-        ({"handler": "no.such.module:f", "args": {}}, "cannot be imported"),
-        ({"handler": "expunge.data.datasets:ALIASES", "args": {}}, "is no function"),
-        ({"handler": "QADataset", "args": {}}, "lacks the argument 'hf_args'"),
+        (
+            {"handler": "expunge.data.datasets:nope", "args": {}},
+            "unknown name in expunge.data.datasets 'nope'",
+        ),
+        ({"handler": "no.such.module:f", "args": {}}, "there is no module 'no.such.module'"),
+        ({"handler": "expunge.data.datasets:log", "args": {}}, "is not a function"),
+        ({"handler": "QADataset", "args": {}}, "args.hf_args is not given"),
         (spec(max_lenght=3), "did you mean 'max_length'"),
         (spec(answer_key="anwser"), r"row 0 \(counting from 0\).*no 'anwser'"),
         (spec("qa_alternate"), "no 'alternate'"),

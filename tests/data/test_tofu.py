@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from expunge.config.datasets import bind_dataset
+from expunge.core.binding import bound_alone
 from expunge.core.errors import UserError
 from expunge.data.datasets import build_dataset, encode_answers
 from expunge.data.pairs import check_disjoint
@@ -114,7 +116,9 @@ def test_label_spans_of_forget10(data: Path, tokenizer: Any, style: str, end: st
         "handler": "QADataset",
         "args": {"hf_args": {"path": "locuslab/TOFU", "name": "forget10", "split": "train"}},
     }
-    dataset = build_dataset("forget", spec, Template.from_args(args, used), data)
+    dataset = build_dataset(
+        "forget", bound_alone(bind_dataset, "d", spec)["d.args"], Template.from_args(args, used), data
+    )
     assert len(dataset) == 400
     bos = used.bos_token_id
     for row, example in zip(dataset.rows, dataset.encoded, strict=True):
@@ -132,7 +136,8 @@ def test_label_spans_of_forget10(data: Path, tokenizer: Any, style: str, end: st
 def test_refusals_are_drawn_from_all_hundred_lines(data: Path, tokenizer: Any) -> None:
     args = {"hf_args": {"path": "locuslab/TOFU", "name": "forget10", "split": "train"}}
     template = Template.from_args({"apply_chat_template": True}, tokenizer)
-    dataset = build_dataset("forget", {"handler": "QAwithIdkDataset", "args": args}, template, data)
+    chosen = bound_alone(bind_dataset, "d", {"handler": "QAwithIdkDataset", "args": args})
+    dataset = build_dataset("forget", chosen["d.args"], template, data)
     assert dataset.alternates is not None
     lines = (data / "tofu" / "idontknow.jsonl").read_text(encoding="utf-8").splitlines()
     drawn = {example.target_text for example in dataset.alternates}

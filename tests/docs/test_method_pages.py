@@ -11,8 +11,8 @@ import pytest
 from omegaconf import OmegaConf
 from test_readme import RUNS, commands
 
-from expunge.config.checks.trainer import extra_terms, hyper_parameters
-from expunge.config.signatures import REQUIRED, Code, Required, Signature, read_signature
+from expunge.config.method import extra_terms, hyper_parameters
+from expunge.core.handlers import REQUIRED, Code, Required, Signature, read_signature
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINERS, PAGES = ROOT / "configs" / "trainer", ROOT / "docs" / "methods"

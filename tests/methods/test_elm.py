@@ -134,8 +134,8 @@ def test_further_terms_take_the_methods_hyper_parameters_and_need_a_weight(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """The mechanism, with a method of a user's own."""
-    from expunge.config.checks.trainer import extra_terms, hyper_parameters
-    from expunge.config.signatures import REQUIRED, read_signature
+    from expunge.config.method import extra_terms, hyper_parameters
+    from expunge.core.handlers import REQUIRED, read_signature
 
     (tmp_path / "method_with_terms.py").write_text(
         "from expunge.methods.base import loss\n"
@@ -149,9 +149,9 @@ def test_further_terms_take_the_methods_hyper_parameters_and_need_a_weight(
     signature = read_signature(handler)
     assert list(extra_terms(signature)) == ["second"]
     assert hyper_parameters(signature)["second"] is REQUIRED
-    with pytest.raises(UserError, match="second needs a weight"):
+    with pytest.raises(UserError, match=r"method_args\.second is not given"):
         build_objective(handler, {})
-    with pytest.raises(UserError, match="second is 'big'"):
+    with pytest.raises(UserError, match=r"method_args\.second=big: must be a number"):
         build_objective(handler, {"second": "big"})
     first, second = build_objective(handler, {"second": 0.25, "slope": 3.0, "schedule": "fade"}).terms
     assert (first.kwargs, second.kwargs) == ({"slope": 3.0, "own": 0}, {"slope": 3.0, "power": 2})

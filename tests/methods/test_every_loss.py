@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from expunge.core.binding import Binder
+from expunge.core.handlers import load_handler, read_signature
 from expunge.lm.logprobs import sequence_logp, token_logp
-from expunge.methods.binding import bind, import_loss
 from expunge.methods.objective import Term
 from expunge.training.driver import summed
 
@@ -83,23 +84,23 @@ class Case:
 
     @staticmethod
     def bound(handler: str, **hyper: Any) -> dict[str, Any]:
-        faults: list[Any] = []
-        kwargs = bind(import_loss(handler), {**HYPER.get(handler, {}), **hyper}, {}, (), faults)
-        assert not faults
-        return kwargs
+        binder = Binder()
+        bound = binder.bind("args", read_signature(handler), {**HYPER.get(handler, {}), **hyper})
+        assert bound is not None, binder.faults
+        return dict(bound.kwargs)
 
     def __call__(self, handler: str, **hyper: Any) -> Tensor:
-        loss, kwargs = import_loss(handler), self.bound(handler, **hyper)
+        loss, kwargs = load_handler(handler), self.bound(handler, **hyper)
         return loss(*(self.quantities[need.name] for need in loss.spec.needs), **kwargs)
 
     def sum(self, handler: str) -> Tensor:
         """The loss as the driver sums it: what is masked is left out."""
-        return summed(Term(handler, import_loss(handler), 1.0, self.bound(handler)), self.quantities)
+        return summed(Term(handler, load_handler(handler), 1.0, self.bound(handler)), self.quantities)
 
 
 @pytest.mark.parametrize("handler", LOSSES)
 def test_shape_is_what_the_kind_says(handler: str):
-    case, kind = Case(), import_loss(handler).spec.kind
+    case, kind = Case(), load_handler(handler).spec.kind
     value = case(handler)
     assert value.shape == (SHAPE[:2] if kind == "token" else SHAPE[:1])
     assert value.isfinite().all()
@@ -127,7 +128,7 @@ def test_masked_positions_change_nothing(handler: str, junk: float):
 def test_a_fully_masked_row_has_no_gradient_and_a_one_token_row_has_one(handler: str):
     case = Case()
     case.sum(handler).backward()
-    read = {need.side for need in import_loss(handler).spec.needs if not need.reference}
+    read = {need.side for need in load_handler(handler).spec.needs if not need.reference}
     for side in read:
         gradient = case.logits[side].grad
         assert gradient is not None
@@ -166,13 +167,13 @@ def test_a_step_down_moves_the_likelihood_the_way_it_should(handler: str, side: 
 def test_only_what_is_read_has_a_gradient(handler: str):
     case = Case()
     case.sum(handler).backward()
-    read = {need.side for need in import_loss(handler).spec.needs if not need.reference}
+    read = {need.side for need in load_handler(handler).spec.needs if not need.reference}
     assert {side for side, logits in case.logits.items() if logits.grad is not None} == read
 
 
 @pytest.mark.parametrize("handler", LOSSES)
 def test_every_loss_says_where_it_comes_from(handler: str):
-    spec = import_loss(handler).spec
+    spec = load_handler(handler).spec
     assert spec.paper.startswith("arXiv:")
     assert "github.com" in spec.code
     assert spec.name == handler.partition(":")[2]

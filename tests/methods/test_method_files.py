@@ -106,7 +106,7 @@ def test_a_weight_that_is_not_given_is_refused():
     with pytest.raises(UserError, match=r"trainer\.method_args\.gamma"):
         build_objective(read("KL")["handler"], {})
     tree = read("GA_FT")
-    with pytest.raises(UserError, match="alpha is '"):
+    with pytest.raises(UserError, match=r"method_args\.alpha is not given"):
         build_objective(tree["handler"], tree["method_args"])
 
 

@@ -158,10 +158,8 @@ def test_wagle_from_a_model_is_the_formula(small: Any, lab: Any) -> None:
 
 def test_what_a_score_reads_must_be_there(small: Any, lab: Any) -> None:
     with pytest.raises(UserError) as caught:
-        build_mask(small(), scores.wagle, mue=1.0)
-    assert all(
-        part in str(caught.value) for part in ("forget rows", "retain rows", "'mue'", "did you mean 'mu'")
-    )
+        build_mask(small(), scores.wagle)
+    assert all(part in str(caught.value) for part in ("forget rows", "retain rows"))
     with pytest.raises(UserError, match="no weight to score"):
         build_mask(small(), scores.magnitude, params="nothing.*")
     with pytest.raises(UserError, match="regular expression"):

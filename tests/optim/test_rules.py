@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from expunge.config.stepping import bind_rules
+from expunge.core.binding import bound_alone
 from expunge.core.errors import UserError
 from expunge.optim.random_smoothing import RandomSmoothing
 from expunge.optim.rules import Step, StepRule
@@ -129,9 +131,13 @@ def test_weights_are_back_after_a_failure() -> None:
 
 
 @pytest.mark.parametrize(
-    "make",
-    [lambda: SAM(rho=-1.0), lambda: RandomSmoothing(sigma=float("nan")), lambda: RandomSmoothing(samples=0)],
+    ("rule", "said"),
+    [
+        ({"sam": {"rho": -1.0}}, r"sam\.rho=-1\.0: must be a number of at least 0"),
+        ({"random_smoothing": {"sigma": float("nan")}}, r"sigma=nan: must be a finite number"),
+        ({"random_smoothing": {"samples": 0}}, r"samples=0: must be a whole number of at least 1"),
+    ],
 )
-def test_bad_values_are_refused(make: Callable[[], StepRule]) -> None:
-    with pytest.raises(UserError):
-        make()
+def test_bad_values_are_refused(rule: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        bound_alone(bind_rules, rule)

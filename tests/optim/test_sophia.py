@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from expunge.config.stepping import bind_optimizer
+from expunge.core.binding import bound_alone
 from expunge.core.errors import UserError
 from expunge.optim.groups import decay_groups
 from expunge.optim.sophia import Sophia
@@ -228,9 +230,11 @@ def test_norms_and_biases_do_not_decay(small: Any) -> None:
 
 def test_bad_values_are_told_together() -> None:
     with pytest.raises(UserError) as caught:
-        Sophia([parameter(1.0)], lr=-1.0, betas=(0.9, 1.0), every=0, mode="gbn")  # type: ignore[arg-type]
+        bound_alone(
+            bind_optimizer, {"handler": "sophia", "rho": -1.0, "betas": [0.9, 1.0], "every": 0, "mode": "gbn"}
+        )
     text = str(caught.value)
-    assert all(part in text for part in ("did you mean 'gnb'", "betas", "lr", "every"))
+    assert all(part in text for part in ("did you mean 'gnb'", "betas", "rho", "every"))
 
 
 def test_what_is_missing_is_told() -> None:

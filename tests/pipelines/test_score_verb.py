@@ -192,13 +192,17 @@ def refusal(*overrides: str) -> str:
             (
                 "takes no 'ordr'\n  -> did you mean 'order'?", "did you mean 'score_desc'?", "did you mean 'jvp'?",
                 "ranks as nll with reduction=token_sum", "nothing is selected", "not part of this version",
-                "must be a whole number above 0", "must be true or false", "not a regular expression",
+                "must be a whole number of at least 1", "must be true or false", "not a regular expression",
                 "scores are a .json or a .jsonl file",
             ),
         ),
+        (
+            ("difficulty.reduction=mean", "difficulty.epoch_grad_mode=frosen", "difficulty.select=last_k", "difficulty.k=1", "difficulty.order=asc"),
+            ("must be one of 'token_mean', 'token_sum'", "did you mean 'frozen'?", "difficulty.select=last_k", "did you mean 'score_asc'?"),
+        ),
         (("difficulty=score_asc",), ("this is a section, not a value",)),
-        (("difficulty.order=easy",), ("unknown order 'easy'\n  -> known: none, score_asc, score_desc; a high score forgets first",)),
-        (("difficulty.select=first_k",), ("difficulty.k is not given", "first by what?")),
+        (("difficulty.order=easy",), ("difficulty.order=easy: must be one of 'none', 'score_asc', 'score_desc'\n  -> a high score forgets first",)),
+        (("difficulty.select=first_k",), ("difficulty.k is not given", "first_k needs an order")),
         (
             ("difficulty.order=score_asc", "difficulty.path=none.json", "trainer=FT", "trainer.args.dataloader_drop_last=true"),
             (

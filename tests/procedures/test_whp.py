@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from expunge.config.procedure import ARGS, bind_procedure
+from expunge.core.binding import bound_alone
 from expunge.core.errors import UserError
 from expunge.core.files import write_json
 from expunge.core.needs import parse_need
@@ -17,7 +19,7 @@ from expunge.data.datasets import Dataset
 from expunge.data.rows import Row, RowSet
 from expunge.data.template import Template
 from expunge.models.load import Loaded
-from expunge.procedures.base import build_procedure, procedure
+from expunge.procedures.base import Procedure, procedure, procedure_of
 from expunge.procedures.whp import LABELS_FILE, generic_labels, generic_logits, whp, with_targets
 from expunge.training.quantities import build_quantities
 
@@ -125,6 +127,10 @@ def test_labels_of_other_rows_are_refused(rows: Dataset, tmp_path: Path) -> None
         whp(SimpleNamespace(folder=tmp_path), rows)  # type: ignore[arg-type]  # nothing else of the stages is read
 
 
+def build_procedure(handler: str, args: dict[str, Any]) -> Procedure:
+    return procedure_of(bound_alone(bind_procedure, handler, args)[ARGS])
+
+
 def test_hyper_parameters_are_held_against_the_signature() -> None:
     assert build_procedure(HANDLER, {"alpha": 2}).spec.stages == {"reinforced": "forget", "final": "forget"}
     with pytest.raises(UserError, match="alpha=-1: must be a number of at least 0") as error:
@@ -134,9 +140,9 @@ def test_hyper_parameters_are_held_against_the_signature() -> None:
         UserError, match="mode=logits: mixing logits when the model is asked needs two models"
     ):
         build_procedure(HANDLER, {"mode": "logits"})
-    with pytest.raises(UserError, match="one of 'labels'"):
+    with pytest.raises(UserError, match="mode=label: must be 'labels'"):
         build_procedure(HANDLER, {"mode": "label"})
-    with pytest.raises(UserError, match="give a finite number"):
+    with pytest.raises(UserError, match="alpha=null: must be a number of at least 0"):
         build_procedure(HANDLER, {"alpha": None})
     with pytest.raises(UserError, match="did you mean 'whp'"):
         build_procedure("expunge.procedures.whp:wph", {})

@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
+from expunge.config.datasets import bind_dataset
+from expunge.core.binding import bound_alone
 from expunge.core.errors import UserError
-from expunge.data.datasets import build_dataset
+from expunge.data import datasets
 from expunge.data.rows import load_rows
 from expunge.data.select import Selection, chosen_rows, select_rows
 from expunge.data.template import Template
@@ -23,6 +25,12 @@ def rows(tmp_path: Path, write_rows: Any) -> Any:
             )
         }
     )
+
+
+def build_dataset(name: str, node: Any, *args: Any, **more: Any) -> datasets.Dataset:
+    """The data set of a configuration's {handler, args}."""
+    chosen = bound_alone(bind_dataset, f"data.forget.{name}", node)[f"data.forget.{name}.args"]
+    return datasets.build_dataset(name, chosen, *args, **more)
 
 
 def test_a_selection_and_its_complement_are_the_whole(rows: Any) -> None:

@@ -15,9 +15,12 @@ from safetensors.torch import load_file
 from test_ranks import on_two_ranks
 from test_resume import LAST, SETTINGS, assert_same, final_state
 
+from expunge.config.stepping import MASK, bind_mask, bind_optimizer, bind_rules
+from expunge.core.binding import Binder, Bound
 from expunge.core.config import Config
 from expunge.core.errors import UserError
-from expunge.optim.build import build_rules, mask_of, optimizer_factory
+from expunge.optim import build
+from expunge.optim.build import build_rules, optimizer_factory, rules_of
 from expunge.optim.masks import MaskRule
 from expunge.optim.rules import Step, StepRule, clear_gradients
 from expunge.optim.sophia import Sophia
@@ -31,11 +34,28 @@ SAM_SGD = {"handler": "sgd", "rules": {"sam": {"rho": 0.05}}}
 STILL = {"learning_rate": 1e-30, "weight_decay": 0.0, "max_grad_norm": 0.0, "max_steps": 3}
 
 
+def bound_sections(optimizer: Any, mask: Any) -> dict[str, Bound]:
+    """What validation binds of `trainer.optimizer` and `trainer.mask`."""
+    binder = Binder()
+    if optimizer:
+        bind_optimizer(binder, optimizer)
+        bind_rules(binder, optimizer.get("rules"))
+    if mask.get("handler"):
+        bind_mask(binder, mask)
+    binder.tell()
+    return binder.bound
+
+
+def mask_of(mask: Any, model: Any) -> Any:
+    return build.mask_of(bound_sections({}, mask)[MASK], model)
+
+
 def given(spec: Any, mask: Any = None) -> dict[str, Any]:
     """The trainer's arguments for a specification, as `pipelines.stepping` gives them."""
+    bound = bound_sections(spec, {})
     return {
-        "optimizer_factory": optimizer_factory(spec),
-        "rules_factory": partial(build_rules, spec),
+        "optimizer_factory": optimizer_factory(bound),
+        "rules_factory": partial(build_rules, rules_of(bound)),
         "mask": mask,
     }
 
@@ -205,7 +225,7 @@ def test_masked_weights_keep_their_bits_in_the_saved_model(
 
 def test_a_mask_without_a_choice_of_optimizer(trainer: Any, plain: Any) -> None:
     model = plain()
-    mask = mask_of("random", model)
+    mask = mask_of({"handler": "random"}, model)
     run = trainer(model=model, extra={"mask": mask}, max_steps=1)
     run.run()
     assert [type(rule) for rule in run.stepper.rules] == [MaskRule]
@@ -302,7 +322,11 @@ def stepping(plain: Any, pairs: Any, tmp_path: Path) -> Callable[..., Any]:
         sides: tuple[str, ...] = ("forget", "retain"),
         **trainer: Any,
     ) -> Any:
-        cfg, run = Config({"seed": 3, "trainer": trainer}), SimpleNamespace(path=tmp_path / folder)
+        bound = bound_sections(trainer.get("optimizer", {}), trainer.get("mask", {}))
+        cfg, run = (
+            Config({"seed": 3, "trainer": trainer}, bound=bound),
+            SimpleNamespace(path=tmp_path / folder),
+        )
         args = SimpleNamespace(per_device_train_batch_size=rows, device=torch.device("cpu"))
         return stepping_of(cfg, run, model or plain(), {side: rows_of[side] for side in sides}, args, 4)
 

@@ -63,8 +63,6 @@ def test_selecting_is_apart_from_ordering() -> None:
         ({"select": "first_k", "k": 5, "order": "score_asc"}, "there are 4 forget rows"),
         ({"select": "first_k", "order": "score_asc"}, "with k=None"),
         ({"select": "first_k", "k": 1}, "by none"),
-        ({"select": "last_k", "k": 1, "order": "score_asc"}, "select=last_k"),
-        ({"order": "asc"}, "unknown difficulty.order 'asc'"),
     ):
         with pytest.raises(UserError, match=said):
             score_order(SCORES, UIDS, **settings)  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from expunge.config.location import choices
+from expunge.config.short_names import DATASETS
 from expunge.core.errors import Fault, unknown
 from expunge.core.layout import model_folder_of
 
@@ -53,13 +54,6 @@ BITSANDBYTES = {
     "adamw_8bit": "adamw_torch", "adamw_bnb_8bit": "adamw_torch",
     "rmsprop_bnb": "rmsprop", "rmsprop_bnb_8bit": "rmsprop", "rmsprop_bnb_32bit": "rmsprop",
 }  # fmt: skip
-# Class names which open-unlearning's files give as dataset handlers.
-DATASETS = {
-    "QADataset": "expunge.data.datasets:qa",
-    "QAwithIdkDataset": "expunge.data.datasets:qa_idk",
-    "QAwithAlternateDataset": "expunge.data.datasets:qa_alternate",
-    "PretrainingDataset": "expunge.data.datasets:text",
-}
 LOGGERS = {
     "tensorboard": "tensorboard",
     "wandb": "wandb",

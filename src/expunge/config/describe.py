@@ -11,9 +11,9 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from expunge.config.checks.data import datasets
-from expunge.config.checks.procedure import stages_of
-from expunge.config.checks.trainer import losses_of
 from expunge.config.local_data import count_rows, local_file
+from expunge.config.method import losses_of
+from expunge.config.procedure import stages_of
 from expunge.core.config import Config
 from expunge.core.errors import UserError
 from expunge.core.needs import parse_need

@@ -10,10 +10,10 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from expunge.config.checks.trainer import extra_terms, hyper_parameters, loss_defaults
 from expunge.config.location import choices, config_roots, group_names
-from expunge.config.signatures import Signature, read_signature
+from expunge.config.method import extra_terms, hyper_parameters, loss_defaults
 from expunge.core.errors import UserError, nearest, unknown
+from expunge.core.handlers import Signature, read_signature
 
 # What the user calls a kind, and the group that holds it.
 KINDS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from expunge.config.checks.model import check_model
 from expunge.config.checks.procedure import check_procedure
 from expunge.config.checks.trainer import OWN_ARGS, check_trainer, training_arguments
 from expunge.config.compose import MISSING, compose_all
-from expunge.config.signatures import make_importable
 from expunge.core.config import Config
 from expunge.core.errors import Fault, UserError, unknown
 from expunge.core.layout import EXPUNGE, LAYOUTS
+from expunge.core.source import make_importable
 
 MODES = ("finetune", "unlearn", "eval")
 
@@ -34,31 +35,39 @@ def load_config(
         config_dirs: folders of the user's with further choices; modules beside them become importable.
 
     Returns:
-        A configuration that is sound as far as can be known without loading anything.
+        A configuration that is sound as far as can be known without loading anything, with all that was bound.
 
     Raises:
         UserError: all faults together, those of composing and those of validation.
     """
     make_importable(config_dirs)
     composition = compose_all(config_name, overrides, config_dirs)
-    faults = list(composition.faults)
-    if composition.config is not None:
-        faults += [
-            fault for fault in find_faults(composition.config, composition.broken) if fault not in faults
-        ]
-    if faults or composition.config is None:
+    faults, cfg = list(composition.faults), composition.config
+    if cfg is not None:
+        check = checked(cfg, composition.broken)
+        faults += [fault for fault in check.faults if fault not in faults]
+        cfg = replace(cfg, bound=check.bound)
+    if faults or cfg is None:
         raise UserError.of(faults)
-    return composition.config
+    return cfg
 
 
 def find_faults(cfg: Config, broken: set[str] | None = None) -> list[Fault]:
-    """The faults of a composed configuration: each with the key as typed, what is wrong with it, the near match and what to do.
+    """The faults of a configuration; see `checked`."""
+    return checked(cfg, broken).faults
+
+
+def checked(cfg: Config, broken: set[str] | None = None) -> Checking:
+    """Look for every fault of a configuration, and bind what it names.
 
     Args:
-        cfg: the configuration.
-        broken: groups whose choice does not exist; what depends on one of them is not judged.
+        cfg: composed and resolved.
+        broken: groups whose choice does not exist; what hangs on them is not judged.
+
+    Returns:
+        The faults, and what was bound without one.
     """
-    check = Checking(cfg, broken or set())
+    check = Checking(cfg=cfg, broken=broken or set())
     for key in _missing(cfg.tree):
         check.fault(
             f"{key} is not given",
@@ -87,7 +96,7 @@ def find_faults(cfg: Config, broken: set[str] | None = None) -> list[Fault]:
         check_eval(check)
     if not check.broken & {"compat", "trainer", "eval", "experiment"}:
         check_compat(check)
-    return check.faults
+    return check
 
 
 def _missing(node: Any, key: str = "") -> Iterator[str]:

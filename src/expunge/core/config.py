@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from expunge.core.binding import Bound
 from expunge.core.fingerprint import fingerprint
 
 # Keys that change what is written about a run, not what the run computes: another value of them is still the
@@ -27,11 +28,13 @@ class Config:
         tree: nested plain dicts, lists and scalars; every interpolation resolved.
         overrides: the overrides as typed, for the record.
         notices: what was translated or accepted with a remark on the way; logged at the start of a run.
+        bound: what validation bound, by dotted key; a run loads and calls exactly that.
     """
 
     tree: Mapping[str, Any]
     overrides: tuple[str, ...] = ()
     notices: tuple[str, ...] = field(default=())
+    bound: Mapping[str, Bound] = field(default_factory=dict, compare=False, repr=False)
 
     def get(self, dotted: str, default: Any = None) -> Any:
         """The value at a dotted path such as `trainer.args.learning_rate`; `default` where there is none."""

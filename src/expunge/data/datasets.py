@@ -1,21 +1,21 @@
 """The data sets that a configuration names: `data.*.NAME = {handler, args}`.
 
 A handler is a function `handler(context, *, hf_args, ...) -> Dataset`, named `module:function`, so that users
-bring their own. The names of open-unlearning's classes are aliases of the ones here.
+bring their own.
 """
 
 from __future__ import annotations
 
-import inspect
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from expunge.core.errors import Fault, UserError, unknown
+from expunge.core.binding import Bound
+from expunge.core.errors import UserError
 from expunge.core.fingerprint import fingerprint
+from expunge.core.ranges import Count
 from expunge.data.alternate_answers import from_file, from_key
 from expunge.data.encoded import Encoded, encode_ids, text_chunks
 from expunge.data.examples import answers_of, encode_answers, encode_rows, question
@@ -27,7 +27,6 @@ from expunge.data.template import Shot, Template
 log = logging.getLogger(__name__)
 
 __all__ = [
-    "ALIASES",
     "Context",
     "Dataset",
     "build_dataset",
@@ -38,14 +37,6 @@ __all__ = [
     "qa_idk",
     "text",
 ]
-
-ALIASES = {
-    "QADataset": "expunge.data.datasets:qa",
-    "QAwithIdkDataset": "expunge.data.datasets:qa_idk",
-    "QAwithAlternateDataset": "expunge.data.datasets:qa_alternate",
-    "PretrainingDataset": "expunge.data.datasets:text",
-}
-"""Handlers by the names that open-unlearning gave them."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +82,7 @@ class Dataset:
 
 def build_dataset(
     name: str,
-    spec: Mapping[str, Any],
+    chosen: Bound,
     template: Template,
     data_root: Path | None = None,
     seed: int = 0,
@@ -101,55 +92,21 @@ def build_dataset(
 
     Args:
         name: its key in the configuration.
-        spec: `{handler, args}`; the handler is `module:function` or one of `ALIASES`.
+        chosen: the handler with its arguments, see `config.datasets.bind_dataset`.
         template: of the model.
         data_root: folder of local data sets.
         seed: of the run; draws of alternates depend on it and on the row's id alone.
         switches: `Config.switches("encode")`.
 
     Raises:
-        UserError: unknown handler or argument, or whatever is wrong with the rows.
+        UserError: whatever is wrong with the rows.
     """
-    if "handler" not in spec:
-        raise UserError(
-            f"data set {name!r} has no handler", f"name one: {', '.join(ALIASES)}, or module:function"
-        )
-    handler = _resolve(str(spec["handler"]))
-    args = {str(key): value for key, value in dict(spec.get("args") or {}).items()}
-    parameters = inspect.signature(handler).parameters
-    known = [key for key, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY]
-    faults = [unknown(f"argument of data set {name!r}", key, known) for key in args if key not in known]
-    required = [
-        key for key in known if parameters[key].default is inspect.Parameter.empty and key not in args
-    ]
-    faults += [
-        Fault(f"data set {name!r} lacks the argument {key!r}", f"set it under args of {name!r}")
-        for key in required
-    ]
-    if faults:
-        raise UserError.of(faults)
-    dataset = handler(Context(name, template, data_root, seed, dict(switches or {})), **args)
+    context = Context(name, template, data_root, seed, dict(switches or {}))
+    dataset: Dataset = chosen.load()(context, **chosen.kwargs)
     log.info(
         "data set %s: %d rows of %s, %d examples", name, len(dataset.rows), dataset.rows.source, len(dataset)
     )
     return dataset
-
-
-def _resolve(handler: str) -> Callable[..., Dataset]:
-    dotted = ALIASES.get(handler, handler)
-    module, _, function = dotted.partition(":")
-    if not function:
-        raise UserError.of([unknown("data handler", handler, list(ALIASES))])
-    try:
-        found = getattr(import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise UserError(
-            f"data handler {handler!r} cannot be imported: {error}",
-            "give module:function of an installed package",
-        ) from error
-    if not callable(found):
-        raise UserError(f"data handler {handler!r} is no function", "give module:function")
-    return found  # type: ignore[no-any-return]  # what a handler returns is its own word
 
 
 def qa(
@@ -159,7 +116,7 @@ def qa(
     question_key: str = "question",
     answer_key: str = "answer",
     few_shot_dataset_hf_args: Mapping[str, Any] | None = None,
-    max_length: int | None = 512,
+    max_length: Count | None = 512,
     select: Mapping[str, Any] | None = None,
     reshape: str | None = None,
 ) -> Dataset:
@@ -189,7 +146,7 @@ def qa_idk(
     question_key: str = "question",
     answer_key: str = "answer",
     few_shot_dataset_hf_args: Mapping[str, Any] | None = None,
-    max_length: int | None = 512,
+    max_length: Count | None = 512,
     idk_path: str | None = None,
     return_original: bool = True,
     select: Mapping[str, Any] | None = None,
@@ -227,7 +184,7 @@ def qa_alternate(
     question_key: str = "question",
     answer_key: str = "answer",
     few_shot_dataset_hf_args: Mapping[str, Any] | None = None,
-    max_length: int | None = 512,
+    max_length: Count | None = 512,
     alternate_key: str = "alternate",
     alternate_path: str | None = None,
     return_original: bool = True,
@@ -271,7 +228,7 @@ def text(
     *,
     hf_args: Mapping[str, Any],
     text_key: str = "text",
-    max_length: int = 2048,
+    max_length: Count = 2048,
     join: str | None = "\n\n",
     select: Mapping[str, Any] | None = None,
 ) -> Dataset:
@@ -355,7 +312,7 @@ def with_alternates(
     question_key: str,
     answer_key: str,
     shots: Sequence[Shot],
-    max_length: int | None,
+    max_length: Count | None,
     others: Sequence[str],
     return_original: bool,
 ) -> Dataset:
@@ -377,7 +334,7 @@ def _encode(
     question_key: str,
     answers: Sequence[Any],
     shots: Sequence[Shot],
-    max_length: int | None,
+    max_length: Count | None,
 ) -> list[Encoded]:
     return encode_rows(
         rows,
@@ -399,7 +356,7 @@ def _few_shot(
     return tuple((question(row, question_key), answers_of(row, answer_key)[0]) for row in rows)
 
 
-def _identity(context: Context, rows: RowSet, encoded: Sequence[Encoded], max_length: int | None) -> str:
+def _identity(context: Context, rows: RowSet, encoded: Sequence[Encoded], max_length: Count | None) -> str:
     """Hash of what an example depends on; the tokens themselves speak for few-shot examples, keys and drawn alternates."""
     tokens = [
         [example.row_id, example.input_ids, example.prompt_length, example.turn_end] for example in encoded

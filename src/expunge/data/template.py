@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from expunge.config.model_keys import TAGS, TEMPLATE_KEYS
 from expunge.core.errors import UserError, unknown
 from expunge.core.fingerprint import fingerprint
 from expunge.data.encoded import Encoded
@@ -36,15 +37,6 @@ log = logging.getLogger(__name__)
 Shot = tuple[str, str]
 """A worked example before the question: (question, answer)."""
 
-TAGS = ("user_start_tag", "user_end_tag", "asst_start_tag", "asst_end_tag")
-KNOWN = (
-    "apply_chat_template",
-    "system_prompt",
-    "date_string",
-    "chat_template_kwargs",
-    "system_prompt_with_special_tokens",
-    *TAGS,
-)
 _PROBE = "expunge probe"
 
 
@@ -73,7 +65,11 @@ class Template(ABC):
                 none.
         """
         args = {key: value for key, value in (template_args or {}).items() if value is not None}
-        faults = [unknown("key of model.template_args", key, KNOWN) for key in args if key not in KNOWN]
+        faults = [
+            unknown("key of model.template_args", key, TEMPLATE_KEYS)
+            for key in args
+            if key not in TEMPLATE_KEYS
+        ]
         if faults:
             raise UserError.of(faults)
         if args.get("apply_chat_template", "user_start_tag" not in args):

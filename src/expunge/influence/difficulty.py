@@ -15,24 +15,24 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from expunge.core.errors import Fault, UserError, unknown
+from expunge.core.errors import UserError
+from expunge.core.ranges import Count
 from expunge.data.encoded import Encoded
 from expunge.influence.ghost import fits_lora, ghost, lora
 from expunge.influence.gradient import EpochGradient, Tensors, epoch_gradient
 from expunge.influence.parameters import choose_parameters, gradients_for
 from expunge.influence.projections import ATTENTIONS, Along, jvp, naive
-from expunge.influence.rows import LOSSES, REDUCTIONS, RowBatch, batches_of, check_rows, count_labels
+from expunge.influence.rows import Reduction, RowBatch, batches_of, check_rows, count_labels
 from expunge.models.attention import attention_of
 from expunge.models.outputs import unwrapped
 
 log = logging.getLogger(__name__)
 
-EPOCH_GRAD_MODES = ("frozen",)
-CHOICES = ("auto", "naive", "jvp", "ghost", "lora")
+Choice = Literal["auto", "naive", "jvp", "ghost", "lora"]
 """What `algorithm` may be."""
 Algorithm = Callable[
     [nn.Module, Mapping[str, nn.Parameter], Tensors, Iterable[RowBatch], str], dict[int, Along]
@@ -91,13 +91,13 @@ def score_rows(
     model: nn.Module,
     encoded: Sequence[Encoded],
     *,
-    algorithm: str = "auto",
-    loss: str = "nll",
-    reduction: str = "token_mean",
-    epoch_grad_mode: str = "frozen",
+    algorithm: Choice = "auto",
+    loss: Literal["nll"] = "nll",
+    reduction: Reduction = "token_mean",
+    epoch_grad_mode: Literal["frozen"] = "frozen",
     params: str = "auto",
     signed: bool = False,
-    max_tokens: int = 4096,
+    max_tokens: Count = 4096,
 ) -> Difficulty:
     """Score the rows of a forget set.
 
@@ -122,35 +122,34 @@ def score_rows(
         The scores.
 
     Raises:
-        UserError: an unknown choice, rows without labels, no parameter to differentiate by, or a gradient
+        UserError: rows without labels, no parameter to differentiate by, or a gradient
             that is zero or not finite.
     """
-    check_choices(algorithm=algorithm, loss=loss, reduction=reduction, epoch_grad_mode=epoch_grad_mode)
     check_rows(encoded)
     chosen = choose_parameters(model, params)
     attention = attention_of(unwrapped(model))
     if algorithm == "auto" and chosen.kind == "lora" and fits_lora(model, chosen.parameters, len(encoded)):
         algorithm = "lora"
-    algorithm = _algorithm(algorithm, attention)
+    taken = _algorithm(algorithm, attention)
     where = next(iter(chosen.parameters.values())).device
 
     def batches(what: str) -> Iterable[RowBatch]:
         return _told(
-            batches_of(encoded, max_tokens, where, max_rows=1 if algorithm == "naive" else None),
+            batches_of(encoded, max_tokens, where, max_rows=1 if taken == "naive" else None),
             len(encoded),
             what,
         )
 
     with gradients_for(model, chosen.parameters):
-        g, along = _measured(model, chosen.parameters, algorithm, batches, reduction)
+        g, along = _measured(model, chosen.parameters, taken, batches, reduction)
     items = tuple(
         _item(row, g.losses[number], along[number], g.norm, signed) for number, row in enumerate(encoded)
     )
     scorer = {
-        "loss": loss, "reduction": reduction, "epoch_grad_mode": epoch_grad_mode, "params": chosen.kind, "algorithm": algorithm,
+        "loss": loss, "reduction": reduction, "epoch_grad_mode": epoch_grad_mode, "params": chosen.kind, "algorithm": taken,
         "signed": signed,
     }  # fmt: skip
-    told = f"{attention} (math)" if (algorithm, attention) == ("jvp", "sdpa") else attention
+    told = f"{attention} (math)" if (taken, attention) == ("jvp", "sdpa") else attention
     return Difficulty(items, g.by_name, g.norm, scorer, told, chosen.notices)
 
 
@@ -166,31 +165,6 @@ def _measured(
         return lora(model, parameters, batches("gradients of the rows"), reduction)
     g = epoch_gradient(model, parameters, batches("gradient of the forget set"), reduction)
     return g, TWO_PASSES[algorithm](model, parameters, g.by_name, batches("projections"), reduction)
-
-
-def check_choices(*, algorithm: str, loss: str, reduction: str, epoch_grad_mode: str) -> None:
-    """Refuse what is not a choice, all faults together.
-
-    Raises:
-        UserError: an unknown choice, or `trajectory`.
-    """
-    faults: list[Fault] = []
-    for key, value, known in (
-        ("algorithm", algorithm, CHOICES),
-        ("loss", loss, LOSSES),
-        ("reduction", reduction, REDUCTIONS),
-    ):
-        if value not in known:
-            faults.append(unknown(f"difficulty.{key}", str(value), known))
-    if epoch_grad_mode == "trajectory":
-        message = "difficulty.epoch_grad_mode=trajectory (the sum of step gradients while a copy trains an epoch) is not part of this version"
-        faults.append(
-            Fault(message, "leave it out: frozen accumulates the gradients of the model before unlearning")
-        )
-    elif epoch_grad_mode not in EPOCH_GRAD_MODES:
-        faults.append(unknown("difficulty.epoch_grad_mode", str(epoch_grad_mode), EPOCH_GRAD_MODES))
-    if faults:
-        raise UserError.of(faults)
 
 
 def _algorithm(asked: str, attention: str) -> str:

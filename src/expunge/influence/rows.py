@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,10 +16,8 @@ from expunge.lm.labels import LabelIndex, Side, label_index, on_device
 from expunge.lm.logprobs import masked_sum
 from expunge.lm.packing import token_budgeted_batches
 
-REDUCTIONS = ("token_mean", "token_sum")
+Reduction = Literal["token_mean", "token_sum"]
 """How the losses of a row's label tokens become the loss of the row."""
-LOSSES = ("nll",)
-"""The losses that difficulty is measured by."""
 
 
 class RowBatch(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from expunge.core.errors import UserError
+from expunge.core.ranges import Share
 
 
 class GRU:
@@ -29,9 +29,7 @@ class GRU:
         ema: weight of the newest retain gradient in the running mean, above 0, at most 1; 1 = no memory.
     """
 
-    def __init__(self, *, ema: float = 0.8) -> None:
-        if not 0 < ema <= 1:
-            raise UserError(f"trainer.method_args.combine.ema is {ema}", "give a number above 0, at most 1")
+    def __init__(self, *, ema: Share = 0.8) -> None:
         self.ema = ema
         self.mean: list[Tensor] = []
 

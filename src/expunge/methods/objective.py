@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from expunge.core.errors import Fault, UserError, unknown
+from expunge.config.method import COMBINE, KEY, RETAIN, SCHEDULE, bind_method, terms_of
+from expunge.core.binding import Bound, Switches, bound_alone
+from expunge.core.errors import UserError
 from expunge.core.needs import Need
 from expunge.lm.labels import Side
 from expunge.methods.base import Kind, Loss
-from expunge.methods.binding import as_number, bind, import_loss
-from expunge.methods.combine import Combination, build_combination
-from expunge.methods.retain import HANDLERS
-from expunge.methods.schedule import Schedule, build_schedule
+from expunge.methods.combine import Combination
+from expunge.methods.schedule import Schedule
 from expunge.methods.schedule import StepInfo as StepInfo
 from expunge.models.outputs import modules_named
 from expunge.models.selection import freeze_unreached, train_only
 
 log = logging.getLogger(__name__)
-
-WEIGHT_KEYS = ("gamma", "alpha", "retain", "retain_loss_type", "schedule", "combine")
-"""Keys of `trainer.method_args` that are not hyper-parameters of the method's own loss."""
 
 
 @dataclass
@@ -226,132 +224,42 @@ class Objective:
 
 
 def build_objective(
-    handler: str, method_args: Mapping[str, Any], switches: Callable[[str], Mapping[str, Any]] = lambda _: {}
+    handler: str, method_args: Mapping[str, Any], switches: Switches = lambda _: {}
 ) -> Objective:
-    """Build the objective of a run.
+    """Bind a method and build its objective.
 
     Args:
         handler: the method's loss as "module:function".
-        method_args: its hyper-parameters; `gamma` and `alpha` (weights of its own and of the retain term) and
-            the weights of its further terms; `retain`: null or "none", a short name, or {handler,
-            ...hyper-parameters} (`retain_loss_type`, the field's key, is a short name too); `schedule` of the
-            weights and `combine`, how gradients are put together: likewise.
-        switches: the keyword arguments that `compat` sets for a loss, by its name; what `method_args` says
+        method_args: see `config.method.bind_method`.
+        switches: the keyword arguments that `compat` sets for a loss, by its name; what `method_args` states
             wins.
 
-    Returns:
-        The objective, its own terms first.
+    Raises:
+        UserError: all faults together.
+    """
+    return objective_of(bound_alone(bind_method, handler, method_args, switches))
+
+
+def objective_of(bound: Mapping[str, Bound]) -> Objective:
+    """The objective of a method that was bound, its own terms first.
+
+    Args:
+        bound: of `config.method.bind_method`: loss, further terms, retain term, schedule, combination.
 
     Raises:
-        UserError: with all faults together: unknown or missing hyper-parameter, a value of the wrong type, a
-            weight that is required, a handler that is not a loss, terms that cannot go together.
+        UserError: a handler cannot be imported, or every weight is 0.
     """
-    faults: list[Fault] = []
-    main = import_loss(handler)
-    spec = main.spec
-    weights = (*WEIGHT_KEYS, *(key for key, _ in spec.extra))
-    own = {key: value for key, value in method_args.items() if key not in weights}
-    kwargs = bind(main, own, switches(spec.name), weights, faults)
-    if spec.gamma is None and method_args.get("gamma") is None:
-        faults.append(
-            Fault(
-                f"{spec.name} needs a weight",
-                "give trainer.method_args.gamma; a default of 0 would drop a term in silence",
-            )
-        )
-    gamma = as_number(
-        "gamma", method_args.get("gamma", spec.gamma), 0.0 if spec.gamma is None else spec.gamma, faults
-    )
-    alpha = as_number("alpha", method_args.get("alpha", spec.alpha), spec.alpha, faults)
-    terms = [
-        Term(spec.name, main, gamma, kwargs),
-        *_extra_terms(spec.extra, method_args, kwargs, switches, faults),
-    ]
-    retain_handler, retain_args = _retain_choice(method_args, spec.retain, faults)
-    if retain_handler is not None:
-        retain = import_loss(retain_handler)
-        retain_kwargs = bind(retain, retain_args, switches(retain.spec.name), (), faults)
-        terms.append(Term(f"retain_{retain.spec.name}", retain, alpha, retain_kwargs, is_retain=True))
-    elif "alpha" in method_args:
+    terms: list[Term] = []
+    for chosen, weight, is_retain in terms_of(bound):
+        found: Loss = chosen.load()
+        name = f"retain_{found.spec.name}" if is_retain else found.spec.name
+        terms.append(Term(name, found, weight, {**found.spec.hyper, **chosen.kwargs}, is_retain=is_retain))
+    if RETAIN not in bound and "alpha" in bound[KEY].given:
         log.info(
-            "alpha=%s weighs a retain term, and %s runs without one here", method_args["alpha"], spec.name
+            "alpha=%s weighs a retain term, and %s runs without one here",
+            bound[KEY].options["alpha"],
+            terms[0].name,
         )
-    _one_pattern(terms, faults)
-    schedule = build_schedule(method_args.get("schedule", spec.schedule), faults)
-    combination = build_combination(method_args.get("combine"), retain_handler is not None, faults)
-    if faults:
-        raise UserError.of(faults)
-    return (spec.objective or Objective)(terms, schedule, combination)
-
-
-def _extra_terms(
-    extra: Sequence[tuple[str, str]],
-    method_args: Mapping[str, Any],
-    own: Mapping[str, Any],
-    switches: Callable[[str], Mapping[str, Any]],
-    faults: list[Fault],
-) -> Iterator[Term]:
-    """The further terms of a method's own, those of weight 0 left out: a loss that is not computed needs no hyper-parameters."""
-    for key, handler in extra:
-        found = import_loss(handler)
-        if found.spec.gamma is None and method_args.get(key) is None:
-            faults.append(Fault(f"{found.spec.name} needs a weight", f"give trainer.method_args.{key}"))
-        if weight := as_number(key, method_args.get(key), found.spec.gamma or 0.0, faults):
-            shared = {name: own[name] for name in found.spec.hyper if name in own}
-            yield Term(
-                found.spec.name, found, weight, bind(found, shared, switches(found.spec.name), (), faults)
-            )
-
-
-def _one_pattern(terms: list[Term], faults: list[Fault]) -> None:
-    """See to it that all terms that read hidden states read those of the same modules; the retain term takes the method's by default."""
-    readers = [term for term in terms if any(need.hidden for need in term.needs)]
-    patterns = [
-        term.kwargs["module_regex"] for term in readers if term.kwargs.get("module_regex") is not None
-    ]
-    for term in readers:
-        pattern = term.kwargs.get("module_regex") or (patterns[0] if patterns else None)
-        if pattern is None:
-            hint = "give trainer.method_args.retain.module_regex"
-            faults.append(Fault(f"{term.name} reads the output of a module, and nothing says of which", hint))
-        elif patterns and pattern != patterns[0]:
-            message = f"{term.name} reads {pattern!r} and {readers[0].name} reads {patterns[0]!r}"
-            faults.append(Fault(message, "one pattern has to do for both"))
-        elif any(need.quantity == "hidden_BTD" for need in term.needs) and not isinstance(pattern, str):
-            faults.append(
-                Fault(
-                    f"{term.name} reads one module, and module_regex names {len(pattern)}",
-                    "give one regular expression",
-                )
-            )
-        elif any(need.quantity == "hidden_LBTD" for need in term.needs) and isinstance(pattern, str):
-            pattern = (pattern,)
-        term.kwargs = {**term.kwargs, "module_regex": pattern}
-
-
-def _retain_choice(
-    method_args: Mapping[str, Any], default: str, faults: list[Fault]
-) -> tuple[str | None, dict[str, Any]]:
-    """The retain term's handler, None for none, and its hyper-parameters."""
-    choice: Any = (
-        method_args["retain"] if "retain" in method_args else method_args.get("retain_loss_type", default)
-    )
-    args: dict[str, Any] = {}
-    if isinstance(choice, Mapping):
-        args = {key: value for key, value in choice.items() if key != "handler"}
-        if "handler" not in choice:
-            faults.append(
-                Fault(
-                    "trainer.method_args.retain has no handler",
-                    f"give one of {', '.join(HANDLERS)}, none, or module:function",
-                )
-            )
-        choice = choice.get("handler")
-    if choice is None or str(choice).lower() == "none":
-        return None, {}
-    if ":" in str(choice):
-        return str(choice), args
-    if str(choice).lower() not in HANDLERS:
-        faults.append(unknown("retain term", str(choice), (*HANDLERS, "none")))
-        return None, {}
-    return HANDLERS[str(choice).lower()], args
+    schedule = partial(bound[SCHEDULE].load(), **bound[SCHEDULE].kwargs) if SCHEDULE in bound else None
+    combination = bound[COMBINE].load()(**bound[COMBINE].kwargs) if COMBINE in bound else None
+    return (terms[0].loss.spec.objective or Objective)(terms, schedule, combination)

@@ -10,9 +10,6 @@ from expunge.lm import divergence
 from expunge.methods.base import loss
 from expunge.methods.representation import Ratio, counted_tokens, squared_distance
 
-HANDLERS = {name: f"expunge.methods.retain:{name}" for name in ("nll", "kl", "embed_diff")}
-"""Short names of the retain terms, as `@loss(retain=...)` and the field's `retain_loss_type` say them."""
-
 Form = Literal["kl", "reverse_cross_entropy"]
 """KL(ref || theta), or what SOUL's code computes under that name: -sum_v p_theta(v) log p_ref(v)."""
 

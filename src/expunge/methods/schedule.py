@@ -2,25 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, NamedTuple
-
-from expunge.core.errors import Fault, unknown
-from expunge.methods.base import REQUIRED
-from expunge.methods.binding import bind_keywords, import_module
-
-SCHEDULES = {
-    "constant": "expunge.methods.schedule:constant",
-    "ramp": "expunge.methods.schedule:ramp",
-    "switch": "expunge.methods.schedule:switch",
-    "reroute": "expunge.methods.schedule:reroute",
-    "fade": "expunge.methods.schedule:fade",
-}
-"""Short names of the schedules."""
+from typing import NamedTuple
 
 
 @dataclass(frozen=True)
@@ -99,38 +84,3 @@ def fade(info: StepInfo, *, until: float = 1.0) -> Factors:
     """
     span = until * info.num_epochs
     return Factors(max(0.0, 1.0 - info.whole_epochs / span) if span > 0 else 0.0, 1.0)
-
-
-def build_schedule(choice: Any, faults: list[Fault]) -> Schedule | None:
-    """The schedule of a configuration.
-
-    Args:
-        choice: null, a short name, "module:function", or {handler, ...keyword arguments}.
-        faults: what is wrong with it is appended here.
-
-    Returns:
-        A function of `StepInfo`; None where the weights stay as they are.
-    """
-    given: dict[str, Any] = {}
-    if isinstance(choice, Mapping):
-        given = {str(key): value for key, value in choice.items() if key != "handler"}
-        choice = choice.get("handler")
-    if choice is None or choice in ("constant", "none", SCHEDULES["constant"]):
-        return None
-    handler = SCHEDULES.get(str(choice), str(choice))
-    if ":" not in handler:
-        faults.append(unknown("schedule", handler, tuple(SCHEDULES)))
-        return None
-    module, name = import_module(handler)
-    function = getattr(module, name, None)
-    if not inspect.isfunction(function):
-        known = [key for key, value in vars(module).items() if inspect.isfunction(value)]
-        faults.append(unknown(f"schedule of {module.__name__}", name, known))
-        return None
-    parameters = inspect.signature(function).parameters.values()
-    hyper = {
-        item.name: REQUIRED if item.default is item.empty else item.default
-        for item in parameters
-        if item.kind is item.KEYWORD_ONLY
-    }
-    return partial(function, **bind_keywords(function, name, given, faults, hyper=hyper))

@@ -10,9 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.utils.import_utils import is_flash_attn_2_available
 
+from expunge.config.model_keys import ATTENTIONS
 from expunge.core.errors import UserError, unknown
-
-KNOWN = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 
 
 def choose_attention(
@@ -35,8 +34,8 @@ def choose_attention(
     """
     if asked is None:
         return None
-    if asked not in KNOWN and "/" not in asked:
-        raise UserError.of([unknown("attn_implementation", asked, KNOWN)])
+    if asked not in ATTENTIONS and "/" not in asked:
+        raise UserError.of([unknown("attn_implementation", asked, ATTENTIONS)])
     supports = _support_of(config)
     lacks = _flash_lacks(asked, supports, where, dtype) if asked.startswith("flash_attention") else ""
     chosen = asked

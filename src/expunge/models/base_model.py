@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from expunge.config.model_keys import HUB_KEYS, MODEL_KEYS
 from expunge.core.errors import MissingExtraError, UserError, unknown
 from expunge.lm import runtime
 from expunge.models.attention import WRITTEN_DOWN, choose_attention
@@ -18,11 +19,6 @@ from expunge.models.location import Location, check_model_folder, locate, not_fo
 from expunge.models.precision import compute_dtype, parse_dtype
 from expunge.models.progress_bars import no_progress_bar
 
-HUB_KEYS = ("revision", "cache_dir", "trust_remote_code", "token", "subfolder", "local_files_only")
-KEYS = (
-    "pretrained_model_name_or_path", "torch_dtype", "dtype", "master_dtype", "attn_implementation", "device_map", "max_memory",
-    "gguf_file", "use_safetensors", "variant", "low_cpu_mem_usage", *HUB_KEYS,
-)  # fmt: skip
 PASSED_ON = ("device_map", "max_memory", "use_safetensors", "variant", *HUB_KEYS)
 
 
@@ -54,7 +50,7 @@ def load_base(
     the model is put on this rank's device unless `device_map` says where.
 
     Args:
-        model_args: keys of `from_pretrained` (`KEYS`); the path `expunge/mini` is the embedded model.
+        model_args: keys of `from_pretrained` (`MODEL_KEYS`); the path `expunge/mini` is the embedded model.
         for_training: whether it will be trained.
         notices: what the machine could not do as asked is appended here.
         frozen: these weights stay as they are, whatever is trained beside them: they are in `torch_dtype`
@@ -69,7 +65,9 @@ def load_base(
             incomplete weights.
     """
     notices = [] if notices is None else notices
-    faults = [unknown("key of model.model_args", key, KEYS) for key in model_args if key not in KEYS]
+    faults = [
+        unknown("key of model.model_args", key, MODEL_KEYS) for key in model_args if key not in MODEL_KEYS
+    ]
     if faults:
         raise UserError.of(faults)
     place = locate(model_args, "model.model_args")

@@ -6,20 +6,11 @@ from typing import Any
 
 import torch
 
+from expunge.config.model_keys import DTYPES as NAMES
 from expunge.core.errors import UserError, unknown
 from expunge.lm.runtime import supports_bf16
 
-DTYPES = {
-    "float32": torch.float32,
-    "fp32": torch.float32,
-    "float": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "bf16": torch.bfloat16,
-    "float16": torch.float16,
-    "fp16": torch.float16,
-    "half": torch.float16,
-    "float64": torch.float64,
-}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, own) for name, own in NAMES.items()}
 
 
 def parse_dtype(key: str, value: Any) -> torch.dtype:

@@ -7,15 +7,12 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from expunge.config.model_keys import TOKENIZER_KEYS
 from expunge.core.errors import UserError, unknown
 from expunge.data.tokenizer_traits import PAD_ADDED
 from expunge.models.adapter_folder import BaseRecord, is_adapter_folder
 from expunge.models.location import locate, not_found
 
-KEYS = (
-    "pretrained_model_name_or_path", "revision", "cache_dir", "trust_remote_code", "token", "subfolder", "local_files_only",
-    "gguf_file", "use_fast", "padding_side", "pad_token", "add_bos_token", "legacy",
-)  # fmt: skip
 FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 RESERVED = (
     "<|finetune_right_pad_id|>",
@@ -39,7 +36,7 @@ def load_tokenizer(tokenizer_args: Mapping[str, Any], *, notices: list[str] | No
     `padding_side`: batches are padded from the encoding.
 
     Args:
-        tokenizer_args: keys of `from_pretrained` (`KEYS`); the path `expunge/mini` is the embedded tokenizer.
+        tokenizer_args: keys of `from_pretrained` (`TOKENIZER_KEYS`); the path `expunge/mini` is the embedded tokenizer.
         notices: told which token pads where the tokenizer did not say.
 
     Returns:
@@ -48,7 +45,11 @@ def load_tokenizer(tokenizer_args: Mapping[str, Any], *, notices: list[str] | No
     Raises:
         UserError: an unknown key, no tokenizer at that place, or none of its tokens can pad.
     """
-    faults = [unknown("key of model.tokenizer_args", key, KEYS) for key in tokenizer_args if key not in KEYS]
+    faults = [
+        unknown("key of model.tokenizer_args", key, TOKENIZER_KEYS)
+        for key in tokenizer_args
+        if key not in TOKENIZER_KEYS
+    ]
     if faults:
         raise UserError.of(faults)
     place = locate(tokenizer_args, "model.tokenizer_args")

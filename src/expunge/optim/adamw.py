@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from expunge.core.ranges import Decay, NotNegative
 from expunge.optim.arguments import OptimizerArgs
 
 logger = logging.getLogger(__name__)
@@ -22,8 +23,8 @@ def adamw(
     groups: list[dict[str, Any]],
     args: OptimizerArgs,
     *,
-    betas: tuple[float, float] | None = None,
-    eps: float | None = None,
+    betas: tuple[Decay, Decay] | None = None,
+    eps: NotNegative | None = None,
     fused: bool | None = None,
 ) -> torch.optim.Optimizer:
     """AdamW as torch has it.
@@ -49,8 +50,8 @@ def adamw_8bit(
     groups: list[dict[str, Any]],
     args: OptimizerArgs,
     *,
-    betas: tuple[float, float] | None = None,
-    eps: float | None = None,
+    betas: tuple[Decay, Decay] | None = None,
+    eps: NotNegative | None = None,
 ) -> torch.optim.Optimizer:
     """AdamW with moments in 8 bits (arXiv:2110.02861), by bitsandbytes; torch's AdamW, with a notice, where that cannot run."""
     return _bitsandbytes("AdamW8bit", groups, args, betas, eps)
@@ -60,8 +61,8 @@ def paged_adamw(
     groups: list[dict[str, Any]],
     args: OptimizerArgs,
     *,
-    betas: tuple[float, float] | None = None,
-    eps: float | None = None,
+    betas: tuple[Decay, Decay] | None = None,
+    eps: NotNegative | None = None,
 ) -> torch.optim.Optimizer:
     """AdamW whose moments move to the host's memory when the device's is full, by bitsandbytes; else as `adamw_8bit`."""
     return _bitsandbytes("PagedAdamW32bit", groups, args, betas, eps)
@@ -71,8 +72,8 @@ def paged_adamw_8bit(
     groups: list[dict[str, Any]],
     args: OptimizerArgs,
     *,
-    betas: tuple[float, float] | None = None,
-    eps: float | None = None,
+    betas: tuple[Decay, Decay] | None = None,
+    eps: NotNegative | None = None,
 ) -> torch.optim.Optimizer:
     """`adamw_8bit` in paged memory."""
     return _bitsandbytes("PagedAdamW8bit", groups, args, betas, eps)

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from expunge.core.errors import Fault, UserError, unknown
+from expunge.core.errors import Fault, UserError
+from expunge.core.ranges import Share
 from expunge.lm import runtime
 from expunge.lm.labels import Side
 from expunge.lm.logprobs import masked_sum, token_logp
@@ -20,7 +21,6 @@ from expunge.models.fingerprint import model_fingerprint
 from expunge.models.outputs import label_outputs, unwrapped
 from expunge.optim.masks import WeightMask
 from expunge.optim.rules import clear_gradients
-from expunge.optim.scores import READS
 from expunge.optim.threshold import top_share
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def build_mask(
     model: nn.Module,
     score: Score,
     *,
-    ratio: float = 0.8,
+    ratio: Share = 0.8,
     forget: Iterable[Side] | None = None,
     retain: Iterable[Side] | None = None,
     params: str | None = None,
@@ -202,16 +202,6 @@ def _bound(score: Score, options: Mapping[str, Any], forget: Any, retain: Any) -
     takes: list[str] = []
     for parameter in inspect.signature(score).parameters.values():
         (takes if parameter.kind is parameter.KEYWORD_ONLY else reads).append(parameter.name)
-    faults += [
-        unknown(f"quantity that the score {score.__name__} reads", name, READS)
-        for name in reads
-        if name not in READS
-    ]
-    faults += [
-        unknown(f"option of the mask {score.__name__}", name, [*takes, "ratio", "params", "path"])
-        for name in options
-        if name not in takes
-    ]
     for side, given, quantities in (
         ("forget", forget, ("forget_grad_P", "input_rms_P")),
         ("retain", retain, ("retain_grad_P",)),

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import math
 
 import torch
 from torch import Tensor, nn
 
-from expunge.core.errors import Fault, UserError
+from expunge.core.ranges import Count, NotNegative
 from expunge.optim.perturbation import chosen, moved
 from expunge.optim.rules import Step, StepRule, add_gradients, clear_gradients, trainable
 
@@ -26,23 +25,9 @@ class RandomSmoothing(StepRule):
         sigma: standard deviation of the noise.
         samples: draws a step.
         side: terms averaged over this side are smoothed; None = all.
-
-    Raises:
-        UserError: sigma is negative or not finite, or there is no sample.
     """
 
-    def __init__(self, *, sigma: float = 0.01, samples: int = 1, side: str | None = "forget") -> None:
-        faults = []
-        if not (sigma >= 0 and math.isfinite(sigma)):
-            faults.append(
-                Fault(f"sigma of RandomSmoothing is {sigma!r}", "give 0 or more; 0 switches it off")
-            )
-        if int(samples) != samples or samples < 1:
-            faults.append(
-                Fault(f"samples of RandomSmoothing is {samples!r}", "give a whole number, at least 1")
-            )
-        if faults:
-            raise UserError.of(faults)
+    def __init__(self, *, sigma: NotNegative = 0.01, samples: Count = 1, side: str | None = "forget") -> None:
         self.sigma, self.samples, self.side = float(sigma), int(samples), side
         self.apart = side if self.sigma else None
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from expunge.core.errors import UserError
+from expunge.core.ranges import NotNegative
 from expunge.optim.perturbation import chosen, moved
 from expunge.optim.rules import Step, StepRule, add_gradients, clear_gradients, trainable
 
@@ -25,14 +25,9 @@ class SAM(StepRule):
     Args:
         rho: radius of the ball, in the 2-norm over all trainable parameters.
         side: terms averaged over this side are sharpness-aware; None = all, which is SAM as first published.
-
-    Raises:
-        UserError: rho is negative or not finite.
     """
 
-    def __init__(self, *, rho: float = 0.01, side: str | None = "forget") -> None:
-        if not (rho >= 0 and math.isfinite(rho)):
-            raise UserError(f"rho of SAM is {rho!r}", "give 0 or more; 0 switches it off")
+    def __init__(self, *, rho: NotNegative = 0.01, side: str | None = "forget") -> None:
         self.rho, self.side = float(rho), side
         self.apart = side if self.rho else None
         self._norm = math.nan

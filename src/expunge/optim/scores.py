@@ -16,8 +16,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-READS = ("weight_P", "forget_grad_P", "retain_grad_P", "input_rms_P", "uniform_P")
-
 
 def wagle(weight_P: Tensor, forget_grad_P: Tensor, retain_grad_P: Tensor, *, mu: float = 1e-3) -> Tensor:
     """WAGLE's attribution, |(theta - g_r / mu) g_f| (arXiv:2410.17509, the closed form with a diagonal retain Hessian mu I).

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from expunge.core.ranges import NotNegative
 from expunge.optim.arguments import OptimizerArgs
 
 
@@ -13,7 +14,7 @@ def sgd(
     groups: list[dict[str, Any]],
     args: OptimizerArgs,
     *,
-    momentum: float = 0.0,
+    momentum: NotNegative = 0.0,
     dampening: float = 0.0,
     nesterov: bool = False,
 ) -> torch.optim.Optimizer:

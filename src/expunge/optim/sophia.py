@@ -8,7 +8,8 @@ from typing import Any, Literal, get_args, overload
 import torch
 from torch import Tensor
 
-from expunge.core.errors import Fault, UserError, unknown
+from expunge.core.errors import UserError
+from expunge.core.ranges import Count, Decay, NotNegative
 from expunge.optim.arguments import OptimizerArgs
 
 Mode = Literal["gnb", "hutchinson", "empirical", "off"]
@@ -19,10 +20,10 @@ def sophia(
     groups: list[dict[str, Any]],
     args: OptimizerArgs,
     *,
-    betas: tuple[float, float] = (0.965, 0.99),
-    rho: float = 0.04,
+    betas: tuple[Decay, Decay] = (0.965, 0.99),
+    rho: NotNegative = 0.04,
     mode: Mode = "gnb",
-    every: int = 10,
+    every: Count = 10,
     soul_compat: bool = False,
 ) -> Sophia:
     """Build Sophia; learning rate and weight decay are those of `trainer.args` (the paper's: 1e-4 and 0.1).
@@ -83,9 +84,6 @@ class Sophia(torch.optim.Optimizer):
         soul_compat: apply the momentum line twice a step, as SOUL's code does: b1 then acts as b1^2 (0.9 as
             0.81).
         bs: label tokens of a mean; `update_hessian` and `step` can say it as well.
-
-    Raises:
-        UserError: a value out of range, or an unknown mode.
     """
 
     def __init__(
@@ -101,7 +99,7 @@ class Sophia(torch.optim.Optimizer):
         soul_compat: bool = False,
         bs: int | None = None,
     ) -> None:
-        _check(lr, betas, rho, weight_decay, mode, every)
+        assert mode in get_args(Mode), "the binder takes no other"
         self.mode, self.every, self.soul_compat = mode, int(every), bool(soul_compat)
         self._unclipped: list[Tensor] = []
         self._moving: list[Tensor] = []
@@ -271,22 +269,3 @@ def _no_bs(mode: str) -> UserError:
         f"Sophia in mode {mode!r} does not know how many label tokens a mean is over",
         "give bs, or call set_batch_tokens",
     )
-
-
-def _check(
-    lr: float, betas: tuple[float, float], rho: float, weight_decay: float, mode: str, every: int
-) -> None:
-    faults: list[Fault] = []
-    if mode not in get_args(Mode):
-        faults.append(unknown("mode of Sophia", str(mode), get_args(Mode)))
-    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-        faults.append(Fault(f"betas of Sophia are {betas!r}", "give two numbers of at least 0 and below 1"))
-    faults += [
-        Fault(f"{name} of Sophia is {value!r}", "give 0 or more")
-        for name, value in (("lr", lr), ("rho", rho), ("weight_decay", weight_decay))
-        if not value >= 0
-    ]
-    if int(every) != every or every < 1:
-        faults.append(Fault(f"every of Sophia is {every!r}", "give a whole number of steps, at least 1"))
-    if faults:
-        raise UserError.of(faults)

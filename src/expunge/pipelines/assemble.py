@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -53,15 +52,15 @@ def data_root(cfg: Config) -> Path | None:
 
 def dataset_of(cfg: Config, key: str, text: Text) -> Dataset | None:
     """The data sets under `data.<key>`, concatenated; None where there is none."""
-    specs: Mapping[str, Any] = cfg.section(f"data.{key}")
+    names = list(cfg.section(f"data.{key}"))
     built: list[Dataset] = []
     faults = Faults()
-    for name, spec in specs.items():
+    for name in names:
         with faults.noted():
             built.append(
                 build_dataset(
                     name,
-                    spec,
+                    cfg.bound[f"data.{key}.{name}.args"],
                     text.template,
                     data_root(cfg),
                     seed=int(cfg.get("seed", 0)),

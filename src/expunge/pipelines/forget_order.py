@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from expunge.config.checks.difficulty import is_used
+from expunge.config.checks.difficulty import KEY, is_used
 from expunge.core.config import Config
 from expunge.core.errors import UserError
 from expunge.core.files import read_json, write_json
@@ -67,9 +67,8 @@ def by_score(
         notices.append(
             f"{scores.path} was made with another model ({scores.model.get('name')}): the order is that model's"
         )
-    asked = {
-        key: value for key, value in cfg.section("difficulty").items() if key in SAMPLER and value is not None
-    }
+    chosen = cfg.bound[KEY]
+    asked = {name: chosen.options[name] for name in chosen.given if name in SAMPLER}
     order = score_order(scores.by_uid, [row.row_id for row in forget.encoded], **asked)
     if order.kept is not None:
         log.info("%d of %d forget rows are kept by their scores", len(order.kept), len(forget))

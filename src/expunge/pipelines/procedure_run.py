@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from expunge.config.procedure import ARGS
 from expunge.core.config import Config
 from expunge.core.errors import Faults
 from expunge.core.files import read_json
@@ -20,13 +21,13 @@ from expunge.core.sides import SideName
 from expunge.data.datasets import Dataset
 from expunge.data.pairs import check_disjoint
 from expunge.lm import runtime
-from expunge.methods.objective import build_objective
+from expunge.methods.objective import objective_of
 from expunge.models.load import Loaded, load_model
 from expunge.models.progress_bars import no_progress_bar
 from expunge.pipelines.assemble import Text, sides_of, tell, text_of
 from expunge.pipelines.evaluation_run import NOT_OF_THE_SAVED, Evaluation, prepare_evaluation
 from expunge.pipelines.training_run import STAGES, Prepared, carried_out, fit, run_training
-from expunge.procedures.base import FINAL, Procedure, Stages, build_procedure
+from expunge.procedures.base import FINAL, Procedure, Stages, procedure_of
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ def run_procedure(cfg: Config) -> RunRecord:
     Raises:
         UserError: whatever the user can mend.
     """
-    procedure = build_procedure(str(cfg.get("procedure.handler")), cfg.section("procedure.args"))
+    procedure = procedure_of(cfg.bound[ARGS])
     record = carried_out(cfg, partial(_prepare, procedure), _carry_out)
     if not cfg.get("procedure.keep_stages") and runtime.is_primary():
         shutil.rmtree(Path(cfg.get("paths.output_dir")) / STAGES, ignore_errors=True)
@@ -171,7 +172,7 @@ class RunStages:
         log.info("stage %s of %s: finetuning on %d rows", FINAL, ", ".join(self.planned), len(rows))
         seed = int(self.cfg.get("seed", 0))
         runtime.seed_everything(seed)
-        objective = build_objective(self.cfg.get("trainer.handler"), {}, self.cfg.switches)
+        objective = objective_of(self.cfg.bound)
         cfg, notices = replace(self.cfg, notices=tuple(self.notices)), list(self.notices)
         loaded = load_model(
             self.model_args, cfg.section("model.adapter"), for_training=True, seed=seed, notices=notices
@@ -235,4 +236,9 @@ def stage_config(
     tree["trainer"]["args"] = {**kept, **args}
     if whole and (cfg.get("model.adapter.type") or "none") != "none":
         tree["model"]["adapter"] = {**cfg.section("model.adapter"), "merge": True}
-    return Config(tree, cfg.overrides, cfg.notices)
+    bound = {
+        f"data.train{key.removeprefix(of_side)}" if key.startswith(of_side) else key: value
+        for of_side in (f"data.{side}",)
+        for key, value in cfg.bound.items()
+    }
+    return Config(tree, cfg.overrides, cfg.notices, bound)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from expunge.config.checks.difficulty import KEY
 from expunge.core.config import Config
 from expunge.core.errors import UserError
 from expunge.core.fingerprint import fingerprint
@@ -25,8 +26,6 @@ from expunge.pipelines.assemble import data_root, dataset_of, tell, text_of
 
 log = logging.getLogger(__name__)
 
-SCORER = ("algorithm", "loss", "reduction", "epoch_grad_mode", "params", "signed", "max_tokens")
-"""Keys of `difficulty` that the scorer takes."""
 DTYPE = "float32"
 """What scores are computed in, whatever a run trains in."""
 
@@ -52,9 +51,7 @@ def run(cfg: Config) -> Path:
         raise UserError(
             "data.forget names no data set, so there is nothing to score", "add one, such as TOFU_QA_forget"
         )
-    asked = {
-        key: value for key, value in cfg.section("difficulty").items() if key in SCORER and value is not None
-    }
+    asked = cfg.bound[KEY].kwargs if KEY in cfg.bound else {}
     model = _model(cfg, str(asked.get("params", "auto")), notices)
     facts = model_facts(cfg)
     tell(notices, already=cfg.notices)

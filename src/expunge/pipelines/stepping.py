@@ -6,12 +6,14 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import TrainingArguments
 
+from expunge.config.stepping import MASK
 from expunge.core.config import Config
 from expunge.core.run_dir import RunDir
 from expunge.data.collate import collate
@@ -21,7 +23,7 @@ from expunge.lm import runtime
 from expunge.lm.labels import Side, on_device
 from expunge.lm.packing import token_budgeted_batches
 from expunge.models.fingerprint import model_fingerprint
-from expunge.optim.build import build_rules, mask_of, optimizer_factory
+from expunge.optim.build import build_rules, mask_of, optimizer_factory, rules_of
 from expunge.optim.masks import WeightMask
 
 log = logging.getLogger(__name__)
@@ -52,18 +54,16 @@ def stepping_of(
     Raises:
         UserError: what was chosen cannot be had together, or for this model.
     """
-    chosen, mask_spec = cfg.section("trainer.optimizer"), cfg.section("trainer.mask")
-    wants_mask = bool(mask_spec.get("handler") or mask_spec.get("path"))
+    factory, masked = optimizer_factory(cfg.bound), MASK in cfg.bound or cfg.get(f"{MASK}.path") is not None
     return {
-        "optimizer_factory": optimizer_factory(chosen),
-        "rules_factory": partial(build_rules, chosen),
-        "mask": _mask(cfg, mask_spec, run, model, sides, args, pad_id) if wants_mask else None,
+        "optimizer_factory": factory,
+        "rules_factory": partial(build_rules, rules_of(cfg.bound)),
+        "mask": _mask(cfg, run, model, sides, args, pad_id) if masked else None,
     }
 
 
 def _mask(
     cfg: Config,
-    spec: Mapping[str, Any],
     run: RunDir,
     model: nn.Module,
     sides: Mapping[str, Dataset],
@@ -82,15 +82,17 @@ def _mask(
     def make() -> None:
         if path.is_file():
             return
+        if (given := cfg.get(f"{MASK}.path")) is not None:
+            WeightMask.load(Path(str(given)).expanduser(), model, fingerprint).save(path)
+            return
         made = mask_of(
-            spec,
+            cfg.bound[MASK],
             model,
             forget=rows.get("forget"),
             retain=rows.get("retain"),
             seed=int(cfg.get("seed", 0)),
             fingerprint=fingerprint,
         )
-        assert made is not None, "asked for where a handler or a path is given"
         made.save(path)
 
     runtime.from_rank_0(make)

@@ -20,7 +20,7 @@ from expunge.data.collate import PairCollator
 from expunge.data.datasets import Dataset
 from expunge.data.pairs import PairedDataset, check_disjoint, load_pairs, pairs_of, save_pairs
 from expunge.lm import runtime
-from expunge.methods.objective import Objective, build_objective
+from expunge.methods.objective import Objective, objective_of
 from expunge.models.load import Loaded, load_model
 from expunge.pipelines.assemble import Text, sides_of, tell, text_of
 from expunge.pipelines.evaluation_run import Evaluation, prepare_evaluation
@@ -130,7 +130,7 @@ def _prepare(cfg: Config, run: RunDir) -> Prepared:
     """Read everything that the run reads; the faults of rows and suites are told together."""
     notices = list(cfg.notices)
     runtime.seed_everything(int(cfg.get("seed", 0)))
-    objective = build_objective(cfg.get("trainer.handler"), cfg.section("trainer.method_args"), cfg.switches)
+    objective = objective_of(cfg.bound)
     text = text_of(cfg, notices)
     faults, sides = Faults(), dict[str, Dataset]()
     scored: ByScore | None = None

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol, TypeVar, cast
 
-from expunge.core.errors import Fault, UserError, unknown
+from expunge.core.binding import Bound
 from expunge.core.sides import SIDE_NAMES, SideName
 from expunge.data.datasets import Dataset
-from expunge.methods.binding import bind_keywords, import_module
 from expunge.models.load import Loaded
 
 F = TypeVar("F", bound=Callable[..., None])
@@ -73,11 +72,8 @@ class ProcedureSpec:
     Attributes:
         name: the function's name.
         sides: the rows it is given, by the names of its positional parameters after the first.
-        hyper: its keyword-only parameters with their defaults.
         stages: the trainings it consists of, stage -> side; `final` = the one whose model is the run's. A
             keyword-only parameter of a stage's name holds TrainingArguments of that stage.
-        at_least_0: the hyper-parameters that must not be negative.
-        refused: "name=value" -> why that value, which the field has, cannot be had here.
         whole_model: whether it computes with all weights, so that a start model that is an adapter, or in 4
             bits, does not do.
         paper: where it is defined.
@@ -86,10 +82,7 @@ class ProcedureSpec:
 
     name: str
     sides: tuple[SideName, ...]
-    hyper: Mapping[str, Any]
     stages: Mapping[str, SideName]
-    at_least_0: tuple[str, ...] = ()
-    refused: Mapping[str, str] = field(default_factory=dict)
     whole_model: bool = False
     paper: str = ""
     code: str = ""
@@ -104,9 +97,17 @@ def procedure(
     paper: str = "",
     code: str = "",
 ) -> Callable[[F], F]:
-    """Give a function `(stages, forget | retain..., *, hyper-parameters)` its `.spec`; nothing is registered. Arguments as `ProcedureSpec`.
+    """Give a function `(stages, forget | retain..., *, hyper-parameters)` its `.spec`; nothing is registered.
 
-    Values are written as literals: validation reads them from the source, without importing it.
+    Values are written as literals: the binder reads them from the source, without importing it.
+
+    Args:
+        stages: see `ProcedureSpec`.
+        at_least_0: the hyper-parameters that must not be negative.
+        refused: "name=value" -> why that value, which the field has, cannot be had here.
+        whole_model: see `ProcedureSpec`.
+        paper: where it is defined.
+        code: code at a commit.
 
     Raises:
         ValueError: a positional parameter that is no side, or a name that is no hyper-parameter.
@@ -114,7 +115,7 @@ def procedure(
 
     def decorate(function: F) -> F:
         parameters = list(inspect.signature(function).parameters.values())[1:]
-        hyper = {item.name: item.default for item in parameters if item.kind is item.KEYWORD_ONLY}
+        hyper = {item.name for item in parameters if item.kind is item.KEYWORD_ONLY}
         sides = [item.name for item in parameters if item.kind is not item.KEYWORD_ONLY]
         wrong = [name for name in sides if name not in SIDE_NAMES]
         wrong += [
@@ -126,10 +127,10 @@ def procedure(
             raise ValueError(
                 f"{function.__name__}: {wrong[0]!r} is neither a side of the data nor a hyper-parameter"
             )
+        spec_sides = cast(tuple[SideName, ...], tuple(sides))
         cast(Any, function).spec = ProcedureSpec(
-            function.__name__, cast(tuple[SideName, ...], tuple(sides)), MappingProxyType(hyper), MappingProxyType(dict(stages)), at_least_0,
-            MappingProxyType(dict(refused or {})), whole_model, paper, code,
-        )  # fmt: skip
+            function.__name__, spec_sides, MappingProxyType(dict(stages)), whole_model, paper, code
+        )
         return function
 
     return decorate
@@ -148,41 +149,11 @@ class Procedure:
     run: Callable[..., None]
 
 
-def build_procedure(handler: str, args: Mapping[str, Any]) -> Procedure:
-    """Find a procedure and bind its hyper-parameters.
-
-    Args:
-        handler: "module:function".
-        args: `procedure.args`.
+def procedure_of(chosen: Bound) -> Procedure:
+    """The procedure that was bound, with its hyper-parameters.
 
     Raises:
-        UserError: no such procedure; unknown names and values that cannot be, all together.
+        UserError: it cannot be imported.
     """
-    module, name = import_module(handler)
-    function = getattr(module, name, None)
-    if function is None:
-        names = [
-            key
-            for key, value in vars(module).items()
-            if isinstance(getattr(value, "spec", None), ProcedureSpec)
-        ]
-        raise UserError.of([unknown(f"procedure of {module.__name__}", name, names)])
-    spec = getattr(function, "spec", None)
-    if not isinstance(spec, ProcedureSpec):
-        raise UserError(f"{handler} is not a procedure", "decorate it with expunge.procedures.base.procedure")
-    faults: list[Fault] = []
-    for key, value in args.items():
-        if reason := spec.refused.get(f"{key}={value}"):
-            raise UserError(f"procedure.args.{key}={value}: {reason}", f"the default is {spec.hyper[key]!r}")
-    bound = bind_keywords(function, spec.name, args, faults, hyper=spec.hyper)
-    for key in spec.at_least_0:
-        if isinstance(bound.get(key), int | float) and bound[key] < 0:
-            faults.append(
-                Fault(
-                    f"procedure.args.{key}={bound[key]}: must be a number of at least 0",
-                    f"the default is {spec.hyper[key]!r}",
-                )
-            )
-    if faults:
-        raise UserError.of(faults)
-    return Procedure(spec, partial(function, **bound))
+    function = chosen.load()
+    return Procedure(function.spec, partial(function, **chosen.kwargs))

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from expunge.core.errors import UserError, unknown
+from expunge.core.errors import UserError
+from expunge.core.ranges import Count
 from expunge.data.pairs import PairedDataset
 from expunge.training.order import epoch_order
 
 FORGET_ORDER_FILE = "pairs/forget_order.json"
-ORDERS = ("score_asc", "score_desc")
-SELECTIONS = ("first_k",)
+Order = Literal["none", "score_asc", "score_desc"]
 
 
 class ScoreOrder(NamedTuple):
@@ -36,10 +36,10 @@ def score_order(
     scores: Mapping[str, float],
     uids: Sequence[str],
     *,
-    order: str = "none",
-    select: str | None = None,
-    k: int | None = None,
-    select_by: str | None = None,
+    order: Order = "none",
+    select: Literal["first_k"] | None = None,
+    k: Count | None = None,
+    select_by: Literal["score_asc", "score_desc"] | None = None,
 ) -> ScoreOrder:
     """Sort and select rows by their scores; rows of equal scores come by uid.
 
@@ -56,15 +56,12 @@ def score_order(
         Which rows are kept, and their places.
 
     Raises:
-        UserError: an unknown order, or a selection without its k, or of more rows than there are.
+        UserError: a selection without its k, or of more rows than there are.
     """
-    for key, value in (("order", order), ("select_by", select_by)):
-        if value not in (None, "none", *ORDERS):
-            raise UserError.of([unknown(f"difficulty.{key}", str(value), ("none", *ORDERS))])
     kept: tuple[int, ...] | None = None
     if select is not None:
         by = select_by or order
-        if select not in SELECTIONS or by == "none" or k is None or k < 1:
+        if by == "none" or k is None:
             raise UserError(
                 f"difficulty.select={select} with k={k}, by {by}",
                 "give select=first_k, k=ROWS, and select_by or an order",

@@ -11,7 +11,7 @@ from expunge.cli.verb import Verb, config_dir_option
 def run_ls(args: argparse.Namespace) -> None:
     """Print the kinds of choices, or the choices of one kind."""
     from expunge.config.listing import entries, kinds
-    from expunge.config.signatures import make_importable
+    from expunge.core.source import make_importable
 
     make_importable(args.config_dir)
     if args.kind is None:
@@ -25,7 +25,7 @@ def run_ls(args: argparse.Namespace) -> None:
 def run_show(args: argparse.Namespace) -> None:
     """Print what is known of one choice."""
     from expunge.config.listing import show
-    from expunge.config.signatures import make_importable
+    from expunge.core.source import make_importable
 
     make_importable(args.config_dir)
     print(show(args.name, args.config_dir))

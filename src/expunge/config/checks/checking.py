@@ -6,75 +6,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from expunge.config.signatures import REQUIRED, Signature, read_signature
+from expunge.core.annotations import Type
+from expunge.core.binding import Binder
 from expunge.core.config import Config
-from expunge.core.errors import Fault, UserError, nearest
+from expunge.core.errors import nearest
+from expunge.core.handlers import REQUIRED
 
 
 @dataclass
-class Checking:
-    """One validation under way.
+class Checking(Binder):
+    """One validation under way: a binder that knows the configuration.
 
     Attributes:
         cfg: the configuration under test.
-        faults: what was found so far.
         broken: groups whose choice does not exist; what hangs on them is not judged.
     """
 
-    cfg: Config
+    cfg: Config = field(default_factory=lambda: Config({}))
     broken: set[str] = field(default_factory=set)
-    faults: list[Fault] = field(default_factory=list)
 
-    def fault(self, message: str, hint: str = "") -> None:
-        """Note a fault, once."""
-        found = Fault(message, hint)
-        if found not in self.faults:
-            self.faults.append(found)
-
-    def typed(self, key: str, value: Any = None) -> str:
+    def typed(self, key: str, value: Any = REQUIRED) -> str:
         """The override as typed that gave `key`, else `key=value` as it comes from the YAML."""
         for text in reversed(self.cfg.overrides):
             if text.lstrip("+").partition("=")[0] == key:
                 return text
-        return f"{key}={value}" if value is not None else key
-
-    def signature(self, key: str, handler: Any) -> Signature | None:
-        """The signature of the handler at `key`; None, with a fault noted, where it cannot be read."""
-        if not isinstance(handler, str):
-            self.fault(f"{key} is not given", "a handler is module:function")
-            return None
-        try:
-            return read_signature(handler)
-        except UserError as error:
-            self.fault(f"{self.typed(key, handler)}: {error.faults[0].message}", error.faults[0].hint)
-            return None
-
-    def bind(
-        self, key: str, given: Mapping[str, Any], signature: Signature, takes: Mapping[str, Any]
-    ) -> None:
-        """Hold the names given at `key` against those a function takes.
-
-        Args:
-            key: the dotted key of the mapping.
-            given: name -> value.
-            signature: the function, for the message.
-            takes: name -> default, `REQUIRED` where it has to be given.
-        """
-        for name, value in given.items():
-            if name not in takes and not signature.open:
-                near = nearest(name, list(takes), count=1)
-                listed = ", ".join(f"{item} ({default!r})" for item, default in takes.items()) or "none"
-                hint = f"did you mean {near[0]!r}? " if near else ""
-                self.fault(
-                    f"{self.typed(f'{key}.{name}', value)}: {signature.name} takes no {name!r}",
-                    f"{hint}it takes: {listed}",
-                )
-        for name, default in takes.items():
-            if default is REQUIRED and given.get(name) is None:
-                self.fault(
-                    f"{key}.{name} is not given, and {signature.name} has no default for it",
-                    f"add {key}.{name}=VALUE",
-                )
+        return super().typed(key, value)
 
     def known(self, key: str, names: Mapping[str, Any], choices: Sequence[str], what: str) -> None:
         """Every name at `key` must be one of `choices`."""
@@ -93,31 +49,21 @@ class Checking:
     ) -> None:
         """The value at `key`, where there is one, must be a number in range."""
         value = self.cfg.get(key)
-        # "???" is told as missing already.
-        if value is None or value == "???":
+        if value is None:
             return
-        kind = "a whole number" if whole else "a number"
-        bound = (
-            f" above {above:g}"
-            if above is not None
-            else f" of at least {at_least:g}"
-            if at_least is not None
-            else ""
-        )
-        good = (
-            isinstance(value, int | float)
-            and not isinstance(value, bool)
-            and (not whole or float(value).is_integer())
-        )
-        if (
-            not good
-            or value != value
-            or (above is not None and value <= above)
-            or (at_least is not None and value < at_least)
-        ):
+        if whole and isinstance(value, float) and value.is_integer():
+            value = int(value)
+        limits = (("Above", above), ("AtLeast", at_least))
+        ranges = tuple((name, bound) for name, bound in limits if bound is not None)
+        example = f"for example {key}={_example(key, at_least, whole)}"
+        self.check(key, value, Type("int" if whole else "float", ranges=ranges), example)
+
+    def side_is_there(self, side: str, reader: str) -> None:
+        """A side of the data that is read needs a dataset."""
+        if not self.cfg.section(f"data.{side}"):
             self.fault(
-                f"{self.typed(key, value)}: must be {kind}{bound}",
-                f"for example {key}={_example(key, at_least, whole)}",
+                f"data.{side} is empty, and {reader} reads it",
+                f"choose a dataset: data/datasets@data.{side}=NAME",
             )
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import expunge
 from expunge.config.checks.checking import Checking
-from expunge.config.signatures import Signature, read_signature
 from expunge.core.errors import nearest
+from expunge.core.handlers import Signature, read_signature
 
 # Components that are no functions of a handler; whoever builds them checks their keywords.
 NAMED_COMPONENTS = ("encode", "driver")
@@ -35,7 +36,12 @@ def check_compat(check: Checking) -> None:
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(names))}"
             check.fault(f"{key}: there is no component {component!r}", hint)
         else:
-            check.bind(key, keywords or {}, known[component], dict.fromkeys(known[component].keyword))
+            # Required keywords are given by the run, not by the switches.
+            check.bind(
+                key,
+                replace(known[component], keyword=dict.fromkeys(known[component].keyword)),
+                keywords or {},
+            )
 
 
 def component_signatures() -> dict[str, Signature]:

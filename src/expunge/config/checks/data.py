@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.config.checks.checking import Checking
+from expunge.config.datasets import bind_dataset
 from expunge.config.local_data import is_looked_up, local_file, local_folder, local_names
 from expunge.core.errors import nearest
 
@@ -19,8 +20,9 @@ def check_data(check: Checking) -> None:
     data = check.cfg.section("data")
     if mode == "finetune" and not data.get("train"):
         check.fault("data.train is empty", "choose a dataset: data/datasets@data.train=NAME")
-    for key, node in datasets(data, "data"):
-        _dataset(check, key, node)
+    for side, sets in data.items():
+        for name, node in sets.items() if isinstance(sets, dict) else ():
+            _dataset(check, f"data.{side}.{name}", node)
     anchor = data.get("anchor")
     if mode == "unlearn" and anchor not in ANCHORS:
         check.fault(f"{check.typed('data.anchor', anchor)}: not a side of the data", "known: forget, retain")
@@ -81,10 +83,12 @@ def _split_as_typed(check: Checking, key: str, name: str) -> str:
     return f"{key}.name={name}"
 
 
-def _dataset(check: Checking, key: str, node: dict[str, Any]) -> None:
-    signature = check.signature(f"{key}.handler", node.get("handler"))
-    args = node.get("args") or {}
-    hf_args = args.get("hf_args") or {}
+def _dataset(check: Checking, key: str, node: Any) -> None:
+    bind_dataset(check, key, node)
+    args = node.get("args") if isinstance(node, Mapping) else None
+    args = args if isinstance(args, Mapping) else {}
+    hf_args = args.get("hf_args")
+    hf_args = hf_args if isinstance(hf_args, Mapping) else {}
     if "name" in hf_args and hf_args["name"] is None:
         side = key.split(".")[1]
         option = f"{side}_split" if side in ("forget", "retain") else f"{key}.args.hf_args.name"
@@ -101,7 +105,3 @@ def _dataset(check: Checking, key: str, node: dict[str, Any]) -> None:
                 f"looked for {Path(value).expanduser().resolve()}; EXPUNGE_DATA sets the folder of local data"
             )
             check.fault(f"{check.typed(f'{key}.args.{name}', value)}: no such file", hint)
-    check.number(f"{key}.args.max_length", above=0, whole=True)
-    if signature is not None:
-        takes = {**signature.positional_defaults, **signature.keyword}
-        check.bind(f"{key}.args", args, signature, takes)

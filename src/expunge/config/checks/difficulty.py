@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from expunge.config.checks.checking import Checking
-from expunge.config.checks.trainer import losses_of
-from expunge.config.signatures import Signature, read_names, read_signature
-from expunge.core.errors import nearest, unknown
+from expunge.config.method import losses_of
+from expunge.core.annotations import Type, type_of
+from expunge.core.binding import Option
+from expunge.core.handlers import read_signature
 from expunge.core.run_dir import SCORES_FILE
 
 SCORER, ORDER = "expunge.influence.difficulty:score_rows", "expunge.training.score_order:score_order"
-OWN = {"path": None, "save_gradient": True}
+KEY = "difficulty"
+"""Where the scorer is bound; the keywords of the order are options beside it."""
+OWN = {"path": Option(None, Type("str")), "save_gradient": Option(True, Type("bool"))}
 """What belongs to the file of scores."""
+ADVICE = {
+    "loss": "NPO at the start ranks as nll with reduction=token_sum; SimNPO as neither",
+    "order": "a high score forgets first, so score_desc begins with the rows that go fast",
+}
 MAKE = "`expunge score` instead of `expunge unlearn`, with the same overrides, makes it"
 
 
@@ -29,12 +37,18 @@ def check_difficulty(check: Checking) -> None:
             "write difficulty.order=score_desc",
         )
         return
-    scorer, order = read_signature(SCORER), read_signature(ORDER)
-    takes = {**OWN, **scorer.keyword, **order.keyword}
-    check.bind("difficulty", node, _both(scorer, order), takes)
     given = {name: value for name, value in node.items() if value is not None}
-    _scorer(check, given)
-    _sampler(check, given, order)
+    if given.get("epoch_grad_mode") == "trajectory":
+        text = check.typed("difficulty.epoch_grad_mode", given.pop("epoch_grad_mode"))
+        check.fault(
+            f"{text}: sums along the training of a copy are not part of this version",
+            "leave it out: frozen is the start model's",
+        )
+    order = read_signature(ORDER)
+    options = {name: Option(order.keyword[name], type_of(order, name)) for name in order.keyword}
+    check.bind(KEY, read_signature(SCORER), given, options={**OWN, **options}, advice=ADVICE)
+    _params(check, given)
+    _selection(check, given)
     if is_used(node):
         _method(check, given)
         _file(check, given)
@@ -45,36 +59,8 @@ def is_used(node: dict[str, Any]) -> bool:
     return node.get("order") not in (None, "none") or node.get("select") is not None
 
 
-def _both(scorer: Signature, order: Signature) -> Signature:
-    return Signature(
-        "expunge:difficulty", (), {**scorer.keyword, **order.keyword}, False, scorer.summary, scorer.path
-    )
-
-
-def _scorer(check: Checking, given: dict[str, Any]) -> None:
-    rows, module = "expunge.influence.rows", "expunge.influence.difficulty"
-    _choice(check, "algorithm", given, read_names(module, "CHOICES"))
-    _choice(
-        check,
-        "loss",
-        given,
-        read_names(rows, "LOSSES"),
-        "NPO at the start ranks as nll with reduction=token_sum; SimNPO as neither",
-    )
-    _choice(check, "reduction", given, read_names(rows, "REDUCTIONS"))
-    if given.get("epoch_grad_mode") == "trajectory":
-        text = check.typed("difficulty.epoch_grad_mode", "trajectory")
-        check.fault(
-            f"{text}: sums along the training of a copy are not part of this version",
-            "leave it out: frozen is the start model's",
-        )
-    else:
-        _choice(check, "epoch_grad_mode", given, read_names(module, "EPOCH_GRAD_MODES"))
-    for name in ("signed", "save_gradient"):
-        if not isinstance(given.get(name, False), bool):
-            check.fault(f"{check.typed(f'difficulty.{name}', given[name])}: must be true or false")
-    check.number("difficulty.max_tokens", above=0, whole=True)
-    params = given.get("params", "auto")
+def _params(check: Checking, given: Mapping[str, Any]) -> None:
+    params, path = given.get("params", "auto"), given.get("path")
     try:
         re.compile(str(params))
     except re.error as error:
@@ -82,7 +68,6 @@ def _scorer(check: Checking, given: dict[str, Any]) -> None:
             f"{check.typed('difficulty.params', params)}: not a regular expression: {error}",
             "write it as in Python's re module",
         )
-    path = given.get("path")
     if path is not None and Path(str(path)).suffix not in (".json", ".jsonl"):
         check.fault(
             f"{check.typed('difficulty.path', path)}: scores are a .json or a .jsonl file",
@@ -90,18 +75,8 @@ def _scorer(check: Checking, given: dict[str, Any]) -> None:
         )
 
 
-def _sampler(check: Checking, given: dict[str, Any], order: Signature) -> None:
-    orders = read_names(order.handler.partition(":")[0], "ORDERS")
-    _choice(
-        check,
-        "order",
-        given,
-        ("none", *orders),
-        "a high score forgets first, so score_desc begins with the rows that go fast",
-    )
-    _choice(check, "select_by", given, orders)
-    _choice(check, "select", given, read_names(order.handler.partition(":")[0], "SELECTIONS"))
-    check.number("difficulty.k", above=0, whole=True)
+def _selection(check: Checking, given: Mapping[str, Any]) -> None:
+    """`select`, `k` and an order go together."""
     if given.get("select") is None:
         for name in ("k", "select_by"):
             if name in given:
@@ -115,8 +90,10 @@ def _sampler(check: Checking, given: dict[str, Any], order: Signature) -> None:
             "difficulty.k is not given, and difficulty.select=first_k needs it", "add difficulty.k=ROWS"
         )
     if given.get("order", "none") == "none" and "select_by" not in given:
-        hint = f"add difficulty.select_by={' or '.join(orders)}, or an order"
-        check.fault(f"{check.typed('difficulty.select', given['select'])}: first by what?", hint)
+        check.fault(
+            f"{check.typed('difficulty.select', given['select'])}: first_k needs an order",
+            "add difficulty.select_by=score_asc or score_desc, or an order",
+        )
 
 
 def _method(check: Checking, given: dict[str, Any]) -> None:
@@ -163,18 +140,3 @@ def _file(check: Checking, given: dict[str, Any]) -> None:
             else "difficulty.path is not given, and the run folder holds no"
         )
         check.fault(f"{text} file of scores", f"looked for {looked.resolve()}; {MAKE}")
-
-
-def _choice(
-    check: Checking, name: str, given: dict[str, Any], known: tuple[str, ...], more: str = ""
-) -> None:
-    value = given.get(name)
-    if value is None or value in known:
-        return
-    if nearest(str(value), known, count=1):
-        more = ""
-    fault = unknown(name, str(value), known)
-    check.fault(
-        f"{check.typed(f'difficulty.{name}', value)}: {fault.message}",
-        f"{fault.hint}{'; ' + more if more else ''}",
-    )

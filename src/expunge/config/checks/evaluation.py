@@ -7,6 +7,7 @@ from typing import Any
 
 from expunge.config.checks.checking import Checking
 from expunge.config.checks.data import check_split
+from expunge.core.binding import Option
 from expunge.core.errors import nearest
 
 # Keys of a metric's entry beside the needs and options of its function.
@@ -46,10 +47,10 @@ def _suite(check: Checking, key: str, node: dict[str, Any]) -> None:
                 f"{hint}known: {', '.join(known) or '(none)'}",
             )
             continue
-        signature = check.signature(f"{key}.metrics.{name}.handler", metric["handler"])
+        signature = check.find(f"{key}.metrics.{name}.handler", metric["handler"], {}, "metric")
         if signature is not None:
-            takes = {**dict.fromkeys((*signature.positional, *ENTRY_KEYS)), **signature.keyword}
-            check.bind(f"{key}.metrics.{name}", metric, signature, takes)
+            beside = {entry: Option(None) for entry in (*signature.positional, *ENTRY_KEYS)}
+            check.bind(f"{key}.metrics.{name}", signature, metric, options=beside)
     for name, view in (node.get("views") or {}).items():
         hf_args = view.get("hf_args") if isinstance(view, dict) else None
         if not isinstance(hf_args, dict) or "None" in str(hf_args.get("name")):

@@ -5,51 +5,43 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from expunge.config.adapter import ADAPTER_FILE, bind_adapter
 from expunge.config.checks.checking import Checking
-from expunge.config.signatures import read_names
+from expunge.config.model_keys import (
+    ATTENTIONS,
+    DTYPES,
+    MODEL_KEYS,
+    TEMPLATE_KEYS,
+    TOKENIZER_KEYS,
+)
+from expunge.core.annotations import Type
 
 MODEL_FILE = "config.json"
-ADAPTER_FILE = "adapter_config.json"
 
 
 def check_model(check: Checking) -> None:
     """Everything about the model that can be known before it is loaded."""
     args = check.cfg.section("model.model_args")
-    # The rooms that read the keys say which there are; their source is read, nothing of it is imported.
-    check.known("model.model_args", args, read_names("expunge.models.base_model", "KEYS"), "a model's loader")
-    tokenizer_keys = read_names("expunge.models.tokenizer", "KEYS")
-    check.known(
-        "model.tokenizer_args",
-        check.cfg.section("model.tokenizer_args"),
-        tokenizer_keys,
-        "a tokenizer's loader",
-    )
-    check.known(
-        "model.template_args",
-        check.cfg.section("model.template_args"),
-        read_names("expunge.data.template", "KNOWN"),
-        "a template",
-    )
-    check.known(
-        "model.adapter",
-        check.cfg.section("model.adapter"),
-        read_names("expunge.models.adapter_args", "KEYS"),
-        "an adapter",
-    )
-    dtypes = read_names("expunge.models.precision", "DTYPES")
+    check.known("model.model_args", args, MODEL_KEYS, "a model's loader")
+    for name, keys, reader in (
+        ("tokenizer_args", TOKENIZER_KEYS, "a tokenizer's loader"),
+        ("template_args", TEMPLATE_KEYS, "a template"),
+    ):
+        check.known(f"model.{name}", check.cfg.section(f"model.{name}"), keys, reader)
+    bind_adapter(check, check.cfg.section("model.adapter"))
     for key in ("torch_dtype", "master_dtype"):
         value = args.get(key)
         _choice(
             check,
             f"model.model_args.{key}",
             str(value).removeprefix("torch.") if value is not None else None,
-            (*dtypes, "auto"),
+            (*DTYPES, "auto"),
         )
     _choice(
         check,
         "model.model_args.attn_implementation",
         args.get("attn_implementation"),
-        read_names("expunge.models.attention", "KNOWN"),
+        ATTENTIONS,
     )
     _folder(check, "model.model_args.pretrained_model_name_or_path", args)
     tokenizer = check.cfg.get("model.tokenizer_args.pretrained_model_name_or_path")
@@ -106,5 +98,5 @@ def _tokenizer(check: Checking, name: Any) -> None:
 
 
 def _choice(check: Checking, key: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value is not None and value not in choices:
-        check.fault(f"{check.typed(key, value)}: not one of the choices", f"known: {', '.join(choices)}")
+    if value is not None:
+        check.check(key, value, Type("literal", choices))

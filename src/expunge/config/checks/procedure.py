@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from expunge.config.adapter import ADAPTER_FILE
 from expunge.config.checks.checking import Checking
-from expunge.config.checks.model import ADAPTER_FILE
-from expunge.config.signatures import Signature, read_signature
-from expunge.core.config import Config
-from expunge.core.errors import UserError
+from expunge.config.procedure import ARGS, find_procedure, stages_of
+from expunge.core.annotations import Type
+from expunge.core.handlers import Signature
 
 KEYS = ("handler", "args", "keep_stages")
 LOSS = "expunge.methods.finetune:finetune"
@@ -37,16 +37,9 @@ def check_procedure(check: Checking, training_arguments: tuple[str, ...]) -> Non
             "procedures are of `expunge unlearn`: leave it out",
         )
     check.known("procedure", node, KEYS, "a procedure")
-    if not isinstance(node.get("keep_stages", False), bool):
-        check.fault(f"{check.typed('procedure.keep_stages', node['keep_stages'])}: must be true or false")
-    signature = check.signature("procedure.handler", node.get("handler"))
+    check.check("procedure.keep_stages", node.get("keep_stages", False), Type("bool"))
+    signature = find_procedure(check, node.get("handler"))
     if signature is None:
-        return
-    if "procedure" not in signature.decorators:
-        check.fault(
-            f"{check.typed('procedure.handler', signature.handler)} is no procedure",
-            "`expunge ls procedures` names them",
-        )
         return
     _args(check, signature, training_arguments)
     _sides(check, signature)
@@ -58,40 +51,17 @@ def check_procedure(check: Checking, training_arguments: tuple[str, ...]) -> Non
         _whole_model(check, signature)
 
 
-def stages_of(cfg: Config) -> dict[str, str]:
-    """The trainings of the configuration's procedure, stage -> side; empty where there is none or it cannot be read."""
-    handler = cfg.get("procedure.handler")
-    try:
-        signature = read_signature(handler) if isinstance(handler, str) else None
-    except UserError:
-        return {}
-    return dict(signature.decorators.get("procedure", {}).get("stages", {})) if signature else {}
-
-
 def _args(check: Checking, signature: Signature, training_arguments: tuple[str, ...]) -> None:
-    key, about = "procedure.args", signature.decorators["procedure"]
-    given = check.cfg.section(key)
-    check.bind(key, given, signature, signature.keyword)
-    for name in about.get("at_least_0", ()):
-        check.number(f"{key}.{name}", at_least=0)
-    for name, value in given.items():
-        if reason := about.get("refused", {}).get(f"{name}={value}"):
-            check.fault(
-                f"{check.typed(f'{key}.{name}', value)}: {reason}",
-                f"the default is {signature.keyword.get(name)!r}",
-            )
+    given, about = check.cfg.section(ARGS), signature.decorators["procedure"]
+    check.bind(ARGS, signature, given)
     for stage in about.get("stages", {}):
-        if stage in signature.keyword and given.get(stage) is not None:
-            _stage_args(check, f"{key}.{stage}", given[stage], training_arguments)
+        if stage in signature.keyword and isinstance(given.get(stage), Mapping):
+            _stage_args(check, f"{ARGS}.{stage}", given[stage], training_arguments)
 
 
-def _stage_args(check: Checking, key: str, given: Any, training_arguments: tuple[str, ...]) -> None:
-    if not isinstance(given, Mapping):
-        check.fault(
-            f"{check.typed(key, given)}: these are TrainingArguments of the stage",
-            f"write {key}.learning_rate=1e-5",
-        )
-        return
+def _stage_args(
+    check: Checking, key: str, given: Mapping[str, Any], training_arguments: tuple[str, ...]
+) -> None:
     if training_arguments:
         check.known(key, given, training_arguments, "TrainingArguments")
     for name in ("learning_rate", "num_train_epochs", "max_steps"):
@@ -103,11 +73,7 @@ def _sides(check: Checking, signature: Signature) -> None:
     if check.broken & {"experiment", "data", "data/datasets"}:
         return
     for side in signature.positional[1:]:
-        if not check.cfg.section(f"data.{side}"):
-            check.fault(
-                f"data.{side} is empty, and {signature.name} reads it",
-                f"choose a dataset: data/datasets@data.{side}=NAME",
-            )
+        check.side_is_there(side, signature.name)
 
 
 def _unused(check: Checking, signature: Signature) -> None:

@@ -1,47 +1,39 @@
-"""Checks of how a step is taken: `trainer.optimizer` with its rules, and `trainer.mask`."""
+"""Checks of how a step is taken: what optimizer, rules and mask have to do with the rest of the run."""
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from expunge.config.checks.checking import Checking
-from expunge.config.signatures import Signature, module_file, read_names, read_signature
-from expunge.core.errors import unknown
-
-BUILD, SCORES, MAKER = "expunge.optim.build", "expunge.optim.scores", "expunge.optim.attribution:build_mask"
-# What `trainer.mask` may hold beside the options of its score; the maker of masks has the defaults.
-MASK_OPTIONS = ("ratio", "params", "seed")
-# Which quantities of a score come from which side's rows.
-READ_FROM = {"forget_grad_P": "forget", "input_rms_P": "forget", "retain_grad_P": "retain"}
+from expunge.config.short_names import SCORES
+from expunge.config.stepping import (
+    MASK,
+    OPTIMIZER,
+    READS,
+    RULE,
+    bind_mask,
+    bind_optimizer,
+    bind_rules,
+    no_handler,
+)
+from expunge.core.handlers import Signature
 
 
 def check_stepping(check: Checking) -> None:
-    """Hold optimizer, rules and mask against the signatures of what they name."""
+    """Bind optimizer, rules and mask."""
     if "optimizer" not in check.broken:
-        _optimizer(check)
-        _rules(check)
+        node = _node(check, OPTIMIZER, "optimizer")
+        if node is not None:
+            bind_optimizer(check, node)
+            _one_optimizer(check)
+            bind_rules(check, node.get("rules"))
+            _rule_sides(check)
     if "mask" not in check.broken:
-        _mask(check)
-
-
-@cache
-def named(constant: str) -> Mapping[str, str]:
-    """A dict of strings in the source of the room that builds optimizers and masks: short names and their handlers."""
-    path = module_file(BUILD)
-    assert path is not None, "part of this package"
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if (
-            isinstance(node, ast.Assign)
-            and isinstance(node.targets[0], ast.Name)
-            and node.targets[0].id == constant
-        ):
-            found: dict[str, str] = ast.literal_eval(node.value)
-            return found
-    raise AssertionError(f"{BUILD} has no {constant}")
+        node = _node(check, MASK, "mask")
+        if node is not None:
+            _mask(check, node)
 
 
 def _node(check: Checking, key: str, group: str) -> dict[str, Any] | None:
@@ -55,145 +47,52 @@ def _node(check: Checking, key: str, group: str) -> dict[str, Any] | None:
     return node or None
 
 
-def _signature(
-    check: Checking, key: str, handler: Any, names: Mapping[str, str], kind: str
-) -> Signature | None:
-    """The signature of a handler: `module:function`, or one of the short names."""
-    if isinstance(handler, str) and ":" not in handler and handler not in names:
-        fault = unknown(kind, handler, list(names))
-        check.fault(f"{check.typed(key, handler)}: {fault.message}", f"{fault.hint}, or module:function")
-        return None
-    return check.signature(key, names.get(handler, handler) if isinstance(handler, str) else handler)
-
-
-def _optimizer(check: Checking) -> None:
-    key = "trainer.optimizer"
-    node = _node(check, key, "optimizer")
-    if node is None:
-        return
-    if node.get("handler") is None:
-        check.fault(
-            f"{key} has no handler, and {', '.join(node)} are given",
-            f"choose one: optimizer={'|'.join(named('OPTIMIZERS'))}",
-        )
-        return
-    signature = _signature(check, f"{key}.handler", node["handler"], named("OPTIMIZERS"), "optimizer")
-    if signature is None:
-        return
-    if len(signature.positional) != 2:
-        text = check.typed(f"{key}.handler", signature.handler)
-        check.fault(
-            f"{text}: {signature.name} does not build an optimizer",
-            "one takes two things by place, the parameter groups and the arguments",
-        )
-        return
-    of_args = named("OF_ARGS")
-    given = {name: value for name, value in node.items() if name not in ("handler", "rules")}
-    for name in [name for name in given if name in of_args and name not in signature.keyword]:
-        value = given.pop(name)
-        check.fault(
-            f"{check.typed(f'{key}.{name}', value)}: {signature.name} does not read it",
-            f"give trainer.args.{of_args[name]}={value}",
-        )
-    check.bind(key, given, signature, signature.keyword)
-    for text in check.cfg.overrides:
+def _one_optimizer(check: Checking) -> None:
+    bound = check.bound.get(OPTIMIZER)
+    for text in check.cfg.overrides if bound is not None else ():
         if text.lstrip("+").startswith(("trainer.args.optim=", "trainer.args.optim_args=")):
             check.fault(
-                f"{text}: the optimizer is {signature.name} already, by trainer.optimizer",
+                f"{text}: the optimizer is {bound.name} already, by {OPTIMIZER}" if bound else "",
                 "leave out one of the two",
             )
 
 
-def _rules(check: Checking) -> None:
-    key = "trainer.optimizer.rules"
-    rules = check.cfg.get(key) if isinstance(check.cfg.get("trainer.optimizer"), dict) else None
-    if rules is None:
-        return
-    if not isinstance(rules, dict):
-        check.fault(
-            f"{check.typed(key, rules)}: rules are given by name",
-            f"write {key}.sam.rho=0.01, or optimizer=sam",
-        )
-        return
-    for name, rule in rules.items():
-        if rule is None:
-            continue
-        if not isinstance(rule, dict):
-            check.fault(
-                f"{check.typed(f'{key}.{name}', rule)}: a rule is a mapping of its options, or null",
-                f"write {key}.{name}.OPTION=VALUE",
-            )
-            continue
-        signature = _signature(check, f"{key}.{name}", rule.get("handler", name), named("RULES"), "rule")
-        if signature is None:
-            continue
-        given = {option: value for option, value in rule.items() if option != "handler"}
-        check.bind(f"{key}.{name}", given, signature, signature.keyword)
-        _side(check, f"{key}.{name}.side", {**signature.keyword, **given}.get("side"))
-
-
-def _side(check: Checking, key: str, side: Any) -> None:
-    """In finetuning all rows are the retain side; a rule about the terms of another would do nothing without a word."""
+def _rule_sides(check: Checking) -> None:
+    """In finetuning all rows are the retain side; a rule about the terms of another would change nothing."""
     finetunes = check.cfg.get("mode") == "finetune" or check.cfg.get("procedure") is not None
-    if finetunes and side not in (None, "retain"):
-        check.fault(
-            f"{check.typed(key, side)}: finetuning has no term of that side",
-            f"give {key}=null, which is all terms",
-        )
+    for key, rule in check.bound.items():
+        if key.startswith(f"{RULE}.") and finetunes and rule.value("side") not in (None, "retain"):
+            check.fault(
+                f"{check.typed(f'{key}.side', rule.value('side'))}: finetuning has no term of that side",
+                f"give {key}.side=null, which is all terms",
+            )
 
 
-def _mask(check: Checking) -> None:
-    key = "trainer.mask"
-    node = _node(check, key, "mask")
-    if node is None:
-        return
-    given = {name: value for name, value in node.items() if name != "handler"}
+def _mask(check: Checking, node: Mapping[str, Any]) -> None:
     if node.get("path") is not None:
-        _mask_file(check, given)
+        _mask_file(check, node)
     elif node.get("handler") is not None:
-        signature = _signature(check, f"{key}.handler", node["handler"], named("SCORES"), "mask")
-        if signature is not None:
-            _score(check, signature, given)
-    elif given and set(given) != {"path"}:
-        check.fault(
-            f"{key} has no handler, and {', '.join(given)} are given",
-            f"choose one: mask={'|'.join(named('SCORES'))}",
-        )
+        bound = bind_mask(check, node)
+        if bound is not None and not check.broken & {"experiment", "data", "data/datasets"}:
+            _mask_sides(check, bound.signature)
+    elif given := {name: value for name, value in node.items() if name not in ("handler", "path")}:
+        no_handler(check, MASK, given, SCORES)
 
 
-def _mask_file(check: Checking, given: Mapping[str, Any]) -> None:
-    path = Path(str(given["path"])).expanduser()
-    if str(given["path"]) != "???" and not path.is_file():
+def _mask_file(check: Checking, node: Mapping[str, Any]) -> None:
+    path = Path(str(node["path"])).expanduser()
+    if str(node["path"]) != "???" and not path.is_file():
+        text = check.typed(f"{MASK}.path", node["path"])
+        check.fault(f"{text}: no such file", f"looked for {path.resolve()}")
+    if further := sorted(set(node) - {"path", "handler"}):
         check.fault(
-            f"{check.typed('trainer.mask.path', given['path'])}: no such file", f"looked for {path.resolve()}"
-        )
-    if further := sorted(set(given) - {"path"}):
-        check.fault(
-            f"trainer.mask.path is given with {', '.join(further)}",
+            f"{MASK}.path is given with {', '.join(further)}",
             "a mask that is read has been made: leave them out",
         )
 
 
-def _score(check: Checking, signature: Signature, given: Mapping[str, Any]) -> None:
-    key = "trainer.mask"
-    maker = read_signature(MAKER).keyword
-    takes = {**signature.keyword, **{name: maker[name] for name in MASK_OPTIONS}}
-    check.bind(key, {name: value for name, value in given.items() if name != "path"}, signature, takes)
-    ratio = given.get("ratio", maker["ratio"])
-    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio <= 1:
-        check.fault(
-            f"{check.typed(f'{key}.ratio', ratio)}: must be a share above 0 and at most 1",
-            f"the default is {maker['ratio']}",
-        )
-    for name in signature.positional:
-        if name not in read_names(SCORES, "READS"):
-            fault = unknown("quantity", name, read_names(SCORES, "READS"))
-            check.fault(
-                f"{check.typed(f'{key}.handler', signature.handler)} reads an {fault.message}", fault.hint
-            )
-    if check.broken & {"experiment", "data", "data/datasets"}:
-        return
-    for side in sorted({READ_FROM[name] for name in signature.positional if name in READ_FROM}):
+def _mask_sides(check: Checking, signature: Signature) -> None:
+    for side in sorted({READS[name] for name in signature.positional} - {""}):
         where = "train" if check.cfg.get("mode") == "finetune" and side == "retain" else side
         if not check.cfg.section(f"data.{where}"):
             check.fault(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import ast
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -10,130 +10,43 @@ from typing import Any
 
 from expunge.config.checks.checking import Checking
 from expunge.config.checks.stepping import check_stepping
-from expunge.config.signatures import REQUIRED, Signature, dataclass_fields, read_names, read_signature
-from expunge.core.config import Config
-from expunge.core.errors import UserError, nearest
-from expunge.core.needs import parse_need
+from expunge.config.method import KEY, RETAIN, bind_method, extra_terms, losses_of
+from expunge.core.annotations import ANY, Type, read_type
+from expunge.core.handlers import Signature, dataclass_fields
+from expunge.core.source import definition
 
 # Keys of `trainer.args` that are ours and not TrainingArguments'.
 OWN_ARGS = ("warmup_epochs",)
-# Keys of `trainer.method_args` that weigh the terms; every method takes them.
-WEIGHTS = ("gamma", "alpha", "retain", "schedule", "combine")
-# Those of them that name code by a short name or a handler, and where the short names are.
-BY_NAME = {
-    "schedule": ("expunge.methods.schedule", "SCHEDULES"),
-    "combine": ("expunge.methods.combine", "COMBINATIONS"),
-}
 # Dataset handlers of ours that give no alternate answers.
 WITHOUT_ALTERNATES = ("expunge.data.datasets:qa", "expunge.data.datasets:text")
-STRATEGIES = ("no", "steps", "epoch", "best")
 
 
 def check_trainer(check: Checking) -> None:
     """Everything about the optimisation that can be known before anything is loaded."""
-    signature = check.signature("trainer.handler", check.cfg.get("trainer.handler"))
-    if signature is not None:
-        for loss in (signature, *extra_terms(signature).values()):
-            _needs(check, "trainer.handler", loss)
-        _method_args(check, signature)
-        # A procedure says itself what rows its stages read.
-        if check.cfg.get("procedure") is None:
-            _sides(check, signature)
-    _retain(check)
-    for name in BY_NAME:
-        _by_name(check, name)
+    method_args = check.cfg.section(KEY)
+    if isinstance(retain := method_args.get("retain"), str) and retain != "none":
+        text = check.typed(RETAIN, retain)
+        check.fault(
+            f"{text}: a retain term is a choice of the group retain",
+            "write retain=nll, retain=kl or retain=none",
+        )
+        method_args["retain"] = None
+    own = bind_method(check, check.cfg.get("trainer.handler"), method_args, check.cfg.switches)
+    # A procedure states itself what rows its stages read.
+    if own is not None and check.cfg.get("procedure") is None:
+        _sides(check, own.signature)
     _training_arguments(check)
     check_stepping(check)
 
 
 @cache
-def training_arguments() -> tuple[str, ...]:
-    """The names of transformers' TrainingArguments in the installed version, from its source; transformers is not imported."""
-    spec = importlib.util.find_spec("transformers")
-    if spec is None or spec.origin is None:
-        return ()
-    return tuple(dataclass_fields(Path(spec.origin).parent / "training_args.py", "TrainingArguments"))
-
-
-def loss_defaults(signature: Signature) -> Mapping[str, Any]:
-    """The keyword arguments of a loss's `@loss(...)` decorator; empty where it has none."""
-    return signature.decorators.get("loss", {})
-
-
-def hyper_parameters(signature: Signature) -> dict[str, Any]:
-    """What `trainer.method_args` may hold for a method, with the defaults: its own, and the weights of its terms."""
-    decorator = loss_defaults(signature)
-    weights = {
-        "gamma": _weight(signature),
-        "alpha": decorator.get("alpha", 1.0),
-        "retain": decorator.get("retain", "none"),
-        "schedule": decorator.get("schedule", "constant"),
-        "combine": "sum",
-    }
-    return {
-        **signature.keyword,
-        **weights,
-        **{key: _weight(term) for key, term in extra_terms(signature).items()},
-    }
-
-
-def _weight(signature: Signature) -> Any:
-    """The default weight of a loss as a method's own term."""
-    gamma = loss_defaults(signature).get("gamma", 1.0)
-    return REQUIRED if gamma is None else gamma
-
-
-def extra_terms(signature: Signature) -> dict[str, Signature]:
-    """The further terms of a method's own, by the keys of their weights in `trainer.method_args`."""
-    listed = loss_defaults(signature).get("extra", ())
-    found = {key: _loss(handler) for key, handler in listed} if isinstance(listed, tuple) else {}
-    return {key: term for key, term in found.items() if term is not None}
-
-
-def losses_of(cfg: Config) -> list[Signature]:
-    """The method's losses, those of its further terms that have a weight, and its retain term.
-
-    The retain term is the one chosen, else the one the method's decorator names. What is no loss is left out.
-    """
-    method = _loss(cfg.get("trainer.handler"))
-    weights = {**hyper_parameters(method), **cfg.section("trainer.method_args")} if method else {}
-    extra = [term for key, term in extra_terms(method).items() if weights[key] != 0] if method else []
-    if "retain" in cfg.section("trainer.method_args"):
-        retain = _loss(cfg.get("trainer.method_args.retain.handler"))
-    else:
-        name = loss_defaults(method).get("retain", "none") if method else "none"
-        retain = _loss(
-            (name if ":" in name else f"expunge.methods.retain:{name}") if name != "none" else None
-        )
-    return [signature for signature in (method, *extra, retain) if signature]
-
-
-def _loss(handler: Any) -> Signature | None:
-    try:
-        signature = read_signature(handler) if isinstance(handler, str) and ":" in handler else None
-    except UserError:
-        return None
-    return signature if signature and "loss" in signature.decorators else None
-
-
-def _needs(check: Checking, key: str, signature: Signature) -> None:
-    if "loss" not in signature.decorators:
-        return
-    for name in signature.positional:
-        try:
-            parse_need(name)
-        except ValueError as error:
-            check.fault(
-                f"{check.typed(key, signature.handler)}: {error}",
-                "a loss's positional parameters are the quantities it reads",
-            )
-
-
-def _method_args(check: Checking, signature: Signature) -> None:
-    given = check.cfg.section("trainer.method_args")
-    check.bind("trainer.method_args", given, signature, hyper_parameters(signature))
-    for name in ("gamma", "alpha", *extra_terms(signature)):
-        check.number(f"trainer.method_args.{name}", at_least=0)
+def training_arguments() -> Mapping[str, Type]:
+    """The types of transformers' TrainingArguments in the installed version, by name, from its source; transformers is not imported."""
+    found = definition("transformers.training_args", "TrainingArguments")
+    if found is None or not isinstance(found.node, ast.ClassDef):
+        return {}
+    fields = dataclass_fields(found.node)
+    return {name: read_type(hint, found.module) for name, (_, hint) in fields.items()}
 
 
 def _sides(check: Checking, signature: Signature) -> None:
@@ -144,11 +57,7 @@ def _sides(check: Checking, signature: Signature) -> None:
         name.removeprefix("ref_").split("_")[0] for loss in losses_of(check.cfg) for name in loss.positional
     }
     for side in sorted(sides & {"forget", "retain"}):
-        if not check.cfg.section(f"data.{side}"):
-            check.fault(
-                f"data.{side} is empty, and {signature.name} reads it",
-                f"choose a dataset: data/datasets@data.{side}=NAME",
-            )
+        check.side_is_there(side, signature.name)
     handlers = [
         node.get("handler") for node in check.cfg.section("data.forget").values() if isinstance(node, dict)
     ]
@@ -175,82 +84,34 @@ def _no_alternates(check: Checking, signature: Signature) -> None:
     )
 
 
-def _retain(check: Checking) -> None:
-    node = check.cfg.get("trainer.method_args.retain")
-    if node is None or node == "none":
-        return
-    if not isinstance(node, dict) or "handler" not in node:
-        text = check.typed("trainer.method_args.retain", node)
-        check.fault(
-            f"{text}: a retain term is a choice of the group retain",
-            "write retain=nll, retain=kl or retain=none",
-        )
-        return
-    if node["handler"] in (None, "none"):
-        return
-    key = "trainer.method_args.retain"
-    signature = check.signature(f"{key}.handler", node["handler"])
-    if signature is not None:
-        _needs(check, f"{key}.handler", signature)
-        check.bind(
-            key,
-            {name: value for name, value in node.items() if name != "handler"},
-            signature,
-            signature.keyword,
-        )
-
-
-def _by_name(check: Checking, name: str) -> None:
-    """A schedule or combination: null, a short name, a handler, or {handler, ...keyword arguments}."""
-    key = f"trainer.method_args.{name}"
-    node = check.cfg.get(key)
-    handler, given = (node.get("handler"), node) if isinstance(node, dict) else (node, {})
-    short = (*read_names(*BY_NAME[name]), "sum" if name == "combine" else "none")
-    if handler is None or handler in short:
-        return
-    if not isinstance(handler, str) or ":" not in handler:
-        near = nearest(str(handler), short, count=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        check.fault(
-            f"{check.typed(key, handler)}: there is no such {name}",
-            f"{hint}known: {', '.join(short)}, or module:function",
-        )
-        return
-    signature = check.signature(f"{key}.handler", handler)
-    if signature is not None:
-        check.bind(
-            key,
-            {item: value for item, value in given.items() if item != "handler"},
-            signature,
-            signature.keyword,
-        )
-
-
 def _training_arguments(check: Checking) -> None:
-    args = check.cfg.section("trainer.args")
-    names = training_arguments()
-    if names:
-        check.known("trainer.args", args, (*names, *OWN_ARGS), "TrainingArguments")
-    check.number("trainer.args.learning_rate", above=0)
+    key, args, types = "trainer.args", check.cfg.section("trainer.args"), training_arguments()
+    if types:
+        check.known(key, args, (*types, *OWN_ARGS), "TrainingArguments")
+    check.number(f"{key}.learning_rate", above=0)
     if not (isinstance(args.get("max_steps"), int) and args["max_steps"] > 0):
-        check.number("trainer.args.num_train_epochs", above=0)
+        check.number(f"{key}.num_train_epochs", above=0)
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-        check.number(f"trainer.args.{name}", above=0, whole=True)
+        check.number(f"{key}.{name}", above=0, whole=True)
     for name in ("logging_steps", "eval_steps", "save_steps"):
-        check.number(f"trainer.args.{name}", above=0)
+        check.number(f"{key}.{name}", above=0)
     for name in ("warmup_epochs", "warmup_steps", "weight_decay", "max_grad_norm"):
-        check.number(f"trainer.args.{name}", at_least=0)
-    for name in ("eval_strategy", "save_strategy", "logging_strategy"):
-        _strategy(check, name, args.get(name))
+        check.number(f"{key}.{name}", at_least=0)
+    for name, value in args.items():
+        _argument(check, f"{key}.{name}", value, types.get(name, ANY))
     _checkpoint(check, args.get("resume_from_checkpoint"))
 
 
-def _strategy(check: Checking, name: str, value: Any) -> None:
-    # YAML reads an unquoted `no` as false; hydra's command line does not.
-    if value is not None and value is not False and value not in STRATEGIES:
-        check.fault(
-            f"{check.typed(f'trainer.args.{name}', value)}: not a strategy", f"known: {', '.join(STRATEGIES)}"
-        )
+def _argument(check: Checking, key: str, value: Any, hint: Type) -> None:
+    """A switch is true or false, and what names an enumeration, such as `optim`, takes its values alone."""
+    if choices := hint.choices():
+        # YAML reads an unquoted `no` as false; hydra's command line does not.
+        value = "no" if value is False and "no" in choices else value
+        hint = Type("literal", choices)
+    elif hint.kind != "bool":
+        return
+    if value is not None:
+        check.check(key, value, hint)
 
 
 def _checkpoint(check: Checking, value: Any) -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from expunge.config.signatures import REQUIRED, make_importable, read_names, read_signature
 from expunge.core.errors import UserError
+from expunge.core.handlers import REQUIRED, load_handler, read_signature
+from expunge.core.source import make_importable
 
 
 def test_own_loss_is_read_without_importing(own_configs: Path) -> None:
@@ -36,11 +37,10 @@ def test_own_loss_is_read_without_importing(own_configs: Path) -> None:
     ],
 )
 def test_agrees_with_inspect(name: str) -> None:
-    from expunge.config.checks.trainer import hyper_parameters
-    from expunge.methods.binding import import_loss
+    from expunge.config.method import hyper_parameters
 
     handler = f"expunge.methods.{name}"
-    read, spec = read_signature(handler), import_loss(handler).spec
+    read, spec = read_signature(handler), load_handler(handler).spec
     assert read.positional == tuple(need.name for need in spec.needs)
     weights = {
         "gamma": spec.gamma,
@@ -50,17 +50,6 @@ def test_agrees_with_inspect(name: str) -> None:
         "combine": "sum",
     }
     assert hyper_parameters(read) == {**spec.hyper, **weights}
-
-
-def test_constants_agree_with_the_imported_ones() -> None:
-    from expunge.data import template
-    from expunge.models import attention, base_model, precision, tokenizer
-
-    assert read_names("expunge.models.base_model", "KEYS") == base_model.KEYS
-    assert read_names("expunge.models.tokenizer", "KEYS") == tokenizer.KEYS
-    assert read_names("expunge.data.template", "KNOWN") == template.KNOWN
-    assert read_names("expunge.models.attention", "KNOWN") == attention.KNOWN
-    assert read_names("expunge.models.precision", "DTYPES") == tuple(precision.DTYPES)
 
 
 def test_names_that_are_imported_are_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

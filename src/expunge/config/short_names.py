@@ -1,0 +1,33 @@
+"""Short names of what a configuration may otherwise name by `module:function`."""
+
+from __future__ import annotations
+
+OPTIMIZERS = {
+    "adamw": "expunge.optim.adamw:adamw",
+    "adamw_8bit": "expunge.optim.adamw:adamw_8bit",
+    "paged_adamw": "expunge.optim.adamw:paged_adamw",
+    "paged_adamw_8bit": "expunge.optim.adamw:paged_adamw_8bit",
+    "sgd": "expunge.optim.sgd:sgd",
+    "sophia": "expunge.optim.sophia:sophia",
+}
+RULES = {"sam": "expunge.optim.sam:SAM", "random_smoothing": "expunge.optim.random_smoothing:RandomSmoothing"}
+SCORES = {
+    "wagle": "expunge.optim.scores:wagle",
+    "magnitude": "expunge.optim.scores:magnitude",
+    "forget_gradient": "expunge.optim.scores:forget_gradient",
+    "snip": "expunge.optim.scores:snip",
+    "wanda": "expunge.optim.scores:wanda",
+    "random": "expunge.optim.scores:uniform",
+}
+RETAIN_TERMS = {name: f"expunge.methods.retain:{name}" for name in ("nll", "kl", "embed_diff")}
+SCHEDULES = {
+    name: f"expunge.methods.schedule:{name}" for name in ("constant", "ramp", "switch", "reroute", "fade")
+}
+COMBINATIONS = {"gru": "expunge.methods.gru:GRU"}
+# Class names that open-unlearning's files give as dataset handlers.
+DATASETS = {
+    "QADataset": "expunge.data.datasets:qa",
+    "QAwithIdkDataset": "expunge.data.datasets:qa_idk",
+    "QAwithAlternateDataset": "expunge.data.datasets:qa_alternate",
+    "PretrainingDataset": "expunge.data.datasets:text",
+}

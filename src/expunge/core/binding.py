@@ -1,0 +1,297 @@
+"""One binder: values that a configuration gives, held against the signature of what it names.
+
+Validation binds, from source alone, and finds every fault; the run loads and calls exactly what was bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from expunge.core.annotations import ANY, Type, converted, near_choice, type_of, wrong
+from expunge.core.errors import Fault, UserError, nearest, unknown
+from expunge.core.handlers import REQUIRED, Code, Signature, load_handler, read_signature
+
+MISSING = "???"
+"""A value that has to be given and is not; composing reports it."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """A key that is given among a function's keywords, and that whoever calls the function reads itself.
+
+    Attributes:
+        default: `REQUIRED` where it has to be given.
+        type: what its value has to be.
+    """
+
+    default: Any
+    type: Type = ANY
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A function with the keyword arguments that a configuration gives it.
+
+    Attributes:
+        signature: of the function.
+        kwargs: what was given, by keyword; defaults stay with the function.
+        options: every option beside the keywords, given or by default.
+        given: the keys that the configuration states.
+    """
+
+    signature: Signature
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    given: tuple[str, ...] = ()
+
+    @property
+    def handler(self) -> str:
+        """`module:function`."""
+        return self.signature.handler
+
+    @property
+    def name(self) -> str:
+        """The function's own name."""
+        return self.signature.name
+
+    def value(self, keyword: str) -> Any:
+        """The value of a keyword: given, else the default; `Code` for a default that is no literal."""
+        return self.kwargs.get(keyword, self.signature.keyword.get(keyword))
+
+    def load(self) -> Any:
+        """Import the function or class.
+
+        Raises:
+            UserError: it cannot be imported.
+        """
+        return load_handler(self.handler)
+
+
+@dataclass
+class Binder:
+    """Binds values and collects the faults, those of every call together.
+
+    Attributes:
+        faults: what was found so far.
+        bound: what was bound without a fault, by the dotted key of its values.
+    """
+
+    faults: list[Fault] = field(default_factory=list)
+    bound: dict[str, Bound] = field(default_factory=dict)
+
+    def typed(self, key: str, value: Any = REQUIRED) -> str:
+        """A key with its value as the user gave it; the key alone where there is no value."""
+        return key if value is REQUIRED else f"{key}={'null' if value is None else value}"
+
+    def fault(self, message: str, hint: str = "") -> None:
+        """Note a fault, once."""
+        found = Fault(message, hint)
+        if found not in self.faults:
+            self.faults.append(found)
+
+    def tell(self) -> None:
+        """Raise the faults.
+
+        Raises:
+            UserError: there is one.
+        """
+        if self.faults:
+            raise UserError.of(self.faults)
+
+    def find(
+        self, key: str, handler: Any, names: Mapping[str, str], what: str, places: int | None = None
+    ) -> Signature | None:
+        """The signature of a handler; None, with a fault noted, where it cannot be read.
+
+        Args:
+            key: where the handler is given.
+            handler: `module:function`, or one of the short names.
+            names: short names and their handlers.
+            what: the kind of thing, for messages.
+            places: the number of positional parameters that whoever calls it gives; None = any.
+        """
+        if not isinstance(handler, str) or not handler:
+            known = f"one of {', '.join(names)}, or module:function" if names else "module:function"
+            self.fault(f"{key} is not given: there is no {what}", f"give {known}")
+            return None
+        handler = names.get(handler, names.get(handler.lower(), handler))
+        if ":" not in handler and names:
+            found = unknown(what, handler, list(names))
+            self.fault(f"{self.typed(key, handler)}: {found.message}", f"{found.hint}, or module:function")
+            return None
+        try:
+            signature = read_signature(handler)
+        except UserError as error:
+            for found in error.faults:
+                self.fault(f"{self.typed(key, handler)}: {found.message}", found.hint)
+            return None
+        needed = [name for name in signature.positional if name not in signature.positional_defaults]
+        if places is not None and len(needed) != places:
+            self.fault(
+                f"{self.typed(key, handler)}: {signature.name} is not a {what}",
+                f"it has {len(needed)} positional parameters, and a {what} has {places}",
+            )
+            return None
+        return signature
+
+    def choose(
+        self, key: str, node: Any, names: Mapping[str, str], what: str, *, places: int | None = None
+    ) -> Bound | None:
+        """Bind what a section names.
+
+        Args:
+            key: of the section.
+            node: a short name, `module:function`, or {handler, ...keyword arguments}.
+            names: short names and their handlers.
+            what: the kind of thing, for messages.
+            places: see `find`.
+
+        Returns:
+            What was bound; None, with a fault noted, where something is wrong.
+        """
+        given = dict(node) if isinstance(node, Mapping) else {"handler": node}
+        where = f"{key}.handler" if isinstance(node, Mapping) else key
+        signature = self.find(where, given.pop("handler", None), names, what, places)
+        return None if signature is None else self.bind(key, signature, given)
+
+    def bind(
+        self,
+        key: str,
+        signature: Signature,
+        given: Mapping[str, Any],
+        *,
+        options: Mapping[str, Option] | None = None,
+        switches: Mapping[str, Any] | None = None,
+        positional: Sequence[str] = (),
+        advice: Mapping[str, str] | None = None,
+    ) -> Bound | None:
+        """Bind the values given at `key` to a function's keywords.
+
+        Args:
+            key: the dotted key of the mapping.
+            signature: the function.
+            given: name -> value.
+            options: keys that are valid beside the keywords.
+            switches: what `compat` sets of the keywords; what is given wins.
+            positional: positional parameters that are given by name as well, such as the tables of a metric.
+            advice: what to do about a wrong value, by name; without it, the default is stated.
+
+        Returns:
+            The function with its keyword arguments, also at `bound[key]`; None, with faults noted, where
+            something is wrong.
+        """
+        before, beside = len(self.faults), dict(options or {})
+        takes = {
+            name: Option(default, type_of(signature, name)) for name, default in signature.keyword.items()
+        }
+        takes |= {name: Option(signature.positional_defaults.get(name, REQUIRED)) for name in positional}
+        hints, present = advice or {}, {**(switches or {}), **given}
+        for name, value in given.items():
+            self._value(f"{key}.{name}", name, value, signature, takes | beside, hints.get(name, ""))
+        for name, value in (switches or {}).items():
+            if name not in given:
+                self._value(f"compat.switches.{signature.name}.{name}", name, value, signature, takes)
+        for name, option in (takes | beside).items():
+            if option.default is REQUIRED and present.get(name) is None:
+                self.fault(
+                    f"{key}.{name} is not given, and {signature.name} has no default for it",
+                    f"add {key}.{name}=VALUE",
+                )
+        if len(self.faults) > before:
+            return None
+        kwargs = {
+            name: converted(value, takes[name].type) if name in takes else value
+            for name, value in present.items()
+            if name not in beside
+        }
+        values = {name: present.get(name, option.default) for name, option in beside.items()}
+        self.bound[key] = Bound(signature, kwargs, values, tuple(given))
+        return self.bound[key]
+
+    def check(self, key: str, value: Any, hint: Type, advice: str = "") -> bool:
+        """Note a fault where a value is not of a type.
+
+        Args:
+            key: the dotted key of the value.
+            value: as given; `MISSING` is reported elsewhere.
+            hint: what it has to be.
+            advice: what to do about it.
+
+        Returns:
+            Whether the value is as it has to be.
+        """
+        complaint = "" if value == MISSING else wrong(value, hint)
+        if complaint:
+            near = near_choice(value, hint)
+            hints = (f"did you mean {near!r}?" if near else "", advice)
+            self.fault(f"{self.typed(key, value)}: must be {complaint}", " ".join(filter(None, hints)))
+        return not complaint
+
+    def _value(
+        self,
+        key: str,
+        name: str,
+        value: Any,
+        signature: Signature,
+        known: Mapping[str, Option],
+        advice: str = "",
+    ) -> None:
+        """Note what is wrong with one value: no such keyword, missing, refused, or of another type."""
+        if name not in known:
+            if not signature.open:
+                self._unknown(key, name, value, signature, known)
+            return
+        option = known[name]
+        required = option.default is REQUIRED
+        advice = advice or ("" if required else f"the default is {_shown(option.default)}")
+        if value == MISSING:
+            self.fault(f"{key} is not given", f"add {key}=VALUE")
+        elif reason := _refused(signature, name, value):
+            self.fault(f"{self.typed(key, value)}: {reason}", advice)
+        # A required value that is null is reported as not given.
+        elif value is not None or not required:
+            self.check(key, value, option.type, advice)
+
+    def _unknown(
+        self, key: str, name: str, value: Any, signature: Signature, known: Mapping[str, Option]
+    ) -> None:
+        near = nearest(name, list(known), count=1)
+        listed = ", ".join(f"{item} ({option.default!r})" for item, option in known.items()) or "nothing"
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        self.fault(
+            f"{self.typed(key, value)}: {signature.name} takes no {name!r}", f"{hint}it takes: {listed}"
+        )
+
+
+def bound_alone(bind: Callable[..., object], *args: Any) -> dict[str, Bound]:
+    """What a binding function binds, without a configuration around it.
+
+    Args:
+        bind: takes a binder first, such as `config.method.bind_method`.
+        *args: the rest of its arguments.
+
+    Raises:
+        UserError: every fault together.
+    """
+    binder = Binder()
+    bind(binder, *args)
+    binder.tell()
+    return binder.bound
+
+
+def _refused(signature: Signature, name: str, value: Any) -> str:
+    """Why a value that others offer cannot be had here, by a decorator's `refused`; empty where it can."""
+    for decorator in signature.decorators.values():
+        if reason := (decorator.get("refused") or {}).get(f"{name}={value}"):
+            return str(reason)
+    return ""
+
+
+def _shown(default: Any) -> str:
+    return "null" if default is None else default.text if isinstance(default, Code) else repr(default)
+
+
+Switches = Callable[[str], Mapping[str, Any]]
+"""The keyword arguments that `compat` sets for a function, by its name."""
