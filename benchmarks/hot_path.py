@@ -1,4 +1,4 @@
-"""An NPO step of the driver against a loop written by hand for NPO alone, which knows nothing of other methods."""
+"""An NPO step of the driver against a loop written by hand for NPO alone."""
 
 from __future__ import annotations
 

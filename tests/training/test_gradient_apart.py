@@ -1,4 +1,4 @@
-"""A rule about the terms of one side takes their gradient from the step itself, instead of a pass of its own."""
+"""A rule about the terms of one side takes their gradient from the step instead of a pass of its own."""
 
 from __future__ import annotations
 

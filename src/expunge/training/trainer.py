@@ -280,7 +280,7 @@ class UnlearnTrainer(SteppingTrainer):
         self.state.log_history[-1] = without_nan(self.state.log_history[-1])
 
     def _term_means(self) -> dict[str, float]:
-        """Mean over the steps since the last record of each term's unweighted value and diagnostics; a term of weight 0 is left out."""
+        """Means of the terms' values and diagnostics since the last record, terms of weight 0 left out."""
         mean_K = self._all_sum(self.term_sums_K) / max(1, self.state.global_step - self.terms_from)
         self.term_sums_K, self.terms_from = torch.zeros_like(self.term_sums_K), self.state.global_step
         logged = self.driver.logged
