@@ -1,4 +1,4 @@
-"""The driver alone masks: what a loss makes of a place that is no label reaches neither its mean nor any gradient."""
+"""The driver alone masks: what a loss makes of a place that is no label reaches no mean and no gradient."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ def test_labels_are_found_row_after_row() -> None:
 def test_rewards_are_means_over_the_sequences_of_the_step(
     tiny_model: Any, pairs: Any, make_collate: Any, cut: tuple[int, ...]
 ) -> None:
-    """NPO: beta (log p - log p_ref) of each forget answer; DPO: the same of both answers, their difference, and its sign."""
+    """NPO: beta (log p - log p_ref) of the forget answers; DPO: of both, their difference, its sign."""
     model, before, data = tiny_model(seed=2), tiny_model(seed=3), pairs()
     rows = [{**data[row], "alternate": data[(row + 3) % 13]["forget"]} for row in range(5)]
 

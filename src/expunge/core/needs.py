@@ -1,4 +1,4 @@
-"""The vocabulary of named quantities: a loss asks for what it reads by the names of its positional parameters.
+"""The vocabulary of named quantities: a loss asks for what it reads by its positional parameters.
 
 A new quantity is one line of `QUANTITIES` and, unless it is given by the objective, the one function in
 `training.quantities` that makes it.
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Source = Literal["labels", "logp", "logits", "modules", "given"]
-"""What a quantity is made from: the batch alone; the log-probs of the labels; the logits at the labels; the outputs of
-the modules that `module_regex` names; or the objective, which hands it over as it is."""
+"""What a quantity is made from: the batch alone; the log-probs of the labels; the logits at the labels; the
+outputs of the modules that `module_regex` names; or the objective, which hands it over as it is."""
 
 QUANTITIES: dict[str, Source] = {
     "mask_BN": "labels",
@@ -75,7 +75,7 @@ class Need:
 
     @property
     def from_reference(self) -> bool:
-        """Whether it takes the model before unlearning: the batch alone gives the same with and without `ref_`."""
+        """Whether it takes the model before unlearning; what the batch alone gives does not, `ref_` or not."""
         return self.reference and self.from_pass
 
     @property

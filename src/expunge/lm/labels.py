@@ -36,7 +36,7 @@ class Labels(TypedDict):
 
 @dataclass(frozen=True)
 class HostLabels:
-    """What is known of a side's labels on the CPU; no device move reaches it, so reading it waits for no device.
+    """What is known of a side's labels on the CPU, where reading it waits for no device.
 
     Attributes:
         row_R: [R] int64, the rows of the view that count, in the order of the batch.
@@ -94,7 +94,7 @@ def laid_out(side: Side, counted_B: Tensor | None = None) -> Side:
 
     Args:
         side: as collated.
-        counted_B: [B] bool; a row that does not count keeps its tokens and loses its labels. None = all count.
+        counted_B: [B] bool; a row that does not count keeps its tokens and loses its labels; None = all do.
     """
     mask_BT = side["label_mask"].bool()
     if counted_B is None:
@@ -120,7 +120,7 @@ def laid_out(side: Side, counted_B: Tensor | None = None) -> Side:
 
 
 def padded(value_M: Tensor, labels: Labels) -> Tensor:
-    """[B, N, ...] of a value at each label [M, ...]; 0 where there is no label, and no gradient comes back from there."""
+    """[B, N, ...] of values at labels [M, ...]; 0, and without gradient, where there is no label."""
     mask_BN = labels["mask_BN"]
     empty = value_M.new_zeros((mask_BN.numel(), *value_M.shape[1:]))
     filled = empty.index_copy(0, labels["slot_M"].to(value_M.device), value_M)

@@ -43,8 +43,8 @@ class LossSpec:
         schedule: name of the schedule of the weights unless the configuration chooses another.
         extra: further terms of the method's own: (key of the weight, module:function) each; the default
             weight is that loss's `gamma`.
-        diagnostics: what to log beside the loss, by name: functions of the same quantities and hyper-parameters
-            that return a value a sequence [B].
+        diagnostics: what to log beside the loss, by name: functions of the same quantities and
+            hyper-parameters that return a value a sequence [B].
     """
 
     name: str
@@ -76,7 +76,7 @@ class Loss(Protocol):
     spec: LossSpec
 
     def __call__(self, *quantities: Tensor, **hyper: Any) -> Tensor:
-        """The loss, not reduced over the batch; what it says of places that are no label is never looked at."""
+        """The loss, not reduced over the batch; its values where there is no label are never looked at."""
 
 
 def loss(

@@ -9,7 +9,7 @@ from expunge.methods.base import loss
 
 
 def reward(forget_seq_logp_B: Tensor, ref_forget_seq_logp_B: Tensor, *, beta: float) -> Tensor:
-    """The forget answer's reward, beta log(p_theta / p_ref): 0 before the first step, below 0 once it is less likely."""
+    """The forget answer's reward, beta log(p_theta / p_ref): 0 at first, below 0 once it is less likely."""
     return beta * (forget_seq_logp_B - ref_forget_seq_logp_B)
 
 

@@ -193,7 +193,7 @@ class Objective:
         return False
 
     def on_micro_batch(self, values: Mapping[str, float]) -> None:
-        """Called after each micro-batch, where `listens`, with every term's unweighted mean over it on this rank."""
+        """Called after each micro-batch, where `listens`, with each term's mean over it on this rank."""
 
     def on_step(self, values: Mapping[str, float]) -> None:
         """Called after each optimizer step with every term's unweighted mean over the whole step, all ranks included."""

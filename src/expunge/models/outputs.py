@@ -117,10 +117,11 @@ def label_outputs(
     call: Callable[..., Any] | None = None,
     **kwargs: Any,
 ) -> LabelOutputs:
-    """Run `model` on a side of a batch and keep only what predicts its labels, padded to the row with the most.
+    """Run `model` on a side of a batch and keep only what predicts its labels, padded to [B, N].
 
-    For whoever looks at rows apart, see `side_outputs` for the rest. Differentiable, and usable under `torch.func` grad, jvp and vmap: positions are gathered, never selected
-    by a boolean mask. Under vmap pass `index`, since finding the positions reads a count off the device.
+    For those who look at rows apart; `side_outputs` is for the rest. Differentiable, and usable under
+    `torch.func` grad, jvp and vmap: positions are gathered, never selected by a boolean mask. Under vmap pass
+    `index`, since finding the positions reads a count off the device.
 
     Args:
         model: the model, wrapped or not (DDP, FSDP, PEFT, torch.compile).
@@ -231,7 +232,7 @@ def modules_named(model: nn.Module, patterns: str | Sequence[str]) -> list[nn.Mo
 
 @contextmanager
 def _selected(model: nn.Module, select: Callable[[Tensor], Tensor]) -> Iterator[list[bool]]:
-    """While open, the output embeddings of `model` see only the hidden states that `select` picks; yields a record of each time."""
+    """While open, the output embeddings see only what `select` picks; yields a record of each time."""
     head = cast(Any, model).get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if not isinstance(head, nn.Module):
         raise UserError(

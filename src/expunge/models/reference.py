@@ -47,8 +47,8 @@ def plan_reference(needs: Iterable[Need]) -> Literal["none", "cached", "frozen"]
 class FrozenCopy:
     """A copy of the model in eval mode, without gradients.
 
-    Make it before training starts and before the model is wrapped. It needs as much memory again, half of it where
-    the model computes in half precision.
+    Make it before training starts and before the model is wrapped. It needs as much memory again, about half
+    of it where the model computes in half precision.
 
     Args:
         model: the model before unlearning.
@@ -78,7 +78,7 @@ class FrozenCopy:
 
 
 def _cast_projections(model: nn.Module, dtype: torch.dtype) -> None:
-    """Keep the weights of linear layers in the dtype that autocast makes of them in each pass: the values are the same.
+    """Keep the weights of linear layers in the dtype that autocast makes of them in each pass.
 
     A weight that an embedding shares stays as it is, since autocast leaves embeddings alone.
     """

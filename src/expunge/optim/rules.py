@@ -59,8 +59,8 @@ class Step:
         seed: of the run.
         all_sum: sums a tensor over the ranks.
         autocast: context of a forward pass.
-        take_apart: the gradient of the terms on the side that the rule's `apart` names, a tensor for each trainable
-            parameter, where the step has kept it out of `.grad`; else None, and `.grad` is of all terms.
+        take_apart: the gradient of the terms on the side that the rule's `apart` names, a tensor for each
+            trainable parameter, where the step has kept it out of `.grad`; else None, and `.grad` is whole.
     """
 
     number: int
@@ -101,7 +101,7 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
 
 
 def apart_of(rules: Sequence[StepRule]) -> str | None:
-    """The side whose gradient is kept apart: the first rule's, where no other asks, since a rule takes `.grad` to be whole."""
+    """The side whose gradient is kept apart: the first rule's, unless another asks as well."""
     asked = [rule.apart is not None for rule in rules]
     return rules[0].apart if asked[:1] == [True] and sum(asked) == 1 else None
 

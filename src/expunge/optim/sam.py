@@ -55,8 +55,8 @@ class SAM(StepRule):
             ):
                 step.closure(perturbed)
         elif kept is not None:
-            # There is no direction, or mixed precision has overflowed: the scaler has to see that and skip the
-            # step.
+            # There is no direction, or mixed precision has overflowed: the scaler has to see that and skip
+            # the step.
             add_gradients(parameters, kept)
         if kept is None and others is not None:
             step.closure(others)

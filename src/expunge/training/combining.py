@@ -48,7 +48,7 @@ class StepGradients:
 
 
 class GradientApart:
-    """The gradient of the terms averaged over one side, summed up beside `.grad`, which holds that of the others.
+    """The gradient of one side's terms, summed up beside `.grad`, which holds that of the others.
 
     Ranks exchange nothing in its backward passes; the sum is averaged over them when it is taken.
 
@@ -66,7 +66,7 @@ class GradientApart:
         self.sum = _added(self.sum, _gradient_alone(_trained(model), backward, loss))
 
     def take(self) -> list[Tensor] | None:
-        """The gradient of the step so far, a tensor for each trained parameter, and begin again; None where there is none."""
+        """The step's gradient, a tensor for each trained parameter; None where there is none. Begins again."""
         found, self.sum = self.sum, None
         if found is not None:
             _average(found, self.world_size)

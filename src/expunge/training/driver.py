@@ -169,8 +169,8 @@ class Driver:
 
         Returns:
             This micro-batch's share of the step's loss times the number of ranks (a scalar, whose mean over
-            ranks is the loss), and the shares of what `names` lists, whose sum over ranks and micro-batches is
-            the mean of each over the step: the terms' unweighted values, then diagnostics; NaN for those of a
+            ranks is the loss), and the shares of what `names` lists, whose sum over ranks and micro-batches
+            is the mean of each over the step: the terms' unweighted values, then diagnostics; NaN for those of a
             term of weight 0, which is not computed.
         """
         terms = list(self.objective.terms)
@@ -229,8 +229,8 @@ class Driver:
         """Keep the gradient of the terms averaged over a side out of `.grad`, see `apart`; None = of no side.
 
         Returns:
-            Whether it is done. It is not where gradients are combined, where there are no such terms or no others,
-            or where the others take no forward pass, which DDP needs to exchange their gradients.
+            Whether it is done. It is not where gradients are combined, where there are no such terms or no
+            others, or where the others take no forward pass, which DDP needs to exchange their gradients.
         """
         self.apart = None
         own, others = _parts(self.objective.terms, side)

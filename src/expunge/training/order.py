@@ -41,8 +41,8 @@ class Key(NamedTuple):
     Attributes:
         epoch: the epoch, from 0.
         row: its index in the dataset.
-        counted: False for a row that counts nowhere, such as one that only keeps a rank busy while others hold
-            the last rows of an epoch.
+        counted: False for a row that counts nowhere, such as one that only keeps a rank busy while others
+            hold the last rows of an epoch.
     """
 
     epoch: int
@@ -55,9 +55,9 @@ class MicroBatch(TypedDict):
 
     Keys:
         sides: the tensors, by side, laid out (see `lm.labels.laid_out`).
-        elsewhere: the same, by the places that some losses look at instead of the labels, see `training.places`.
-        counted: a flag a row; a row that does not count takes part in the forward pass and in nothing else. In a
-            filler none counts.
+        elsewhere: the same, by the places that some losses look at instead of the labels.
+        counted: a flag a row; a row that does not count takes part in the forward pass and in nothing else.
+            In a filler none counts.
         counted_B: [B] bool, the same as a tensor, which moves with the batch.
     """
 

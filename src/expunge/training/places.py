@@ -1,7 +1,8 @@
 """The positions that a loss looks at: the labels, all tokens, or what the field's code looks at instead.
 
-Each is a rewriting of a side of the batch, done on the CPU where it is collated, so that whoever reads the side,
-model or reference, sees the same positions. Apart from ME, which looks at whole rows, only compat switches ask for any but the labels.
+Each is a rewriting of a side of the batch, done on the CPU where it is collated, so that whoever reads the
+side, model or reference, sees the same positions. Apart from ME, which looks at whole rows, only compat
+switches ask for any but the labels.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def at_places(sides: Mapping[str, Side], places: str) -> Batch:
 
 
 def count_labels(side: Side, skip: int = 0) -> int:
-    """How many labels of a side that is laid out count; one at position 0 does not, since nothing predicts it."""
+    """How many labels of a side that is laid out count; nothing predicts one at position 0."""
     return side["host"].count(skip)
 
 

@@ -123,7 +123,7 @@ def build_quantities(
 
     Returns:
         Tensors by the needs' names, and `{side}_mask_BN` of every side that is read. N is counted a side.
-        Log-probs are natural logs in float32; places that are no label hold 0, and no gradient comes back from them;
+        Log-probs are natural logs in float32; places that are no label hold 0, without gradient;
         `mask_BT` is the label mask at the tokens' own positions.
     """
     by_side: dict[tuple[str, bool], list[Need]] = {}
