@@ -95,7 +95,8 @@ class Case:
 
     def sum(self, handler: str) -> Tensor:
         """The loss as the driver sums it: what is masked is left out."""
-        return summed(Term(handler, load_handler(handler), 1.0, self.bound(handler)), self.quantities)
+        term = Term(handler, load_handler(handler), 1.0, self.bound(handler))
+        return summed(term, term(self.quantities), self.quantities)
 
 
 @pytest.mark.parametrize("handler", LOSSES)

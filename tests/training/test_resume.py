@@ -18,8 +18,8 @@ from expunge.core.errors import UserError
 from expunge.training import checkpoint as checkpoints
 from expunge.training import loop
 from expunge.training.checkpoint import complete_checkpoints, newest_complete_checkpoint
-from expunge.training.loop import Training
 from expunge.training.records import WALL_CLOCK, RecordLog, read_records
+from expunge.training.step import Stepper
 
 # 13 rows in steps of 4: 4 steps an epoch, the last one short; 2 epochs = 8 steps. Saving every 3 and logging
 # every 5 steps never meet but by chance, and both fall into the middle of epochs.
@@ -120,13 +120,13 @@ def kill() -> None:
 # Where a run may die: the function, its how-manieth call, before or after it, and the checkpoint that is the
 # newest then.
 POINTS = {
-    "before the first checkpoint": (Training, "_step", 2, False, None),
-    "between two checkpoints": (Training, "_step", 8, False, 6),
+    "before the first checkpoint": (Stepper, "step", 2, False, None),
+    "between two checkpoints": (Stepper, "step", 8, False, 6),
     "while weights are written": (loop, "save_optimizer", 2, False, 3),
     "before the mark": (checkpoints, "mark_complete", 2, False, 3),
     "after the mark, before the rename": (checkpoints, "mark_complete", 2, True, 3),
     "right after a checkpoint": (checkpoints, "seal", 2, True, 6),
-    "at the end of an epoch, unsaved": (Training, "_step", 5, False, 3),
+    "at the end of an epoch, unsaved": (Stepper, "step", 5, False, 3),
     "after the last checkpoint": (checkpoints, "seal", 3, True, LAST),
     "while the last record is written": (RecordLog, "append", 2, True, LAST),
 }
@@ -290,7 +290,7 @@ def test_keyboard_interrupt_says_how_to_go_on(trainer: Any, tmp_path: Path, capl
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        nth_call(Training, "_step", 5, patch, interrupt)
+        nth_call(Stepper, "step", 5, patch, interrupt)
         with pytest.raises(KeyboardInterrupt):
             trainer(folder=tmp_path / "run", **SETTINGS).run()
     assert "interrupted at step 4" in caplog.text

@@ -207,7 +207,7 @@ def test_a_loss_of_the_wrong_shape_is_told(objective: Any) -> None:
         "forget_mask_BN": torch.ones(2, 3, dtype=torch.bool)
     }
     with pytest.raises(UserError, match=r"returned \[\] instead of \[2, 3\]"):
-        summed(term, quantities)
+        summed(term, term(quantities), quantities)
 
 
 def test_reference_and_model_compute_alike_under_autocast(trainer: Any, tiny_model: Any) -> None:

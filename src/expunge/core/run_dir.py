@@ -6,6 +6,7 @@ import contextlib
 import platform
 import shutil
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -143,6 +144,23 @@ class RunDir:
             }
             write_json(self.path / self.layout.config, tree)
         self.save()
+
+    @contextlib.contextmanager
+    def running(self, made: Callable[[], bool]) -> Iterator[None]:
+        """Take the folder for a block that does the run's work; an error in it ends the run.
+
+        Args:
+            made: whether the run has made something that another one could continue from.
+        """
+        try:
+            self.begin()
+            yield
+        except KeyboardInterrupt:
+            self.finish("interrupted")
+            raise
+        except Exception:
+            self.abandon(keep=made())
+            raise
 
     def abandon(self, keep: bool) -> None:
         """End a run that a fault stopped.

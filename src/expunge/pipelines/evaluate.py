@@ -25,16 +25,8 @@ def run(cfg: Config) -> RunRecord:
     runtime.join_ranks()
     evaluation, model = runtime.agreed(lambda: _prepared(cfg))
     folder = evaluation.run
-    try:
-        with disk_full_told(folder.path):
-            folder.begin()
-            metrics = evaluation.of(model, folder.path)
-    except KeyboardInterrupt:
-        folder.finish("interrupted")
-        raise
-    except Exception:
-        folder.abandon(keep=any((folder.path / TABLES).glob("*.json")))
-        raise
+    with folder.running(made=lambda: any((folder.path / TABLES).glob("*.json"))), disk_full_told(folder.path):
+        metrics = evaluation.of(model, folder.path)
     folder.finish("complete", metrics=metrics, peak_memory_mb=peak_memory_mb())
     return folder.record
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from expunge.config.procedure import ARGS
 from expunge.core.config import Config
 from expunge.core.errors import Faults
 from expunge.core.files import read_json
-from expunge.core.layout import TRAINED_FILE
+from expunge.core.layout import RECORD_FILE, TRAINED_FILE
 from expunge.core.run_dir import RunDir, RunRecord
 from expunge.core.sides import SideName
 from expunge.data.datasets import Dataset
@@ -26,10 +26,23 @@ from expunge.models.load import Loaded, load_model
 from expunge.models.progress_bars import no_progress_bar
 from expunge.pipelines.assemble import Text, sides_of, tell, text_of
 from expunge.pipelines.evaluation_run import NOT_OF_THE_SAVED, Evaluation, prepare_evaluation
-from expunge.pipelines.training_run import STAGES, Prepared, carried_out, fit, run_training
+from expunge.pipelines.training_run import (
+    Prepared,
+    run_of,
+    run_training,
+    save_trained,
+    steps_recorded,
+    training_of,
+)
 from expunge.procedures.base import FINAL, Procedure, Stages, procedure_of
+from expunge.training.checkpoint import disk_full_told
+from expunge.training.launch import check_launch
+from expunge.training.pace import peak_memory_mb
 
 log = logging.getLogger(__name__)
+
+STAGES = "stages"
+"""Folder of a procedure's intermediate trainings, one run folder each."""
 
 # Of `trainer.args`, what is about choosing a model by an evaluation, or about one checkpoint: stages have
 # neither.
@@ -51,18 +64,40 @@ def run_procedure(cfg: Config) -> RunRecord:
     Raises:
         UserError: whatever the user can mend.
     """
-    procedure = procedure_of(cfg.bound[ARGS])
-    record = carried_out(cfg, partial(_prepare, procedure), _carry_out)
-    if not cfg.get("procedure.keep_stages") and runtime.is_primary():
-        shutil.rmtree(Path(cfg.get("paths.output_dir")) / STAGES, ignore_errors=True)
-    return record
+    check_launch(os.environ)
+    procedure, run = procedure_of(cfg.bound[ARGS]), run_of(cfg)
+    ready = None if run.trained else _prepare(procedure, cfg, run)
+    evaluation = prepare_evaluation(cfg, run) if ready is None else ready.evaluation
+    with run.running(made=lambda: bool(run.record.steps) or has_stages(run)), disk_full_told(run.path):
+        if ready is not None:
+            tell(ready.notices, already=cfg.notices)
+            run.record.notices = list(ready.notices)
+            run.save()
+            spec = procedure.spec
+            stages = RunStages(cfg, run, ready.text, spec.stages, evaluation, notices=run.record.notices)
+            offered: Stages = stages
+            procedure.run(offered, *(ready.sides[side] for side in spec.sides))
+            run.record.steps = (run.record.steps or 0) + stages.steps()
+            run.record.notices = stages.notices
+            if run.primary:
+                ready.text.tokenizer.save_pretrained(run.model_folder)
+            run.mark_trained()
+        metrics = evaluation.final()
+    run.finish("complete", metrics=metrics, peak_memory_mb=peak_memory_mb())
+    if not cfg.get("procedure.keep_stages") and run.primary:
+        shutil.rmtree(run.path / STAGES, ignore_errors=True)
+    return run.record
+
+
+def has_stages(run: RunDir) -> bool:
+    """Whether an intermediate training of the run has begun."""
+    return any((run.path / STAGES).glob(f"*/{RECORD_FILE}"))
 
 
 @dataclass(frozen=True)
 class _Ready:
     """What a procedure needs of the world outside its folder, the models aside: its stages load them."""
 
-    procedure: Procedure
     text: Text
     sides: dict[str, Dataset]
     notices: list[str]
@@ -88,24 +123,7 @@ def _prepare(procedure: Procedure, cfg: Config, run: RunDir) -> _Ready:
         notices.append(
             f"trainer.args.eval_strategy: {procedure.spec.name} trains no model of its own, so nothing is evaluated on the way"
         )
-    return _Ready(procedure, text, sides, notices, evaluation)
-
-
-def _carry_out(cfg: Config, run: RunDir, ready: _Ready) -> None:
-    """The procedure, from the start model to the run's."""
-    tell(ready.notices, already=cfg.notices)
-    run.record.notices = list(ready.notices)
-    run.save()
-    stages = RunStages(
-        cfg, run, ready.text, ready.procedure.spec.stages, ready.evaluation, notices=run.record.notices
-    )
-    offered: Stages = stages
-    ready.procedure.run(offered, *(ready.sides[side] for side in ready.procedure.spec.sides))
-    run.record.steps = (run.record.steps or 0) + stages.steps()
-    run.record.notices = stages.notices
-    if run.primary:
-        ready.text.tokenizer.save_pretrained(run.model_folder)
-    run.mark_trained()
+    return _Ready(text, sides, notices, evaluation)
 
 
 @dataclass
@@ -179,7 +197,11 @@ class RunStages:
         )
         objective.prepare(loaded.model, seed, self.text.tokenizer)
         # In finetuning the rows to learn are the retain side.
-        fit(cfg, self.run, Prepared(objective, self.text, {"retain": rows}, loaded, notices, self.evaluation))
+        prepared = Prepared(objective, self.text, {"retain": rows}, loaded, notices, self.evaluation)
+        training, resume = training_of(cfg, self.run, prepared)
+        with steps_recorded(self.run, training):
+            training.run(resume)
+        save_trained(cfg, self.run, training)
         self.notices = list(self.run.record.notices)
 
     def load(self, folder: Path | None = None) -> Loaded:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
 
 import torch
 
 from expunge.config.aliases import fit_machine
 from expunge.core.config import Config
 from expunge.core.errors import Faults
-from expunge.core.layout import RECORD_FILE
 from expunge.core.run_dir import RunDir, RunRecord
 from expunge.data.collate import PairCollator
 from expunge.data.datasets import Dataset
@@ -29,29 +29,18 @@ from expunge.pipelines.references import reference_of
 from expunge.pipelines.stepping import stepping_of
 from expunge.training.arguments import training_arguments
 from expunge.training.checkpoint import disk_full_told
+from expunge.training.launch import check_launch
+from expunge.training.listeners import Listener
 from expunge.training.loop import Training
 from expunge.training.order import order_seed
 from expunge.training.pace import peak_memory_mb
 
 log = logging.getLogger(__name__)
 PAIRS_FILE = Path("pairs") / "pairs.json"
-STAGES = "stages"
-"""Folder of a procedure's intermediate trainings, a run folder each."""
-
-
-class Evaluated(Protocol):
-    """What the preparation of a run gives: the evaluation is part of it."""
-
-    @property
-    def evaluation(self) -> Evaluation:
-        """The suites of the run."""
-
-
-P = TypeVar("P", bound=Evaluated)
 
 
 def run_training(cfg: Config) -> RunRecord:
-    """Train, save and evaluate what a configuration says. The same configuration again resumes, or evaluates anew what is finished.
+    """Train, save and evaluate. The same configuration again resumes, or evaluates what is finished.
 
     Args:
         cfg: mode finetune or unlearn.
@@ -60,57 +49,38 @@ def run_training(cfg: Config) -> RunRecord:
         The run's record, as in `run.json`.
 
     Raises:
-        UserError: whatever the user can mend.
+        UserError: whatever the user can correct.
     """
-    return carried_out(cfg, _prepare, _train)
-
-
-def carried_out(
-    cfg: Config, prepare: Callable[[Config, RunDir], P], train: Callable[[Config, RunDir, P], None]
-) -> RunRecord:
-    """A run that makes a model, from the look at its folder to its record; what `prepare` and `train` do is the verb's own.
-
-    Args:
-        cfg: the run's configuration.
-        prepare: reads all that the run reads, and touches nothing in the folder.
-        train: leaves the model in the folder, and says so with `RunDir.mark_trained`.
-
-    Returns:
-        The run's record.
-
-    Raises:
-        UserError: whatever the user can mend.
-    """
-    run = RunDir(
-        Path(cfg.get("paths.output_dir")),
-        cfg,
-        overwrite=bool(cfg.get("overwrite")),
-        primary=runtime.is_primary(),
-    )
-    # What can be wrong with tokenizer, rows, model and suites shows here, before anything in the folder is
-    # touched.
+    check_launch(os.environ)
+    run = run_of(cfg)
+    # Faults of tokenizer, rows, model and suites are reported here, before anything in the folder changes.
     prepared = None if run.trained else prepare(cfg, run)
-    if prepared is None:
-        log.info("%s is trained already; overwrite=true trains it anew", run.path)
-        evaluation = prepare_evaluation(cfg, run)
-    else:
-        evaluation = prepared.evaluation
-    try:
-        with disk_full_told(run.path):
-            run.begin()
-            if prepared is not None:
-                train(cfg, run, prepared)
-                # The evaluation loads what was saved: two models need not be in memory.
-                prepared = None
-            metrics = evaluation.final()
-    except KeyboardInterrupt:
-        run.finish("interrupted")
-        raise
-    except Exception:
-        run.abandon(keep=bool(run.record.steps) or any((run.path / STAGES).glob(f"*/{RECORD_FILE}")))
-        raise
+    evaluation = prepare_evaluation(cfg, run) if prepared is None else prepared.evaluation
+    with run.running(made=lambda: bool(run.record.steps)), disk_full_told(run.path):
+        if prepared is not None:
+            training, resume = training_of(cfg, run, prepared)
+            with steps_recorded(run, training):
+                training.run(resume)
+            save_trained(cfg, run, training)
+            run.mark_trained()
+            # The evaluation loads what was saved: memory holds one model at a time.
+            del prepared, training
+        metrics = evaluation.final()
     run.finish("complete", metrics=metrics, peak_memory_mb=peak_memory_mb())
     return run.record
+
+
+def run_of(cfg: Config) -> RunDir:
+    """The folder of a run, looked at but not touched.
+
+    Raises:
+        UserError: it belongs to another run.
+    """
+    folder = Path(cfg.get("paths.output_dir"))
+    run = RunDir(folder, cfg, overwrite=bool(cfg.get("overwrite")), primary=runtime.is_primary())
+    if run.trained:
+        log.info("%s is trained already; overwrite=true trains it again", run.path)
+    return run
 
 
 @dataclass(frozen=True)
@@ -126,8 +96,8 @@ class Prepared:
     by_score: ByScore | None = None
 
 
-def _prepare(cfg: Config, run: RunDir) -> Prepared:
-    """Read everything that the run reads; the faults of rows and suites are told together."""
+def prepare(cfg: Config, run: RunDir) -> Prepared:
+    """Read everything that a training run reads; all faults of rows and suites are reported together."""
     notices = list(cfg.notices)
     runtime.seed_everything(int(cfg.get("seed", 0)))
     objective = objective_of(cfg.bound)
@@ -154,13 +124,20 @@ def _prepare(cfg: Config, run: RunDir) -> Prepared:
     return Prepared(objective, text, sides, loaded, notices, evaluation, scored)
 
 
-def _train(cfg: Config, run: RunDir, prepared: Prepared) -> None:
-    fit(cfg, run, prepared)
-    run.mark_trained()
+def training_of(
+    cfg: Config, run: RunDir, prepared: Prepared, listeners: Sequence[Listener] = ()
+) -> tuple[Training, str | bool]:
+    """The training of a run, ready to start.
 
+    Args:
+        cfg: the run's configuration.
+        run: its folder, which has begun.
+        prepared: what the run reads.
+        listeners: shown each update, besides the log and the progress bar.
 
-def fit(cfg: Config, run: RunDir, prepared: Prepared) -> None:
-    """From rows and model to the trained model in the run folder; marking it as the run's is the caller's."""
+    Returns:
+        The training, and what it resumes from.
+    """
     objective, text, sides = prepared.objective, prepared.text, prepared.sides
     loaded, notices = prepared.loaded, prepared.notices
     dataset = _paired(cfg, run, sides, objective)
@@ -192,18 +169,28 @@ def fit(cfg: Config, run: RunDir, prepared: Prepared) -> None:
         reference=reference_of(cfg, loaded, objective, sides, run, text.pad_id),
         evaluator=prepared.evaluation.during(loaded),
         tokenizer=text.tokenizer,
+        listeners=listeners,
         run_dir=run.path,
         layout=run.layout,
         **stepping_of(cfg, run, loaded.model, sides, arguments, text.pad_id),
         **cfg.switches("driver"),
     )
+    return training, resume
+
+
+@contextmanager
+def steps_recorded(run: RunDir, training: Training) -> Iterator[None]:
+    """However the training in this block ends, the run's record says how many steps it took."""
     try:
-        training.run(resume)
+        yield
     finally:
         run.record.steps = training.state.global_step
-    training.parallel.save(
-        loaded.model, run.model_folder, text.tokenizer, merge=bool(cfg.get("model.adapter.merge"))
-    )
+
+
+def save_trained(cfg: Config, run: RunDir, training: Training) -> None:
+    """Write the trained model and its tokenizer into the run's folder."""
+    merge = bool(cfg.get("model.adapter.merge"))
+    training.parallel.save(training.model, run.model_folder, training.tokenizer, merge=merge)
 
 
 def _paired(cfg: Config, run: RunDir, sides: Mapping[str, Dataset], objective: Objective) -> PairedDataset:

@@ -174,16 +174,25 @@ class Driver:
             term of weight 0, which is not computed.
         """
         terms = list(self.objective.terms)
-        active = [term for term in terms if term.weight != 0 or term.watched]
-        groups = self._groups(active)
+        groups = self._groups([term for term in terms if term.weight != 0 or term.watched])
         values: dict[str, Tensor] = {}
         total = batch["counted_B"].new_zeros((), dtype=torch.float32)
         for number, group in enumerate(groups):
             with nullcontext() if number == len(groups) - 1 and self.gradients is None else no_sync():
-                shares = self._shares(group, model, batch, counts, autocast)
+                shares: dict[str, Tensor] = {}
+                for members in _by_places(group):
+                    quantities = self._quantities(members, model, batch, autocast)
+                    for term in members:
+                        # The one call of a loss; it returns a value a sequence or a label, and nothing is masked yet.
+                        value = term.loss(*(quantities[need.name] for need in term.needs), **term.kwargs)
+                        scale = self._scale(term, batch, counts)
+                        shares[term.name] = scale * summed(term, value, quantities, batch["counted_B"])
+                        values |= _diagnosed(term, quantities, batch["counted_B"], counts)
                 loss = torch.stack(
                     [term.weight * self.world_size * shares[term.name] for term in group]
                 ).sum()
+                # What the backward pass needs of these is in the graph.
+                del quantities, value
                 values |= {name: share.detach() for name, share in shares.items()}
                 if self.gradients is not None:
                     self.gradients.backward(model, backward, loss, retain=group[0].is_retain)
@@ -245,39 +254,25 @@ class Driver:
         # term without one comes first.
         return sorted(groups, key=lambda group: any(term.side for term in group))
 
-    def _shares(
+    def _quantities(
         self,
-        group: list[Term],
+        members: list[Term],
         model: nn.Module,
         batch: MicroBatch,
-        counts: StepCounts,
         autocast: Callable[[], AbstractContextManager[object]],
-    ) -> dict[str, Tensor]:
-        """This micro-batch's share of the mean of each term and of its diagnostics, by name."""
+    ) -> dict[str, Any]:
+        """What terms that look at the same places read, by name."""
         own: dict[str, Any] = dict(self.objective.given(batch["counted_B"].device))
-        if any(term.kind == "model" for term in group):
+        if any(term.kind == "model" for term in members):
             own["parameters"] = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        shares: dict[str, Tensor] = {}
-        for places in dict.fromkeys(term.places for term in group):
-            members = [term for term in group if term.places == places]
-            needs = [need for term in members for need in term.needs]
-            sides = sides_at(batch, places)
-            if places == "labels":
-                sides = {**sides, **self.objective.derived(sides)}
-            quantities = build_quantities(
-                needs, model, sides, self.reference, autocast, hidden=self.objective.hidden, own=own
-            )
-            shares |= {
-                term.name: self._scale(term, batch, counts) * summed(term, quantities, batch["counted_B"])
-                for term in members
-            }
-            shares |= {
-                name: masked_sum(as_float32(value_B), batch["counted_B"])
-                / max(1, counts.sequences[term.side])
-                for term in members
-                for name, value_B in term.diagnosed(quantities).items()
-            }
-        return shares
+        places = members[0].places
+        sides = sides_at(batch, places)
+        if places == "labels":
+            sides = {**sides, **self.objective.derived(sides)}
+        needs = [need for term in members for need in term.needs]
+        return build_quantities(
+            needs, model, sides, self.reference, autocast, hidden=self.objective.hidden, own=own
+        )
 
     def _scale(self, term: Term, batch: MicroBatch, counts: StepCounts) -> float:
         """What a sum over the micro-batch is multiplied by, the number of ranks aside."""
@@ -315,18 +310,40 @@ def _local(term: Term, batch: MicroBatch) -> int:
     return count_labels(sides_at(batch, term.places)[term.side], term.skip)
 
 
-def summed(term: Term, quantities: Mapping[str, Any], counted_B: Tensor | None = None) -> Tensor:
-    """Sum of a term's loss over the sequences or label tokens of a micro-batch, or its loss of the model alone; a float32 scalar.
+def _by_places(group: list[Term]) -> list[list[Term]]:
+    """A group's terms, those that look at the same places together."""
+    return [
+        [term for term in group if term.places == places]
+        for places in dict.fromkeys(term.places for term in group)
+    ]
+
+
+def _diagnosed(
+    term: Term, quantities: Mapping[str, Any], counted_B: Tensor, counts: StepCounts
+) -> dict[str, Tensor]:
+    """This micro-batch's share of the mean over the step's sequences of each of a term's diagnostics."""
+    over = max(1, counts.sequences[term.side]) if term.side else 1
+    return {
+        name: masked_sum(as_float32(value_B), counted_B) / over
+        for name, value_B in term.diagnosed(quantities).items()
+    }
+
+
+def summed(
+    term: Term, value: Tensor, quantities: Mapping[str, Any], counted_B: Tensor | None = None
+) -> Tensor:
+    """Sum of a loss over the sequences or label tokens of a micro-batch, or the loss of the model alone; a float32 scalar.
 
     Args:
-        term: the term.
+        term: whose loss it is.
+        value: what the loss returned, [B], [B, N] or [].
         quantities: by name; what is masked there is left out.
         counted_B: [B] bool, the sequences that count; None = all. Labels of the others are masked already.
 
     Raises:
         UserError: the loss returned another shape than its kind says.
     """
-    value = as_float32(term(quantities))
+    value = as_float32(value)
     mask_BN = quantities[f"{term.side}_mask_BN"] if term.side else value.new_ones(())
     expected = mask_BN.shape[:1] if term.kind == "sequence" else mask_BN.shape
     if value.shape != expected:

@@ -10,7 +10,8 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -190,21 +191,72 @@ class Training:
         """Train, from the start or from a checkpoint.
 
         Args:
-            resume: True = the newest complete checkpoint, the start where there is none; a path = that checkpoint; None
+            resume: True = the newest complete checkpoint, or the start if there is none; a path = that checkpoint; None
                 or False = the start.
 
         Returns:
             Steps done, mean loss over all of them, metrics.
 
         Raises:
-            UserError: the checkpoint named is not there, half-written or damaged, or was made under other settings; or
-                the run folder holds checkpoints and the run is to start from the beginning.
+            UserError: the checkpoint is not there, half-written or damaged, or was made under other settings; or the run
+                folder holds checkpoints and the run is to start from the beginning.
         """
         checkpoint = self._checkpoint(resume)
+        begun, cuts = time.time(), self.args.gradient_accumulation_steps
+        with self._watched():
+            first = self._begin(checkpoint)
+            state = self.state
+            self.events.fire("on_train_begin")
+            if self.args.eval_on_start and checkpoint is None:
+                self._evaluate()
+            for epoch in range(state.global_step // self.updates_per_epoch, state.num_train_epochs):
+                if state.global_step >= state.max_steps:
+                    # A run that was killed after its last step.
+                    break
+                self.events.fire("on_epoch_begin")
+                done = state.global_step - epoch * self.updates_per_epoch
+                micro_batches(self.loader).set_epoch(epoch, skip=done * cuts)
+                loaded = iter(self.loader)
+                for number in range(done, self.updates_per_epoch):
+                    batches: list[MicroBatch] = list(islice(loaded, cuts))
+                    if checkpoint is not None and state.global_step == first:
+                        self._load_rng(checkpoint)
+                    at = StepInfo(
+                        state.global_step,
+                        state.max_steps,
+                        float(state.epoch or 0.0),
+                        float(state.num_train_epochs),
+                    )
+                    self.events.fire("on_step_begin")
+                    update = self.stepper.step(batches, at)
+                    self.books.add(update, batches, state)
+                    state.global_step += 1
+                    state.epoch = epoch + min((number + 1) * cuts, len(self.loader)) / len(self.loader)
+                    self.events.fire("on_step_end")
+                    self._log_and_evaluate(update)
+                    stops = self.events.control.should_epoch_stop or self.events.control.should_training_stop
+                    saves = self.events.control.should_save
+                    if stops or number == self.updates_per_epoch - 1:
+                        # The epoch's end may log and evaluate once more at this step. A run that resumed from a
+                        # checkpoint made before that would lose the record: save after it.
+                        break
+                    if saves:
+                        self._save()
+                self.events.fire("on_epoch_end")
+                self._log_and_evaluate(update)
+                if saves or self.events.control.should_save:
+                    self._save()
+                if self.events.control.should_training_stop:
+                    break
+            return self._finish(begun, state.global_step - first)
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """What is in force while the training runs: noise on embeddings, and word to the listeners when it ends."""
         alpha = self.args.neftune_noise_alpha
         noise = None if alpha is None else EmbeddingNoise(self.model, alpha)
         try:
-            return self._run(checkpoint)
+            yield
         except KeyboardInterrupt:
             newest = checkpoints.newest_complete_checkpoint(self.checkpoint_dir)
             advice = (
@@ -219,62 +271,6 @@ class Training:
                 listener.on_end()
             if noise is not None:
                 noise.remove()
-
-    def _run(self, checkpoint: Path | None) -> TrainOutput:
-        begun, first = time.time(), self._begin(checkpoint)
-        self.events.fire("on_train_begin")
-        if self.args.eval_on_start and checkpoint is None:
-            self._evaluate()
-        for epoch in range(self.state.global_step // self.updates_per_epoch, self.state.num_train_epochs):
-            if self.state.global_step >= self.state.max_steps:
-                # A run that was killed after its last step.
-                break
-            self.events.fire("on_epoch_begin")
-            self._epoch(epoch, checkpoint if self.state.global_step == first else None)
-            if self.events.control.should_training_stop:
-                break
-        return self._finish(begun, self.state.global_step - first)
-
-    def _epoch(self, epoch: int, checkpoint: Path | None) -> None:
-        """The steps of an epoch that are still to be taken; `checkpoint` = resume its random state before the first."""
-        cuts = self.args.gradient_accumulation_steps
-        done = self.state.global_step - epoch * self.updates_per_epoch
-        micro_batches(self.loader).set_epoch(epoch, skip=done * cuts)
-        loaded, saves = iter(self.loader), False
-        for number in range(done, self.updates_per_epoch):
-            batches: list[MicroBatch] = list(islice(loaded, cuts))
-            if checkpoint is not None:
-                self._load_rng(checkpoint)
-                checkpoint = None
-            part = min((number + 1) * cuts, len(self.loader)) / len(self.loader)
-            update = self._step(batches, epoch + part)
-            self._log_and_evaluate(update)
-            stops = self.events.control.should_epoch_stop or self.events.control.should_training_stop
-            saves = self.events.control.should_save
-            # The epoch's end may log and evaluate once more at this very step. A checkpoint from before that would
-            # resume after it, and the record would be lost: save then.
-            if saves and not stops and number < self.updates_per_epoch - 1:
-                self._save()
-            if stops:
-                break
-        self.events.fire("on_epoch_end")
-        self._log_and_evaluate(update)
-        if saves or self.events.control.should_save:
-            self._save()
-
-    def _step(self, batches: Sequence[MicroBatch], epoch_after: float) -> Update:
-        """One optimizer step, and its entry in the books."""
-        state = self.state
-        at = StepInfo(
-            state.global_step, state.max_steps, float(state.epoch or 0.0), float(state.num_train_epochs)
-        )
-        self.events.fire("on_step_begin")
-        update = self.stepper.step(batches, at)
-        self.books.add(update, batches, state)
-        state.global_step += 1
-        state.epoch = epoch_after
-        self.events.fire("on_step_end")
-        return update
 
     # Before and after
 

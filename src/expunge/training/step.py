@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -110,7 +109,16 @@ class Stepper:
         for rule in self.rules:
             rule.on_step_begin(self.model, around)
 
-        losses, value_K = self._gradient(self.driver, batches, counts, self.listeners)
+        losses: list[Tensor] = []
+        value_K = torch.zeros(len(self.driver.names), device=self.parallel.device)
+        for number, batch in enumerate(self._each(batches)):
+            loss, share_K = self.driver.backward(
+                self.model, batch, counts, self.accelerator.backward, self.accelerator.autocast, self._no_sync
+            )
+            losses.append(loss)
+            value_K = value_K + share_K
+            for listener in self.listeners:
+                listener.after_micro_batch(number, len(batches))
         for rule in self.rules:
             rule.on_backward_done(self.model, around)
         if self.empty_cache_every and at.step % self.empty_cache_every == 0 and torch.cuda.is_available():
@@ -129,30 +137,17 @@ class Stepper:
         if self.scheduler is not None and not self.accelerator.optimizer_step_was_skipped:
             self.scheduler.step()
         self.model.zero_grad()
-        return Update(losses, value_K, grad_norm, moment.learning_rate, counts)
+        return Update(tuple(losses), value_K, grad_norm, moment.learning_rate, counts)
 
-    def _gradient(
-        self,
-        driver: Driver,
-        batches: Sequence[MicroBatch],
-        counts: StepCounts,
-        listeners: Sequence[Listener] = (),
-    ) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Forward and backward of all micro-batches; ranks exchange gradients in the last. Losses and the terms' values."""
-        no_sync = partial(self.accelerator.no_sync, self.model)
-        losses: list[Tensor] = []
-        value_K = torch.zeros(len(driver.names), device=self.parallel.device)
-        for number, loaded in enumerate(batches):
-            batch = cast(MicroBatch, send_to_device(loaded, self.parallel.device))
-            with nullcontext() if number == len(batches) - 1 else no_sync():
-                loss, share_K = driver.backward(
-                    self.model, batch, counts, self.accelerator.backward, self.accelerator.autocast, no_sync
-                )
-            losses.append(loss)
-            value_K = value_K + share_K
-            for listener in listeners:
-                listener.after_micro_batch(number, len(batches))
-        return tuple(losses), value_K
+    def _each(self, batches: Sequence[MicroBatch]) -> Iterator[MicroBatch]:
+        """The micro-batches on the device; ranks exchange gradients while the last one is worked on."""
+        for number, batch in enumerate(batches):
+            with nullcontext() if number == len(batches) - 1 else self._no_sync():
+                yield cast(MicroBatch, send_to_device(batch, self.parallel.device))
+
+    def _no_sync(self) -> AbstractContextManager[object]:
+        """While open, ranks do not exchange gradients."""
+        return cast(AbstractContextManager[object], self.accelerator.no_sync(self.model))
 
     def _around(self, batches: Sequence[MicroBatch], counts: StepCounts, at: StepInfo) -> Step:
         """What a rule sees of the step."""
@@ -166,7 +161,9 @@ class Stepper:
             if terms:
                 driver = copy.copy(self.driver)
                 driver.objective, driver.apart = Objective(terms), None
-                self._gradient(driver, batches, counts)
+                backward, autocast = self.accelerator.backward, self.accelerator.autocast
+                for batch in self._each(batches):
+                    driver.backward(self.model, batch, counts, backward, autocast, self._no_sync)
 
         def counted() -> Iterator[Batch]:
             for batch in batches:
