@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from mini_runs import QUIET, Outcome, model_is, names, read
+import torch
+from mini_runs import QUIET, Outcome, model_is, names, read, records
+from safetensors.torch import load_file
+
+from expunge.training.records import WALL_CLOCK
 
 pytestmark = pytest.mark.slow
 SRC = Path(__file__).resolve().parents[2] / "src"
 RESULTS = ("TOFU_EVAL.json", "TOFU_SUMMARY.json")
 
 
-def launched(ranks: int, script: str, out: Path, config_dir: Path, *overrides: str) -> Outcome:
-    """A script on so many processes, or without a launcher for 0; its stderr holds stdout as well."""
+def launch_words(ranks: int, script: str, out: Path, config_dir: Path, *overrides: str) -> list[str]:
+    """The words that start a script on so many processes, or without a launcher for 0."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port", str(port)]
     argv = [sys.executable, *(launcher if ranks else []), str(SRC / script), "--config-dir", str(config_dir)]
-    argv += ["task_name=run", f"paths.output_dir={out}", *overrides]
+    return [*argv, "task_name=run", f"paths.output_dir={out}", *overrides]
+
+
+def launched(ranks: int, script: str, out: Path, config_dir: Path, *overrides: str) -> Outcome:
+    """What came of a script on so many processes; its stderr holds stdout as well."""
+    words = launch_words(ranks, script, out, config_dir, *overrides)
     done = subprocess.run(
-        argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300, check=False
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300, check=False
     )
     return Outcome(done.returncode, done.stdout, out)
 
@@ -101,3 +113,64 @@ def test_a_fault_is_reported_once(start_model: Path, config_dir: Path, tmp_path:
     assert faulty.code != 0
     assert faulty.stderr.count("holds no run of this tool") == 1, faulty.stderr
     assert names(tmp_path / "run") == {"own.txt"}
+
+
+WALK = ("--config-name=unlearn.yaml", "experiment=unlearn/mini/default", "trainer=NPO", "retain=kl", "eval=few", QUIET,
+        "++trainer.args.use_cpu=true", "trainer.args.max_steps=5", "trainer.args.logging_steps=1",
+        "trainer.args.save_strategy=steps", "trainer.args.save_steps=2", "trainer.args.eval_strategy=steps",
+        "trainer.args.eval_steps=3")  # fmt: skip
+
+
+def walk(ranks: int, rows: int, out: Path, config_dir: Path, start: Path) -> list[str]:
+    """The words of a run on so many processes, each taking `rows` rows of a step."""
+    return launch_words(
+        ranks,
+        "train.py",
+        out,
+        config_dir,
+        *WALK,
+        f"trainer.args.per_device_train_batch_size={rows}",
+        model_is(start),
+    )
+
+
+def curve(folder: Path) -> dict[str, list[float]]:
+    """The values of each record that do not depend on the clock, or on how a step was cut, by name."""
+    found: dict[str, list[float]] = {}
+    for record in records(folder):
+        for name, value in record.items():
+            if name not in (*WALL_CLOCK, "epoch", "total_flos") and value is not None:
+                found.setdefault(name, []).append(value)
+    return found
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_a_whole_run_on_several_processes_is_that_of_one(
+    ranks: int, start_model: Path, config_dir: Path, tmp_path: Path
+) -> None:
+    """40 rows, 12 a step: a step of 4 rows ends an epoch. Trained, evaluated twice, saved, killed and resumed."""
+    one, several, killed = (tmp_path / name for name in ("one", "several", "killed"))
+    subprocess.run(walk(0, 12, one, config_dir, start_model), check=True, timeout=300)
+    subprocess.run(walk(ranks, 12 // ranks, several, config_dir, start_model), check=True, timeout=300)
+    for name, values in curve(one).items():
+        assert curve(several)[name] == pytest.approx(values, rel=1e-5, abs=1e-5), name
+    for folder in ("", "checkpoint-4"):
+        expected = load_file(one / folder / "model.safetensors")
+        for name, tensor in load_file(several / folder / "model.safetensors").items():
+            torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-5, msg=f"{folder} {name}")
+    for name in (f"evals/{RESULTS[1]}", f"evals/step-3/{RESULTS[1]}"):
+        found, expected = read(several / name), read(one / name)
+        assert found.pop("forget_quality") is expected.pop("forget_quality") is None
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-5), name
+
+    words = walk(ranks, 12 // ranks, killed, config_dir, start_model)
+    with subprocess.Popen(
+        words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as run:
+        while run.poll() is None and not (killed / "checkpoint-2").is_dir():
+            time.sleep(0.02)
+        os.killpg(run.pid, signal.SIGKILL)
+    assert not (killed / "trained.json").exists()
+    subprocess.run(words, check=True, timeout=300)
+    assert (killed / "model.safetensors").read_bytes() == (several / "model.safetensors").read_bytes()
+    assert curve(killed) == curve(several)

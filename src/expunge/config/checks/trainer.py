@@ -11,6 +11,7 @@ from typing import Any
 from expunge.config.checks.checking import Checking
 from expunge.config.checks.stepping import check_stepping
 from expunge.config.method import KEY, RETAIN, bind_method, extra_terms, losses_of
+from expunge.config.training_fields import refusals
 from expunge.core.annotations import ANY, Type, read_type
 from expunge.core.handlers import Signature, dataclass_fields
 from expunge.core.source import definition
@@ -99,6 +100,8 @@ def _training_arguments(check: Checking) -> None:
         check.number(f"{key}.{name}", at_least=0)
     for name, value in args.items():
         _argument(check, f"{key}.{name}", value, types.get(name, ANY))
+    for fault in refusals(args):
+        check.fault(fault.message, fault.hint)
     _checkpoint(check, args.get("resume_from_checkpoint"))
 
 
