@@ -6,10 +6,11 @@ TEST_WORKERS ?= 2
 VENV := .venv
 BIN  := $(VENV)/bin
 READY := $(VENV)/.ready
+OLDEST := .venv-oldest
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-all lint bench wheel clean
+.PHONY: help setup demo test test-slow test-all test-oldest lint bench wheel clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -40,6 +41,18 @@ test-slow: $(READY)  ## the slow tests: the demo, the README's commands, full go
 
 test-all: test test-slow  ## both
 
+test-oldest: $(OLDEST)/.ready  ## training, resume, LoRA and evaluation with the oldest versions that pyproject.toml allows
+	@echo "==> running with the oldest versions"
+	@OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -q -n $(TEST_WORKERS) --dist loadfile -m "not slow and not gpu and not network" \
+	  tests/training tests/pipelines/test_walk.py tests/evaluation/test_suite.py
+
+$(OLDEST)/.ready: pyproject.toml constraints-oldest.txt
+	@echo "==> making a virtual environment in $(OLDEST)"
+	@test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	@$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	@$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt -e ".[hub,lora,tensorboard]" pytest pytest-xdist
+	@touch $@
+
 lint: $(READY)  ## format, lint, types and layers
 	@echo "==> ruff"
 	@$(BIN)/ruff format --check src tests benchmarks
@@ -56,4 +69,4 @@ wheel: $(READY)  ## build the wheel into dist/
 	@$(BIN)/python -m build --wheel
 
 clean:  ## remove what the targets made, but not your runs in saves/
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(OLDEST) dist build .mypy_cache .ruff_cache .pytest_cache

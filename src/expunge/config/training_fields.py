@@ -126,6 +126,8 @@ NO_EFFECT = {
     "include_inputs_for_metrics": _OWN_EVALUATION,
     "remove_unused_columns": "batches hold what the losses read",
     "label_names": "batches hold what the losses read",
+    "group_by_length": "rows come in the order drawn from (seed, epoch)",
+    "logging_dir": "TensorBoard's files lie in the run folder",
     "length_column_name": "rows come in the order drawn from (seed, epoch)",
     "average_tokens_across_devices": _OWN_MEANS,
     "skip_memory_metrics": "every record has the peak memory",
