@@ -132,6 +132,15 @@ def command(run: Run) -> list[str]:
     return [*words, *common, *run.overrides]
 
 
+def tree_of(commit: str, folder: Path) -> Path:
+    """The files of a commit, in a folder that is made once."""
+    if not folder.is_dir():
+        folder.mkdir(parents=True)
+        archive = subprocess.run(["git", "archive", commit], cwd=ROOT, check=True, stdout=subprocess.PIPE)
+        subprocess.run(["tar", "-x", "-C", str(folder)], input=archive.stdout, check=True)
+    return folder
+
+
 def train(source: Path, folder: Path, runs: Sequence[Run]) -> None:
     """Carry out the runs with the code of a tree; those that are killed each in a process of their own."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -238,12 +247,7 @@ def main() -> int:
     ]
     folder = args.keep or Path(tempfile.mkdtemp(prefix="equal-commits-"))
     there, here = folder / args.commit, folder / "here"
-    if not (there / "tree").is_dir():
-        (there / "tree").mkdir(parents=True)
-        archive = subprocess.run(
-            ["git", "archive", args.commit], cwd=ROOT, check=True, stdout=subprocess.PIPE
-        )
-        subprocess.run(["tar", "-x", "-C", str(there / "tree")], input=archive.stdout, check=True)
+    tree_of(args.commit, there / "tree")
     missing = [run for run in wanted if not (there / "saves" / run.name / "log.jsonl").is_file()]
     train(there / "tree", there, missing)
     shutil.rmtree(here, ignore_errors=True)
