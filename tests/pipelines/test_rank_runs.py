@@ -85,7 +85,8 @@ def test_training_on_several_processes_ends_with_its_evaluation(
     judged = ("experiment=eval/mini/default", "eval=few", model_is(done.out))
     one = launched(0, "eval.py", tmp_path / "one", config_dir, *judged)
     assert read(one.out / RESULTS[1]) == summary
-    # Trained already: no trainer starts the processes' group, and the ranks share the evaluation all the same.
+    # Trained already: no trainer starts the processes' group, and the ranks share the evaluation all the
+    # same.
     (done.out / "evals" / RESULTS[0]).unlink()
     again = launched(ranks, "train.py", tmp_path / "run", config_dir, *own)
     assert again.code == 0, again.stderr

@@ -96,8 +96,9 @@ class Books:
         """The record of the steps since the last one, whose last is `update`; the books begin again after it.
 
         Returns:
-            The mean loss, each term's unweighted mean and diagnostics (those of a term of weight 0 are left out), what the objective reports, the
-            last step's gradient norm and learning rate, what the rules report of it, and what it took.
+            The mean loss, each term's unweighted mean and diagnostics (those of a term of weight 0 are left
+            out), what the objective reports, the last step's gradient norm and learning rate, what the rules
+            report of it, and what it took.
         """
         sums, steps = self.sums, state.global_step - self.sums.logged_step
         loss = self._mean_over_ranks(sums.loss)

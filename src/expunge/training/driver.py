@@ -170,8 +170,8 @@ class Driver:
         Returns:
             This micro-batch's share of the step's loss times the number of ranks (a scalar, whose mean over
             ranks is the loss), and the shares of what `names` lists, whose sum over ranks and micro-batches
-            is the mean of each over the step: the terms' unweighted values, then diagnostics; NaN for those of a
-            term of weight 0, which is not computed.
+            is the mean of each over the step: the terms' unweighted values, then diagnostics; NaN for those
+            of a term of weight 0, which is not computed.
         """
         terms = list(self.objective.terms)
         groups = self._groups([term for term in terms if term.weight != 0 or term.watched])
@@ -183,7 +183,8 @@ class Driver:
                 for members in _by_places(group):
                     quantities = self._quantities(members, model, batch, autocast)
                     for term in members:
-                        # The one call of a loss; it returns a value a sequence or a label, and nothing is masked yet.
+                        # The one call of a loss; it returns a value a sequence or a label, and nothing is
+                        # masked yet.
                         value = term.loss(*(quantities[need.name] for need in term.needs), **term.kwargs)
                         scale = self._scale(term, batch, counts)
                         shares[term.name] = scale * summed(term, value, quantities, batch["counted_B"])

@@ -1,7 +1,8 @@
 """What may watch a training: the log, the progress bar, and whatever else wants to see a step.
 
-A listener sees each update twice: before the weights move, with the gradient that the optimizer will see, and after.
-It may keep a state in checkpoints. Transformers' own callbacks (TensorBoard, W&B, a user's `TrainerCallback`) are not
+A listener sees each update twice: before the weights move, with the gradient that the optimizer will see, and
+after. It may keep a state in checkpoints. Transformers' own callbacks (TensorBoard, W&B, a user's
+`TrainerCallback`) are not
 listeners: they are called at their events, see `loop`.
 """
 

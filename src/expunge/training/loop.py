@@ -1,7 +1,8 @@
 """The training loop, for finetuning and unlearning alike, from the first step to the last.
 
-What a step computes is in `step` and `driver`; how a checkpoint is written in `checkpoint`, what is in it in `_fill`.
-Transformers' arguments, schedules, state and callbacks are used through their public names; its Trainer is not.
+What a step computes is in `step` and `driver`; how a checkpoint is written in `checkpoint`, what is in it in
+`_fill`. Transformers' arguments, schedules, state and callbacks are used through their public names; its
+Trainer is not.
 """
 
 from __future__ import annotations
@@ -92,8 +93,8 @@ class Training:
         dataset: the rows, whose items are dicts of `Encoded` by side.
         collate: turns a list of items into a batch of tensors by side.
         reference: the model before unlearning, where a term reads it.
-        evaluator: called every `eval_steps` or epoch; its values are logged with the prefix `eval_` and can be
-            `metric_for_best_model`.
+        evaluator: called every `eval_steps` or epoch; its values are logged with the prefix `eval_` and can
+            be `metric_for_best_model`.
         tokenizer: saved beside the weights.
         normalise: see `Driver`; compat switch `driver.normalise`.
         sequential_terms: see `Driver`.
@@ -111,8 +112,8 @@ class Training:
         stepper: takes the steps; there once the training has begun.
 
     Raises:
-        UserError: a term that cannot be computed from what was given, an evaluation strategy without an evaluator, or
-            a launch that came up as something else than was asked for.
+        UserError: a term that cannot be computed from what was given, an evaluation strategy without an
+            evaluator, or a launch that came up as something else than was asked for.
     """
 
     stepper: Stepper
@@ -191,15 +192,15 @@ class Training:
         """Train, from the start or from a checkpoint.
 
         Args:
-            resume: True = the newest complete checkpoint, or the start if there is none; a path = that checkpoint; None
-                or False = the start.
+            resume: True = the newest complete checkpoint, or the start if there is none; a path = that
+                checkpoint; None or False = the start.
 
         Returns:
             Steps done, mean loss over all of them, metrics.
 
         Raises:
-            UserError: the checkpoint is not there, half-written or damaged, or was made under other settings; or the run
-                folder holds checkpoints and the run is to start from the beginning.
+            UserError: the checkpoint is not there, half-written or damaged, or was made under other settings;
+                or the run folder holds checkpoints and the run is to start from the beginning.
         """
         checkpoint = self._checkpoint(resume)
         begun, cuts = time.time(), self.args.gradient_accumulation_steps
@@ -237,8 +238,8 @@ class Training:
                     stops = self.events.control.should_epoch_stop or self.events.control.should_training_stop
                     saves = self.events.control.should_save
                     if stops or number == self.updates_per_epoch - 1:
-                        # The epoch's end may log and evaluate once more at this step. A run that resumed from a
-                        # checkpoint made before that would lose the record: save after it.
+                        # The epoch's end may log and evaluate once more at this step. A run that resumed from
+                        # a checkpoint made before that would lose the record: save after it.
                         break
                     if saves:
                         self._save()

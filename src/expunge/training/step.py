@@ -1,7 +1,7 @@
 """One optimizer step: micro-batches in, an update of the weights out.
 
-Nothing here knows of epochs, files or logs, so whoever needs a training step calls this one: the loop, the stages of
-a procedure, relearning in memory, exact replay.
+Nothing here knows of epochs, files or logs, so whoever needs a training step calls this one: the loop, the
+stages of a procedure, relearning in memory, exact replay.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ class Update:
     """What a step did.
 
     Attributes:
-        losses: of each micro-batch, this rank's share of the step's loss times the number of ranks; the mean over
-            ranks of their sum is the loss.
-        value_K: this rank's share of the mean over the step of each of `Driver.names`; NaN where a term's weight is 0.
+        losses: of each micro-batch, this rank's share of the step's loss times the number of ranks; the mean
+            over ranks of their sum is the loss.
+        value_K: this rank's share of the mean over the step of each of `Driver.names`; NaN where a term's
+            weight is 0.
         grad_norm: 2-norm of the gradient before it was clipped.
         learning_rate: of the first parameter group, in this step.
         counts: what the means are over.
