@@ -7,6 +7,7 @@ Trainer is not.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 import shutil
@@ -19,7 +20,6 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 from transformers import (
     PreTrainedTokenizerBase,
     TrainerCallback,
@@ -215,7 +215,8 @@ class Training:
                     # A run that was killed after its last step.
                     break
                 self.events.fire("on_epoch_begin")
-                done = state.global_step - epoch * self.updates_per_epoch
+                # Steps of this epoch that were done before a resume.
+                done = first % self.updates_per_epoch if state.global_step == first else 0
                 micro_batches(self.loader).set_epoch(epoch, skip=done * cuts)
                 loaded = iter(self.loader)
                 for number in range(done, self.updates_per_epoch):
@@ -317,7 +318,8 @@ class Training:
             num_training_steps=self.state.max_steps,
             scheduler_specific_kwargs=cast(dict[str, Any] | None, args.lr_scheduler_kwargs),
         )
-        self.waits = isinstance(self.scheduler, ReduceLROnPlateau)
+        # Some schedules move with a metric and not with the steps.
+        self.waits = "metrics" in inspect.signature(self.scheduler.step).parameters
         self.stepper = Stepper(
             wrapped,
             self.optimizer,
@@ -447,7 +449,7 @@ class Training:
         self.events.fire("on_evaluate", metrics)
         self.books.pace.paused += time.monotonic() - begun
         if self.waits and asked is not None and self.state.global_step:
-            cast(ReduceLROnPlateau, self.scheduler).step(metrics[_prefixed(asked)])
+            cast(Any, self.scheduler).step(metrics[_prefixed(asked)])
         return metrics
 
     def _is_best(self, metrics: Mapping[str, float]) -> bool:
@@ -551,10 +553,6 @@ def _check(
             else f"eval_strategy is {strategy.value!r}"
         )
         raise UserError(f"{asked}, but there is nothing to evaluate", "set up `eval`, or eval_strategy=no")
-    waits = "reduce_lr_on_plateau" in str(args.lr_scheduler_type)
-    if (args.save_strategy == SaveStrategy.BEST or waits) and args.metric_for_best_model is None:
-        what = "lr_scheduler_type=reduce_lr_on_plateau" if waits else "save_strategy=best"
-        raise UserError(
-            f"{what} needs a metric", "give trainer.args.metric_for_best_model and an eval_strategy"
-        )
+    if args.save_strategy == SaveStrategy.BEST and args.metric_for_best_model is None:
+        raise UserError("save_strategy=best needs a metric", "give trainer.args.metric_for_best_model")
     check_servable(objective.needs, tuple(dataset[0]), reference, objective.hidden)
