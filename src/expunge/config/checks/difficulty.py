@@ -70,7 +70,7 @@ def _params(check: Checking, given: Mapping[str, Any]) -> None:
         )
     if path is not None and Path(str(path)).suffix not in (".json", ".jsonl"):
         check.fault(
-            f"{check.typed('difficulty.path', path)}: a file of scores ends in .json or .jsonl",
+            f"{check.typed('difficulty.path', path)}: scores are a .json or a .jsonl file",
             f"name it {Path(str(path)).name}.json",
         )
 
@@ -124,7 +124,8 @@ def _method(check: Checking, given: dict[str, Any]) -> None:
         )
     if check.cfg.get("trainer.args.dataloader_drop_last") and given.get("order", "none") != "none":
         check.fault(
-            f"{text}: with trainer.args.dataloader_drop_last, the last rows of the order are never used",
+            f"{text}: with trainer.args.dataloader_drop_last,"
+            " the last rows of the order would never be trained on",
             "leave dataloader_drop_last out",
         )
 
