@@ -58,7 +58,7 @@ CASES: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     ((f"{ARGS}.combine=gruu",), (f"{ARGS}.combine=gruu: unknown combination", "did you mean 'gru'?")),
     (
         ("trainer=GradAscent", "combine=gru", "retain=none"),
-        ("the retain term's, and there is no retain term", "retain=nll"),
+        ("needs the gradient of a retain term, and there is none", "retain=nll"),
     ),
     # Optimizer, rules, mask.
     (

@@ -101,7 +101,7 @@ def bind_method(
         if _handler(retain) in NONE:
             text = binder.typed(COMBINE, _handler(combine))
             binder.fault(
-                f"{text} compares gradients with the retain term's, and there is no retain term",
+                f"{text} needs the gradient of a retain term, and there is none",
                 "choose retain=nll",
             )
     if own is not None:
