@@ -1,4 +1,4 @@
-"""Finetune or unlearn with the field's command line: `python src/train.py --config-name=unlearn.yaml ...`; the config says which."""
+"""Finetune or unlearn with the field's command line: `python src/train.py --config-name=unlearn.yaml ...`."""
 
 import sys
 

@@ -20,7 +20,7 @@ HEAVY = ("torch", "transformers", "datasets", "accelerate", "numpy", "scipy", "s
 
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Config]]:
-    """Pipelines that note what they were asked to run."""
+    """Pipelines that record the configurations they are called with."""
     noted: list[tuple[str, Config]] = []
     for mode in PIPELINES:
         module = types.ModuleType(f"fake_{mode}")
@@ -40,15 +40,18 @@ def model(tmp_path: Path) -> Path:
 
 
 UNLEARN = (
-    "--config-name=unlearn.yaml experiment=unlearn/tofu/default forget_split=forget10 retain_split=retain90 trainer=SimNPO task_name=X "
-    "model.model_args.attn_implementation=eager trainer.args.learning_rate=5e-5 trainer.args.num_train_epochs=20 "
-    "trainer.args.per_device_train_batch_size=2 trainer.args.gradient_accumulation_steps=8 trainer.args.eval_strategy=steps "
-    "+trainer.args.eval_steps=100 trainer.args.save_strategy=steps +trainer.args.save_steps=100 trainer.args.logging_steps=10"
+    "--config-name=unlearn.yaml experiment=unlearn/tofu/default forget_split=forget10 retain_split=retain90 "
+    "trainer=SimNPO task_name=X model.model_args.attn_implementation=eager trainer.args.learning_rate=5e-5 "
+    "trainer.args.num_train_epochs=20 trainer.args.per_device_train_batch_size=2 "
+    "trainer.args.gradient_accumulation_steps=8 trainer.args.eval_strategy=steps "
+    "+trainer.args.eval_steps=100 trainer.args.save_strategy=steps +trainer.args.save_steps=100 "
+    "trainer.args.logging_steps=10"
 )
 TRAIN = "--config-name=train.yaml experiment=finetune/tofu/default model=Llama-3.2-1B-Instruct task_name=X"
 EVAL = (
     "--config-name=eval.yaml experiment=eval/tofu/default forget_split=forget10 holdout_split=holdout10 "
-    "model.model_args.pretrained_model_name_or_path={model} model.tokenizer_args.pretrained_model_name_or_path={model} "
+    "model.model_args.pretrained_model_name_or_path={model} "
+    "model.tokenizer_args.pretrained_model_name_or_path={model} "
     "retain_logs_path={logs} task_name=X paths.output_dir={out}"
 )
 SHORT = "--config-name=unlearn.yaml experiment=unlearn/tofu/default.yaml task_name=X "
@@ -97,20 +100,31 @@ def test_the_fields_command_lines(
     assert list(cfg.overrides) == argv[1:]
 
 
-def test_what_the_long_command_line_sets(
+def test_the_long_command_line_sets_every_value(
     runs: list[tuple[str, Config]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("EXPUNGE_DATA", str(tmp_path))
     assert cli.script("train.py", "train.yaml", UNLEARN.split()) == 0
     cfg = runs[0][1]
     expected = {
-        "trainer.handler": "expunge.methods.simnpo:simnpo", "model.model_args.attn_implementation": "eager", "forget_split": "forget10",
-        "retain_split": "retain90", "holdout_split": "holdout10", "trainer.args.learning_rate": 5e-5, "trainer.args.num_train_epochs": 20,
-        "trainer.args.per_device_train_batch_size": 2, "trainer.args.gradient_accumulation_steps": 8, "trainer.args.eval_strategy": "steps",
-        "trainer.args.eval_steps": 100, "trainer.args.save_strategy": "steps", "trainer.args.save_steps": 100,
+        "trainer.handler": "expunge.methods.simnpo:simnpo",
+        "model.model_args.attn_implementation": "eager",
+        "forget_split": "forget10",
+        "retain_split": "retain90",
+        "holdout_split": "holdout10",
+        "trainer.args.learning_rate": 5e-5,
+        "trainer.args.num_train_epochs": 20,
+        "trainer.args.per_device_train_batch_size": 2,
+        "trainer.args.gradient_accumulation_steps": 8,
+        "trainer.args.eval_strategy": "steps",
+        "trainer.args.eval_steps": 100,
+        "trainer.args.save_strategy": "steps",
+        "trainer.args.save_steps": 100,
         "trainer.args.logging_steps": 10,
-        "trainer.args.warmup_epochs": 1.0, "trainer.args.weight_decay": 0.01, "paths.output_dir": "saves/unlearn/X",
-    }  # fmt: skip
+        "trainer.args.warmup_epochs": 1.0,
+        "trainer.args.weight_decay": 0.01,
+        "paths.output_dir": "saves/unlearn/X",
+    }
     assert {key: cfg.get(key) for key in expected} == expected
 
 
@@ -168,7 +182,7 @@ def test_a_procedure_has_a_pipeline_of_its_own(runs: list[tuple[str, Config]]) -
     assert [ran for ran, _ in runs] == ["procedure"]
 
 
-def test_between_main_and_the_pipeline_stands_the_verb_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_verb_is_between_main_and_the_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
     frames: list[str] = []
 
     def pipeline(cfg: Config) -> None:
@@ -236,7 +250,7 @@ def test_validate_prints_the_run_and_starts_none(
     assert cli.main(["validate", "eval", "task_name=a"]) == 0
     assert "mode: eval" in capsys.readouterr().out
     assert cli.main(["validate", "score", "task_name=a", "difficulty.order=score_asc"]) == 0
-    assert "order: none" in capsys.readouterr().out, "scoring leaves out what a run does with the scores"
+    assert "order: none" in capsys.readouterr().out, "scoring ignores how the run uses the scores"
     assert cli.main(["validate", "alternates", "task_name=a"]) == 0
     assert "mode: unlearn" in capsys.readouterr().out
     assert runs == []
@@ -279,7 +293,7 @@ sys.exit(main({argv!r}))
     ids=str,
 )
 def test_nothing_heavy_is_imported(argv: list[str], code: int) -> None:
-    """In a process where importing any of them fails, each command still does its work."""
+    """Each command works in a process where the import of a heavy package fails."""
     program = FORBIDDING.format(heavy=HEAVY, argv=argv)
     result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False

@@ -1,4 +1,4 @@
-"""`expunge validate`: a value that cannot be is a fault with the key as typed and exit code 2, before anything is loaded."""
+"""`expunge validate`: a bad value gives a fault with the key as typed and exit code 2; nothing is loaded."""
 
 from __future__ import annotations
 
@@ -37,10 +37,13 @@ CASES: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
         ("trainer=NPO", "retain=kl", f"{ARGS}.retain.mask=lbels"),
         (f"{ARGS}.retain.mask=lbels: must be", "'labels'"),
     ),
-    (("trainer=NPO", "retain=embed_diff"), ("nothing says of which", f"{ARGS}.retain.module_regex")),
+    (
+        ("trainer=NPO", "retain=embed_diff"),
+        ("module_regex is not given", f"{ARGS}.retain.module_regex=REGEX"),
+    ),
     (
         ("trainer=RMU", "retain=embed_diff", f"{ARGS}.retain.module_regex=other"),
-        ("one pattern has to do for both",),
+        ("give the same pattern to both",),
     ),
     (("schedule=switch", f"{ARGS}.schedule.at=half"), (f"{ARGS}.schedule.at=half: must be a number",)),
     (
@@ -55,7 +58,7 @@ CASES: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     ((f"{ARGS}.combine=gruu",), (f"{ARGS}.combine=gruu: unknown combination", "did you mean 'gru'?")),
     (
         ("trainer=GradAscent", "combine=gru", "retain=none"),
-        ("the retain term's, and there is none", "retain=nll"),
+        ("needs the gradient of a retain term, and there is none", "retain=nll"),
     ),
     # Optimizer, rules, mask.
     (
@@ -116,7 +119,7 @@ CASES: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     ),
     (("procedure=whp", "procedure.args.alhpa=1"), ("whp takes no 'alhpa'", "did you mean 'alpha'?")),
     (("procedure=whp", "procedure.handler=expunge.procedures.whp:wph"), ("did you mean 'whp'?",)),
-    # Data sets.
+    # Datasets.
     (
         (f"{DATA}.args.max_length=long",),
         (f"{DATA}.args.max_length=long: must be a whole number of at least 1",),
@@ -129,7 +132,7 @@ CASES: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     ((f"{DATA}.args.select=3",), (f"{DATA}.args.select=3: must be a section of keys and values or null",)),
     ((f"{DATA}.handler=expunge.data.datasets:qaa",), ("unknown name in expunge.data.datasets 'qaa'", "'qa'")),
     ((f"{DATA}.handler=QADatset",), ("unknown data handler 'QADatset'", "did you mean 'QADataset'?")),
-    # Switches, and how rows are scored.
+    # Switches, and difficulty scores.
     (("compat.switches.npo.beta=x",), ("compat.switches.npo.beta=x: must be a number above 0",)),
     (("difficulty.max_tokens=many",), ("difficulty.max_tokens=many: must be a whole number of at least 1",)),
 ]
@@ -168,7 +171,7 @@ def test_every_fault_is_reported_at_once(capsys: pytest.CaptureFixture[str]) -> 
     assert text.count("must be") == 5
 
 
-def test_values_that_are_right_are_bound(capsys: pytest.CaptureFixture[str]) -> None:
+def test_good_values_are_bound(capsys: pytest.CaptureFixture[str]) -> None:
     given = (
         "trainer=NPO",
         f"{ARGS}.beta=0.5",

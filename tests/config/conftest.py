@@ -1,4 +1,4 @@
-"""A folder of a user's own choices, and a small model folder."""
+"""Fixtures: a folder with a user's own choices, a small model folder, a data root."""
 
 from __future__ import annotations
 
@@ -10,12 +10,18 @@ from pathlib import Path
 import pytest
 
 ROWS = {
-    "full": 10, "forget10": 5, "retain90": 9, "holdout10": 2, "forget10_perturbed": 5, "retain_perturbed": 4,
-    "real_authors_perturbed": 2, "world_facts_perturbed": 2,
-}  # fmt: skip
-METHOD = '''"""A method of one's own."""
+    "full": 10,
+    "forget10": 5,
+    "retain90": 9,
+    "holdout10": 2,
+    "forget10_perturbed": 5,
+    "retain_perturbed": 4,
+    "real_authors_perturbed": 2,
+    "world_facts_perturbed": 2,
+}
+METHOD = '''"""A user's own method."""
 
-import a_package_that_is_nowhere  # would fail if it were imported
+import a_package_that_is_nowhere  # an import of this module would fail
 
 from expunge.methods.base import loss
 
@@ -33,7 +39,7 @@ def mine(forget_seq_logp_B, ref_forget_seq_logp_B, *, beta=0.25, scale=HALF, pow
 
 @loss(kind="token")
 def odd(forget_logp_BN, forget_speed_B):
-    """Reads what there is not."""
+    """Reads a quantity that does not exist."""
     return forget_logp_BN
 
 
@@ -47,17 +53,22 @@ class Thing:
 
 @pytest.fixture
 def own_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A user's folder: a method with its own lr, a generic experiment, one that names the method; the module beside it."""
+    """A user's folder: a method with its own lr, a generic experiment, an experiment that names the method.
+
+    The method's module is beside the folder.
+    """
     monkeypatch.setattr("sys.path", [*__import__("sys").path])
     root = tmp_path / "mine" / "configs"
     files = {
         "trainer/Mine.yaml": (
-            "defaults:\n  - finetune\n\nhandler: own_method_for_tests:mine\nargs:\n  learning_rate: 1e-4\nmethod_args:\n  power: 3\n"
+            "defaults:\n  - finetune\n\nhandler: own_method_for_tests:mine\n"
+            "args:\n  learning_rate: 1e-4\nmethod_args:\n  power: 3\n"
         ),
         "flavour/sour.yaml": "# @package trainer.method_args\npower: 7\n",
         "experiment/unlearn/own/generic.yaml": "# @package _global_\ndefaults:\n  - override /budget: tofu\n",
         "experiment/unlearn/own/named.yaml": (
-            "# @package _global_\ndefaults:\n  - override /trainer: Mine\n\ntrainer:\n  args:\n    learning_rate: 3e-4\n"
+            "# @package _global_\ndefaults:\n  - override /trainer: Mine\n\n"
+            "trainer:\n  args:\n    learning_rate: 3e-4\n"
         ),
     }
     for name, text in files.items():
@@ -69,7 +80,7 @@ def own_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def model_folder(tmp_path: Path) -> Callable[[str], Path]:
-    """A factory of folders that look like a model of 4 x 6 + 10 = 34 parameters, with a tokenizer's file."""
+    """A factory of folders that look like a model of 4 x 6 + 10 = 34 parameters, with a tokenizer file."""
 
     def build(name: str = "model") -> Path:
         folder = tmp_path / name
@@ -90,7 +101,7 @@ def model_folder(tmp_path: Path) -> Callable[[str], Path]:
 
 @pytest.fixture
 def tofu_root(tmp_path: Path) -> Path:
-    """A data root with TOFU's names and a few rows each."""
+    """A data root with TOFU's names, each with a few rows."""
     folder = tmp_path / "data" / "tofu"
     folder.mkdir(parents=True)
     for name, count in ROWS.items():

@@ -32,34 +32,30 @@ def test_tree_is_plain() -> None:
 
 
 def test_precedence(own_configs: Path) -> None:
-    """signature < budget < method < experiment that names it < command line: each step in a real composition."""
+    """signature < budget < method < experiment that names it < command line, each in a real composition."""
 
     def lr_epochs(*overrides: str) -> tuple[float, int]:
         cfg = compose_config("unlearn", ["task_name=x", "eval=null", *overrides], [own_configs])
         return cfg.get("trainer.args.learning_rate"), cfg.get("trainer.args.num_train_epochs")
 
-    # A signature's default is not in the tree at all: the function has it.
+    # A default of a signature is not in the tree: it stays in the function.
     assert "beta" not in compose_config("unlearn", ["task_name=x", "trainer=Mine"], [own_configs]).section(
         "trainer.method_args"
     )
     assert lr_epochs("trainer=NPO") == (1e-5, 10)  # the budget's
     assert lr_epochs("trainer=Mine") == (1e-4, 10)  # the method's lr, the budget's epochs
-    assert lr_epochs("trainer=Mine", "experiment=unlearn/own/generic") == (
-        1e-4,
-        10,
-    )  # a generic experiment leaves them
+    # A generic experiment does not change them.
+    assert lr_epochs("trainer=Mine", "experiment=unlearn/own/generic") == (1e-4, 10)
     assert lr_epochs("trainer=Mine", "experiment=unlearn/tofu/default") == (1e-4, 10)
     assert lr_epochs("trainer=Mine", "budget=tofu_finetune") == (1e-4, 5)
     assert lr_epochs("experiment=unlearn/own/named") == (3e-4, 10)  # an experiment that names the method
-    assert lr_epochs("experiment=unlearn/own/named", "trainer.args.learning_rate=5e-5") == (
-        5e-5,
-        10,
-    )  # the command line
+    # The command line wins.
+    assert lr_epochs("experiment=unlearn/own/named", "trainer.args.learning_rate=5e-5") == (5e-5, 10)
     assert lr_epochs("experiment=unlearn/own/named", "+trainer.args.learning_rate=5e-5") == (5e-5, 10)
 
 
-def test_a_group_of_ones_own(own_configs: Path) -> None:
-    """No defaults list of ours names the group `flavour`."""
+def test_a_users_own_group(own_configs: Path) -> None:
+    """None of our defaults lists names the group `flavour`."""
     cfg = compose_config("unlearn", [*QUICK, "trainer=Mine", "flavour=sour"], [own_configs])
     assert cfg.get("trainer.method_args.power") == 7
     with pytest.raises(UserError, match="did you mean 'sour'"):
@@ -112,7 +108,7 @@ def test_one_value_for_the_seed() -> None:
         compose_config("unlearn", [*QUICK, "trainer.args.seed=4", "seed=5"])
 
 
-def test_required_value_stays_a_mark() -> None:
+def test_a_required_value_stays_marked_as_missing() -> None:
     cfg = compose_config("unlearn", ["experiment=unlearn/tofu/default"])
     assert cfg.get("task_name") == "???"
     assert cfg.get("paths.output_dir") == "saves/unlearn/???"
@@ -171,7 +167,7 @@ def test_unknown_config_and_folder(tmp_path: Path) -> None:
         compose_config("unlearn", (), [tmp_path / "none"])
 
 
-def test_a_users_file_that_never_applies_is_told(tmp_path: Path) -> None:
+def test_a_users_file_that_is_never_used_is_reported(tmp_path: Path) -> None:
     (tmp_path / "trainer").mkdir()
     (tmp_path / "trainer" / "NPO.yaml").write_text("handler: a:b\n")
     cfg = compose_config("unlearn", ["task_name=x", "trainer=NPO"], [tmp_path])
@@ -179,7 +175,7 @@ def test_a_users_file_that_never_applies_is_told(tmp_path: Path) -> None:
     assert any("NPO.yaml is not used" in notice for notice in cfg.notices)
 
 
-def test_hydras_own_settings_are_left_out() -> None:
+def test_hydras_own_settings_are_ignored() -> None:
     cfg = compose_config("unlearn", [*TOFU, "hydra.run.dir=somewhere"])
     assert any("hydra.run.dir" in notice for notice in cfg.notices)
     assert "hydra" not in cfg.tree

@@ -11,7 +11,7 @@ from expunge.core.source import make_importable
 
 
 def test_own_loss_is_read_without_importing(own_configs: Path) -> None:
-    """The module imports a package that does not exist, so that importing it would raise."""
+    """The module imports a package that does not exist, so importing the module would raise."""
     make_importable([own_configs])
     mine = read_signature("own_method_for_tests:mine")
     assert mine.positional == ("forget_seq_logp_B", "ref_forget_seq_logp_B")

@@ -9,7 +9,7 @@ from expunge.core.errors import UserError
 from expunge.core.source import make_importable
 
 
-def test_methods_are_told_by_their_docstrings() -> None:
+def test_methods_are_described_by_their_docstrings() -> None:
     methods = {entry.name: entry for entry in entries("methods")}
     assert {"GradAscent", "GradDiff", "NPO", "SimNPO", "DPO", "FT"} <= set(methods)
     assert all(entry.summary for entry in methods.values())
@@ -23,7 +23,7 @@ def test_models_and_experiments() -> None:
     }
 
 
-def test_show_tells_what_a_method_reads_and_takes() -> None:
+def test_show_lists_what_a_method_reads_and_takes() -> None:
     page = show("NPO")
     for fragment in (
         "forget_seq_logp_B, ref_forget_seq_logp_B",
@@ -35,7 +35,7 @@ def test_show_tells_what_a_method_reads_and_takes() -> None:
         assert fragment in page, fragment
 
 
-def test_show_tells_of_the_further_terms_of_a_method() -> None:
+def test_show_lists_the_extra_terms_of_a_method() -> None:
     page = show("ELM")
     assert "term fluency: expunge.methods.elm:elm_fluency, reads: alternate_logp_BN" in page
     assert "fluency=1.0" in page

@@ -1,4 +1,4 @@
-"""Choices of the group `procedure`: composed with the others, held against signatures, described and listed."""
+"""Choices of the group `procedure`: composed with others, checked by signature, described and listed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def found_with(base: Config, **sections: Any) -> list[str]:
     return [str(fault) for fault in find_faults(Config(tree, base.overrides))]
 
 
-def test_none_is_chosen_by_default_and_a_run_without_one_is_the_same_as_ever() -> None:
+def test_none_is_chosen_by_default_and_the_tree_has_no_such_key() -> None:
     assert "procedure" not in compose_config("unlearn", BASE).tree
 
 
@@ -55,7 +55,8 @@ def test_every_choice_finetunes_by_the_recipe_that_was_composed(name: str) -> No
 
 def test_names_and_numbers() -> None:
     assert composed("procedure=task_vectr") == [
-        "procedure=task_vectr: unknown procedure 'task_vectr'\n  -> did you mean 'task_vector'? known: retrain, task_vector, whp"
+        "procedure=task_vectr: unknown procedure 'task_vectr'\n"
+        "  -> did you mean 'task_vector'? known: retrain, task_vector, whp"
     ]
     found = composed(
         "procedure=task_vector",
@@ -84,7 +85,7 @@ def test_a_method_that_would_not_be_used_is_refused(base: Config) -> None:
     found = composed("procedure=whp", "trainer=FT", "trainer.method_args.alpha=2", "mask=magnitude")
     assert "trainer.method_args.alpha=2" in found[0]
     assert "did you mean procedure.args.alpha?" in found[0]
-    assert "a mask is chosen: every stage of whp" in found[1]
+    assert "trainer.mask is given: every stage of whp" in found[1]
     trainer = base.section("trainer")
     retain = {"retain": {"handler": "expunge.methods.retain:kl"}}
     assert "trainer.method_args.retain" in found_with(base, trainer={**trainer, "method_args": retain})[0]
@@ -99,16 +100,16 @@ def test_rows_that_are_missing(base: Config) -> None:
     tree = {**base.tree, "data": anchored}
     (fault,) = [str(fault) for fault in find_faults(Config(tree))]
     assert fault.startswith("data.forget is empty, and whp reads it")
-    # A procedure that reads the forget rows alone asks for no others.
+    # A procedure that reads only the forget rows needs no other rows.
     assert (
         find_faults(Config({**base.tree, "data": {"anchor": "forget", "forget": base.get("data.forget")}}))
         == []
     )
 
 
-def test_where_a_procedure_cannot_be() -> None:
+def test_a_procedure_outside_unlearning_is_refused() -> None:
     found = composed("experiment=finetune/mini/default", "task_name=x", "+procedure=retrain", name="train")
-    assert any("procedures are of `expunge unlearn`" in fault for fault in found)
+    assert any("procedures are only for `expunge unlearn`" in fault for fault in found)
 
 
 def test_sections_that_are_no_procedure(base: Config) -> None:
@@ -132,8 +133,8 @@ def test_sums_of_weights_need_whole_weights(base: Config, tmp_path: Path) -> Non
         )
 
     assert of_adapter(type="lora") == []
-    assert "which would be the one in 4 bits, the other not" in of_adapter(type="qlora")[0]
-    assert "no whole model" in of_adapter(type="lora", path=str(tmp_path))[0]
+    assert "only one of them would be in 4 bits" in of_adapter(type="qlora")[0]
+    assert "a model with an existing adapter has none" in of_adapter(type="lora", path=str(tmp_path))[0]
     start = {
         "model_args": {**base.section("model.model_args"), "pretrained_model_name_or_path": str(tmp_path)}
     }
@@ -144,14 +145,17 @@ def test_sums_of_weights_need_whole_weights(base: Config, tmp_path: Path) -> Non
     assert not any("whole weights" in fault for fault in found_with(base, model=start))
 
 
-def test_keeping_the_stages_makes_no_other_run(base: Config) -> None:
+def test_keeping_the_stages_does_not_change_the_identity(base: Config) -> None:
     kept = Config({**base.tree, "procedure": {**base.get("procedure"), "keep_stages": True}})
     other = Config({**base.tree, "procedure": {**base.get("procedure"), "args": {"alpha": 2.0}}})
     assert kept.identity() == base.identity() != other.identity()
 
 
-def test_steps_are_told_for_each_stage(tofu_root: Path) -> None:
-    """5 forget rows are one step of 32 an epoch; 9 retain rows too. The stage `reinforced` has 3 epochs of its own, not the run's 10."""
+def test_steps_are_reported_for_each_stage(tofu_root: Path) -> None:
+    """5 forget rows or 9 retain rows are one step of 32 per epoch.
+
+    The stage `reinforced` has its own 3 epochs, not the run's 10.
+    """
     local = f"paths.data_root={tofu_root}"
     cfg = compose_config(
         "unlearn", [*BASE, "procedure=whp", local, "procedure.args.reinforced.num_train_epochs=3"]

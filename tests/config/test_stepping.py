@@ -50,7 +50,7 @@ def composed(*overrides: str, name: str = "unlearn") -> list[str]:
 
 
 def test_nothing_is_chosen_by_default(base: Config) -> None:
-    """So a run without either is the same run as before there were any: the tree has no such keys."""
+    """Without them the tree has no such keys, so the identity of older runs stays the same."""
     assert not {"optimizer", "mask"} & set(base.tree["trainer"])
     assert not {"optimizer", "mask"} & set(compose_config("train").tree["trainer"])
 
@@ -108,7 +108,7 @@ SOPHIA, WAGLE = {"handler": "expunge.optim.sophia:sophia"}, {"handler": "expunge
         ),
         (
             {"optimizer": {"rho": 1}},
-            "trainer.optimizer has no handler, and rho are given",
+            "trainer.optimizer has no handler, and its options are given: rho",
             "optimizer=adamw|",
         ),
         ({"optimizer": {"handler": "sofia"}}, "unknown optimizer 'sofia'", "did you mean 'sophia'"),
@@ -160,7 +160,11 @@ SOPHIA, WAGLE = {"handler": "expunge.optim.sophia:sophia"}, {"handler": "expunge
             "it takes: mu (0.001), ratio (0.8)",
         ),
         ({"mask": {"handler": "wagl"}}, "unknown mask 'wagl'", "did you mean 'wagle'"),
-        ({"mask": {"ratio": 0.5}}, "trainer.mask has no handler, and ratio are given", "mask=wagle|"),
+        (
+            {"mask": {"ratio": 0.5}},
+            "trainer.mask has no handler, and its options are given: ratio",
+            "mask=wagle|",
+        ),
         ({"mask": {"handler": "expunge.optim.adamw:adamw"}}, "unknown quantity 'groups'", "weight_P"),
         (
             {"mask": {"path": "/nowhere/m.safetensors"}},
@@ -174,7 +178,7 @@ def test_each_fault(base: Config, trainer: Any, message: str, hint: str) -> None
     assert [fault for fault in found if message in fault and hint in fault], found
 
 
-def test_short_names_and_rules_that_are_switched_off_are_sound(base: Config) -> None:
+def test_short_names_and_disabled_rules_have_no_fault(base: Config) -> None:
     assert (
         found_with(
             base, {"optimizer": {"handler": "sgd", "rules": {"sam": None}}, "mask": {"handler": "random"}}
@@ -193,7 +197,8 @@ def test_a_mask_that_is_read_has_no_options(base: Config, tmp_path: Path) -> Non
 def test_two_optimizers_are_refused(base: Config) -> None:
     assert found_with(base, {"optimizer": SOPHIA}, "trainer.args.weight_decay=0.1") == []
     (fault,) = found_with(base, {"optimizer": SOPHIA}, "+trainer.args.optim=adafactor")
-    assert fault.startswith("+trainer.args.optim=adafactor: the optimizer is sophia already")
+    chosen = "trainer.optimizer already chooses the optimizer sophia"
+    assert fault.startswith(f"+trainer.args.optim=adafactor: {chosen}")
 
 
 def test_a_mask_needs_its_rows(base: Config) -> None:

@@ -1,4 +1,4 @@
-"""Every YAML of the shipped tree composes, and every handler it names is in the source."""
+"""Every shipped YAML composes, and every handler in it exists in the source."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from expunge.config.validate import find_faults
 from expunge.core.handlers import read_signature
 
 ROOTS = config_roots()
-# Groups whose choices are composed by themselves: the suites are long, the others change what there is.
+# Groups whose choices are composed one at a time: suites are long, and the others change which keys exist.
 ALONE = ("experiment", "data", "data/datasets", "eval")
 BASES = {"finetune": "train", "unlearn": "unlearn", "eval": "eval"}
 
@@ -28,7 +28,7 @@ def handlers(node: Any) -> list[str]:
 
 
 def compositions() -> list[tuple[str, tuple[str, ...]]]:
-    """(config, overrides) so that every choice is in one; those of different groups go together, to compose less often."""
+    """(config, overrides) that contain every choice; choices of several groups are combined to save time."""
     columns = {group: list(choices(ROOTS, group)) for group in group_names(ROOTS) if group not in ALONE}
     longest = max(len(names) for names in columns.values())
     rows = [
@@ -82,7 +82,7 @@ def test_every_yaml_is_reached() -> None:
 
 @pytest.mark.parametrize("path", choices(ROOTS, "trainer").values(), ids=lambda path: path.stem)
 def test_no_shared_trainer_yaml_holds_a_budget(path: Path) -> None:
-    """The base of all methods must not: `finetune` merges after the budget."""
+    """The base of all methods must not set a budget, because `finetune` merges after the budget."""
     if path.stem == "finetune":
         text = path.read_text()
         assert not [

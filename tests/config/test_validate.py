@@ -40,7 +40,7 @@ def base() -> Config:
 
 
 def found_with(base: Config, *overrides: str) -> list[str]:
-    """The faults of `base` with simple values set: one composition serves many tests."""
+    """The faults of `base` with simple values set; one composition is shared by many tests."""
     tree = copy.deepcopy(dict(base.tree))
     for override in overrides:
         key, _, value = override.partition("=")
@@ -66,7 +66,7 @@ def test_sound_configuration_has_no_fault(
         assert found_with(base, f"trainer.handler=expunge.methods.{handler}", "eval=null", *local) == []
 
 
-def test_all_faults_are_told_together(tofu_root: Path) -> None:
+def test_all_faults_are_reported_together(tofu_root: Path) -> None:
     found = faults(
         "experiment=unlearn/tofu/default",
         "trainer=NPO",
@@ -101,7 +101,7 @@ def test_all_faults_are_told_together(tofu_root: Path) -> None:
     assert len(found) == len(expected), found
 
 
-def test_unknown_method_is_told_with_the_rest_but_not_judged() -> None:
+def test_unknown_method_is_reported_with_the_rest_but_its_arguments_are_not_checked() -> None:
     found = faults(
         "trainer=NPOO",
         "trainer.method_args.beta=1",
@@ -151,7 +151,7 @@ def test_dpo_without_alternates() -> None:
 
 
 def test_elm_without_alternates(tmp_path: Path) -> None:
-    """Its fluency term reads them: either they are written, or the term is left out."""
+    """Its fluency term reads them, so either they are written or the term is switched off."""
     elm = (*QUICK, "trainer=ELM", "trainer.method_args.concept=novels")
     (found,) = faults(*elm)
     assert "expunge alternates --novice-of" in found
@@ -208,7 +208,7 @@ def test_evaluation_without_a_suite() -> None:
     assert "eval=tofu" in found
 
 
-def test_what_is_bound_is_what_a_run_gets() -> None:
+def test_a_run_gets_what_validation_bound() -> None:
     cfg = load_config("unlearn", [*QUICK, "trainer=NPO", "trainer.method_args.beta=0.5", "retain=kl"])
     own = cfg.bound["trainer.method_args"]
     assert (own.handler, own.kwargs) == ("expunge.methods.npo:npo", {"beta": 0.5})
@@ -220,11 +220,19 @@ def test_what_is_bound_is_what_a_run_gets() -> None:
 def test_describe(
     tofu_root: Path, model_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """forget10 has 5 rows here; batch 2 x 2: ceil(5 / 2) = 3 micro-batches, ceil(3 / 2) = 2 steps an epoch, 3 epochs = 6."""
+    """forget10 has 5 rows here, and the batch is 2 x 2.
+
+    ceil(5 / 2) = 3 micro-batches, ceil(3 / 2) = 2 steps per epoch, 3 epochs = 6 steps.
+    """
     overrides = [
-        *QUICK, f"paths.data_root={tofu_root}", f"model.model_args.pretrained_model_name_or_path={model_folder('m')}", "trainer=NPO",
-        "trainer.args.per_device_train_batch_size=2", "trainer.args.gradient_accumulation_steps=2", "trainer.args.num_train_epochs=3",
-    ]  # fmt: skip
+        *QUICK,
+        f"paths.data_root={tofu_root}",
+        f"model.model_args.pretrained_model_name_or_path={model_folder('m')}",
+        "trainer=NPO",
+        "trainer.args.per_device_train_batch_size=2",
+        "trainer.args.gradient_accumulation_steps=2",
+        "trainer.args.num_train_epochs=3",
+    ]
     facts = describe(load_config("unlearn", overrides))
     assert facts["rows"] == "5"
     assert facts["steps"].startswith("6 ")

@@ -1,4 +1,4 @@
-"""The one binder: types times values, options, switches, and what a source can look like. Nothing is imported."""
+"""The one binder: every type with good and bad values, options, switches, forms of source; no imports."""
 
 from __future__ import annotations
 
@@ -89,11 +89,11 @@ def example(
     unread: Any = None,
     late: Nowhere = None,
 ):
-    """Every annotation that is read."""
+    """Has every annotation that can be read."""
 
 
 def open_one(*, first: int = 1, **rest):
-    """Takes whatever is given."""
+    """Takes any keyword."""
 
 
 second_name = example
@@ -173,10 +173,14 @@ BAD: list[tuple[str, Any, str]] = [
     ("number", 3, "number=3: must be one of 1, 2, None"),
     ("number", True, "number=True: must be one of 1, 2, None"),
     ("unit", "steps", "unit=steps: must be one of 'step', 'epoch'\n  -> did you mean 'step'?"),
-    ("betas", 0.9, "betas=0.9: must be a list of 2, each a number"),
-    ("betas", [0.9], "betas=[0.9]: must be a list of 2, each a number"),
-    ("betas", [0.9, "a"], "betas=[0.9, 'a']: must be a list of 2, each a number"),
-    ("decays", [0.9, 1.0], "decays=[0.9, 1.0]: must be a list of 2, each a number of at least 0 and below 1"),
+    ("betas", 0.9, "betas=0.9: must be a list of 2 items, each a number"),
+    ("betas", [0.9], "betas=[0.9]: must be a list of 2 items, each a number"),
+    ("betas", [0.9, "a"], "betas=[0.9, 'a']: must be a list of 2 items, each a number"),
+    (
+        "decays",
+        [0.9, 1.0],
+        "decays=[0.9, 1.0]: must be a list of 2 items, each a number of at least 0 and below 1",
+    ),
     ("names", "a", "names=a: must be a list of strings"),
     ("names", [], "names=[]: must be a list of strings"),
     ("names", [1], "names=[1]: must be a list of strings"),
@@ -211,8 +215,8 @@ def test_every_parameter_of_the_example_is_tried() -> None:
     assert "choices_for_tests" not in sys.modules
 
 
-def test_positional_parameters_have_the_class_that_they_are_annotated_with() -> None:
-    """What a metric reads: a table, or several."""
+def test_positional_parameters_have_the_class_of_their_annotation() -> None:
+    """A metric reads one table or several."""
     signature = read_signature(HANDLER)
     table = Type("choices_for_tests:Table")
     assert type_of(signature, "table") == table
@@ -243,7 +247,7 @@ def test_every_fault_is_reported_with_what_is_missing_and_what_is_unknown() -> N
     assert faults(slope="???") == ["key.slope is not given\n  -> add key.slope=VALUE"]
 
 
-def test_what_is_bound() -> None:
+def test_a_bound_function_has_its_keywords_and_its_options() -> None:
     binder = Binder()
     options = {"ratio": Option(0.5, Type("float")), "seed": Option(REQUIRED, Type("int"))}
     given = {"needed": 3, "betas": [0, 1], "seed": 4}
@@ -314,14 +318,14 @@ def test_a_choice_is_a_short_name_a_handler_or_a_section(node: Any) -> None:
         (
             {"needed": 1},
             "key.handler is not given: there is no thing",
-            "give one of short, or module:function",
+            "set key.handler to one of short, or module:function",
         ),
         ("module_for_tests:exampel", "unknown name in module_for_tests 'exampel'", "did you mean 'example'"),
         ("module_for_test:example", "there is no module 'module_for_test'", "PYTHONPATH"),
         ("module_for_tests:HALF", "module_for_tests:HALF is not a function or class", "names a function"),
     ],
 )
-def test_a_choice_that_is_not_there(node: Any, message: str, hint: str) -> None:
+def test_a_choice_that_does_not_exist_is_a_fault(node: Any, message: str, hint: str) -> None:
     binder = Binder()
     assert binder.choose("key", node, {"short": HANDLER}, "thing") is None
     (fault,) = binder.faults
@@ -334,11 +338,11 @@ def test_a_function_that_cannot_be_called_as_that_kind_of_thing_is_refused() -> 
     assert binder.find("key", HANDLER, {}, "rule", places=0) is None
     (fault,) = binder.faults
     assert fault.message == f"key={HANDLER}: example is not a rule"
-    assert fault.hint == "it has 2 positional parameters, and a rule has 0"
+    assert fault.hint == "it has 2 required positional parameters; a rule has 0"
     assert binder.find("key", HANDLER, {}, "pair", places=2) is not None
 
 
-def test_what_is_loaded_is_the_function_and_what_cannot_be_is_reported() -> None:
+def test_a_bound_function_is_loaded_and_an_import_error_is_reported() -> None:
     binder = Binder()
     bound = binder.bind("key", read_signature(HANDLER), {"needed": 1})
     assert bound is not None
@@ -351,7 +355,7 @@ def test_what_is_loaded_is_the_function_and_what_cannot_be_is_reported() -> None
     assert plain.load() is nearest
 
 
-def test_annotations_that_say_nothing_take_anything() -> None:
+def test_annotations_that_cannot_be_read_accept_anything() -> None:
     import ast
 
     for text in ("Tensor", "Callable[..., int]", "a.b.c", "Nowhere[int]", "3"):

@@ -16,7 +16,7 @@ def test_faults_of_several_blocks_are_raised_together_and_each_once() -> None:
     assert raised.value.faults == (Fault("one", "do this"), Fault("two", "do this"))
 
 
-def test_only_what_the_user_can_mend_is_noted() -> None:
+def test_only_errors_that_the_user_can_fix_are_recorded() -> None:
     faults = Faults()
     with pytest.raises(ZeroDivisionError), faults.noted():
         raise ZeroDivisionError

@@ -22,7 +22,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
 
     def fill(path: Path) -> None:
         path.write_text("half")
-        raise RuntimeError("killed half way")
+        raise RuntimeError("stopped in the middle")
 
     with pytest.raises(RuntimeError):
         atomic_write(tmp_path / "a.txt", fill)
@@ -30,7 +30,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     assert (tmp_path / "a.txt").read_text() == "old"
 
 
-def test_a_full_disk_is_told_to_the_user(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_to_the_user(tmp_path: Path) -> None:
     def fill(path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -40,7 +40,7 @@ def test_a_full_disk_is_told_to_the_user(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_damaged_json_is_told_to_the_user(tmp_path: Path) -> None:
+def test_damaged_json_is_reported_to_the_user(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"x": ')
     with pytest.raises(UserError, match="not valid JSON"):
         read_json(tmp_path / "a.json")

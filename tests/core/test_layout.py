@@ -29,7 +29,7 @@ def begun(path: Path, layout: str | None) -> RunDir:
         ("soul", "config.json", "checkpoints", "."),
     ],
 )
-def test_a_run_is_known_by_its_configuration(
+def test_a_run_is_recognised_by_its_configuration_file(
     layout: str | None, config_file: str, model: str, results: str, tmp_path: Path
 ) -> None:
     run = begun(tmp_path / "t", layout)
@@ -44,7 +44,7 @@ def test_a_run_is_known_by_its_configuration(
     assert RunDir(tmp_path / "t", run.config).trained
 
 
-def test_the_config_of_a_model_is_no_run(tmp_path: Path) -> None:
+def test_a_models_config_file_is_not_a_run(tmp_path: Path) -> None:
     write_json(tmp_path / "config.json", {"model_type": "llama"})
     assert layout_of(tmp_path) is None
     assert model_folder_of(tmp_path) == tmp_path
@@ -55,10 +55,10 @@ def test_the_config_of_a_model_is_no_run(tmp_path: Path) -> None:
     assert layout_of(tmp_path) is None
 
 
-def test_other_names_are_no_other_run_but_another_folder(tmp_path: Path) -> None:
+def test_another_layout_is_the_same_run_but_needs_its_own_folder(tmp_path: Path) -> None:
     assert config().identity() == config(run_layout="soul").identity()
     begun(tmp_path / "t", "soul")
-    with pytest.raises(UserError, match="add run_layout=soul to go on with it"):
+    with pytest.raises(UserError, match="add run_layout=soul to continue it"):
         RunDir(tmp_path / "t", config())
     replaced = RunDir(tmp_path / "t", config(), overwrite=True)
     replaced.begin()
@@ -66,7 +66,7 @@ def test_other_names_are_no_other_run_but_another_folder(tmp_path: Path) -> None
     assert read_json(replaced.path / "run_config.json")["identity"] == config().identity()
 
 
-def test_results_are_looked_for_under_every_name(tmp_path: Path) -> None:
+def test_results_are_searched_under_every_layout(tmp_path: Path) -> None:
     assert [str(whole.relative_to(tmp_path)) for whole, _ in result_files(tmp_path, "toxicity")] == [
         "TOXICITY_EVAL.json",
         "evals/TOXICITY_EVAL.json",
@@ -74,6 +74,7 @@ def test_results_are_looked_for_under_every_name(tmp_path: Path) -> None:
     ]
     assert EXPUNGE.summary_file(tmp_path, "tofu") == tmp_path / "TOFU_SUMMARY.json"
     assert SOUL.summary_file(tmp_path, "tofu") is None
-    assert {SOUL.eval_file(tmp_path, suite).name for suite in ("ppl", "few_shots", "tofu", "wmdp", "copyright", "toxicity")} == {
-        "ppl.json", "few_shots.json", "tofu.json", "wmdp.json", "copyright.json", "toxic.json",
-    }  # fmt: skip
+    files = {"toxicity": "toxic.json"} | {
+        suite: f"{suite}.json" for suite in ("ppl", "few_shots", "tofu", "wmdp", "copyright")
+    }
+    assert {suite: SOUL.eval_file(tmp_path, suite).name for suite in files} == files

@@ -15,17 +15,15 @@ def test_names_are_read_as_quantities() -> None:
             parse_need(name)
 
 
-def test_what_a_quantity_takes_follows_from_its_source() -> None:
+def test_the_source_of_a_quantity_decides_what_it_needs() -> None:
     assert not parse_need("ref_forget_label_BN").from_reference
     assert parse_need("ref_forget_hidden_BTD").from_reference
     assert not parse_need("forget_hidden_BTD").from_reference
-    assert [parse_need(f"forget_{name}").from_pass for name in ("len_B", "logp_BN", "hidden_BTD")] == [
-        False, True, True,
-    ]  # fmt: skip
+    with_pass = {"len_B": False, "logp_BN": True, "hidden_BTD": True}
+    assert {name: parse_need(f"forget_{name}").from_pass for name in with_pass} == with_pass
     assert not parse_need("control_D").from_pass
-    assert (parse_need("ref_expert_logits_BNV").side, parse_need("expert_logits_BNV").data_side) == (
-        "expert", "forget",
-    )  # fmt: skip
+    assert parse_need("ref_expert_logits_BNV").side == "expert"
+    assert parse_need("expert_logits_BNV").data_side == "forget"
 
 
 def test_unknown_names_come_with_the_near_match_and_the_list() -> None:
@@ -34,7 +32,7 @@ def test_unknown_names_come_with_the_near_match_and_the_list() -> None:
     assert "known: DPO, NPO, SimNPO" in fault.hint
 
 
-def test_faults_are_told_together() -> None:
+def test_faults_are_reported_together() -> None:
     error = UserError.of([unknown("method", "A", ["B"]), unknown("split", "C", ["D"])])
     assert len(error.faults) == 2
     assert "unknown method 'A'" in str(error)

@@ -26,7 +26,7 @@ def test_the_same_run_is_continued_and_another_is_refused(tmp_path: Path) -> Non
     run.begin()
     run.finish("complete", steps=3)
     run.mark_trained()
-    again = RunDir(tmp_path / "t", config(logging_steps=1))  # how often it logs is not what it computes
+    again = RunDir(tmp_path / "t", config(logging_steps=1))  # logging does not change what the run computes
     assert again.resumed
     assert again.trained
     assert again.record.steps == 3
@@ -35,9 +35,8 @@ def test_the_same_run_is_continued_and_another_is_refused(tmp_path: Path) -> Non
     replaced = RunDir(tmp_path / "t", config(learning_rate=0.1), overwrite=True)
     assert not replaced.resumed
     assert not replaced.trained
-    assert (
-        tmp_path / "t" / "trained.json"
-    ).is_file()  # until the new run begins, which may yet turn out to be faulty
+    # The new run may still turn out to be faulty, so the old files stay until it begins.
+    assert (tmp_path / "t" / "trained.json").is_file()
     replaced.begin()
     assert sorted(path.name for path in (tmp_path / "t").iterdir()) == ["run.json", "run_config.json"]
     replaced.mark_trained()
@@ -65,7 +64,7 @@ def test_a_run_that_never_began_leaves_nothing(tmp_path: Path) -> None:
     assert list((tmp_path / "d").iterdir()) == []
 
 
-def test_a_folder_of_somebody_elses_is_never_touched(tmp_path: Path) -> None:
+def test_a_folder_with_foreign_files_is_never_changed(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     for overwrite in (False, True):
         with pytest.raises(UserError, match="holds no run of this tool"):

@@ -1,4 +1,4 @@
-"""A small data root, and the command line of the SOUL family in full."""
+"""Fixtures: a small data root, and writers of rows."""
 
 from __future__ import annotations
 
@@ -11,9 +11,15 @@ import pytest
 WriteRows = Callable[[Path, list[dict[str, object]]], Path]
 
 SUBSETS = {
-    "full": 12, "forget10": 6, "retain90": 9, "forget10_perturbed": 6, "retain_perturbed": 4, "holdout10": 3,
-    "real_authors_perturbed": 2, "world_facts_perturbed": 2,
-}  # fmt: skip
+    "full": 12,
+    "forget10": 6,
+    "retain90": 9,
+    "forget10_perturbed": 6,
+    "retain_perturbed": 4,
+    "holdout10": 3,
+    "real_authors_perturbed": 2,
+    "world_facts_perturbed": 2,
+}
 
 
 def _write(path: Path, rows: list[dict[str, object]]) -> Path:
@@ -47,13 +53,13 @@ def _write_tofu(root: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def write_tofu() -> Callable[[Path], Path]:
-    """Writes TOFU's subsets with a few rows each, and refusals, into a data root: `write_tofu(root) -> root`."""
+    """Writes TOFU's subsets with a few rows each, and refusals: `write_tofu(root) -> root`."""
     return _write_tofu
 
 
 @pytest.fixture
 def data_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A data root with TOFU's names and a few rows each, and refusals."""
+    """A data root with TOFU's names, a few rows for each, and refusals."""
     root = _write_tofu(tmp_path / "data")
     monkeypatch.setenv("EXPUNGE_DATA", str(root))
     monkeypatch.chdir(tmp_path)

@@ -13,7 +13,8 @@ from expunge.soul.translate import SoulCommand, translate
 
 RUN = (
     "--overall.model_name expunge/mini --unlearn.task_name tofu --dataset.forget_dataset_name Tofu_forget10 "
-    "--dataset.retain_dataset_name Tofu_retain90 --dataset.forget_ratio 5 --dataset.batch_size 1 --unlearn.num_epochs 1 "
+    "--dataset.retain_dataset_name Tofu_retain90 --dataset.forget_ratio 5 --dataset.batch_size 1 "
+    "--unlearn.num_epochs 1 "
     "--logger.name {name} model.model_args.torch_dtype=float32"
 )
 ONLY, SAMPLING = ["--unlearn.compute_difficulty_only", "1"], ["--unlearn.enable_difficulty_sampling", "1"]
@@ -49,7 +50,7 @@ def test_the_flags_are_ours(data_root: Path) -> None:
     )
     assert (found.verb, section(found)) == ("unlearn", {"path": "scores.json", "order": "score_desc"})
     assert any(
-        "a high score is forgotten first, so the rows that go fast come first" in notice
+        "a high score is forgotten first, so the rows that are forgotten fast come first" in notice
         for notice in found.notices
     )
     ascending = translate(line(*SAMPLING, "--unlearn.difficulty_score_path", str(scores)))
@@ -60,8 +61,8 @@ def test_the_flags_are_ours(data_root: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["origin", "FT", "CL+KL"])
-def test_scoring_asks_for_no_method_and_no_suite(method: str, data_root: Path) -> None:
-    """Neither the gamma that a composite needs, nor the refusals, nor the evaluation of a task that has none."""
+def test_scoring_needs_no_method_and_no_suite(method: str, data_root: Path) -> None:
+    """It needs no gamma of a composite, no refusals, and no evaluation."""
     argv = [
         word if word != "tofu" else "toxic" for word in line(*ONLY, "--unlearn.gamma", "1", method=method)
     ]
@@ -71,7 +72,7 @@ def test_scoring_asks_for_no_method_and_no_suite(method: str, data_root: Path) -
     assert not cfg.get("eval")
     assert cfg.get("data.forget.TOFU_QA_forget.args.select") == {"ratio": 5, "seed": 0}
     typed = [word for word in argv if word not in ("--unlearn.unlearn_method", method)]
-    assert translate(typed).overrides == found.overrides, "without a method all the same"
+    assert translate(typed).overrides == found.overrides, "the same without a method"
 
 
 def test_an_override_behind_the_flags_wins(data_root: Path) -> None:
@@ -86,16 +87,20 @@ def test_an_override_behind_the_flags_wins(data_root: Path) -> None:
         (
             [*SAMPLING, "--unlearn.difficulty_score_path", "none.json"],
             "GA",
-            "--unlearn.compute_difficulty_only 1 makes it",
+            "to write it, use the same command line with --unlearn.compute_difficulty_only 1",
         ),
         (SAMPLING, "GA", "the run folder holds no file of scores"),
-        (SAMPLING, "GA", "the same command line with --unlearn.compute_difficulty_only 1 makes it"),
+        (
+            SAMPLING,
+            "GA",
+            "to write it, use the same command line with --unlearn.compute_difficulty_only 1",
+        ),
         (SAMPLING, "FT", "FT does not read the forget rows"),
         ([*SAMPLING, "--unlearn.difficulty_order", "easy"], "GA", "unknown difficulty_order 'easy'"),
         (
             [*ONLY, "--unlearn.resume_path", "there"],
             "GA",
-            "give the model to score by as --overall.model_name",
+            "give the model that computes the scores as --overall.model_name",
         ),
         ([*ONLY, "difficulty.algorithm=jpv"], "GA", "did you mean 'jvp'?"),
     ],
@@ -104,18 +109,18 @@ def test_what_is_refused(more: list[str], method: str, said: str, data_root: Pat
     assert said in faults(line(*more, method=method))
 
 
-def test_flags_without_an_effect_are_told(data_root: Path) -> None:
+def test_flags_without_an_effect_are_reported(data_root: Path) -> None:
     for argv, said in (
         (line("--unlearn.difficulty_order", "desc"), "difficulty sampling is off"),
         (line(*SAMPLING, "--unlearn.difficulty_order", "desc", method="origin"), "nothing is trained"),
-        (line(*ONLY, *SAMPLING), "left out, the forget rows are scored"),
-        (line(*ONLY, "--unlearn.difficulty_order", "desc"), "unlearn.difficulty_order: left out"),
+        (line(*ONLY, *SAMPLING), "is ignored: the forget rows are scored"),
+        (line(*ONLY, "--unlearn.difficulty_order", "desc"), "--unlearn.difficulty_order: ignored"),
     ):
         assert any(said in notice for notice in translate(argv).notices), said
 
 
-def test_scored_then_gone_through_in_order_in_one_folder(data_root: Path) -> None:
-    """The two command lines of SOUL, with one name: the second finds what the first wrote, and trains."""
+def test_scoring_and_ordered_training_share_one_folder(data_root: Path) -> None:
+    """SOUL's two command lines with one run name: the second finds the scores of the first, and trains."""
     folder = data_root.parent / "files" / "logs" / "A"
     assert script("unlearn_model", line(*ONLY)) == 0
     scores = json.loads((folder / "difficulty_scores.json").read_text())
@@ -130,4 +135,4 @@ def test_scored_then_gone_through_in_order_in_one_folder(data_root: Path) -> Non
     assert order["order"] == "score_desc"
     assert order["epochs"] == [sorted(by_uid, key=lambda uid: (-by_uid[uid], uid))]
     assert (folder / "difficulty_scores.json").is_file()
-    assert script("unlearn_model", line(*ONLY)) == 2, "the scores are there already"
+    assert script("unlearn_model", line(*ONLY)) == 2, "the scores already exist"

@@ -1,4 +1,4 @@
-"""`Fine_tune_{tofu,hp,wmdp}.py` under plain python and under torchrun: one loss curve."""
+"""`Fine_tune_{tofu,hp,wmdp}.py` with plain python and with torchrun have the same loss curve."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ SCRIPTS = {
     "Fine_tune_wmdp": ["--domain", "bio", "--subset", "forget"],
 }
 COMMON = (
-    "--model_name expunge/mini --cache_dir .cache --epochs 2 --batch_size 2 --lr 1e-3 trainer.args.logging_steps=1 "
+    "--model_name expunge/mini --cache_dir .cache --epochs 2 --batch_size 2 --lr 1e-3 "
+    "trainer.args.logging_steps=1 "
     "model.model_args.torch_dtype=float32"
 )
 WEIGHTS = {
@@ -30,7 +31,7 @@ WEIGHTS = {
 
 @pytest.fixture
 def corpora(data_root: Path, write_rows: Any) -> Path:
-    """Twelve rows for each script, of unlike lengths; TOFU's are there already."""
+    """Twelve rows of different lengths for each script; TOFU's rows already exist."""
     sentence = "the author was born in a small town and writes novels about the sea"
     texts = [" ".join(sentence.split()[: 3 + number % 9]) + f" {number}" for number in range(12)]
     write_rows(
@@ -50,11 +51,11 @@ def losses(folder: Path) -> list[float]:
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_two_ranks_have_the_loss_curve_of_one(name: str, weights: str, corpora: Path) -> None:
-    """Eight rows a step either way, each counted once, so the curves are one to rounding; the LoRA default is held to this without dropout.
+    """Both runs have eight rows per step, each counted once, so the curves are equal up to rounding.
 
-    With dropout they cannot be: a rank draws its masks from its own random state, in the shapes of its own
-    micro-batches. Two ranks with two micro-batches each therefore drop other activations than one rank with
-    four; only the expectation over masks is the same.
+    The LoRA default is tested without dropout. With dropout the curves differ: a rank draws its masks from
+    its own random state, in the shapes of its own micro-batches. So two ranks with two micro-batches each
+    drop other activations than one rank with four; only the expectation over masks is the same.
     """
     path = str(EXEC / f"{name}.py")
     flags = [path, *COMMON.split(), *SCRIPTS[name], *WEIGHTS[weights]]

@@ -19,8 +19,10 @@ from expunge.soul.flags import LOGGERS
 from expunge.soul.main import script
 
 FLAGS = (
-    "--overall.model_name expunge/mini --unlearn.task_name tofu --unlearn.unlearn_method GA+FT --unlearn.GA+FT.gamma 0.5 "
-    "--unlearn.max_steps 5 --dataset.forget_dataset_name Tofu_forget10 --dataset.retain_dataset_name Tofu_retain90 "
+    "--overall.model_name expunge/mini --unlearn.task_name tofu --unlearn.unlearn_method GA+FT "
+    "--unlearn.GA+FT.gamma 0.5 "
+    "--unlearn.max_steps 5 --dataset.forget_dataset_name Tofu_forget10 --dataset.retain_dataset_name "
+    "Tofu_retain90 "
     "--dataset.forget_ratio 4 --dataset.batch_size 2 eval=null model.model_args.torch_dtype=float32"
 )
 TERMS = ("loss", "grad_diff", "retain_nll", "learning_rate", "grad_norm", "seconds", "peak_memory_mb")
@@ -33,7 +35,7 @@ sys.exit(max(codes))
 
 
 def steps_of(folder: Path) -> list[dict[str, Any]]:
-    """The records of the steps, from a file that is JSON as it stands."""
+    """The records of the steps, from a file that is valid JSON."""
     found = json.loads((folder / "log.json").read_text())
     assert set(TERMS) <= set(found[0])
     assert set(TERMS[-2:]) <= set(found[-1])
@@ -79,7 +81,7 @@ def test_the_loggers_that_write_into_the_run(logger: str, data_root: Path) -> No
 
 
 def elsewhere(logger: str, data_root: Path, **env: str) -> Path:
-    """Two runs, one after the other, in a process of their own; the folder they were started from."""
+    """Start two runs, one after the other, in another process; returns their working directory."""
     if importlib.util.find_spec(logger) is None:
         pytest.skip(f'{logger} is not installed: pip install "expunge[{logger}]"')
     here = data_root.parent
@@ -112,7 +114,7 @@ def test_wandb_has_every_term_in_a_run_of_its_own(data_root: Path) -> None:
     }
     assert losses["one"] == losses["two"]
     for shown in histories:
-        # Which file is which run's, its name does not say; the terms that time has no part in are the same.
+        # The name of a file does not say which run it is; the terms without a time are equal in both.
         hold_against(here / "files" / "logs" / "one", shown, TERMS[:-2])
 
 
@@ -126,7 +128,7 @@ def hold_against(folder: Path, shown: list[dict[str, Any]], terms: tuple[str, ..
 
 
 def history(file: Path) -> Iterator[dict[str, Any]]:
-    """What wandb was told, from its file: LevelDB's log format behind seven bytes, with a protobuf message a record."""
+    """The records in a wandb file: LevelDB log format after seven bytes, one protobuf message each."""
     from wandb.proto import wandb_internal_pb2
 
     data, position, whole, block, header = file.read_bytes(), 7, b"", 32768, 7
@@ -137,7 +139,7 @@ def history(file: Path) -> Iterator[dict[str, Any]]:
         _, size, kind = struct.unpack_from("<IHB", data, position)
         part = data[position + header : position + header + size]
         position += header + size
-        # 1 is a whole record; 2, 3 and 4 are the first, a middle and the last part of one.
+        # 1 is a whole record; 2, 3 and 4 are the first, a middle and the last part of a record.
         whole = part if kind in (1, 2) else whole + part
         if kind in (1, 4):
             record = wandb_internal_pb2.Record()
@@ -150,7 +152,7 @@ def history(file: Path) -> Iterator[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("logger", ["tensorboard", "wandb", "trackio"])
-def test_a_logger_that_is_not_installed_is_told_before_a_model_is_loaded(
+def test_a_logger_that_is_not_installed_is_reported_before_a_model_is_loaded(
     logger: str, data_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     installed = importlib.util.find_spec
@@ -159,7 +161,7 @@ def test_a_logger_that_is_not_installed_is_told_before_a_model_is_loaded(
     )
     monkeypatch.setattr("expunge.cli.verbs.run.PIPELINES", {})
     assert script("unlearn_model", [*FLAGS.split(), "--overall.logger", logger]) == 2
-    told = capsys.readouterr().err
-    assert f"--overall.logger {logger} needs the package '{logger}', which is not installed" in told
-    assert f'pip install "expunge[{logger}]"' in told
+    text = capsys.readouterr().err
+    assert f"--overall.logger {logger} needs the package '{logger}', which is not installed" in text
+    assert f'pip install "expunge[{logger}]"' in text
     assert not (data_root.parent / "files").exists()

@@ -1,4 +1,4 @@
-"""What is wrong is told in the words of whoever typed it: SOUL's flags, or our keys."""
+"""Faults are reported in the words of the user: with SOUL's flags, or with our keys."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from expunge.soul.main import script
 from expunge.soul.methods import METHODS
 
 COMPOSITES = [name for name, method in METHODS.items() if method.required == "gamma"]
-RUN = "--model_name expunge/mini --task_name tofu --forget_dataset_name Tofu_forget10 --retain_dataset_name Tofu_retain90 --logger.name N"
-# Our names for the composites' weight, as distinct from SOUL's.
+RUN = (
+    "--model_name expunge/mini --task_name tofu --forget_dataset_name Tofu_forget10 --retain_dataset_name "
+    "Tofu_retain90 --logger.name N"
+)
+# The composites whose weight has another name here than in SOUL.
 OURS = [name for name in COMPOSITES if METHODS[name].keys["gamma"] == "alpha"]
 
 
 def some(names: list[str]) -> list[Any]:
-    """The first as it is, the others among the slow tests: each composes a configuration."""
+    """The first name runs always, the others are slow tests: each composes a configuration."""
     return [names[0], *(pytest.param(name, marks=pytest.mark.slow) for name in names[1:])]
 
 
-def told(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+def reported(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     assert script("unlearn_model", argv) == 2
     return capsys.readouterr().err
 
@@ -30,7 +33,7 @@ def told(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 def test_a_missing_weight_is_souls_gamma(
     name: str, data_root: object, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = told([*RUN.split(), "--unlearn.unlearn_method", name], capsys)
+    text = reported([*RUN.split(), "--unlearn.unlearn_method", name], capsys)
     assert f"{name} needs --unlearn.{name}.gamma" in text
     assert "alpha" not in text
     assert "trainer." not in text
@@ -41,10 +44,10 @@ def test_a_wrong_weight_is_souls_gamma(
     name: str, data_root: object, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = [*RUN.split(), "--unlearn.unlearn_method", name]
-    negative = told([*run, f"--unlearn.{name}.gamma", "-2"], capsys)
+    negative = reported([*run, f"--unlearn.{name}.gamma", "-2"], capsys)
     assert f"--unlearn.{name}.gamma -2: must be a number of at least 0" in negative
     assert f"for example --unlearn.{name}.gamma 0" in negative
-    short = told([*run, "--gamma", "-2"], capsys)
+    short = reported([*run, "--gamma", "-2"], capsys)
     assert "--unlearn.gamma -2: must be" in short
     for text in (negative, short):
         assert "alpha" not in text
@@ -52,7 +55,7 @@ def test_a_wrong_weight_is_souls_gamma(
 
 
 @pytest.mark.parametrize("name", some(OURS))
-def test_our_own_command_line_tells_our_own_key(
+def test_our_own_command_line_reports_our_own_key(
     name: str, data_root: object, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["unlearn", f"trainer={METHODS[name].trainer}", "task_name=N"]) == 2
@@ -62,15 +65,15 @@ def test_our_own_command_line_tells_our_own_key(
     assert "unlearn." not in text
 
 
-def test_other_values_are_told_of_their_flags_too(
+def test_other_values_are_reported_with_their_flags_too(
     data_root: object, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = [*RUN.split(), "--unlearn.unlearn_method", "GA"]
-    text = told([*run, "--unlearn.lr", "-1", "--dataset.batch_size", "0"], capsys)
+    text = reported([*run, "--unlearn.lr", "-1", "--dataset.batch_size", "0"], capsys)
     assert "--unlearn.lr -1: must be a number above 0\n  -> for example --unlearn.lr 1e-5" in text
     assert "--dataset.batch_size 0: must be a whole number above 0" in text
-    # An override behind the flags is told as it was typed.
-    assert "trainer.args.learning_rate=-3: must be" in told(
+    # An override after the flags is reported as typed.
+    assert "trainer.args.learning_rate=-3: must be" in reported(
         [*run, "--unlearn.lr", "1", "trainer.args.learning_rate=-3"], capsys
     )
     assert (

@@ -1,4 +1,4 @@
-"""Which refusals CL and its like teach: the user's file, SOUL's files, or the lines of the package."""
+"""The refusals of CL and similar methods: the user's file, SOUL's files, or the lines of the package."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_souls_file_for_the_forget_data_comes_first(method: str, data_root: Path
     ) == str(own)
 
 
-def test_each_data_set_has_its_own_file(data_root: Path, write_rows: Any) -> None:
+def test_each_dataset_has_its_own_file(data_root: Path, write_rows: Any) -> None:
     files = {kind: str(polite(data_root, kind)) for kind in ("", "_tofu", "_copyright")}
     write_rows(data_root / "hp" / "hp_qa.jsonl", [{"prompt": "q", "response": "a"}])
     assert chosen(translated("HP"), "HP_QA") == files["_copyright"]
@@ -96,14 +96,14 @@ def test_each_data_set_has_its_own_file(data_root: Path, write_rows: Any) -> Non
 def test_a_file_may_be_csv_json_or_text(suffix: str, text: str, rows: RowSet, data_root: Path) -> None:
     path = polite(data_root, "_tofu", text, suffix)
     assert refusal_lines(str(path), rows, data_root) == LINES
-    # Without a word about it, what lies beside the rows comes first, then the files of the field.
+    # Without a given path, the file beside the rows comes first, then the field's files.
     assert refusal_lines(None, rows, data_root) == ["I don't know.", "That is beyond me."]
     (data_root / "tofu" / "idontknow.jsonl").unlink()
     polite(data_root, "", text, suffix)
     assert refusal_lines(None, rows, data_root) == LINES
 
 
-def test_without_a_file_the_lines_of_the_package_are_taken_and_that_is_told(
+def test_without_a_file_the_lines_of_the_package_are_used_and_reported(
     rows: RowSet, data_root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (data_root / "tofu" / "idontknow.jsonl").unlink()
@@ -115,7 +115,7 @@ def test_without_a_file_the_lines_of_the_package_are_taken_and_that_is_told(
     )
     assert f"the package's own {len(OWN)} lines are used" in caplog.text
     assert len(set(OWN)) == len(OWN) >= 10
-    # A file that was named is never replaced by others.
+    # A file that the user names is never replaced by another.
     with pytest.raises(UserError, match=r"idk_path is 'gone.csv'; looked for"):
         refusal_lines("gone.csv", rows, data_root)
 

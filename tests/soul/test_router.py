@@ -21,7 +21,7 @@ def test_every_name_is_a_choice(name: str, side: str, data_root: Path) -> None:
     assert set(routed.choices) <= set(choices(config_roots(), "data/datasets"))
 
 
-def test_what_the_names_stand_for(data_root: Path) -> None:
+def test_names_are_translated_to_choices(data_root: Path) -> None:
     tofu = route("Tofu_forget05", "forget")
     assert tofu is not None
     assert (tofu.choices, tofu.root, tofu.texts) == (["TOFU_QA_forget"], {"forget_split": "forget05"}, False)
@@ -31,7 +31,7 @@ def test_what_the_names_stand_for(data_root: Path) -> None:
     everything = route("WMDPALL", "retain")
     assert everything is not None
     assert everything.choices == ["WMDP_bio_retain", "WMDP_cyber_retain"]
-    assert "none for chemistry" in everything.notices[0]
+    assert "no corpus for chemistry" in everything.notices[0]
     assert set(DOMAINS) == {"WMDPCyber", "WMDPBio", "WMDPChem", "WMDPALL"}
     assert route("none", "retain") is None
 
@@ -59,7 +59,7 @@ def test_a_book_is_questions_or_passages(data_root: Path, write_rows: Any) -> No
         ("g.jsonl", '"a text"\n"another"\n', "LOCAL_text", None),
     ],
 )
-def test_local_files_are_known_by_their_columns(
+def test_local_files_are_recognised_by_their_columns(
     name: str, content: str, choice: str, keys: tuple[str, str] | None, tmp_path: Path
 ) -> None:
     path = tmp_path / name
@@ -94,7 +94,7 @@ def test_unknown_columns_and_folders_are_refused(tmp_path: Path, write_rows: Any
         local(str(tmp_path), "forget")
 
 
-def test_the_local_copies_that_the_files_promise_are_found(tmp_path: Path, write_rows: Any) -> None:
+def test_the_local_copies_that_the_yamls_name_are_found(tmp_path: Path, write_rows: Any) -> None:
     for path in (
         "wmdp-corpora/bio-forget-corpus.jsonl",
         "pku-saferlhf/train.jsonl",

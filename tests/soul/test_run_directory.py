@@ -1,4 +1,4 @@
-"""The run directory of a command line of the SOUL family: what is where, resumed, evaluated again, read by the reports."""
+"""The run directory of a SOUL command line: its files, resuming, evaluating again, reading by the reports."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from expunge.training.records import WALL_CLOCK, read_records
 from expunge.training.step import Stepper
 
 COMMON = (
-    "--overall.model_name expunge/mini --unlearn.task_name tofu --dataset.forget_dataset_name Tofu_forget10 --dataset.retain_dataset_name "
+    "--overall.model_name expunge/mini --unlearn.task_name tofu --dataset.forget_dataset_name Tofu_forget10 "
+    "--dataset.retain_dataset_name "
     "Tofu_retain90 --dataset.forget_ratio 4 --dataset.batch_size 2 model.model_args.torch_dtype=float32"
 )
 FEW = ["eval.tofu.generation.max_new_tokens=2", "eval.tofu.bootstrap={resamples:10,seed:0}"]
@@ -91,7 +92,7 @@ def test_reports_read_it_like_any_other(trained: Path) -> None:
         read_evaluated("N", trained / "pairs")
 
 
-def test_souls_own_results_are_no_evaluation_of_ours(tmp_path: Path) -> None:
+def test_souls_own_results_are_refused(tmp_path: Path) -> None:
     (tmp_path / "tofu.json").write_text(json.dumps({"forget": {"rouge": 0.1}}))
     with pytest.raises(UserError, match="no evaluation of this tool"):
         read_evaluated("S", tmp_path)
@@ -138,14 +139,14 @@ def test_the_folder_of_a_run_is_a_model_for_our_own_commands(trained: Path) -> N
     )
     own = trained.parents[2] / "own"
     assert names(own) == {"run_config.json", "run.json", "TOFU_EVAL.json", "TOFU_SUMMARY.json", "tables"}
-    # The suite of the command line of SOUL has a metric of its own besides.
+    # The suite of SOUL's command line has one more metric.
     assert summary(own) == {name: value for name, value in summary(trained).items() if name in summary(own)}
     assert 0 < summary(own)["forget_Q_A_Prob"] < 1
     notices = read(own / "run.json")["notices"]
     assert f"{trained} is the folder of a run; its model is in {trained / 'checkpoints'}" in notices
 
 
-def test_a_killed_run_goes_on_where_it_was(
+def test_a_killed_run_continues_where_it_stopped(
     data_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = [
@@ -184,7 +185,7 @@ def test_a_killed_run_goes_on_where_it_was(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("merged", [False, True])
-def test_an_adapter_is_saved_alone_and_on_request_merged(merged: bool, data_root: Path) -> None:
+def test_an_adapter_is_saved_alone_or_merged_on_request(merged: bool, data_root: Path) -> None:
     command = [*TRAINS, "--unlearn.max_steps", "1", "--use_lora", "--logger.name", "L", "eval=null"]
     assert script("unlearn_model", [*command, f"model.adapter.merge={str(merged).lower()}"]) == 0
     folder = data_root.parent / "files" / "logs" / "L" / "checkpoints"

@@ -11,8 +11,10 @@ from expunge.soul.main import script
 from expunge.training.records import read_records
 
 RUN = (
-    "--overall.model_name expunge/mini --unlearn.task_name tofu --unlearn.unlearn_method {method} --unlearn.max_steps 2 "
-    "--dataset.forget_dataset_name Tofu_forget10 --dataset.retain_dataset_name Tofu_retain90 --dataset.batch_size 2 "
+    "--overall.model_name expunge/mini --unlearn.task_name tofu --unlearn.unlearn_method {method} "
+    "--unlearn.max_steps 2 "
+    "--dataset.forget_dataset_name Tofu_forget10 --dataset.retain_dataset_name Tofu_retain90 "
+    "--dataset.batch_size 2 "
     "--logger.name {name} eval=null model.model_args.torch_dtype=float32"
 )
 
@@ -66,7 +68,7 @@ def test_more_rows_than_there_are_is_an_error_before_a_model_is_loaded(
 def test_a_task_is_evaluated_by_its_suites(
     data_root: Path, write_rows: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Trained a step, then ppl, few_shots (whose harness is not there: null) and wmdp, into SOUL's files."""
+    """Training, then ppl, few_shots (null, as the harness is not installed) and wmdp, in SOUL's files."""
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     questions = [
         {"question": f"Who is {name}?", "choices": ["a", "b", "c", "d"], "answer": 1}

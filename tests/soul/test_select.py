@@ -28,7 +28,7 @@ def rows(tmp_path: Path, write_rows: Any) -> Any:
 
 
 def build_dataset(name: str, node: Any, *args: Any, **more: Any) -> datasets.Dataset:
-    """The data set of a configuration's {handler, args}."""
+    """The dataset of a configuration's {handler, args}."""
     chosen = bound_alone(bind_dataset, f"data.forget.{name}", node)[f"data.forget.{name}.args"]
     return datasets.build_dataset(name, chosen, *args, **more)
 
@@ -124,7 +124,7 @@ def test_unsafe_answers_become_rows(tmp_path: Path, write_rows: Any) -> None:
         chosen_rows({"path": str(path)}, None, ("prompt", "response"), reshape="unsafe_answers")
 
 
-def test_folders_that_save_to_disk_wrote(tmp_path: Path, write_rows: Any) -> None:
+def test_folders_of_save_to_disk(tmp_path: Path, write_rows: Any) -> None:
     datasets = pytest.importorskip("datasets")
     part = datasets.Dataset.from_dict({"question": ["q"], "answer": ["a"]})
     other = datasets.Dataset.from_dict({"question": ["r", "s"], "answer": ["b", "c"]})

@@ -19,15 +19,19 @@ from expunge.soul.unlearning import SUITES
 
 ROOT = Path(__file__).resolve().parents[2]
 FULL = (
-    "--overall.model_name expunge/mini --overall.cache_dir .cache --overall.seed 0 --overall.logger json --unlearn.task_name tofu "
+    "--overall.model_name expunge/mini --overall.cache_dir .cache --overall.seed 0 --overall.logger json "
+    "--unlearn.task_name tofu "
     "--unlearn.unlearn_method {method} --unlearn.num_epochs 1 --unlearn.lr 1e-4 --unlearn.weight_decay 0.1 "
     "--unlearn.gradient_accumulation_steps 1 --unlearn.sophia {sophia} --unlearn.sophia_params.betas_low 0.9 "
-    "--unlearn.sophia_params.betas_high 0.95 --unlearn.sophia_params.rho 0.03 --unlearn.use_lora 0 --unlearn.compute_difficulty_only 0 "
-    "--unlearn.enable_difficulty_sampling 0 --unlearn.difficulty_order asc {gamma} --dataset.forget_dataset_name Tofu_forget10 "
-    "--dataset.retain_dataset_name Tofu_retain90 --dataset.dataset_seed 7 --dataset.forget_ratio 4 --dataset.self_retain 0 "
+    "--unlearn.sophia_params.betas_high 0.95 --unlearn.sophia_params.rho 0.03 --unlearn.use_lora 0 "
+    "--unlearn.compute_difficulty_only 0 "
+    "--unlearn.enable_difficulty_sampling 0 --unlearn.difficulty_order asc {gamma} "
+    "--dataset.forget_dataset_name Tofu_forget10 "
+    "--dataset.retain_dataset_name Tofu_retain90 --dataset.dataset_seed 7 --dataset.forget_ratio 4 "
+    "--dataset.self_retain 0 "
     "--dataset.batch_size 4 --logger.name N --logger.json.root files/logs"
 )
-# The loss, the retain term and the weight that SOUL's gamma of 1.5 is in the end.
+# The loss, the retain term, and the weights that SOUL's gamma of 1.5 becomes.
 EXPECTED = {
     "FT": ("finetune:finetune", None, {}),
     "l1_sparse": ("l1_sparse:l1_sparse", None, {}),
@@ -116,11 +120,8 @@ def test_every_method_translates_composes_and_validates(method: str, data_root: 
 
 
 BY_HAND = {
-    (
-        "GA+FT",
-        1,
-    ): "trainer=GradDiff trainer.method_args.gamma=1.0 trainer.method_args.alpha=1.5 retain=nll optimizer=sophia "
-    "trainer.optimizer.betas=[0.9,0.95] trainer.optimizer.rho=0.03",
+    ("GA+FT", 1): "trainer=GradDiff trainer.method_args.gamma=1.0 trainer.method_args.alpha=1.5 retain=nll "
+    "optimizer=sophia trainer.optimizer.betas=[0.9,0.95] trainer.optimizer.rho=0.03",
     ("RL", 0): "trainer=GradAscent trainer.handler=expunge.methods.rl:rl "
     "data.forget.TOFU_QA_forget.handler=expunge.data.random_labels:qa_random_labels "
     "data.forget.TOFU_QA_forget.args.answers={TOFU_QA_retain:{handler:'expunge.data.datasets:qa',"
@@ -129,13 +130,16 @@ BY_HAND = {
 
 
 @pytest.mark.parametrize(("method", "sophia"), BY_HAND)
-def test_the_config_is_the_one_written_by_hand(method: str, sophia: int, data_root: Path) -> None:
+def test_the_config_equals_one_written_by_hand(method: str, sophia: int, data_root: Path) -> None:
     common = (
         "task_name=N paths.output_dir=files/logs/N run_layout=soul seed=0 model=soul "
         "model.model_args.pretrained_model_name_or_path=expunge/mini model.model_args.cache_dir=.cache "
-        "model.tokenizer_args.cache_dir=.cache budget=soul eval=tofu eval.tofu.metrics.tofu_soul_ks.enabled=true forget_split=forget10 "
-        "retain_split=retain90 trainer.args.learning_rate=1e-4 trainer.args.num_train_epochs=1 trainer.args.weight_decay=0.1 "
-        "trainer.args.gradient_accumulation_steps=1 trainer.args.per_device_train_batch_size=4 trainer.args.report_to=none "
+        "model.tokenizer_args.cache_dir=.cache budget=soul eval=tofu "
+        "eval.tofu.metrics.tofu_soul_ks.enabled=true forget_split=forget10 "
+        "retain_split=retain90 trainer.args.learning_rate=1e-4 trainer.args.num_train_epochs=1 "
+        "trainer.args.weight_decay=0.1 "
+        "trainer.args.gradient_accumulation_steps=1 trainer.args.per_device_train_batch_size=4 "
+        "trainer.args.report_to=none "
         "trainer.args.logging_steps=0.05 trainer.args.save_strategy=epoch trainer.args.save_total_limit=1 "
         "data.forget.TOFU_QA_forget.args.select={ratio:4,seed:7}"
     )
@@ -145,7 +149,7 @@ def test_the_config_is_the_one_written_by_hand(method: str, sophia: int, data_ro
     assert translated.identity() == by_hand.identity()
 
 
-# What difficulty.md has for Llama-2-7b on TOFU's forget10: method, lr, weight of the retain term.
+# From difficulty.md, for Llama-2-7b on TOFU's forget10: method, lr, weight of the retain term, Sophia.
 REFERENCE = {
     "FO_GradDiff": ("grad_diff", 5e-6, 0.3, False),
     "SO_GradDiff": ("grad_diff", 5e-6, 2.0, True),
@@ -219,14 +223,17 @@ def test_undotted_and_valueless_flags_are_the_same() -> None:
         method="GA+FT", sophia=1, gamma="--unlearn.GA+FT.gamma 2"
     )
     undotted = (
-        "--use_lora --sophia --model_name expunge/mini --cache_dir .cache --seed 0 --logger json --task_name tofu --unlearn_method GA+FT "
-        "--num_epochs 1 --lr 1e-4 --weight_decay=0.1 --gradient_accumulation_steps 1 --gamma 2 --forget_dataset_name Tofu_forget10 "
-        "--retain_dataset_name Tofu_retain90 --dataset_seed 7 --forget_ratio 4 --batch_size 4 --run_name N --log_root files/logs"
+        "--use_lora --sophia --model_name expunge/mini --cache_dir .cache --seed 0 --logger json "
+        "--task_name tofu --unlearn_method GA+FT "
+        "--num_epochs 1 --lr 1e-4 --weight_decay=0.1 --gradient_accumulation_steps 1 --gamma 2 "
+        "--forget_dataset_name Tofu_forget10 "
+        "--retain_dataset_name Tofu_retain90 --dataset_seed 7 --forget_ratio 4 --batch_size 4 --run_name N "
+        "--log_root files/logs"
     )
     assert translate(dotted.split()).overrides == translate(undotted.split()).overrides
 
 
-def test_a_namespace_is_as_good_as_words(data_root: Path) -> None:
+def test_a_namespace_is_translated_like_words(data_root: Path) -> None:
     assert translate(parser_of("unlearn_model").parse_args(line("GA"))) == translate(line("GA"))
 
 
@@ -243,12 +250,17 @@ def test_own_hyper_parameters() -> None:
     assert {"trainer=NPO", "retain=none"} <= set(translate(short("NPO")).overrides)
 
 
-def test_lora_is_made_new_or_taken_up(data_root: Path, tmp_path: Path) -> None:
+def test_lora_is_new_or_continued(data_root: Path, tmp_path: Path) -> None:
     new = translate([*short(forget_ratio="1"), "--use_lora"])
     adapter = loaded(new).section("model.adapter")
-    assert {key: adapter[key] for key in ("type", "r", "alpha", "dropout", "target_modules")} == {
-        "type": "lora", "r": 8, "alpha": 32, "dropout": 0.05, "target_modules": ["q_proj", "v_proj"],
-    }  # fmt: skip
+    expected = {
+        "type": "lora",
+        "r": 8,
+        "alpha": 32,
+        "dropout": 0.05,
+        "target_modules": ["q_proj", "v_proj"],
+    }
+    assert {key: adapter[key] for key in expected} == expected
     folder = tmp_path / "tofu_lora"
     folder.mkdir()
     (folder / "adapter_config.json").write_text(
@@ -260,7 +272,7 @@ def test_lora_is_made_new_or_taken_up(data_root: Path, tmp_path: Path) -> None:
     assert "is a LoRA adapter" in faults(short(model_name=str(folder)))[0]
 
 
-def test_overrides_behind_the_flags_win() -> None:
+def test_overrides_after_the_flags_win() -> None:
     found = translate(
         [
             *short(),
@@ -277,7 +289,7 @@ def test_overrides_behind_the_flags_win() -> None:
     assert "optimizer=sophia" in found.overrides
 
 
-def test_what_is_only_evaluated(data_root: Path, tmp_path: Path) -> None:
+def test_runs_that_only_evaluate(data_root: Path, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     for name in ("config.json", "tokenizer.json"):
@@ -289,8 +301,13 @@ def test_what_is_only_evaluated(data_root: Path, tmp_path: Path) -> None:
     assert translate(short("origin")).config_name == "eval"
 
 
-TASKS = {"tofu": ["tofu"], "wmdp": ["ppl", "few_shots", "wmdp"], "hp": ["ppl", "few_shots", "copyright"],
-         "copyright": ["ppl", "few_shots", "copyright"], "toxic": ["ppl", "few_shots", "toxicity"]}  # fmt: skip
+TASKS = {
+    "tofu": ["tofu"],
+    "wmdp": ["ppl", "few_shots", "wmdp"],
+    "hp": ["ppl", "few_shots", "copyright"],
+    "copyright": ["ppl", "few_shots", "copyright"],
+    "toxic": ["ppl", "few_shots", "toxicity"],
+}
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -305,7 +322,7 @@ def test_every_task_composes_and_validates_its_suites(task: str, data_root: Path
     if task == "hp":
         assert cfg.get("eval.copyright.views.prompt_50.hf_args.path") == str(texts)
     if task == "toxic":
-        # The prompts of the rows that are forgotten, by the draw that chooses them.
+        # The prompts are those of the forgotten rows: the same selection with the same seed.
         view, (node,) = cfg.get("eval.toxicity.views.forget"), cfg.section("data.forget").values()
         assert view["select"] == node["args"]["select"] == {"ratio": 4, "seed": 7}
         assert view["hf_args"]["path"] == node["args"]["hf_args"]["path"] == str(answers)
@@ -314,12 +331,12 @@ def test_every_task_composes_and_validates_its_suites(task: str, data_root: Path
 
 def test_the_prompts_of_safe_pku_are_those_of_the_rows_that_are_forgotten() -> None:
     overrides = translate(short(task_name="", forget_dataset_name="SafePku")).overrides
-    assert "eval=[ppl,few_shots,toxicity]" in overrides  # toxic, where no task is given
+    assert "eval=[ppl,few_shots,toxicity]" in overrides  # the default task is toxic
     assert "eval.toxicity.views.forget.select={ratio:200,seed:0}" in overrides
     assert not any("reshape" in text or "hf_args" in text for text in overrides if text.startswith("eval."))
 
 
-def test_a_task_whose_suite_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_without_its_suite_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SUITES, "copyright", ("ppl", "mia_svc"))
     argv = short(task_name="hp", forget_dataset_name="SafePku")
     assert "--unlearn.task_name hp: this version has no evaluation mia_svc" in faults(argv)[0]
@@ -335,7 +352,7 @@ def test_a_task_whose_suite_is_not_there_is_refused(monkeypatch: pytest.MonkeyPa
         (short("GA-FT"), "unknown method 'GA-FT'\n  -> did you mean 'GA+FT'?"),
         (
             short(forget_dataset_name="Tofu-forget10"),
-            "unknown data set 'Tofu-forget10'\n  -> did you mean 'Tofu_forget10'?",
+            "unknown dataset 'Tofu-forget10'\n  -> did you mean 'Tofu_forget10'?",
         ),
         (short("origin", forget_dataset_name="WMDPBios"), "did you mean 'WMDPBio'?"),
         (short(logger="jsn"), "did you mean 'json'?"),
@@ -349,16 +366,16 @@ def test_a_task_whose_suite_is_not_there_is_refused(monkeypatch: pytest.MonkeyPa
         (short(seed="1.5"), "is not a whole number"),
         (short(sophia="maybe"), "is not 0 or 1"),
         ([*short(), "--lr"], "--unlearn.lr is given without a value"),
-        ([*short(), "stray"], "'stray' is neither a flag nor its value"),
+        ([*short(), "stray"], "'stray' is neither a flag nor the value of one"),
         (short(model_name=""), "--overall.model_name is not given"),
-        (short(forget_ratio="2.5"), "above 1 it is a count of rows"),
-        (short(forget_ratio="0"), "at most 1 a share"),
-        ([*short(forget_ratio="1"), "--self_retain"], "nothing is left to keep"),
+        (short(forget_ratio="2.5"), "must be a count of rows (a whole number above 1)"),
+        (short(forget_ratio="0"), "or a share (above 0, at most 1)"),
+        ([*short(forget_ratio="1"), "--self_retain"], "no rows are left to keep"),
         (short(forget_dataset_name="HP"), "HP is not TOFU"),
         (short("GA+FT", gamma="1", retain_dataset_name="none"), "GA+FT reads retain rows"),
         (short("CL", forget_dataset_name="C4"), "rows are texts without questions"),
         (short("RL", retain_dataset_name="wikitext"), "RL draws answers from the retain rows"),
-        (short(forget_dataset_name="WMDPALL"), "a count over 2 data sets"),
+        (short(forget_dataset_name="WMDPALL"), "a count cannot be split over 2 datasets"),
         (short(forget_dataset_name="./nowhere.jsonl"), "no such file"),
     ],
 )
@@ -367,12 +384,15 @@ def test_what_is_refused(argv: list[str], said: str, tmp_path: Path, monkeypatch
     assert any(said in text for text in faults(argv)), faults(argv)
 
 
-def test_all_faults_are_told_together_with_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_faults_are_reported_together_with_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert script("unlearn_model", [*short("GA+FT", lr="x"), "--nunlearn.lr", "3"]) == 2
     assert capsys.readouterr().err.startswith("error: 3 things are wrong")
 
 
-FINETUNE = "--model_name expunge/mini --cache_dir .cache --epochs 3 --batch_size 2 --gradient_accumulation_steps 8 --lr 1e-4 "
+FINETUNE = (
+    "--model_name expunge/mini --cache_dir .cache --epochs 3 --batch_size 2 --gradient_accumulation_steps "
+    "8 --lr 1e-4 "
+)
 LORA = "--lora_r 8 --lora_alpha 16 --lora_dropout 0.05 --save_dir files/models/tofu_lora"
 
 
@@ -414,18 +434,18 @@ def test_finetuning_without_an_adapter_and_on_another_subset() -> None:
     )
 
 
-def test_every_script_is_there_twice_and_helps_without_torch(tmp_path: Path) -> None:
+def test_every_script_exists_twice_and_its_help_needs_no_torch(tmp_path: Path) -> None:
     paths = [
         str(folder / f"{name}.py") for folder in (ROOT / "exec", ROOT / "src" / "exec") for name in SCRIPTS
     ]
     code = """
 import contextlib, io, runpy, sys
 for path in sys.argv[1:]:
-    told = io.StringIO()
+    shown = io.StringIO()
     sys.argv = [path, "--help"]
-    with contextlib.redirect_stdout(told), contextlib.suppress(SystemExit):
+    with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
         runpy.run_path(path, run_name="__main__")
-    assert "--model_name" in told.getvalue(), path
+    assert "--model_name" in shown.getvalue(), path
 heavy = [name for name in ("torch", "transformers", "datasets", "numpy") if name in sys.modules]
 assert not heavy, heavy
 """
@@ -435,7 +455,7 @@ assert not heavy, heavy
     assert done.returncode == 0, done.stderr
 
 
-def test_torch_is_not_loaded_before_a_fault_is_told(tmp_path: Path) -> None:
+def test_torch_is_not_loaded_before_a_fault_is_reported(tmp_path: Path) -> None:
     code = """
 import sys
 from expunge.soul.main import script

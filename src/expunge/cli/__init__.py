@@ -1,1 +1,1 @@
-"""Verbs to pipelines; a UserError becomes a message and exit code 2."""
+"""The command line: verbs call pipelines; a UserError becomes a message and exit code 2."""

@@ -1,4 +1,4 @@
-"""What the terminal shows: log lines, faults, tables. The only place that knows of rich."""
+"""Terminal output: log lines, faults, tables. Only this file uses rich."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from expunge.core.errors import UserError
 
 
 def setup_logging(verbose: bool = False) -> None:
-    """Send the log to stderr: INFO of the first process, warnings of the others.
+    """Send the log to stderr: INFO of the first process, WARNING of the others.
 
     Args:
-        verbose: DEBUG instead of INFO, and transformers' own messages.
+        verbose: DEBUG instead of INFO; on a terminal also the source line of each message.
     """
     first = int(os.environ.get("RANK", "0")) == 0
     level = logging.DEBUG if verbose else logging.INFO
@@ -22,8 +22,8 @@ def setup_logging(verbose: bool = False) -> None:
     logger = logging.getLogger("expunge")
     logger.handlers[:] = [handler]
     logger.setLevel(level if first else logging.WARNING)
-    # Records still reach the root logger, for whoever listens there. With a handler of its own, even an idle
-    # one, no library will give it one that prints everything a second time.
+    # Records still reach the root logger and its listeners. The root logger gets an idle handler, because a
+    # library adds one to a root logger without handlers, and each line would then be printed twice.
     logging.getLogger().addHandler(logging.NullHandler())
     logging.captureWarnings(True)
     warnings_log = logging.getLogger("py.warnings")
@@ -32,7 +32,7 @@ def setup_logging(verbose: bool = False) -> None:
 
 
 def _handler(verbose: bool) -> logging.Handler:
-    """Colours on a terminal. Elsewhere (a scheduler's log) one plain line a record: rich wraps at 80 columns there."""
+    """Colours on a terminal; elsewhere one plain line per record, because rich wraps lines at 80 columns."""
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.logging import RichHandler
@@ -44,7 +44,7 @@ def _handler(verbose: bool) -> logging.Handler:
 
 
 def print_faults(error: UserError) -> None:
-    """Print to stderr what is wrong and what to do, without a traceback; one process of a run prints."""
+    """Print to stderr what is wrong and what to do, without a traceback; only one process of a run prints."""
     if int(os.environ.get("LOCAL_RANK", "0")) != 0:
         return
     count = len(error.faults)
@@ -55,7 +55,7 @@ def print_faults(error: UserError) -> None:
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print columns aligned, as wide as their content; the last one is not cut."""
+    """Print aligned columns, as wide as their content; nothing is cut."""
     lines = [list(header), *[list(row) for row in rows]]
     widths = [max(len(line[index]) for line in lines) for index in range(len(header))]
     for line in lines:

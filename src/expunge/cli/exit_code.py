@@ -1,4 +1,4 @@
-"""What a command ends with: an exit code, and a message where the user can mend something."""
+"""The end of a command: an exit code, and a message if the user can fix the error."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ SILENCE_SECONDS = 5
 
 
 class ExitCode:
-    """A block whose `UserError` or ctrl-C becomes a message and an exit code. Other errors pass.
+    """A block in which a `UserError` or Ctrl-C becomes a message and an exit code. Other errors pass.
 
     Attributes:
-        value: 0, 2 after a `UserError`, 130 after ctrl-C.
+        value: 0, 2 after a `UserError`, 130 after Ctrl-C.
     """
 
     value = 0
@@ -31,17 +31,17 @@ class ExitCode:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        """Print the message of an error that is handled here; True ends that error."""
+        """Print the message of an error that is handled here; True stops this error."""
         if isinstance(error, UserError):
             if _reports():
                 print_faults(error)
             self.value = FAULTY
         elif isinstance(error, KeyboardInterrupt):
             message = "interrupted; the same command continues from the newest complete checkpoint"
-            print(f"\n{message}, if trainer.args.save_strategy has written one", file=sys.stderr)
+            print(f"\n{message}, if there is one (see trainer.args.save_strategy)", file=sys.stderr)
             self.value = INTERRUPTED
         elif isinstance(error, BrokenPipeError):
-            # The reader (`| head`) has gone. Nobody reads what is left, and python must not flush it at exit.
+            # The reader (`| head`) has closed the pipe, so Python must not flush the rest at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         else:
             return False
@@ -49,14 +49,15 @@ class ExitCode:
 
 
 def _reports() -> bool:
-    """Whether this process of a launch reports a fault.
+    """Whether this process of a distributed run reports a fault.
 
-    Of processes that have not met yet, all find the same fault, and the first of each machine reports it.
+    Before the processes have connected, all of them find the same fault, and only the first one of each
+    machine reports it.
     """
     torch = sys.modules.get("torch")
     met = torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized()
     if met or os.environ.get("LOCAL_RANK", "0") == "0":
         return True
-    # A launcher stops all processes as soon as one has failed: let the first one speak.
+    # A launcher stops all processes as soon as one has failed, so the others wait for the report.
     time.sleep(SILENCE_SECONDS)
     return False

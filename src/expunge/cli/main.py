@@ -17,10 +17,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command `expunge`.
 
     Args:
-        argv: the arguments; those of the process where None.
+        argv: the arguments; None = those of the process.
 
     Returns:
-        The exit code: 0, 2 for something the user can mend, 130 after ctrl-C.
+        The exit code: 0, 2 for an error that the user can fix, 130 after Ctrl-C.
     """
     with ExitCode() as code:
         args = parsed(_parser(), argv)
@@ -33,11 +33,11 @@ def script(prog: str, config_name: str, argv: Sequence[str] | None = None) -> in
 
     Args:
         prog: the script's name, for messages.
-        config_name: the config where `--config-name` is not given.
-        argv: the arguments; those of the process where None.
+        config_name: the default of `--config-name`.
+        argv: the arguments; None = those of the process.
 
     Returns:
-        The exit code, as `main`.
+        The exit code, as for `main`.
     """
     parser = argparse.ArgumentParser(
         prog=prog, epilog=OVERRIDES, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -52,12 +52,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="expunge",
         description="Make a causal language model forget chosen training data, "
-        "and prove what was forgotten and what it cost.",
-        epilog="`expunge VERB --help` tells about a verb. Start with `expunge demo`.",
+        "and measure what was forgotten and what it cost.",
+        epilog="`expunge VERB --help` describes a verb. Start with `expunge demo`.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"expunge {expunge.__version__}")
-    # For `validate`, which checks the command lines of the others.
+    # `validate` checks the command lines of the other verbs.
     parser.set_defaults(verbs=VERBS)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb in VERBS:

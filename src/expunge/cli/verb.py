@@ -1,4 +1,4 @@
-"""What a verb is, and what the verbs share: the options of a run, and its configuration."""
+"""The class of verbs, and what they share: the options of a run and its configuration."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from expunge.core.errors import UserError
 
 log = logging.getLogger(__name__)
 
-# Lines of help are as wide as a command line needs.
 OVERRIDES = """\
-Behind the options stand overrides, in hydra's grammar:
-  GROUP=CHOICE     trainer=NPO  model=Llama-3.2-1B-Instruct  experiment=unlearn/tofu/default  retain=kl  budget=tofu  procedure=task_vector
+Overrides follow the options, in hydra's grammar:
+  GROUP=CHOICE     trainer=NPO  model=Llama-3.2-1B-Instruct  experiment=unlearn/tofu/default
+                   retain=kl  budget=tofu  procedure=task_vector
   KEY=VALUE        forget_split=forget10  trainer.args.learning_rate=5e-5  trainer.method_args.beta=0.1
-  ~KEY             takes a key away
+  ~KEY             deletes a key
 
-`expunge ls` lists the choices of every group, `expunge show NAME` tells about one.
+`expunge ls` lists the choices of every group, `expunge show NAME` describes one.
 """
 
 
@@ -30,13 +30,14 @@ class Verb:
     """One verb of `expunge`.
 
     Attributes:
-        name: as typed.
+        name: the name as typed.
         summary: one line for the list of verbs.
-        help: what stands below its options.
-        run: does the work; it imports what is heavy only when it is called.
-        options: adds the options that the verb has besides those of a run.
-        config_name: the configuration of its runs; None = it reads none, and has no options of a run.
-        adds: overrides that the verb puts behind those that were typed.
+        help: the text below its options.
+        run: does the work; it imports heavy packages only when it is called.
+        options: adds the verb's own options to those of a run.
+        config_name: the default configuration of its runs; None = it reads no configuration and has no
+            options of a run.
+        adds: overrides that the verb appends to the typed ones.
     """
 
     name: str
@@ -48,7 +49,7 @@ class Verb:
     adds: tuple[str, ...] = ()
 
     def add_to(self, verbs: Any) -> None:
-        """Add the verb's parser to that of `expunge`."""
+        """Add the verb's parser to the parser of `expunge`."""
         parser = verbs.add_parser(
             self.name,
             help=self.summary,
@@ -65,7 +66,7 @@ class Verb:
 
 
 class _NoMultirun(argparse.Action):
-    """Hydra's `-m`, which has no meaning here."""
+    """Hydra's `-m`, which is refused."""
 
     def __call__(self, *_: Any) -> None:
         raise UserError(
@@ -78,17 +79,17 @@ def run_options(parser: argparse.ArgumentParser, config_name: str) -> None:
     """Add the options of a run.
 
     Args:
-        parser: of a verb or a script.
-        config_name: the configuration where `--config-name` is not given.
+        parser: the parser of a verb or a script.
+        config_name: the default of `--config-name`.
     """
     parser.add_argument(
         "--config-name",
         default=None,
         metavar="NAME",
-        help=f"a YAML at the top of the configs (default: {config_name})",
+        help=f"a YAML file at the top of the configs (default: {config_name})",
     )
     config_dir_option(parser)
-    about = "not in this version: start one run for each value"
+    about = "not part of this version: start one run for each value"
     parser.add_argument("-m", "--multirun", action=_NoMultirun, nargs=0, help=about)
     verbose_option(parser)
     parser.add_argument(
@@ -104,7 +105,7 @@ def config_dir_option(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="DIR",
-        help="a folder with choices of your own; may repeat",
+        help="a folder with your own choices; may be given several times",
     )
 
 
@@ -114,7 +115,7 @@ def verbose_option(parser: argparse.ArgumentParser) -> None:
 
 
 def parsed(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments. Overrides may stand between options, which argparse alone does not accept."""
+    """The parsed arguments. Overrides may stand between options; argparse alone does not accept this."""
     args, rest = parser.parse_known_args(argv)
     if [item for item in rest if item.startswith("-")] or (rest and not hasattr(args, "overrides")):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -124,7 +125,7 @@ def parsed(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpa
 
 
 def config_of(args: argparse.Namespace) -> Config:
-    """The configuration that a command line names, checked.
+    """The validated configuration of a command line.
 
     Raises:
         UserError: all its faults together.
@@ -136,7 +137,7 @@ def config_of(args: argparse.Namespace) -> Config:
 
 
 def begin(args: argparse.Namespace) -> Config:
-    """Begin a run: compose and check its configuration, open the log, and log the notices."""
+    """Begin a run: compose and validate its configuration, set up the log, and log the notices."""
     cfg = config_of(args)
     setup_logging(args.verbose)
     for notice in cfg.notices:

@@ -1,1 +1,1 @@
-"""Compose, validate and list choices. The only room that imports hydra; imports no torch."""
+"""Compose, validate and list choices. Only this room imports hydra; it imports no torch."""

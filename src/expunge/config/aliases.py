@@ -1,4 +1,4 @@
-"""Keys of the field's command lines and files that transformers 5, or this package, calls otherwise: each translated with a notice."""
+"""Translate the field's old keys, which transformers 5 or this package has renamed; each gives a notice."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from expunge.config.short_names import DATASETS
 from expunge.core.errors import Fault, unknown
 from expunge.core.layout import model_folder_of
 
-# TrainingArguments that transformers 5 has under another name. Source: the v5 migration guide and
-# training_args.py of 4.51 and 5.23.
+# TrainingArguments that transformers 5 has renamed. Source: the v5 migration guide, and training_args.py of
+# 4.51 and 5.23.
 RENAMED = {
     "evaluation_strategy": "eval_strategy",
     "no_cuda": "use_cpu",
@@ -25,35 +25,40 @@ RENAMED = {
     "push_to_hub_model_id": "hub_model_id",
     "push_to_hub_token": "hub_token",
 }
-# TrainingArguments that transformers 5 no longer has, and what takes their place.
+# TrainingArguments that transformers 5 has dropped, and the reason or the replacement.
 DROPPED = {
-    "logging_dir": "TensorBoard's files lie in the run folder; the environment variable TENSORBOARD_LOGGING_DIR moves them",
-    "group_by_length": "rows come in the order drawn from (seed, epoch)",
-    "overwrite_output_dir": "a run folder of another configuration is replaced with overwrite=true",
+    "logging_dir": "TensorBoard's files are in the run folder; set TENSORBOARD_LOGGING_DIR to move them",
+    "group_by_length": "rows come in a random order drawn from (seed, epoch)",
+    "overwrite_output_dir": "use overwrite=true to replace a run folder of another configuration",
     "save_safetensors": "weights are always saved as safetensors",
-    "half_precision_backend": "torch's own autocast is the only one",
-    "fp16_backend": "torch's own autocast is the only one",
-    "fp16_opt_level": "torch's own autocast is the only one",
-    "include_tokens_per_second": "the rate is in the progress line",
-    "jit_mode_eval": "use torch_compile",
-    "use_ipex": "torch has these kernels itself",
-    "use_mps_device": "the device is found by itself",
-    "tpu_num_cores": "the launcher says it",
+    "half_precision_backend": "only torch's autocast is supported",
+    "fp16_backend": "only torch's autocast is supported",
+    "fp16_opt_level": "only torch's autocast is supported",
+    "include_tokens_per_second": "the progress line shows the rate",
+    "jit_mode_eval": "models are not compiled here",
+    "use_ipex": "torch already has these kernels",
+    "use_mps_device": "the device is detected automatically",
+    "tpu_num_cores": "the launcher sets it",
     "tpu_metrics_debug": "use debug",
     "past_index": "it had no effect on these models",
-    "mp_parameters": "it was SageMaker's own",
+    "mp_parameters": "it was only for SageMaker",
     "ray_scope": "there is no hyper-parameter search",
-    "torchdynamo": "use torch_compile",
-    "sharded_ddp": "use fsdp",
-    "dispatch_batches": "use accelerator_config",
-    "split_batches": "use accelerator_config",
+    "torchdynamo": "models are not compiled here",
+    "sharded_ddp": "this version trains in one process or under DDP",
+    "dispatch_batches": "this tool distributes the rows to the ranks",
+    "split_batches": "this tool distributes the rows to the ranks",
 }
-# Optimizers that live in bitsandbytes, and the one of torch that takes the same step in full precision.
+# Optimizers of bitsandbytes, and the torch optimizer that takes the same step in full precision.
 BITSANDBYTES = {
-    "paged_adamw_32bit": "adamw_torch", "paged_adamw_8bit": "adamw_torch", "paged_adamw": "adamw_torch",
-    "adamw_8bit": "adamw_torch", "adamw_bnb_8bit": "adamw_torch",
-    "rmsprop_bnb": "rmsprop", "rmsprop_bnb_8bit": "rmsprop", "rmsprop_bnb_32bit": "rmsprop",
-}  # fmt: skip
+    "paged_adamw_32bit": "adamw_torch",
+    "paged_adamw_8bit": "adamw_torch",
+    "paged_adamw": "adamw_torch",
+    "adamw_8bit": "adamw_torch",
+    "adamw_bnb_8bit": "adamw_torch",
+    "rmsprop_bnb": "rmsprop",
+    "rmsprop_bnb_8bit": "rmsprop",
+    "rmsprop_bnb_32bit": "rmsprop",
+}
 LOGGERS = {
     "tensorboard": "tensorboard",
     "wandb": "wandb",
@@ -61,17 +66,17 @@ LOGGERS = {
     "mlflow": "mlflow",
     "comet_ml": "comet_ml",
 }
-"""Values of `report_to` and the package that each needs."""
+"""Values of `report_to`, and the package that each value needs."""
 EXTRAS = ("tensorboard", "wandb", "trackio")
-"""Those of them that an extra of this package brings."""
+"""The loggers that an extra of this package installs."""
 
 
 @dataclass
 class Translation:
-    """What `translate` did to a tree.
+    """The result of `translate`.
 
     Attributes:
-        notices: what was read otherwise than written.
+        notices: one line for each key that was translated or dropped.
         faults: what could not be translated.
     """
 
@@ -80,7 +85,7 @@ class Translation:
 
 
 def installed(package: str) -> bool:
-    """Whether a top-level package can be imported; it is not."""
+    """Whether a top-level package is installed; it is not imported."""
     return importlib.util.find_spec(package) is not None
 
 
@@ -91,7 +96,7 @@ def translate(
 
     Args:
         tree: the resolved tree; changed.
-        typed: the keys given on the command line, which win over those of the YAML.
+        typed: the keys on the command line; they win over those of the YAML.
         roots: the configs folders, for the names of choices.
         has: whether an optional package is installed.
 
@@ -114,12 +119,12 @@ def translate(
 
 
 def fit_machine(args: dict[str, Any], *, cuda: bool, cpu_bf16: bool) -> tuple[dict[str, Any], list[str]]:
-    """TrainingArguments that this machine can run; called where torch is known.
+    """Adapt TrainingArguments to this machine; the caller knows torch.
 
     Args:
         args: `trainer.args`.
         cuda: whether a CUDA device is used.
-        cpu_bf16: whether the CPU computes in bfloat16 at all.
+        cpu_bf16: whether the CPU supports bfloat16.
 
     Returns:
         The arguments, and a notice for each that was changed.
@@ -127,16 +132,17 @@ def fit_machine(args: dict[str, Any], *, cuda: bool, cpu_bf16: bool) -> tuple[di
     fitted, notices = dict(args), []
     if not cuda and fitted.get("optim") in {"adamw_apex_fused", "adamw_torch_npu_fused", "adamw_torch_xla"}:
         notices.append(
-            f"trainer.args.optim={fitted['optim']} needs a device that is not here; taken as adamw_torch"
+            f"trainer.args.optim={fitted['optim']} needs a device that this machine does not have;"
+            " adamw_torch is used instead"
         )
         fitted["optim"] = "adamw_torch"
     for key in ("fp16", "fp16_full_eval", "tf32"):
         if not cuda and fitted.get(key):
-            notices.append(f"trainer.args.{key} needs a GPU; left out on this CPU")
+            notices.append(f"trainer.args.{key} is ignored: it needs a GPU")
             fitted.pop(key)
     for key in ("bf16", "bf16_full_eval"):
         if not cuda and not cpu_bf16 and fitted.get(key):
-            notices.append(f"trainer.args.{key} needs a GPU or a CPU with bfloat16; left out")
+            notices.append(f"trainer.args.{key} is ignored: it needs a GPU or a CPU with bfloat16")
             fitted.pop(key)
     return fitted, notices
 
@@ -151,7 +157,7 @@ def _at(tree: dict[str, Any], dotted: str) -> dict[str, Any]:
 def _root(tree: dict[str, Any], typed: set[str], out: Translation) -> None:
     if tree.get("mode") == "train":
         tree["mode"] = "finetune"
-        out.notices.append("mode=train is called finetune")
+        out.notices.append("mode=train is read as mode=finetune")
     args = _at(tree, "trainer.args")
     if "seed" not in typed and args.get("seed") is not None:
         tree["seed"] = args["seed"]
@@ -181,11 +187,11 @@ def _model(args: dict[str, Any], typed: set[str], out: Translation) -> None:
         )
         return
     args["torch_dtype"] = value
-    out.notices.append(f"model.model_args.dtype={value} is called torch_dtype here (the compute dtype)")
+    out.notices.append(f"model.model_args.dtype={value} is read as torch_dtype={value} (the compute dtype)")
 
 
 def _models_of_runs(tree: dict[str, Any], out: Translation) -> None:
-    """A run's folder stands for the model that the run has trained, wherever in it that is."""
+    """Replace a run's folder by the folder of the model that the run has trained."""
     keys = (
         "model.model_args.pretrained_model_name_or_path",
         "model.tokenizer_args.pretrained_model_name_or_path",
@@ -212,35 +218,39 @@ def _renamed(args: dict[str, Any], typed: set[str], out: Translation) -> None:
         value = args.pop(old)
         if f"trainer.args.{new}" in typed:
             out.notices.append(
-                f"trainer.args.{old} is left out: {new}, its name in transformers 5, is given as well"
+                f"trainer.args.{old} is ignored: {new}, its name in transformers 5, is given as well"
             )
         else:
             args[new] = value
-            out.notices.append(f"trainer.args.{old} is called {new} in transformers 5")
+            out.notices.append(f"trainer.args.{old} is read as {new}, its name in transformers 5")
     for old in [key for key in args if key in DROPPED]:
         args.pop(old)
-        out.notices.append(f"trainer.args.{old} is left out: transformers 5 dropped it; {DROPPED[old]}")
+        out.notices.append(f"trainer.args.{old} is ignored: transformers 5 dropped it; {DROPPED[old]}")
 
 
 def _warmup(args: dict[str, Any], typed: set[str], out: Translation) -> None:
-    """`warmup_ratio` is a `warmup_steps` below 1 in transformers 5; either takes the place of the recipe's `warmup_epochs`."""
+    """Translate `warmup_ratio`: in transformers 5 it is a `warmup_steps` below 1.
+
+    Both replace the `warmup_epochs` of a recipe.
+    """
     ratio = args.pop("warmup_ratio", None)
     if ratio is not None:
         number = isinstance(ratio, int | float) and not isinstance(ratio, bool)
         if not number or not 0 <= ratio < 1:
             out.faults.append(
                 Fault(
-                    f"trainer.args.warmup_ratio={ratio}: a share of the run, at least 0 and below 1",
+                    f"trainer.args.warmup_ratio={ratio}: must be a share of the run, at least 0 and below 1",
                     "for example 0.1",
                 )
             )
             return
         if "trainer.args.warmup_steps" in typed:
-            out.notices.append("trainer.args.warmup_ratio is left out: warmup_steps is given as well")
+            out.notices.append("trainer.args.warmup_ratio is ignored: warmup_steps is given as well")
         else:
             args["warmup_steps"] = float(ratio)
             out.notices.append(
-                f"trainer.args.warmup_ratio is called warmup_steps={ratio} in transformers 5 (below 1: a share of the run)"
+                f"trainer.args.warmup_ratio is read as warmup_steps={ratio}, its name in transformers 5"
+                " (a value below 1 is a share of the run)"
             )
     if "warmup_steps" in args and "warmup_epochs" in args:
         if "trainer.args.warmup_epochs" in typed:
@@ -253,17 +263,18 @@ def _warmup(args: dict[str, Any], typed: set[str], out: Translation) -> None:
         else:
             args.pop("warmup_epochs")
             out.notices.append(
-                "the recipe's warmup_epochs is left out: warmup_steps (or warmup_ratio) is given"
+                "the recipe's warmup_epochs is ignored: warmup_steps (or warmup_ratio) is given"
             )
 
 
 def _packages(args: dict[str, Any], typed: set[str], out: Translation, has: Callable[[str], bool]) -> None:
-    """A logger that is not installed is a fault where the user asked for it, and left out where a YAML did."""
+    """Replace what is not installed. A missing logger is a fault if the user typed it, else it is dropped."""
     optim = args.get("optim")
     if optim in BITSANDBYTES and not has("bitsandbytes"):
         args["optim"] = BITSANDBYTES[optim]
         out.notices.append(
-            f'trainer.args.optim={optim} needs bitsandbytes (pip install "expunge[quantized]"); taken as {args["optim"]}'
+            f'trainer.args.optim={optim} needs bitsandbytes (pip install "expunge[quantized]");'
+            f" {args['optim']} is used instead"
         )
     wanted = args.get("report_to")
     names = [wanted] if isinstance(wanted, str) else list(wanted or [])
@@ -274,27 +285,28 @@ def _packages(args: dict[str, Any], typed: set[str], out: Translation, has: Call
         kept = [name for name in names if name not in absent]
         args["report_to"] = kept or "none"
         out.notices.append(
-            f"trainer.args.report_to: {', '.join(absent)} is not installed; the run logs to the console and to its file"
+            f"trainer.args.report_to: {', '.join(absent)} is not installed;"
+            " the run logs to the console and to its log file"
         )
 
 
-def missing_logger(name: str, told: str) -> Fault:
+def missing_logger(name: str, typed: str) -> Fault:
     """The fault of a logger whose package is not installed.
 
     Args:
         name: one of `LOGGERS`.
-        told: how it was asked for.
+        typed: the override that asks for it.
     """
     line = (
         f'pip install "expunge[{name}]"'
         if name in EXTRAS
         else f"pip install {LOGGERS[name].replace('_', '-')}"
     )
-    return Fault(f"{told} needs the package {LOGGERS[name]!r}, which is not installed", line)
+    return Fault(f"{typed} needs the package {LOGGERS[name]!r}, which is not installed", line)
 
 
 def _retain_term(trainer: dict[str, Any], typed: set[str], roots: Sequence[Path], out: Translation) -> None:
-    """`method_args.retain_loss_type=KL`, the field's key, is the choice `retain=kl`."""
+    """Translate the field's key `method_args.retain_loss_type=KL` to the choice `retain=kl`."""
     method_args = trainer.get("method_args")
     if not isinstance(method_args, dict) or "retain_loss_type" not in method_args:
         return
@@ -316,11 +328,11 @@ def _retain_term(trainer: dict[str, Any], typed: set[str], roots: Sequence[Path]
         )
         return
     method_args["retain"] = {**term["retain"], **(chosen or {})}
-    out.notices.append(f"trainer.method_args.retain_loss_type={name} is called retain={choice}")
+    out.notices.append(f"trainer.method_args.retain_loss_type={name} is read as retain={choice}")
 
 
 def _handlers(tree: dict[str, Any], trainer: dict[str, Any], roots: Sequence[Path], out: Translation) -> None:
-    """Bare class names, as open-unlearning's files have them, become the `module:function` of the same name."""
+    """Translate the class names in open-unlearning's files to `module:function`."""
     name = trainer.get("handler")
     if isinstance(name, str) and ":" not in name:
         aliases = {"FinetuneTrainer": "finetune"}
@@ -328,11 +340,11 @@ def _handlers(tree: dict[str, Any], trainer: dict[str, Any], roots: Sequence[Pat
         handler = OmegaConf.to_container(OmegaConf.load(path)).get("handler") if path else None  # type: ignore[union-attr]
         if isinstance(handler, str) and ":" in handler:
             trainer["handler"] = handler
-            out.notices.append(f"trainer.handler={name} is called {handler}")
+            out.notices.append(f"trainer.handler={name} is read as {handler}")
     for side, sets in _at(tree, "data").items():
         for dataset, node in sets.items() if isinstance(sets, dict) else ():
             if isinstance(node, dict) and node.get("handler") in DATASETS:
                 out.notices.append(
-                    f"data.{side}.{dataset}.handler={node['handler']} is called {DATASETS[node['handler']]}"
+                    f"data.{side}.{dataset}.handler={node['handler']} is read as {DATASETS[node['handler']]}"
                 )
                 node["handler"] = DATASETS[node["handler"]]

@@ -1,4 +1,4 @@
-"""From a config's name and the overrides typed behind it to a resolved `Config`. With `overrides.py`, the only importer of hydra."""
+"""Compose a config and its overrides into a `Config`; hydra is used only here and in `overrides.py`."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from expunge.core.config import Config
 from expunge.core.errors import Fault, UserError, nearest, unknown
 
 MISSING = "???"
-# Below these keys the names are those of a function's arguments: `validate` holds them against signatures,
-# not against the YAML.
+# Below these keys, names are arguments of functions: `validate` checks them against signatures, not against
+# the YAML.
 OPEN = (
     *(f"model.{name}" for name in ("model_args", "tokenizer_args", "template_args")),
     *(f"trainer.{name}" for name in ("args", "method_args", "optimizer", "mask")),
@@ -31,12 +31,12 @@ OPEN = (
 
 @dataclass
 class Composition:
-    """A composed configuration together with what was wrong on the way.
+    """A composed configuration and the faults found on the way.
 
     Attributes:
-        config: what could be composed, faulty overrides left out; None when nothing could.
-        faults: all that was wrong with the names and keys typed.
-        broken: the groups whose choice does not exist, so that what hangs on them cannot be judged.
+        config: the configuration without faulty overrides; None if composing failed.
+        faults: the faults of the names and keys typed.
+        broken: the groups whose choice does not exist; what depends on them is not checked.
         roots: the configs folders, the shipped one first.
     """
 
@@ -52,12 +52,12 @@ def compose_config(
     """Compose a configuration: defaults list, choices, values, aliases, interpolations.
 
     Args:
-        config_name: a YAML at the top of the configs, `unlearn` or `unlearn.yaml`.
+        config_name: a YAML file at the top of the configs, `unlearn` or `unlearn.yaml`.
         overrides: `group=choice`, `key=value`, `+key=value`, `~key`, as typed.
-        config_dirs: folders of the user's with further choices.
+        config_dirs: the user's folders with further choices.
 
     Returns:
-        The resolved configuration; values that are required and not given stay "???" for `validate` to tell.
+        The resolved configuration. Required values that are not given stay "???"; `validate` reports them.
 
     Raises:
         UserError: all unreadable overrides, unknown choices and unknown keys together.
@@ -71,7 +71,7 @@ def compose_config(
 def compose_all(
     config_name: str, overrides: Sequence[str] = (), config_dirs: Sequence[str | Path] = ()
 ) -> Composition:
-    """As `compose_config`, but faults are handed back, so that `load_config` can tell them with those of `validate`."""
+    """Like `compose_config`, but return the faults: `load_config` reports them with those of `validate`."""
     roots = config_roots(config_dirs)
     name = config_name.removesuffix(".yaml").removesuffix(".yml")
     if name not in primary_names(roots):
@@ -108,10 +108,10 @@ def _compose(name: str, lines: Sequence[str], roots: Sequence[Path]) -> DictConf
 
 
 def _resolved(config: DictConfig) -> dict[str, Any]:
-    """The plain tree. A missing value is kept as "???" also where another value is interpolated from it."""
+    """The plain tree. A missing value stays "???", also in values that are interpolated from it."""
     OmegaConf.set_struct(config, False)
     stand_in = "<missing>"
-    # Not OmegaConf.missing_keys: it raises on a value that is interpolated from a missing one.
+    # OmegaConf.missing_keys is not used: it raises if a value is interpolated from a missing one.
     for key in [
         key for key, value in _paths(OmegaConf.to_container(config, resolve=False)) if value == MISSING
     ]:
@@ -131,9 +131,10 @@ def _replace(node: Any, old: str, new: str) -> Any:
 
 
 def _effective(groups: Sequence[str], name: str, roots: Sequence[Path]) -> list[str]:
-    """The choices as hydra wants them, which tells apart groups that the config lists, lists as empty, and does not list.
+    """The choices in hydra's form, which depends on whether the config lists a group.
 
-    A choice of a group that is not listed is appended; emptying a group that is empty anyway is left out.
+    If the config does not list a group, its choice gets a `+`. If a group is already empty, an override that
+    empties it is dropped.
     """
     path = next(root / f"{name}.yaml" for root in roots if (root / f"{name}.yaml").is_file())
     defaults = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
@@ -144,7 +145,7 @@ def _effective(groups: Sequence[str], name: str, roots: Sequence[Path]) -> list[
     lines: list[str] = []
     for line in groups:
         group = line.lstrip("~").partition("=")[0]
-        # data/datasets@data.forget and the like are listed by choices of other groups, not here.
+        # Groups such as data/datasets@data.forget are listed by choices of other groups, not here.
         if "@" in group or listed.get(group) is not None:
             lines.append(line)
         elif not line.startswith("~"):
@@ -153,7 +154,7 @@ def _effective(groups: Sequence[str], name: str, roots: Sequence[Path]) -> list[
 
 
 def _apply(config: DictConfig, typed: Typed) -> None:
-    """Set or take away a value, as hydra does for `++key=value` and `~key`; this way the tree is composed only once."""
+    """Set or delete a value, like hydra's `++key=value` and `~key`; the tree is composed only once."""
     OmegaConf.set_struct(config, False)
     if typed.deletes:
         parent, _, last = typed.key.rpartition(".")
@@ -164,7 +165,7 @@ def _apply(config: DictConfig, typed: Typed) -> None:
 
 
 def _known_values(given: Sorted, paths: Sequence[str]) -> tuple[list[Typed], list[Fault]]:
-    """The values whose key exists or lies where functions say which keys there are; faults for the others."""
+    """The values whose key exists or is an argument of a function; faults for the others."""
     values: list[Typed] = []
     faults: list[Fault] = []
     for typed in given.values:
@@ -178,14 +179,14 @@ def _known_values(given: Sorted, paths: Sequence[str]) -> tuple[list[Typed], lis
 
 def _unknown_key(typed: Typed, paths: Sequence[str]) -> Fault:
     if "/" in typed.key:
-        return Fault(f"{typed.text}: there is no group {typed.key!r}", "`expunge ls` names the groups")
+        return Fault(f"{typed.text}: there is no group {typed.key!r}", "`expunge ls` lists the groups")
     near = nearest(typed.key, paths, count=1)
     parent = typed.key.rpartition(".")[0]
     siblings = [path for path in paths if path.rpartition(".")[0] == parent] or [
         path for path in paths if "." not in path
     ]
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return Fault(f"{typed.text}: there is no key {typed.key!r}", f"{hint}there are: {', '.join(siblings)}")
+    return Fault(f"{typed.text}: there is no key {typed.key!r}", f"{hint}known: {', '.join(siblings)}")
 
 
 def _is_open(key: str) -> bool:
@@ -193,7 +194,7 @@ def _is_open(key: str) -> bool:
 
 
 def _paths(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every dotted key of a tree with its value, mappings included."""
+    """Every dotted key of a tree with its value, including mappings."""
     for key, value in tree.items():
         yield f"{prefix}{key}", value
         if isinstance(value, Mapping):
@@ -202,7 +203,7 @@ def _paths(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _repeated(values: Sequence[Typed], paths: Sequence[str]) -> list[str]:
     return [
-        f"{value.text}: the key exists already; taken as {value.text.lstrip('+')}"
+        f"{value.text}: the key exists already; it is read as {value.text.lstrip('+')}"
         for value in values
         if value.appends and value.key in paths
     ]
@@ -210,7 +211,8 @@ def _repeated(values: Sequence[Typed], paths: Sequence[str]) -> list[str]:
 
 def _hidden(roots: Sequence[Path]) -> list[str]:
     return [
-        f"{path} is not used: the shipped configs have a choice of that name" for path in hidden_files(roots)
+        f"{path} is not used: an earlier configs folder has a choice of this name; rename the file"
+        for path in hidden_files(roots)
     ]
 
 
@@ -220,12 +222,12 @@ def _register_resolvers() -> None:
 
 
 def holdout_of(forget_split: str | None) -> str | None:
-    """TOFU's holdout split of a forget split: forget05 -> holdout05; None for another naming."""
+    """TOFU's holdout split for a forget split: forget05 -> holdout05; None for other names."""
     match = re.fullmatch(r"forget(\d{2})", forget_split or "")
     return f"holdout{match[1]}" if match else None
 
 
 def retain_of(forget_split: str | None) -> str | None:
-    """TOFU's retain split of a forget split: forget05 -> retain95; None for another naming."""
+    """TOFU's retain split for a forget split: forget05 -> retain95; None for other names."""
     match = re.fullmatch(r"forget(\d{2})", forget_split or "")
     return f"retain{100 - int(match[1]):02d}" if match else None

@@ -1,4 +1,4 @@
-"""The data sets of a run as the configuration states them: `data.SIDE.NAME = {handler, args}`."""
+"""The datasets of a run, as given in the configuration: `data.SIDE.NAME = {handler, args}`."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from expunge.core.binding import Binder, Bound
 
 
 def bind_dataset(binder: Binder, key: str, node: Any) -> Bound | None:
-    """Bind a data set; it is at `KEY.args` of the binder's `bound`.
+    """Bind a dataset and store it in the binder's `bound` at `KEY.args`.
 
     Args:
-        binder: takes the faults, and what was bound.
-        key: of the data set, such as `data.forget.TOFU_QA_forget`.
-        node: its handler (`module:function`, or a name of `DATASETS`) and its args.
+        binder: receives the faults and the bound function.
+        key: the key of the dataset, such as `data.forget.TOFU_QA_forget`.
+        node: its handler (`module:function`, or a name in `DATASETS`) and its args.
 
     Returns:
-        What was bound; None, with faults noted, where something is wrong.
+        The bound function; None if there is a fault, which is recorded.
     """
     if not isinstance(node, Mapping):
         binder.fault(
-            f"{binder.typed(key, node)}: a data set is a section with a handler",
+            f"{binder.typed(key, node)}: a dataset is a section with a handler",
             f"write {key}.handler=HANDLER",
         )
         return None
@@ -32,8 +32,9 @@ def bind_dataset(binder: Binder, key: str, node: Any) -> Bound | None:
     args = node.get("args") or {}
     if not isinstance(args, Mapping):
         binder.fault(
-            f"{binder.typed(f'{key}.args', args)}: this is a section", f"write {key}.args.NAME=VALUE"
+            f"{binder.typed(f'{key}.args', args)}: this is a section, not a value",
+            f"write {key}.args.NAME=VALUE",
         )
         return None
-    # The first positional parameter is the context, which the run gives.
+    # The first positional parameter is the context; the run passes it.
     return binder.bind(f"{key}.args", signature, args)

@@ -1,4 +1,4 @@
-"""What a run would be, said before it starts: resolved config, rows, steps, batch, memory."""
+"""Describe a run before it starts: resolved config, rows, steps, batch, memory."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from expunge.core.errors import UserError
 from expunge.core.needs import parse_need
 
 UNKNOWN = "unknown until downloaded"
-# Bytes a trained parameter takes: float32 weight, gradient, two Adam moments.
+# Bytes per trained parameter: float32 weight, gradient, two Adam moments.
 TRAINED_BYTES = 16
 GIB = 2**30
 
 
 def describe(cfg: Config) -> dict[str, str]:
-    """Facts of a run, as text, from files alone.
+    """Facts about a run, as text, from local files only.
 
     Args:
         cfg: a validated configuration.
 
     Returns:
-        `config` (the resolved tree as YAML) and, where the run trains, `rows`, `effective batch`, `steps`;
-        always `model` and `memory`. "unknown until downloaded" where only the hub can tell.
+        `config` (the resolved tree as YAML), `model` and `memory`; for a run that trains also `rows`,
+        `effective batch` and `steps`. A fact that only the hub knows is "unknown until downloaded".
     """
     facts = {"config": OmegaConf.to_yaml(OmegaConf.create(dict(cfg.tree)))}
     if "trainer" in cfg.tree:
@@ -47,15 +47,16 @@ def describe(cfg: Config) -> dict[str, str]:
             (UNKNOWN if rows is None else str(rows)) + (f" ({side})" if stages else "")
             for side, rows in counts.items()
         )
+        per_device = cfg.get("trainer.args.per_device_train_batch_size", 8)
+        accumulated = cfg.get("trainer.args.gradient_accumulation_steps", 1)
         facts["effective batch"] = (
-            f"{batch} = {cfg.get('trainer.args.per_device_train_batch_size', 8)} per device"
-            f" x {cfg.get('trainer.args.gradient_accumulation_steps', 1)} accumulated x {world_size()} processes"
+            f"{batch} = {per_device} per device x {accumulated} accumulated x {world_size()} processes"
         )
-        told = [
+        steps = [
             _steps(_with_args(cfg, stage), counts[side]) + f" (stage {stage})"
             for stage, side in stages.items()
         ]
-        facts["steps"] = "; ".join(told) if stages else _steps(cfg, *counts.values())
+        facts["steps"] = "; ".join(steps) if stages else _steps(cfg, *counts.values())
     parameters = count_parameters(cfg)
     facts["model"] = UNKNOWN if parameters is None else f"{parameters:,} parameters"
     facts["memory"] = UNKNOWN if parameters is None else _memory(cfg, parameters)
@@ -63,12 +64,12 @@ def describe(cfg: Config) -> dict[str, str]:
 
 
 def world_size() -> int:
-    """Processes of this run as the launcher tells them."""
+    """Number of processes of this run, as set by the launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def effective_batch(cfg: Config) -> int:
-    """Rows of one optimizer step over all processes; the defaults are TrainingArguments'."""
+    """Rows per optimizer step over all processes; the defaults are those of TrainingArguments."""
     per_device, accumulated = (
         cfg.get("trainer.args.per_device_train_batch_size", 8),
         cfg.get("trainer.args.gradient_accumulation_steps", 1),
@@ -77,7 +78,7 @@ def effective_batch(cfg: Config) -> int:
 
 
 def count_parameters(cfg: Config) -> int | None:
-    """Parameters of a local model, from the headers of its safetensors files; None where there are none."""
+    """Parameters of a local model, from the headers of its safetensors files; None without such files."""
     folder = Path(str(cfg.get("model.model_args.pretrained_model_name_or_path"))).expanduser()
     files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
     return sum(_parameters(path) for path in files) if files else None
@@ -91,12 +92,13 @@ def _parameters(path: Path) -> int:
         return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
     except (struct.error, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} is not a safetensors file: {error}", "the checkpoint is damaged; fetch or save it anew"
+            f"{path} is not a safetensors file: {error}",
+            "the checkpoint is damaged; download or save it again",
         ) from error
 
 
 def _with_args(cfg: Config, stage: str) -> Config:
-    """The configuration as a stage of its procedure sees it: with the stage's own TrainingArguments."""
+    """The configuration of one stage of a procedure: with the stage's own TrainingArguments."""
     own = cfg.section("procedure.args").get(stage) or {}
     args = cfg.section("trainer.args")
     if "num_train_epochs" in own:
@@ -134,10 +136,11 @@ def _memory(cfg: Config, parameters: int) -> str:
         return f"{parameters * width / GIB:.2f} GiB of weights, activations not counted"
     copy = 4 * parameters if _frozen_copy(cfg) else 0
     with_copy = f", {copy / GIB:.2f} GiB of it the frozen reference" if copy else ""
-    return f"{(TRAINED_BYTES * parameters + copy) / GIB:.2f} GiB of weights, gradients and Adam moments{with_copy}; activations not counted"
+    total = (TRAINED_BYTES * parameters + copy) / GIB
+    return f"{total:.2f} GiB of weights, gradients and Adam moments{with_copy}; activations not counted"
 
 
 def _frozen_copy(cfg: Config) -> bool:
-    """Whether some loss reads of the reference what cached log-probs cannot give."""
+    """Whether a loss needs a quantity of the reference that cached log-probs cannot give."""
     needs = [parse_need(name) for loss in losses_of(cfg) for name in loss.positional]
     return any(need.from_reference and not need.cacheable for need in needs)

@@ -1,4 +1,4 @@
-"""The choices there are, and what each is: from YAML and source text alone."""
+"""List the choices and describe each one, from YAML and source text alone."""
 
 from __future__ import annotations
 
@@ -15,12 +15,21 @@ from expunge.config.method import extra_terms, hyper_parameters, loss_defaults
 from expunge.core.errors import UserError, nearest, unknown
 from expunge.core.handlers import Signature, read_signature
 
-# What the user calls a kind, and the group that holds it.
+# The user's name of a kind, and the group that holds it.
 KINDS = {
-    "methods": "trainer", "procedures": "procedure", "models": "model", "experiments": "experiment", "budgets": "budget",
-    "retain": "retain", "compat": "compat", "datasets": "data/datasets", "data": "data", "suites": "eval", "paths": "paths",
+    "methods": "trainer",
+    "procedures": "procedure",
+    "models": "model",
+    "experiments": "experiment",
+    "budgets": "budget",
+    "retain": "retain",
+    "compat": "compat",
+    "datasets": "data/datasets",
+    "data": "data",
+    "suites": "eval",
+    "paths": "paths",
     "collators": "collator",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -28,10 +37,10 @@ class Entry:
     """One choice.
 
     Attributes:
-        name: as it is typed.
+        name: the name as typed.
         kind: methods, metrics, models, ...
         summary: one line about it.
-        path: the YAML.
+        path: the YAML file.
     """
 
     name: str
@@ -41,7 +50,7 @@ class Entry:
 
 
 def kinds(config_dirs: Sequence[str | Path] = ()) -> list[str]:
-    """What `ls` can list: ours, and the groups that only a user's folder has."""
+    """The kinds that `ls` can list: ours, and the groups that exist only in a user's folder."""
     covered = set(KINDS.values())
     return [
         *KINDS,
@@ -51,7 +60,7 @@ def kinds(config_dirs: Sequence[str | Path] = ()) -> list[str]:
 
 
 def entries(kind: str, config_dirs: Sequence[str | Path] = ()) -> list[Entry]:
-    """The choices of a kind, by name.
+    """The choices of a kind, sorted by name.
 
     Raises:
         UserError: there is no such kind.
@@ -72,7 +81,7 @@ def entries(kind: str, config_dirs: Sequence[str | Path] = ()) -> list[Entry]:
 
 
 def show(name: str, config_dirs: Sequence[str | Path] = ()) -> str:
-    """All about the choices called `name`, of whatever kind.
+    """The pages of all choices with this name, of any kind.
 
     Raises:
         UserError: no kind has such a choice.
@@ -83,13 +92,14 @@ def show(name: str, config_dirs: Sequence[str | Path] = ()) -> str:
         near = nearest(name, sorted({entry.name for entry in every}), count=3)
         hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
         raise UserError(
-            f"unknown choice {name!r}", f"{hint}expunge ls KIND lists them: {', '.join(kinds(config_dirs))}"
+            f"unknown choice {name!r}",
+            f"{hint}`expunge ls KIND` lists the choices; kinds: {', '.join(kinds(config_dirs))}",
         )
     return "\n\n".join(page_of(entry) for entry in found)
 
 
 def comment(path: Path) -> str:
-    """The first comment line of a YAML that is not a package directive."""
+    """The first comment line of a YAML file, package directives ignored."""
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("#") and "@package" not in line:
             return line.lstrip("# ").strip()
@@ -108,12 +118,12 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         tree = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except (OmegaConfBaseException, ValueError) as error:
-        raise UserError(f"{path} is not readable YAML: {error}", "mend the file") from error
+        raise UserError(f"{path} is not readable YAML: {error}", "correct the file") from error
     return {str(key): value for key, value in tree.items()} if isinstance(tree, dict) else {}
 
 
 def _metrics(roots: Sequence[Path]) -> list[Entry]:
-    """The metrics of all suites, each once."""
+    """The metrics of all suites; each metric once."""
     found: dict[str, Entry] = {}
     for suite, path in choices(roots, "eval").items():
         for name, node in _suite_metrics(path).items():
@@ -129,7 +139,7 @@ def _suite_metrics(path: Path) -> dict[str, Any]:
 
 
 def _method_summary(path: Path) -> str:
-    """What the function says of itself; of a choice that is made of another method's function, what its own file says."""
+    """The summary of the method's function; if the function belongs to another method, the file's comment."""
     handler = handler_of(path)
     own = path.stem.replace("_", "").lower() == (handler or "").rpartition(":")[2].replace("_", "")
     return (
@@ -144,7 +154,7 @@ def _procedure_summary(path: Path) -> str:
 
 
 def _nested_handler(path: Path, key: str) -> Any:
-    """The handler of a YAML whose content lies below a key."""
+    """The handler of a YAML file whose content is below a key."""
     return (_load(path).get(key) or {}).get("handler")
 
 
@@ -166,7 +176,7 @@ def _signature(handler: Any) -> Signature | None:
 
 
 def page_of(entry: Entry) -> str:
-    """All about one choice: its file, what its function reads and takes, the YAML."""
+    """The page of one choice: its file, the inputs and parameters of its function, the YAML."""
     lines = [f"{entry.name} ({entry.kind})", f"  file: {entry.path}"]
     if entry.kind == "metrics":
         node = _suite_metrics(entry.path)[entry.name]

@@ -1,4 +1,4 @@
-"""Which local file stands for a dataset: one rule, for validation and for reading. No rows are read here."""
+"""Find the local file of a dataset: one rule, for validation and for reading. No rows are read here."""
 
 from __future__ import annotations
 
@@ -7,40 +7,40 @@ from pathlib import Path
 from typing import Any
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".txt")
-"""Suffixes of files that hold rows, in the order in which they are looked for."""
+"""Suffixes of files with rows, in search order."""
 ROW_SUFFIXES = (*SUFFIXES, ".tsv", ".raw")
-"""These, and those of files that are read only where a path names them."""
+"""`SUFFIXES`, and the suffixes of files that are read only if a path names them."""
 BUILDERS = ("json", "csv", "text", "parquet")
-"""Values of `path` that name a kind of files, which `data_files` lists."""
+"""Values of `path` that name a file format; `data_files` then lists the files."""
 EMBEDDED = "expunge/mini"
-"""The `path` of the benchmark that the package makes itself."""
+"""The `path` of the benchmark that this package generates."""
 
 
 def is_looked_up(hf_args: Mapping[str, Any]) -> bool:
-    """Whether `path` is a name to look up: neither the embedded benchmark nor a builder with its own files."""
+    """Whether `path` is a name to search: not the embedded benchmark, and not a file format."""
     return hf_args.get("path") not in (*BUILDERS, EMBEDDED)
 
 
 def local_folder(path: str, data_root: str | Path) -> Path | None:
-    """The folder of a dataset: `locuslab/TOFU` is `tofu` under `data_root`; None where there is none."""
+    """The folder of a dataset: `locuslab/TOFU` is `tofu` under `data_root`; None if there is no folder."""
     return next((folder for folder in folders(path, data_root) if folder.is_dir()), None)
 
 
 def local_file(hf_args: Mapping[str, Any], data_root: str | Path) -> Path | None:
-    """The file of `{path, name, split}` under `data_root`, or `path` itself if it is a file; else None."""
+    """The file for `{path, name, split}` under `data_root`, or `path` itself if it is a file; else None."""
     split = str(hf_args.get("split") or "train").partition("[")[0]
     places = candidates(str(hf_args.get("path")), hf_args.get("name"), split, data_root)
     return next((place for place in places if place.is_file()), None)
 
 
 def candidates(path: str, name: str | None, split: str, data_root: str | Path | None) -> Iterator[Path]:
-    """Local files that could hold the rows of a dataset, the likeliest first.
+    """Local files that may hold the rows of a dataset, in search order.
 
     Args:
-        path: of `hf_args`.
-        name: the configuration, such as `forget10`; None = there is none.
-        split: without a slice.
-        data_root: folder of local datasets; None = there is none.
+        path: `path` of `hf_args`.
+        name: the name of the configuration, such as `forget10`; None = no name.
+        split: the split without a slice.
+        data_root: folder of local datasets; None = no such folder.
     """
     for folder in folders(path, data_root):
         if folder.suffix.lower() in ROW_SUFFIXES or folder.is_file():
@@ -48,25 +48,25 @@ def candidates(path: str, name: str | None, split: str, data_root: str | Path | 
             continue
         stems = [split] if name is None else [str(name), f"{name}/{split}"]
         if name is not None and split != "train":
-            stems = stems[1:]  # NAME.json holds the train split; another split of it has a file of its own.
+            stems = stems[1:]  # NAME.json holds only the train split.
         for stem in stems:
             yield from (folder / f"{stem}{suffix}" for suffix in SUFFIXES)
 
 
 def is_local_path(path: str) -> bool:
-    """Whether a path can only be local: absolute, relative by dots, an existing folder, or a file of rows."""
+    """Whether a path is local: absolute, begins with a dot, exists, or has a suffix of `ROW_SUFFIXES`."""
     return (
         path.startswith((".", "/", "~")) or Path(path).suffix.lower() in ROW_SUFFIXES or Path(path).exists()
     )
 
 
 def local_names(folder: Path) -> list[str]:
-    """The names that can be asked for in a dataset's folder."""
+    """The configuration names in a dataset's folder."""
     return sorted({path.stem for path in folder.iterdir() if path.suffix in SUFFIXES})
 
 
 def count_rows(path: Path) -> int | None:
-    """Rows of a JSON Lines file by its lines; None for kinds of files that have to be parsed."""
+    """Number of rows of a JSON Lines file, by its lines; None for files that must be parsed to count rows."""
     if path.suffix not in (".json", ".jsonl"):
         return None
     with path.open("rb") as handle:
@@ -77,7 +77,7 @@ def count_rows(path: Path) -> int | None:
 
 
 def folders(path: str, data_root: str | Path | None) -> Iterator[Path]:
-    """Where a dataset's folder could be: for `locuslab/TOFU` the path itself, or `tofu` under `data_root`."""
+    """Possible folders of a dataset: for `locuslab/TOFU` the path itself, or `tofu` under `data_root`."""
     own = Path(path).expanduser()
     yield own
     if data_root is None or own.is_absolute():

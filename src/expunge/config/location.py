@@ -1,4 +1,4 @@
-"""Where the tree of choices lies, and which choices it holds: read from file names, without composing anything."""
+"""The configs folders and the choices in them, read from file names without composing."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 import expunge
 from expunge.core.errors import UserError
 
-# Folders under a configs root that hold no choices of a group of ours.
+# Folders under a configs root that are not groups of choices.
 NOT_GROUPS = ("accelerate",)
 
 
 def configs_dir() -> Path:
-    """The absolute folder of the shipped configs: the package's copy where it was installed from a wheel, else the checkout's."""
+    """The absolute folder of the shipped configs: the package's copy (from a wheel), else the checkout's."""
     package = Path(expunge.__file__).resolve().parent
     for folder in (package / "configs", package.parents[1] / "configs"):
         if (folder / "unlearn.yaml").is_file():
@@ -25,10 +25,10 @@ def configs_dir() -> Path:
 
 
 def config_roots(config_dirs: Sequence[str | Path] = ()) -> list[Path]:
-    """The shipped configs first, then the user's folders, absolute.
+    """The absolute configs folders: the shipped one first, then the user's.
 
     Raises:
-        UserError: a folder of the user's is not there.
+        UserError: a user's folder does not exist.
     """
     roots = [configs_dir()]
     for folder in config_dirs:
@@ -45,7 +45,10 @@ def is_group(roots: Sequence[Path], name: str) -> bool:
 
 
 def group_names(roots: Sequence[Path]) -> list[str]:
-    """All groups, those inside a group (`data/datasets`, `model/adapter`) included; folders inside `experiment` are parts of choices."""
+    """All groups, including nested ones (`data/datasets`, `model/adapter`).
+
+    Folders inside `experiment` are not groups but parts of the names of choices.
+    """
     names = {
         path.name for root in roots for path in root.iterdir() if path.is_dir() and any(path.rglob("*.yaml"))
     }
@@ -60,7 +63,7 @@ def group_names(roots: Sequence[Path]) -> list[str]:
 
 
 def choices(roots: Sequence[Path], group: str) -> dict[str, Path]:
-    """The choices of a group and their files; a choice's name is its path below the group, without suffix."""
+    """The choices of a group and their files; a choice's name is its path in the group without suffix."""
     found: dict[str, Path] = {}
     for root in roots:
         for path in sorted((root / group).rglob("*.yaml")):
@@ -71,7 +74,7 @@ def choices(roots: Sequence[Path], group: str) -> dict[str, Path]:
 
 
 def hidden_files(roots: Sequence[Path]) -> list[Path]:
-    """Files of the user's folders that never apply, since an earlier folder has a choice of the same name."""
+    """The user's files that are never used, because an earlier folder has a choice of the same name."""
     seen: set[str] = set()
     hidden: list[Path] = []
     for root in roots:
@@ -82,5 +85,5 @@ def hidden_files(roots: Sequence[Path]) -> list[Path]:
 
 
 def primary_names(roots: Sequence[Path]) -> list[str]:
-    """The names `--config-name` may have: the YAML files at the top of the roots."""
+    """The valid values of `--config-name`: the YAML files at the top of the roots."""
     return sorted({path.stem for root in roots for path in root.glob("*.yaml")})

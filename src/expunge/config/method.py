@@ -1,4 +1,4 @@
-"""The method of a run as the configuration states it: its losses, their weights, the schedule, the combination."""
+"""The method of a run, as given in the configuration: losses, their weights, schedule, combination."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from expunge.core.handlers import REQUIRED, Code, Signature, read_signature
 from expunge.core.needs import parse_need
 
 KEY = "trainer.method_args"
-"""Where the own loss is bound; the other parts are bound one key below."""
+"""The key of the method's own loss; the other parts are bound one key below."""
 RETAIN, SCHEDULE, COMBINE = f"{KEY}.retain", f"{KEY}.schedule", f"{KEY}.combine"
 NONE = (None, "none", "None", "NONE")
 WEIGHT = Type("float", ranges=(("AtLeast", 0),))
 
 
 def loss_defaults(signature: Signature) -> Mapping[str, Any]:
-    """The keyword arguments of a loss's `@loss(...)` decorator; empty where it has none."""
+    """The keyword arguments of a loss's `@loss(...)` decorator; empty if it has none."""
     return signature.decorators.get("loss", {})
 
 
 def weight_options(signature: Signature) -> dict[str, Option]:
-    """What `trainer.method_args` may hold beside a loss's hyper-parameters: the weights of the terms, and the other parts."""
+    """The valid keys of `trainer.method_args` beside hyper-parameters: weights of terms, and other parts."""
     defaults = loss_defaults(signature)
     return {
         "gamma": Option(_weight(signature), WEIGHT),
@@ -40,22 +40,22 @@ def weight_options(signature: Signature) -> dict[str, Option]:
 
 
 def hyper_parameters(signature: Signature) -> dict[str, Any]:
-    """What `trainer.method_args` may hold for a method, with the defaults: its own, and the weights of its terms."""
+    """All valid keys of `trainer.method_args` for a method, with their defaults."""
     options = weight_options(signature)
     return {**signature.keyword, **{name: option.default for name, option in options.items()}}
 
 
 def extra_terms(signature: Signature) -> dict[str, Signature]:
-    """The further terms of a method's own, by the keys of their weights in `trainer.method_args`."""
+    """The extra terms of a method, by the keys of their weights in `trainer.method_args`."""
     listed = loss_defaults(signature).get("extra", ())
     found = {key: _loss(handler) for key, handler in listed} if isinstance(listed, tuple) else {}
     return {key: term for key, term in found.items() if term is not None}
 
 
 def losses_of(cfg: Config) -> list[Signature]:
-    """The method's losses, those of its further terms that have a weight, and its retain term.
+    """The losses of a run: the method's own, its extra terms with a weight other than 0, and its retain term.
 
-    The retain term is the one chosen, else the one the method's decorator names. What is no loss is left out.
+    The retain term is the chosen one, else the one in the method's decorator. What is not a loss is skipped.
     """
     method = _loss(cfg.get("trainer.handler"))
     weights = {**hyper_parameters(method), **cfg.section(KEY)} if method else {}
@@ -69,18 +69,18 @@ def losses_of(cfg: Config) -> list[Signature]:
 def bind_method(
     binder: Binder, handler: Any, method_args: Mapping[str, Any], switches: Switches = lambda _: {}
 ) -> Bound | None:
-    """Bind every part of a method; the own loss is at `KEY` of the binder's `bound`, the other parts one key below.
+    """Bind every part of a method: its own loss at `bound[KEY]` of the binder, the other parts one key below.
 
     Args:
-        binder: takes the faults, and what was bound.
+        binder: receives the faults and the bound functions.
         handler: the method's loss as `module:function`.
-        method_args: its hyper-parameters; `gamma` and `alpha` (weights of its own and of the retain term) and
-            the weights of its further terms; `retain`, `schedule` and `combine`: null, a short name, or
+        method_args: its hyper-parameters; the weights `gamma` (own term), `alpha` (retain term) and those of
+            its extra terms; `retain`, `schedule` and `combine`: null, a short name, or
             {handler, ...keyword arguments} (`retain_loss_type`, the field's key, is a short name too).
-        switches: what `compat` sets for a loss; what `method_args` states wins.
+        switches: the keywords that `compat` sets for a loss; `method_args` wins.
 
     Returns:
-        The own loss; None, with faults noted, where something is wrong with it.
+        The method's own loss; None if it has a fault, which is recorded.
     """
     signature = _loss_at(binder, "trainer.handler", handler)
     if signature is None:
@@ -101,7 +101,8 @@ def bind_method(
         if _handler(retain) in NONE:
             text = binder.typed(COMBINE, _handler(combine))
             binder.fault(
-                f"{text} holds a gradient against the retain term's, and there is none", "choose retain=nll"
+                f"{text} needs the gradient of a retain term, and there is none",
+                "choose retain=nll",
             )
     if own is not None:
         _bind_extra(binder, own, switches)
@@ -127,7 +128,7 @@ def _bind_own(
     options: Mapping[str, Option],
     switches: Switches,
 ) -> Bound | None:
-    # A weight that is null is the default one.
+    # A weight of null means the default.
     present = {name: value for name, value in given.items() if value is not None or name not in options}
     weights = [name for name, option in options.items() if option.type == WEIGHT]
     advice = {name: f"for example {KEY}.{name}=0" for name in weights}
@@ -138,7 +139,7 @@ def _bind_own(
 def _bind_retain(binder: Binder, choice: Any, switches: Switches) -> None:
     given = dict(choice) if isinstance(choice, Mapping) else {"handler": choice}
     if "handler" not in given:
-        hint = f"give one of {', '.join(RETAIN_TERMS)}, none, or module:function"
+        hint = f"set {RETAIN}.handler to one of {', '.join(RETAIN_TERMS)}, none, or module:function"
         binder.fault(f"{RETAIN} has no handler", hint)
     elif (handler := given.pop("handler")) not in NONE:
         where = f"{RETAIN}.handler" if isinstance(choice, Mapping) else RETAIN
@@ -148,7 +149,7 @@ def _bind_retain(binder: Binder, choice: Any, switches: Switches) -> None:
 
 
 def _bind_extra(binder: Binder, own: Bound, switches: Switches) -> None:
-    """Bind the further terms of a method's own, those of weight 0 left out: a loss that is not computed needs no hyper-parameters."""
+    """Bind the extra terms of a method. A term of weight 0 is not computed and needs no hyper-parameters."""
     values = {**own.signature.keyword, **own.kwargs}
     for key, term in extra_terms(own.signature).items():
         if own.options[key]:
@@ -157,24 +158,27 @@ def _bind_extra(binder: Binder, own: Bound, switches: Switches) -> None:
 
 
 def _one_pattern(binder: Binder) -> None:
-    """See to it that all terms that read hidden states read those of the same modules; the retain term takes the method's by default."""
+    """Check that all terms read hidden states of the same modules.
+
+    A term without `module_regex` gets the pattern of the other terms.
+    """
     keys = [key for key in binder.bound if key.startswith(KEY) and _hidden(binder.bound[key])]
     readers = {key: binder.bound[key] for key in keys}
     given = [term for term in readers.values() if term.value("module_regex") is not None]
     for key, term in readers.items():
         pattern = term.value("module_regex") or (given[0].value("module_regex") if given else None)
         if pattern is None:
-            hint = f"give {key}.module_regex"
-            binder.fault(f"{term.name} reads the output of a module, and nothing says of which", hint)
+            hint = f"add {key}.module_regex=REGEX"
+            binder.fault(f"{term.name} reads the output of a module, and module_regex is not given", hint)
             continue
         if isinstance(pattern, Code):
             continue
         first = given[0].value("module_regex")
         if pattern != first:
-            message = f"{term.name} reads {pattern!r} and {given[0].name} reads {first!r}"
-            binder.fault(message, "one pattern has to do for both")
+            message = f"{term.name} has module_regex={pattern!r} and {given[0].name} has {first!r}"
+            binder.fault(message, "give the same pattern to both")
         elif "hidden_BTD" in _hidden(term) and not isinstance(pattern, str):
-            message = f"{term.name} reads one module, and module_regex names {len(pattern)}"
+            message = f"{term.name} reads one module, and module_regex has {len(pattern)} patterns"
             binder.fault(message, "give one regular expression")
         elif "hidden_LBTD" in _hidden(term) and isinstance(pattern, str):
             pattern = (pattern,)
@@ -184,7 +188,7 @@ def _one_pattern(binder: Binder) -> None:
 
 
 def _hidden(bound: Bound) -> set[str]:
-    """The quantities of hidden states that a loss reads; empty for what is no loss."""
+    """The quantities of hidden states that a loss reads; empty for anything else."""
     if "loss" not in bound.signature.decorators:
         return set()
     needs = [parse_need(name) for name in bound.signature.positional]
@@ -194,20 +198,21 @@ def _hidden(bound: Bound) -> set[str]:
 def _loss_at(
     binder: Binder, key: str, handler: Any, names: Mapping[str, str] | None = None
 ) -> Signature | None:
-    """The signature of a loss whose quantities are in the vocabulary; None, with a fault noted, for anything else."""
+    """The signature of a loss with known quantities; for anything else None, and a fault is recorded."""
     signature = binder.find(key, handler, names or {}, "retain term" if names else "method")
     if signature is None:
         return None
     before = len(binder.faults)
     if "loss" not in signature.decorators:
         text = binder.typed(key, signature.handler)
-        binder.fault(f"{text}: {signature.name} is not a loss", "decorate it with expunge.methods.base.loss")
+        hint = "choose a method (`expunge ls methods`), or decorate it with expunge.methods.base.loss"
+        binder.fault(f"{text}: {signature.name} is not a loss", hint)
     for term in (signature, *extra_terms(signature).values()):
         for name in term.positional if "loss" in term.decorators else ():
             try:
                 parse_need(name)
             except ValueError as error:
-                hint = "a loss's positional parameters are the quantities it reads"
+                hint = "the positional parameters of a loss name the quantities that it reads"
                 binder.fault(f"{binder.typed(key, term.handler)}: {error}", hint)
     return signature if len(binder.faults) == before else None
 
@@ -221,7 +226,7 @@ def _loss(handler: Any) -> Signature | None:
 
 
 def _weight(signature: Signature) -> Any:
-    """The default weight of a loss as a method's own term."""
+    """The default weight of a loss as a method's own term; `REQUIRED` if it has none."""
     gamma = loss_defaults(signature).get("gamma", 1.0)
     return REQUIRED if gamma is None else gamma
 

@@ -1,4 +1,4 @@
-"""What the user typed behind the options: overrides, sorted into choices of groups and values of keys."""
+"""Sort the overrides of a command line into choices of groups and values of keys."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from expunge.config.location import choices, is_group
 from expunge.core.errors import Fault, unknown
 
-# Keys of other launchers' own settings, which say nothing about a run.
+# Settings of other launchers; they do not change a run.
 FOREIGN = ("hydra",)
 
 
@@ -26,8 +26,8 @@ class Typed:
         text: the override as typed.
         key: the dotted key, without `+` or `~`.
         value: its Python value; None for a deletion.
-        deletes: whether it takes the key away.
-        appends: whether it was typed with one `+`, which says that the key should be new.
+        deletes: whether it deletes the key.
+        appends: whether it was typed with one `+`, which means that the key should be new.
     """
 
     text: str
@@ -44,8 +44,8 @@ class Sorted:
     Attributes:
         groups: choices, ready for hydra (`trainer=SimNPO`).
         values: values of keys, in the order typed.
-        notices: what was read otherwise than typed.
-        faults: what cannot be read, and choices that do not exist.
+        notices: one line for each override that is ignored.
+        faults: overrides that cannot be read, and choices that do not exist.
         broken: the groups whose choice does not exist.
     """
 
@@ -64,7 +64,7 @@ def sort_overrides(texts: Iterable[str], roots: Sequence[Path]) -> Sorted:
         roots: the folders whose sub-folders are the groups.
 
     Returns:
-        The sorted overrides with all faults found on the way.
+        The sorted overrides, with all faults.
     """
     result = Sorted()
     parser = OverridesParser.create()
@@ -75,9 +75,7 @@ def sort_overrides(texts: Iterable[str], roots: Sequence[Path]) -> Sorted:
             result.faults.append(_unreadable(text, error))
             continue
         if override.key_or_group.split(".")[0].split("/")[0] in FOREIGN:
-            result.notices.append(
-                f"{text} is left out: a single run does not go through hydra's own launcher"
-            )
+            result.notices.append(f"{text} is ignored: a single run does not use hydra's launcher")
         elif is_group(roots, override.key_or_group) and not isinstance(override.value(), dict):
             _add_group(result, text, override, roots)
         else:
@@ -132,7 +130,7 @@ def _no_choice(text: str, group: str, name: str, known: Iterable[str]) -> Fault:
 def _sweep(text: str) -> Fault:
     return Fault(
         f"{text}: several values for one key",
-        "a sweep (-m) is not part of this version: start one run for each value",
+        "sweeps (-m) are not part of this version: start one run for each value",
     )
 
 
@@ -144,5 +142,5 @@ def _unreadable(text: str, error: Exception) -> Fault:
         )
     reason = " ".join(str(error).split())
     return Fault(
-        f"{text}: cannot be read ({reason})", "quote the value: 'KEY=\"a value with = or , or blanks\"'"
+        f"{text}: cannot be read ({reason})", "quote the value: 'KEY=\"a value with = or , or spaces\"'"
     )

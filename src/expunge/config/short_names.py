@@ -1,4 +1,4 @@
-"""Short names of what a configuration may otherwise name by `module:function`."""
+"""Short names that a configuration may use instead of `module:function`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SCHEDULES = {
     name: f"expunge.methods.schedule:{name}" for name in ("constant", "ramp", "switch", "reroute", "fade")
 }
 COMBINATIONS = {"gru": "expunge.methods.gru:GRU"}
-# Class names that open-unlearning's files give as dataset handlers.
+# Class names that open-unlearning's files use as dataset handlers.
 DATASETS = {
     "QADataset": "expunge.data.datasets:qa",
     "QAwithIdkDataset": "expunge.data.datasets:qa_idk",

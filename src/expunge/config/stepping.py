@@ -1,4 +1,4 @@
-"""How a step is taken as the configuration states it: optimizer, rules about its step, and mask."""
+"""How a step is taken, as given in the configuration: optimizer, its rules, and mask."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from expunge.core.errors import unknown
 from expunge.core.handlers import read_signature
 
 OPTIMIZER, RULE, MASK = "trainer.optimizer", "trainer.optimizer.rules", "trainer.mask"
-"""Where optimizer and mask are bound; a rule is bound one key below `RULE`."""
+"""The keys of the bound optimizer and mask; a rule is bound one key below `RULE`."""
 MAKER = "expunge.optim.attribution:build_mask"
-# What `trainer.mask` may hold beside the options of its score; the maker of masks has the defaults.
+# Valid keys of `trainer.mask` beside the options of its score; `MAKER` has the defaults.
 MASK_OPTIONS = ("ratio", "params", "seed")
-# Which quantities a score may read, and from which side's rows they come.
+# The quantities that a score may read, and the side of their rows.
 READS = {
     "weight_P": "",
     "forget_grad_P": "forget",
@@ -35,7 +35,7 @@ OF_ARGS = {
 
 
 def bind_optimizer(binder: Binder, node: Mapping[str, Any]) -> Bound | None:
-    """Bind `trainer.optimizer`, which has a handler and options of it; `rules` are bound by themselves."""
+    """Bind `trainer.optimizer`: a handler and its options. `bind_rules` binds its `rules`."""
     given = {name: value for name, value in node.items() if name not in ("handler", "rules")}
     if node.get("handler") is None:
         no_handler(binder, OPTIMIZER, node, OPTIMIZERS)
@@ -47,7 +47,7 @@ def bind_optimizer(binder: Binder, node: Mapping[str, Any]) -> Bound | None:
         text = binder.typed(f"{OPTIMIZER}.handler", signature.handler)
         binder.fault(
             f"{text}: {signature.name} does not build an optimizer",
-            "an optimizer factory takes two positional parameters, the parameter groups and the arguments",
+            "an optimizer factory takes two positional parameters: the parameter groups and the arguments",
         )
         return None
     for name in [name for name in given if name in OF_ARGS and name not in signature.keyword]:
@@ -60,10 +60,16 @@ def bind_optimizer(binder: Binder, node: Mapping[str, Any]) -> Bound | None:
 
 
 def bind_rules(binder: Binder, rules: Any) -> None:
-    """Bind `trainer.optimizer.rules`: by name {handler, ...options}, the handler being the name where it is left out; null = none."""
+    """Bind `trainer.optimizer.rules`: name -> {handler, ...options}, or null = no rule.
+
+    Without a handler, the name is the handler.
+    """
     if rules is not None and not isinstance(rules, Mapping):
         text = binder.typed(RULE, rules)
-        binder.fault(f"{text}: rules are given by name", f"write {RULE}.sam.rho=0.01, or optimizer=sam")
+        binder.fault(
+            f"{text}: rules are given by name, not as one value",
+            f"write {RULE}.sam.rho=0.01, or optimizer=sam",
+        )
         return
     for name, rule in (rules or {}).items():
         key = f"{RULE}.{name}"
@@ -80,7 +86,7 @@ def bind_rules(binder: Binder, rules: Any) -> None:
 
 
 def bind_mask(binder: Binder, node: Mapping[str, Any]) -> Bound | None:
-    """Bind the score of `trainer.mask`; `ratio`, `params` and `seed` are options beside its keywords."""
+    """Bind the score of `trainer.mask`, with the options `ratio`, `params` and `seed` beside its keywords."""
     given = {name: value for name, value in node.items() if name not in ("handler", "path")}
     signature = binder.find(f"{MASK}.handler", node.get("handler"), SCORES, "mask")
     if signature is None:
@@ -97,7 +103,7 @@ def bind_mask(binder: Binder, node: Mapping[str, Any]) -> Bound | None:
         re.compile(str(given.get("params") or ""))
     except re.error as error:
         text = binder.typed(f"{MASK}.params", given["params"])
-        binder.fault(f"{text}: not a regular expression: {error}", "write it as in Python's re module")
+        binder.fault(f"{text}: not a regular expression: {error}", "use the syntax of Python's re module")
     maker = read_signature(MAKER)
     options = {name: Option(maker.keyword[name], type_of(maker, name)) for name in MASK_OPTIONS}
     bound = binder.bind(MASK, signature, given, options=options)
@@ -105,7 +111,7 @@ def bind_mask(binder: Binder, node: Mapping[str, Any]) -> Bound | None:
 
 
 def no_handler(binder: Binder, key: str, given: Mapping[str, Any], names: Mapping[str, str]) -> None:
-    """The fault of options without the handler that takes them."""
+    """Record the fault of options without a handler."""
     group = key.rpartition(".")[2]
-    text = f"{key} has no handler, and {', '.join(given)} are given"
+    text = f"{key} has no handler, and its options are given: {', '.join(given)}"
     binder.fault(text, f"choose one: {group}={'|'.join(names)}")

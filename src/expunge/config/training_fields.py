@@ -1,6 +1,6 @@
-"""Every field of transformers' TrainingArguments, and what becomes of it here: honoured, without effect, or refused.
+"""Every field of transformers' TrainingArguments is honoured, without effect, or refused.
 
-A test holds this table against the installed version, so that no field is passed over in silence.
+A test compares this table with the installed version, so that no field is ignored silently.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from expunge.core.errors import Fault
 
 @dataclass(frozen=True)
 class Refused:
-    """A field that is accepted at some values only.
+    """A field for which only some values are accepted.
 
     Attributes:
-        reason: why not another value.
+        reason: why other values are refused.
         cure: what to do instead.
-        unless: the values that are accepted, which ask for nothing.
+        unless: the accepted values; they have no effect.
     """
 
     reason: str
@@ -107,16 +107,16 @@ HONOURED = frozenset(
         "local_rank",
     ]
 )
-"""Read by the loop, or by the public parts of transformers and accelerate that it calls."""
+"""Read by the training loop, or by the public parts of transformers and accelerate that it calls."""
 
-_OWN_EVALUATION = "models are judged by the suites under `eval`, which have settings of their own"
+_OWN_EVALUATION = "models are evaluated by the suites under `eval`, which have their own settings"
 _OWN_MEANS = "every mean is over the whole step, on all ranks"
 NO_EFFECT = {
-    "do_train": "the verb says what is done",
-    "do_predict": "the verb says what is done",
+    "do_train": "the verb decides",
+    "do_predict": "the verb decides",
     "per_device_eval_batch_size": _OWN_EVALUATION,
-    "bf16_full_eval": "a model is evaluated in the dtype that it computes in",
-    "fp16_full_eval": "a model is evaluated in the dtype that it computes in",
+    "bf16_full_eval": "a model is evaluated in its compute dtype",
+    "fp16_full_eval": "a model is evaluated in its compute dtype",
     "prediction_loss_only": _OWN_EVALUATION,
     "eval_accumulation_steps": _OWN_EVALUATION,
     "eval_do_concat_batches": _OWN_EVALUATION,
@@ -124,52 +124,55 @@ NO_EFFECT = {
     "batch_eval_metrics": _OWN_EVALUATION,
     "include_for_metrics": _OWN_EVALUATION,
     "include_inputs_for_metrics": _OWN_EVALUATION,
-    "remove_unused_columns": "batches hold what the losses read",
-    "label_names": "batches hold what the losses read",
-    "group_by_length": "rows come in the order drawn from (seed, epoch)",
+    "remove_unused_columns": "batches hold only what the losses read",
+    "label_names": "batches hold only what the losses read",
+    "group_by_length": "rows come in a random order drawn from (seed, epoch)",
     "logging_dir": "TensorBoard's files lie in the run folder",
-    "length_column_name": "rows come in the order drawn from (seed, epoch)",
+    "length_column_name": "rows come in a random order drawn from (seed, epoch)",
     "average_tokens_across_devices": _OWN_MEANS,
     "skip_memory_metrics": "every record has the peak memory",
-    "use_cache": "training passes build no cache, and the model's own setting is kept",
+    "use_cache": "training builds no cache; the model's own setting is kept",
     "hub_strategy": "nothing is pushed",
     "hub_always_push": "nothing is pushed",
 }
-"""Accepted at any value, since the field's files set them; what they ask for is done already, or is not done here."""
+"""Accepted with any value, because the field's files set them. They have no effect, for the reason given."""
 
 _SHARDING = "this version trains in one process or under DDP"
 _TORCHRUN = "leave the key out, and use `torchrun --nproc_per_node N`"
 _PUSH = "upload the finished folder with `hf upload`"
 REFUSED = {
     "label_smoothing_factor": Refused(
-        "losses are methods here, and none is smoothed", "leave the key out", (0, 0.0, None)
+        "no method's loss has label smoothing", "leave the key out", (0, 0.0, None)
     ),
     "train_sampling_strategy": Refused(
-        "rows come in the order drawn from (seed, epoch)", "leave the key out", ("random", None)
+        "rows come in a random order drawn from (seed, epoch)", "leave the key out", ("random", None)
     ),
     "torch_compile": Refused(
-        "the positions of labels differ from batch to batch, so nothing stays compiled", "leave the key out"
+        "label positions differ between batches, so the model would be compiled again and again",
+        "leave the key out",
     ),
-    "torch_compile_backend": Refused("there is no torch_compile here", "leave the key out"),
-    "torch_compile_mode": Refused("there is no torch_compile here", "leave the key out"),
+    "torch_compile_backend": Refused("torch_compile is not supported", "leave the key out"),
+    "torch_compile_mode": Refused("torch_compile is not supported", "leave the key out"),
     "use_liger_kernel": Refused(
         "its fused cross entropy hides the logits that losses read", "leave the key out"
     ),
-    "liger_kernel_config": Refused("there is no use_liger_kernel here", "leave the key out"),
+    "liger_kernel_config": Refused("use_liger_kernel is not supported", "leave the key out"),
     "auto_find_batch_size": Refused(
         "it would change the rows of a step",
         "give per_device_train_batch_size and gradient_accumulation_steps",
     ),
     "enable_jit_checkpoint": Refused(
-        "checkpoints are written at steps", "use save_strategy=steps and save_steps"
+        "checkpoints are written only at steps or epochs", "use save_strategy=steps and save_steps"
     ),
     "push_to_hub": Refused("nothing is pushed while training", _PUSH),
     "hub_token": Refused("nothing is pushed while training", _PUSH),
     "hub_private_repo": Refused("nothing is pushed while training", _PUSH),
     "hub_model_id": Refused("nothing is pushed while training", _PUSH),
     "hub_revision": Refused("nothing is pushed while training", _PUSH),
-    "ignore_data_skip": Refused("a resumed run takes the rows that it would have taken", "leave the key out"),
-    "accelerator_config": Refused("rows are dealt to the ranks by this tool", "leave the key out"),
+    "ignore_data_skip": Refused(
+        "a resumed run continues with the same rows as an uninterrupted run", "leave the key out"
+    ),
+    "accelerator_config": Refused("this tool distributes the rows to the ranks", "leave the key out"),
     "parallelism_config": Refused(_SHARDING, _TORCHRUN),
     "fsdp": Refused(_SHARDING, _TORCHRUN, (None, False, "", "no", [])),
     "fsdp_config": Refused(_SHARDING, _TORCHRUN),
@@ -178,11 +181,11 @@ REFUSED = {
 
 
 def refusals(args: Mapping[str, Any], key: str = "trainer.args") -> list[Fault]:
-    """What of `trainer.args` cannot be had, each with the key as typed.
+    """The faults of refused values in `trainer.args`, each with the key as typed.
 
     Args:
-        args: as given, the renamed keys already under their names of today.
-        key: the section they are in.
+        args: the arguments, with renamed keys already under their new names.
+        key: the key of their section.
     """
     return [
         Fault(f"{key}.{name}={args[name]}: {rule.reason}", rule.cure)
@@ -192,5 +195,5 @@ def refusals(args: Mapping[str, Any], key: str = "trainer.args") -> list[Fault]:
 
 
 def known_fields() -> frozenset[str]:
-    """The fields that the table has."""
+    """All fields in the table."""
     return HONOURED | NO_EFFECT.keys() | REFUSED.keys()

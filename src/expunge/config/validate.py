@@ -1,4 +1,4 @@
-"""All that can be wrong with a configuration, found before any download or model load and told together."""
+"""Find all faults of a configuration before any download or model load, and report them together."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ MODES = ("finetune", "unlearn", "eval")
 def load_config(
     config_name: str, overrides: Sequence[str] = (), config_dirs: Sequence[str | Path] = ()
 ) -> Config:
-    """Compose and validate: what a command line does first.
+    """Compose and validate a configuration: the first step of every command line.
 
     Args:
-        config_name: a YAML at the top of the configs.
-        overrides: as typed.
-        config_dirs: folders of the user's with further choices; modules beside them become importable.
+        config_name: a YAML file at the top of the configs.
+        overrides: the overrides as typed.
+        config_dirs: the user's folders with further choices; modules beside them become importable.
 
     Returns:
-        A configuration that is sound as far as can be known without loading anything, with all that was bound.
+        A configuration without a fault that can be found before loading, with all bound functions.
 
     Raises:
-        UserError: all faults together, those of composing and those of validation.
+        UserError: all faults of composing and of validation together.
     """
     make_importable(config_dirs)
     composition = compose_all(config_name, overrides, config_dirs)
@@ -58,14 +58,14 @@ def find_faults(cfg: Config, broken: set[str] | None = None) -> list[Fault]:
 
 
 def checked(cfg: Config, broken: set[str] | None = None) -> Checking:
-    """Look for every fault of a configuration, and bind what it names.
+    """Find every fault of a configuration, and bind the functions that it names.
 
     Args:
-        cfg: composed and resolved.
-        broken: groups whose choice does not exist; what hangs on them is not judged.
+        cfg: the composed and resolved configuration.
+        broken: groups whose choice does not exist; what depends on them is not checked.
 
     Returns:
-        The faults, and what was bound without one.
+        The faults, and the functions bound without a fault.
     """
     check = Checking(cfg=cfg, broken=broken or set())
     for key in _missing(cfg.tree):

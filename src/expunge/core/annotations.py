@@ -1,4 +1,4 @@
-"""Annotations as the source has them: what a value has to be. Nothing is imported."""
+"""Read annotations from source, and check values against them. Nothing is imported."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ RANGES: Mapping[str, tuple[str, Callable[[float, float], bool]]] = {
     "Below": ("below {:g}", lambda value, bound: value < bound),
     "AtMost": ("at most {:g}", lambda value, bound: value <= bound),
 }
-"""The classes of `core.ranges`, with the words for a message."""
+"""The classes of `core.ranges`: the words for a message, and the test of a value."""
 
 
 @dataclass(frozen=True)
 class Type:
-    """What a value has to be.
+    """The type that a value must have.
 
     Attributes:
-        kind: int, float, bool, str, None, literal, union, list, tuple, mapping; `module:Class` of any other
-            class; "any" where the annotation says nothing that can be read.
-        args: the choices of a literal, the members of a union, the items of a tuple, the item of a list.
+        kind: int, float, bool, str, None, literal, union, list, tuple, mapping; `module:Class` for any other
+            class; "any" if the annotation cannot be read.
+        args: the choices of a literal, the members of a union, the item types of a tuple, or the one item
+            type of a list.
         ranges: names of `RANGES` with their bounds.
     """
 
@@ -40,7 +41,7 @@ class Type:
     ranges: tuple[tuple[str, float], ...] = ()
 
     def choices(self) -> tuple[Any, ...]:
-        """The values of the literals or enumerations that it names; empty where it names none."""
+        """The values of its literals and enumerations; empty if it has none."""
         if self.kind == "literal":
             return self.args
         if self.kind == "union":
@@ -48,7 +49,7 @@ class Type:
         return ()
 
     def with_range(self, name: str, bound: float) -> Type:
-        """The same, within a range; of a union, its numbers."""
+        """The same type with a range. In a union, the range applies to the members that are numbers."""
         if self.kind == "union":
             return replace(self, args=tuple(item.with_range(name, bound) for item in self.args))
         if self.kind not in ("int", "float"):
@@ -60,7 +61,7 @@ ANY = Type()
 
 
 def type_of(signature: Signature, name: str) -> Type:
-    """The type of a parameter, with the ranges that its decorators state (`positive`, `at_least_0`)."""
+    """The type of a parameter, with the ranges from its decorators (`positive`, `at_least_0`)."""
     hint = signature.annotations.get(name)
     found = ANY if hint is None else read_type(hint, signature.module)
     for decorator in signature.decorators.values():
@@ -72,7 +73,7 @@ def type_of(signature: Signature, name: str) -> Type:
 
 
 def read_type(node: ast.expr, module: str) -> Type:
-    """The type that an annotation in a module's source states; names are followed to where they are defined."""
+    """The type of an annotation in a module's source; names are followed to their definition."""
     if isinstance(node, ast.Constant) and node.value is None:
         return Type("None")
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -150,7 +151,7 @@ def _enumerated(node: ast.ClassDef) -> tuple[Any, ...]:
 
 
 def wrong(value: Any, hint: Type) -> str:
-    """What a value has to be, where it is not; empty where it is, or where nothing is known of it."""
+    """What the value must be, in words; empty if the value is valid or the type is unknown."""
     if hint.kind == "union":
         complaints = [wrong(value, member) for member in hint.args]
         return "" if "" in complaints else " or ".join(dict.fromkeys(complaints))
@@ -194,16 +195,16 @@ def _wrong_items(value: Any, hint: Type) -> str:
         return ""
     of = "strings" if hint.args[0].kind == "str" else ""
     each = next(filter(None, complaints), "") or ("" if of else wrong(None, hint.args[0]))
-    size = f"a list of {count}" if count is not None else f"a list of {of}" if of else "a list"
+    size = f"a list of {count} items" if count is not None else f"a list of {of}" if of else "a list"
     return f"{size}, each {each}" if each and not of else size
 
 
 def near_choice(value: Any, hint: Type) -> str:
-    """The choice of a literal that is spelt most like a value; empty where none is near."""
+    """The choice of a literal with the spelling nearest to `value`; empty if none is near."""
     near = nearest(str(value), [choice for choice in hint.choices() if isinstance(choice, str)], count=1)
     return near[0] if near else ""
 
 
 def converted(value: Any, hint: Type) -> Any:
-    """The value as the function takes it: a list for a tuple becomes one."""
+    """The value as the function takes it: a list becomes a tuple if the type is a tuple."""
     return tuple(value) if hint.kind == "tuple" and isinstance(value, list) else value

@@ -1,6 +1,6 @@
-"""One binder: values that a configuration gives, held against the signature of what it names.
+"""One binder: it checks the values in a configuration against the signature of the function that it names.
 
-Validation binds, from source alone, and finds every fault; the run loads and calls exactly what was bound.
+Validation binds, from source alone, and finds every fault. The run loads and calls exactly what was bound.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from expunge.core.errors import Fault, UserError, nearest, unknown
 from expunge.core.handlers import REQUIRED, Code, Signature, load_handler, read_signature
 
 MISSING = "???"
-"""A value that has to be given and is not; composing reports it."""
+"""Stands for a required value that is not given; composing reports it."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """A key that is given among a function's keywords, and that whoever calls the function reads itself.
+    """A key that stands beside a function's keywords and is read by the caller of the function.
 
     Attributes:
-        default: `REQUIRED` where it has to be given.
-        type: what its value has to be.
+        default: `REQUIRED` if there is none.
+        type: the type of its value.
     """
 
     default: Any
@@ -32,13 +32,13 @@ class Option:
 
 @dataclass(frozen=True)
 class Bound:
-    """A function with the keyword arguments that a configuration gives it.
+    """A function with its keyword arguments from a configuration.
 
     Attributes:
-        signature: of the function.
-        kwargs: what was given, by keyword; defaults stay with the function.
-        options: every option beside the keywords, given or by default.
-        given: the keys that the configuration states.
+        signature: the signature of the function.
+        kwargs: the given values by keyword; defaults stay in the function.
+        options: every option beside the keywords, given or default.
+        given: the keys in the configuration.
     """
 
     signature: Signature
@@ -57,7 +57,7 @@ class Bound:
         return self.signature.name
 
     def value(self, keyword: str) -> Any:
-        """The value of a keyword: given, else the default; `Code` for a default that is no literal."""
+        """The value of a keyword: the given one, else the default (`Code` if it is not a literal)."""
         return self.kwargs.get(keyword, self.signature.keyword.get(keyword))
 
     def load(self) -> Any:
@@ -71,31 +71,31 @@ class Bound:
 
 @dataclass
 class Binder:
-    """Binds values and collects the faults, those of every call together.
+    """Binds values and collects the faults of all calls.
 
     Attributes:
-        faults: what was found so far.
-        bound: what was bound without a fault, by the dotted key of its values.
+        faults: the faults found so far.
+        bound: the functions bound without a fault, by the dotted key of their values.
     """
 
     faults: list[Fault] = field(default_factory=list)
     bound: dict[str, Bound] = field(default_factory=dict)
 
     def typed(self, key: str, value: Any = REQUIRED) -> str:
-        """A key with its value as the user gave it; the key alone where there is no value."""
+        """`key=value` as the user gave it; the key alone if there is no value."""
         return key if value is REQUIRED else f"{key}={'null' if value is None else value}"
 
     def fault(self, message: str, hint: str = "") -> None:
-        """Note a fault, once."""
+        """Record a fault, once."""
         found = Fault(message, hint)
         if found not in self.faults:
             self.faults.append(found)
 
     def tell(self) -> None:
-        """Raise the faults.
+        """Raise all faults together.
 
         Raises:
-            UserError: there is one.
+            UserError: there is at least one fault.
         """
         if self.faults:
             raise UserError.of(self.faults)
@@ -103,18 +103,18 @@ class Binder:
     def find(
         self, key: str, handler: Any, names: Mapping[str, str], what: str, places: int | None = None
     ) -> Signature | None:
-        """The signature of a handler; None, with a fault noted, where it cannot be read.
+        """The signature of a handler; if it cannot be read, a fault is recorded and the result is None.
 
         Args:
-            key: where the handler is given.
+            key: the key of the handler.
             handler: `module:function`, or one of the short names.
             names: short names and their handlers.
             what: the kind of thing, for messages.
-            places: the number of positional parameters that whoever calls it gives; None = any.
+            places: the number of positional arguments that the caller passes; None = any.
         """
         if not isinstance(handler, str) or not handler:
             known = f"one of {', '.join(names)}, or module:function" if names else "module:function"
-            self.fault(f"{key} is not given: there is no {what}", f"give {known}")
+            self.fault(f"{key} is not given: there is no {what}", f"set {key} to {known}")
             return None
         handler = names.get(handler, names.get(handler.lower(), handler))
         if ":" not in handler and names:
@@ -131,7 +131,7 @@ class Binder:
         if places is not None and len(needed) != places:
             self.fault(
                 f"{self.typed(key, handler)}: {signature.name} is not a {what}",
-                f"it has {len(needed)} positional parameters, and a {what} has {places}",
+                f"it has {len(needed)} required positional parameters; a {what} has {places}",
             )
             return None
         return signature
@@ -139,17 +139,17 @@ class Binder:
     def choose(
         self, key: str, node: Any, names: Mapping[str, str], what: str, *, places: int | None = None
     ) -> Bound | None:
-        """Bind what a section names.
+        """Bind the function that a section names.
 
         Args:
-            key: of the section.
+            key: the key of the section.
             node: a short name, `module:function`, or {handler, ...keyword arguments}.
             names: short names and their handlers.
             what: the kind of thing, for messages.
             places: see `find`.
 
         Returns:
-            What was bound; None, with a fault noted, where something is wrong.
+            The bound function; None if there is a fault, which is recorded.
         """
         given = dict(node) if isinstance(node, Mapping) else {"handler": node}
         where = f"{key}.handler" if isinstance(node, Mapping) else key
@@ -171,16 +171,17 @@ class Binder:
 
         Args:
             key: the dotted key of the mapping.
-            signature: the function.
+            signature: the signature of the function.
             given: name -> value.
             options: keys that are valid beside the keywords.
-            switches: what `compat` sets of the keywords; what is given wins.
-            positional: positional parameters that are given by name as well, such as the tables of a metric.
-            advice: what to do about a wrong value, by name; without it, the default is stated.
+            switches: the keywords that `compat` sets; a given value wins.
+            positional: positional parameters that may be given by name as well, such as the tables of a
+                metric.
+            advice: the hint for a wrong value, by name; without it, the hint states the default.
 
         Returns:
-            The function with its keyword arguments, also at `bound[key]`; None, with faults noted, where
-            something is wrong.
+            The function with its keyword arguments, also stored at `bound[key]`; None if there is a fault,
+            which is recorded.
         """
         before, beside = len(self.faults), dict(options or {})
         takes = {
@@ -211,16 +212,16 @@ class Binder:
         return self.bound[key]
 
     def check(self, key: str, value: Any, hint: Type, advice: str = "") -> bool:
-        """Note a fault where a value is not of a type.
+        """Record a fault if a value does not have a type.
 
         Args:
             key: the dotted key of the value.
             value: as given; `MISSING` is reported elsewhere.
-            hint: what it has to be.
-            advice: what to do about it.
+            hint: the type.
+            advice: what to do about a wrong value.
 
         Returns:
-            Whether the value is as it has to be.
+            Whether the value is valid.
         """
         complaint = "" if value == MISSING else wrong(value, hint)
         if complaint:
@@ -238,7 +239,7 @@ class Binder:
         known: Mapping[str, Option],
         advice: str = "",
     ) -> None:
-        """Note what is wrong with one value: no such keyword, missing, refused, or of another type."""
+        """Record the fault of one value: no such keyword, missing, refused, or of another type."""
         if name not in known:
             if not signature.open:
                 self._unknown(key, name, value, signature, known)
@@ -266,14 +267,17 @@ class Binder:
 
 
 def bound_alone(bind: Callable[..., object], *args: Any) -> dict[str, Bound]:
-    """What a binding function binds, without a configuration around it.
+    """Call a binding function without a whole configuration.
 
     Args:
-        bind: takes a binder first, such as `config.method.bind_method`.
-        *args: the rest of its arguments.
+        bind: a function whose first argument is a binder, such as `config.method.bind_method`.
+        *args: its other arguments.
+
+    Returns:
+        The bound functions by key.
 
     Raises:
-        UserError: every fault together.
+        UserError: all faults together.
     """
     binder = Binder()
     bind(binder, *args)
@@ -282,7 +286,7 @@ def bound_alone(bind: Callable[..., object], *args: Any) -> dict[str, Bound]:
 
 
 def _refused(signature: Signature, name: str, value: Any) -> str:
-    """Why a value that others offer cannot be had here, by a decorator's `refused`; empty where it can."""
+    """The reason in a decorator's `refused` why this function does not support a value; empty if it does."""
     for decorator in signature.decorators.values():
         if reason := (decorator.get("refused") or {}).get(f"{name}={value}"):
             return str(reason)
@@ -294,4 +298,4 @@ def _shown(default: Any) -> str:
 
 
 Switches = Callable[[str], Mapping[str, Any]]
-"""The keyword arguments that `compat` sets for a function, by its name."""
+"""Maps a function's name to the keyword arguments that `compat` sets for it."""

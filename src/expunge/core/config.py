@@ -1,4 +1,4 @@
-"""The resolved configuration of a run, as the rooms see it: plain values, no library type."""
+"""The resolved configuration of a run, as all rooms see it: plain values, no library type."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 from expunge.core.binding import Bound
 from expunge.core.fingerprint import fingerprint
 
-# Keys that change what is written about a run, not what the run computes: another value of them is still the
-# same run.
+# Keys that change what is written about a run, not what it computes. A run with other values of these keys is
+# the same run.
 NOT_IDENTITY = ("eval", "paths", "overwrite", "retain_logs_path", "holdout_split", "hydra", "run_layout")
 NOT_IDENTITY_ARGS = (
-    "logging_steps", "logging_strategy", "logging_first_step", "logging_dir", "report_to", "run_name", "disable_tqdm",
-    "eval_strategy", "eval_steps", "eval_on_start", "resume_from_checkpoint", "output_dir", "log_level",
-    "save_total_limit", "dataloader_num_workers",
+    "logging_steps", "logging_strategy", "logging_first_step", "logging_dir", "report_to", "run_name",
+    "disable_tqdm", "eval_strategy", "eval_steps", "eval_on_start", "resume_from_checkpoint", "output_dir",
+    "log_level", "save_total_limit", "dataloader_num_workers",
 )  # fmt: skip
 
 
@@ -25,10 +25,10 @@ class Config:
     """A composed, resolved configuration.
 
     Attributes:
-        tree: nested plain dicts, lists and scalars; every interpolation resolved.
+        tree: nested plain dicts, lists and scalars; every interpolation is resolved.
         overrides: the overrides as typed, for the record.
-        notices: what was translated or accepted with a remark on the way; logged at the start of a run.
-        bound: what validation bound, by dotted key; a run loads and calls exactly that.
+        notices: remarks on keys that were translated or changed; logged at the start of a run.
+        bound: the functions that validation bound, by dotted key; the run loads and calls exactly these.
     """
 
     tree: Mapping[str, Any]
@@ -37,7 +37,7 @@ class Config:
     bound: Mapping[str, Bound] = field(default_factory=dict, compare=False, repr=False)
 
     def get(self, dotted: str, default: Any = None) -> Any:
-        """The value at a dotted path such as `trainer.args.learning_rate`; `default` where there is none."""
+        """The value at a dotted path such as `trainer.args.learning_rate`; `default` if there is none."""
         node: Any = self.tree
         for key in dotted.split("."):
             if not isinstance(node, Mapping) or key not in node:
@@ -46,11 +46,11 @@ class Config:
         return node
 
     def section(self, dotted: str) -> dict[str, Any]:
-        """A copy of the mapping at a dotted path; empty where there is none."""
+        """A copy of the mapping at a dotted path; empty if there is none."""
         return copy.deepcopy(dict(self.get(dotted) or {}))
 
     def switches(self, component: str) -> dict[str, Any]:
-        """The keyword arguments that `compat` sets for a component (a function's name, `encode`, `driver`, ...)."""
+        """The keyword arguments that `compat` sets for a component: a function, `encode` or `driver`."""
         return dict(self.get(f"compat.switches.{component}") or {})
 
     def identity(self) -> str:
@@ -71,7 +71,7 @@ class Config:
             and difficulty.get("order") in (None, "none")
             and difficulty.get("select") is None
         ):
-            # How scores would be computed is not what a run computes that does not use them.
+            # This run does not use difficulty scores, so their settings do not change what it computes.
             del tree["difficulty"]
         if isinstance(tree.get("procedure"), dict):
             tree["procedure"].pop("keep_stages", None)

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing wrong with what the user gave.
+    """One fault in the user's input.
 
     Attributes:
         message: what was given and what is wrong with it.
-        hint: what to do about it; empty when the message says so already.
+        hint: what to do about it; empty if the message already says so.
     """
 
     message: str
@@ -25,7 +25,7 @@ class Fault:
 
 
 class UserError(Exception):
-    """An error the user can mend. The command line prints it without a traceback and exits with 2.
+    """An error that the user can fix. The command line prints it without a traceback and exits with code 2.
 
     Args:
         message: what was given and what is wrong.
@@ -38,10 +38,10 @@ class UserError(Exception):
 
     @classmethod
     def of(cls, faults: Iterable[Fault]) -> UserError:
-        """One error that tells several faults together.
+        """One error that reports several faults together.
 
         Raises:
-            ValueError: when there is no fault to tell.
+            ValueError: there is no fault.
         """
         faults = tuple(faults)
         if not faults:
@@ -53,10 +53,10 @@ class UserError(Exception):
 
 
 class Faults:
-    """Faults of several things that are checked one after the other, to be reported together.
+    """Collects the faults of several checks, to report them together.
 
     Attributes:
-        found: each once, in the order in which they were found.
+        found: each fault once, in the order in which they were found.
     """
 
     def __init__(self) -> None:
@@ -64,17 +64,17 @@ class Faults:
 
     @contextmanager
     def noted(self) -> Iterator[None]:
-        """Note what is wrong inside the block, and go on after it."""
+        """Record the faults raised inside the block, and continue after the block."""
         try:
             yield
         except UserError as error:
             self.found += [fault for fault in error.faults if fault not in self.found]
 
     def raise_found(self) -> None:
-        """Raise what was noted.
+        """Raise all recorded faults together.
 
         Raises:
-            UserError: something was noted.
+            UserError: at least one fault was recorded.
         """
         if self.found:
             raise UserError.of(self.found)
@@ -84,9 +84,9 @@ class MissingExtraError(UserError):
     """An optional dependency is not installed.
 
     Args:
-        package: the distribution that is missing.
-        extra: the extra of expunge that brings it.
-        purpose: what needs it.
+        package: the missing package.
+        extra: the extra of expunge that installs it.
+        purpose: what needs the package.
     """
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
@@ -97,17 +97,17 @@ class MissingExtraError(UserError):
 
 
 class MissingDataError(UserError):
-    """Rows that are neither on this machine nor, as far as it can be asked, on the hub."""
+    """Rows were found neither on this machine nor on the hub (or the hub cannot be reached)."""
 
 
 def nearest(name: str, choices: Sequence[str], count: int = 3) -> list[str]:
-    """The choices spelt most like `name`, best first, case ignored."""
+    """The choices with the spelling nearest to `name`, nearest first, case ignored."""
     folded = {choice.lower(): choice for choice in choices}
     return [folded[hit] for hit in difflib.get_close_matches(name.lower(), list(folded), n=count, cutoff=0.5)]
 
 
 def unknown(kind: str, name: str, choices: Sequence[str]) -> Fault:
-    """The fault of a name that is none of the choices: near match first, then the list."""
+    """The fault of a name that is not one of the choices; the hint has the near match, then the list."""
     near = nearest(name, choices, count=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     listed = ", ".join(sorted(choices)) or "(none)"

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: temporary name, fsync, rename; and marks of completeness."""
+"""Atomic writes (temporary name, fsync, rename): a file is complete or absent. Marks of complete folders."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COMPLETE_MARK = ".complete"
 
 @contextmanager
 def told_to_user(path: Path) -> Iterator[None]:
-    """Turn a full disk or a forbidden folder into a `UserError` that names the path."""
+    """Turn the error of a full disk or a folder without write permission into a `UserError` with the path."""
     try:
         yield
     except OSError as error:
@@ -31,20 +31,20 @@ def told_to_user(path: Path) -> Iterator[None]:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise UserError(
                 f"cannot write {path}: {error.strerror}",
-                "choose a folder you may write to with paths.output_dir",
+                "set paths.output_dir to a folder with write permission",
             ) from error
         raise
 
 
 def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
-    """Have `write` fill a temporary file beside `path`, then rename it into place.
+    """Write a temporary file beside `path`, then rename it to `path`.
 
     Args:
-        path: the file to make or replace; missing folders are made.
-        write: called with the temporary path.
+        path: the file to create or replace; missing folders are created.
+        write: called with the temporary path; writes the content.
 
     Raises:
-        UserError: disk full, or folder not writable.
+        UserError: the disk is full, or the folder is not writable.
     """
     with told_to_user(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
-    """Write `value` as JSON, atomically; NaN and infinities become null, since JSON has neither."""
+    """Write `value` as JSON, atomically; NaN and infinity become null, because JSON has neither."""
     write_text(
         path, json.dumps(without_nan(value), indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
     )
@@ -77,7 +77,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        UserError: the file is not there, or is not JSON.
+        UserError: the file does not exist, or is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -86,12 +86,12 @@ def read_json(path: Path) -> Any:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(
             f"{path} is not valid JSON: {error}",
-            "the file is damaged or is another kind of file; make it anew",
+            "the file is damaged or is another kind of file; create it again",
         ) from error
 
 
 def without_nan(value: Any) -> Any:
-    """`value` with every NaN or infinity replaced by None and every numpy scalar by its Python value."""
+    """`value` with None for every NaN or infinity, and the Python value for every numpy scalar."""
     if isinstance(value, dict):
         return {str(key): without_nan(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -104,12 +104,12 @@ def without_nan(value: Any) -> Any:
 
 
 def mark_complete(folder: Path) -> None:
-    """Say that everything in `folder` has been written: the last write of all."""
+    """Mark `folder` as completely written; this is its last write."""
     write_text(folder / COMPLETE_MARK, "")
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether `folder` carries the mark that `mark_complete` leaves."""
+    """Whether `folder` has the mark of `mark_complete`."""
     return (folder / COMPLETE_MARK).is_file()
 
 

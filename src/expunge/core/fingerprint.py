@@ -1,4 +1,4 @@
-"""Fingerprints: short hashes of what a result depends on."""
+"""Fingerprints: short hashes of everything that a result depends on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LENGTH = 16
 
 
 def fingerprint(value: Any) -> str:
-    """Hash of a JSON-like value: 16 hex digits, the same for equal values whatever the key order."""
+    """Hash of a JSON-like value: 16 hex digits; the order of keys does not matter."""
     canonical = json.dumps(
         without_nan(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str
     )
@@ -35,7 +35,7 @@ def fingerprint_files(paths: Iterable[Path]) -> str:
 
 @cache
 def code_version() -> str:
-    """Version of the package plus a hash of its source, so that edited code is never served old results."""
+    """Version of the package plus a hash of its source, so that edited code never uses old cached results."""
     root = Path(expunge.__file__).parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):

@@ -1,6 +1,6 @@
-"""`module:function`: found and read by its source, imported when it is called.
+"""`module:function`: its signature is read from the source; it is imported only when it is called.
 
-Reading goes through AST and follows re-exports. Nothing is imported, so nothing heavy is loaded and nothing runs.
+The source is read as an AST; re-exports are followed. Reading imports nothing: it is fast, and no code runs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from expunge.core.source import Definition, Function, definition, imported_as, m
 
 
 class Required:
-    """The default of a parameter that has none."""
+    """Marks a parameter without a default."""
 
     def __repr__(self) -> str:
         return "required"
@@ -28,7 +28,7 @@ REQUIRED = Required()
 
 @dataclass(frozen=True)
 class Code:
-    """A default that is an expression and not a literal, as its source text."""
+    """The source text of a default that is an expression, not a literal."""
 
     text: str
 
@@ -38,18 +38,18 @@ class Code:
 
 @dataclass(frozen=True)
 class Signature:
-    """A function or class as its source shows it.
+    """The signature of a function or class, read from its source.
 
     Attributes:
         handler: `module:function`, where it is defined.
-        positional: names of the positional parameters (`self` left out): a loss's needs.
-        keyword: the keyword-only parameters with their defaults; `REQUIRED` where there is none.
+        positional: names of the positional parameters without `self`; for a loss, its needs.
+        keyword: the keyword-only parameters with their defaults; `REQUIRED` if there is no default.
         open: whether it takes `**anything`.
         summary: the first line of its docstring.
         path: the source file.
         positional_defaults: the defaults of the positional parameters that have one.
         decorators: keyword arguments of its decorators, by the decorator's name.
-        annotations: the annotation of each parameter that has one, as source.
+        annotations: the annotations of the parameters, as source.
     """
 
     handler: str
@@ -74,20 +74,20 @@ class Signature:
 
 
 def read_signature(handler: str) -> Signature:
-    """Read the signature of `module:function` (or `module:Class`: that of its `__init__`, or of its fields).
+    """Read the signature of `module:function`, or of `module:Class` (its `__init__`, else its fields).
 
     Args:
-        handler: the dotted module, a colon, the name in it.
+        handler: the dotted module, a colon, and a name in this module.
 
     Raises:
-        UserError: the handler is not of that form, there is no such module or name, or it is no function.
+        UserError: the handler has another form, there is no such module or name, or it is not a function.
     """
     module, name = split_handler(handler)
     path = module_file(module)
     if path is None:
         raise UserError(
             f"{handler}: there is no module {module!r}",
-            "install it, put its folder on PYTHONPATH, or beside the --config-dir",
+            "install it, add its folder to PYTHONPATH, or put it beside the --config-dir",
         )
     found = definition(module, name)
     if found is None:
@@ -106,7 +106,7 @@ def split_handler(handler: str) -> tuple[str, str]:
     """Module and name of `module:function`.
 
     Raises:
-        UserError: it is not of that form.
+        UserError: the handler has another form.
     """
     module, colon, name = handler.partition(":")
     if not colon or not module or not name.isidentifier():
@@ -120,7 +120,8 @@ def load_handler(handler: str) -> Any:
     """Import `module:function`.
 
     Raises:
-        UserError: no such module or name, a module that it imports is missing, or what it defines is not well formed.
+        UserError: there is no such module or name, a module that it imports is missing, or its definitions
+            are not valid.
     """
     module_name, name = split_handler(handler)
     try:
@@ -136,7 +137,7 @@ def load_handler(handler: str) -> Any:
             f"{error.name!r} was not found on the Python path",
         ) from error
     except ValueError as error:
-        raise UserError(f"{module_name} is not well formed: {error}", "see docs/architecture.md") from error
+        raise UserError(f"{module_name} is not valid: {error}", "see docs/architecture.md") from error
     if not hasattr(module, name):
         raise UserError.of([unknown(f"name in {module_name}", name, [*vars(module)])])
     return getattr(module, name)
@@ -151,10 +152,9 @@ def _signature(found: Definition, node: Function | ast.ClassDef) -> Signature:
         )
         if init is None:
             fields = dataclass_fields(node)
-            return Signature(
-                found.handler, (), {name: default for name, (default, _) in fields.items()}, False, summary,
-                found.path, {}, decorators, {name: hint for name, (_, hint) in fields.items()},
-            )  # fmt: skip
+            defaults = {name: default for name, (default, _) in fields.items()}
+            hints = {name: hint for name, (_, hint) in fields.items()}
+            return Signature(found.handler, (), defaults, False, summary, found.path, {}, decorators, hints)
         arguments, skip = init.args, 1
     else:
         arguments, skip = node.args, 0
@@ -178,7 +178,7 @@ def _signature(found: Definition, node: Function | ast.ClassDef) -> Signature:
 
 
 def dataclass_fields(node: ast.ClassDef) -> dict[str, tuple[Any, ast.expr]]:
-    """The annotated fields of a class, in the order of its source: (default, annotation) by name."""
+    """The annotated fields of a class, in source order: (default, annotation) by name."""
     return {
         item.target.id: (REQUIRED if item.value is None else literal(item.value), item.annotation)
         for item in node.body
@@ -187,7 +187,7 @@ def dataclass_fields(node: ast.ClassDef) -> dict[str, tuple[Any, ast.expr]]:
 
 
 def _called(node: ast.expr, module: str) -> str:
-    """The name of a decorator in the module that defines it."""
+    """The original name of a decorator, in the module that defines it."""
     function = node.func if isinstance(node, ast.Call) else node
     if isinstance(function, ast.Attribute):
         return function.attr
@@ -201,7 +201,7 @@ def _keywords(node: ast.expr) -> dict[str, Any]:
 
 
 def literal(node: ast.expr) -> Any:
-    """The value of a literal, else its source as `Code`."""
+    """The value of a literal; the source as `Code` for any other expression."""
     try:
         return ast.literal_eval(node)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Where the files of a run lie in its folder: under our own names, or under those of another tool."""
+"""The names and places of the files in a run's folder: ours, or those of another tool."""
 
 from __future__ import annotations
 
@@ -12,26 +12,25 @@ from expunge.core.files import read_json
 RECORD_FILE = "run.json"
 TRAINED_FILE = "trained.json"
 STEPS = "evals"
-"""Folder of the evaluations during training, one folder a step, in every layout."""
+"""Folder of the evaluations during training, with one folder per step; the same in every layout."""
 
 
 @dataclass(frozen=True)
 class RunLayout:
-    """The names of a run's files; whoever writes or reads one asks here.
+    """The names of a run's files; every writer and reader of these files uses them.
 
     Attributes:
         name: value of `run_layout`.
         config: file of the resolved configuration.
-        log: file of the records; JSON Lines where it ends in `.jsonl`, else one JSON array.
-        model: folder of the final model, its tokenizer and the checkpoints; "" = the run's folder itself.
-        boards: folder of TensorBoard's files; None = where transformers puts them, `runs/` beside the
+        log: file of the log records; JSON Lines if it ends in `.jsonl`, else one JSON array.
+        model: folder of the final model, its tokenizer and the checkpoints; "" = the run's folder.
+        boards: folder of TensorBoard's files; None = the default of transformers: `runs/` beside the
             checkpoints.
-        evals: folder of the evaluation after training; "" = the run's folder itself. An evaluation run's own
-            files are always there.
-        evaluation: name of a suite's file of values row by row; `{suite}` and `{SUITE}` stand for the suite's
-            name.
-        summary: name of a suite's file of aggregates; None = they are in the other file alone.
-        renamed: suites whose files go by another name.
+        evals: folder of the evaluation after training; "" = the run's folder. The files of an evaluation run
+            are always in the run's folder.
+        evaluation: file name of a suite's values per row; `{suite}` and `{SUITE}` stand for the suite's name.
+        summary: file name of a suite's aggregates; None = they are only in the evaluation file.
+        renamed: other names of suites in file names.
     """
 
     name: str
@@ -45,23 +44,23 @@ class RunLayout:
     renamed: Mapping[str, str] = field(default_factory=dict)
 
     def log_file(self, run: Path) -> Path:
-        """The records of a run."""
+        """The file of a run's log records."""
         return run / self.log
 
     def model_folder(self, run: Path) -> Path:
-        """Where a run keeps its model, tokenizer and checkpoints."""
+        """The folder of a run's model, tokenizer and checkpoints."""
         return run / self.model
 
     def results_folder(self, run: Path) -> Path:
-        """Where a training run keeps its final evaluation."""
+        """The folder of a training run's final evaluation."""
         return run / self.evals
 
     def eval_file(self, folder: Path, suite: str) -> Path:
-        """A suite's file of every metric, row by row."""
+        """A suite's file with every metric, row by row."""
         return folder / self._named(self.evaluation, suite)
 
     def summary_file(self, folder: Path, suite: str) -> Path | None:
-        """A suite's file of metric -> aggregate; None where the layout has none."""
+        """A suite's file of metric -> aggregate; None if the layout has no such file."""
         return None if self.summary is None else folder / self._named(self.summary, suite)
 
     def _named(self, pattern: str, suite: str) -> str:
@@ -84,9 +83,9 @@ LAYOUTS = {layout.name: layout for layout in (EXPUNGE, SOUL)}
 
 
 def layout_of(folder: Path) -> RunLayout | None:
-    """The layout of the run that a folder holds; None where it holds none.
+    """The layout of the run in a folder; None if the folder holds no run.
 
-    A model's folder has a `config.json` too: a run's is known by what it says.
+    A model's folder has a `config.json` too, so the content of the file is checked.
     """
     if (folder / EXPUNGE.config).is_file():
         return EXPUNGE
@@ -94,15 +93,15 @@ def layout_of(folder: Path) -> RunLayout | None:
 
 
 def model_folder_of(folder: Path) -> Path:
-    """The folder of the model that a run has trained; `folder` itself where it holds no run."""
+    """The folder of the model that a run has trained; `folder` itself if it holds no run."""
     layout = layout_of(folder) if folder.is_dir() else None
     return folder if layout is None else layout.model_folder(folder)
 
 
 def result_files(folder: Path, suite: str) -> Iterator[tuple[Path, Path | None]]:
-    """Where a suite's evaluation may lie in a run's folder: values row by row, and aggregates in a file of their own.
+    """The possible files of a suite's evaluation in a run's folder: (values per row, aggregates).
 
-    A folder that open-unlearning wrote is read like one of ours.
+    Folders that open-unlearning wrote are read in the same way.
     """
     for layout in LAYOUTS.values():
         for home in dict.fromkeys((folder, layout.results_folder(folder))):

@@ -1,7 +1,7 @@
-"""The vocabulary of named quantities: a loss asks for what it reads by its positional parameters.
+"""The vocabulary of named quantities: the positional parameters of a loss name the quantities that it reads.
 
-A new quantity is one line of `QUANTITIES` and, unless it is given by the objective, the one function in
-`training.quantities` that makes it.
+To add a quantity, add one line to `QUANTITIES` and one function to `training.quantities` that computes it.
+The function is not needed if the objective gives the quantity.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Source = Literal["labels", "logp", "logits", "modules", "given"]
-"""What a quantity is made from: the batch alone; the log-probs of the labels; the logits at the labels; the
-outputs of the modules that `module_regex` names; or the objective, which hands it over as it is."""
+"""What a quantity is computed from: the batch alone; the log-probs of the labels; the logits at the labels;
+the outputs of the modules that match `module_regex`. A given quantity comes from the objective unchanged."""
 
 QUANTITIES: dict[str, Source] = {
     "mask_BN": "labels",
@@ -36,7 +36,7 @@ SIDES = {
     "expert": "forget",
     "novice": "forget",
 }
-"""Every side, and the side of the data that it is made of: itself, unless an objective derives it."""
+"""Every side, and the side of the data that it is computed from; objectives derive `expert` and `novice`."""
 
 _OF_A_SIDE = tuple(name for name, source in QUANTITIES.items() if source != "given")
 _PATTERN = re.compile(rf"^(?P<ref>ref_)?(?P<side>{'|'.join(SIDES)})_(?P<quantity>{'|'.join(_OF_A_SIDE)})$")
@@ -50,7 +50,7 @@ class Need:
         name: the parameter's name, such as `ref_forget_seq_logp_B`.
         side: one of `SIDES`; empty for a quantity that the objective gives.
         quantity: one of `QUANTITIES`.
-        reference: whether the name asks for the model before unlearning.
+        reference: whether the quantity is of the reference, which is the model before unlearning.
     """
 
     name: str
@@ -60,27 +60,27 @@ class Need:
 
     @property
     def source(self) -> Source:
-        """What the quantity is made from."""
+        """What the quantity is computed from."""
         return QUANTITIES[self.quantity]
 
     @property
     def data_side(self) -> str:
-        """The side of the data that has to be there; empty for a quantity that the objective gives."""
+        """The side of the data that the quantity needs; empty for a quantity that the objective gives."""
         return SIDES.get(self.side, "")
 
     @property
     def from_pass(self) -> bool:
-        """Whether it takes a forward pass, of the model in training or of the reference."""
+        """Whether it needs a forward pass, of the trained model or of the reference."""
         return self.source in ("logp", "logits", "modules")
 
     @property
     def from_reference(self) -> bool:
-        """Whether it takes the model before unlearning; what the batch alone gives does not, `ref_` or not."""
+        """Whether it needs the reference. A quantity of the batch alone never does, even with `ref_`."""
         return self.reference and self.from_pass
 
     @property
     def cacheable(self) -> bool:
-        """Whether the reference's log-probs of the labels, kept in a table, serve it."""
+        """Whether a cached table of the reference's label log-probs is enough to compute it."""
         return self.reference and self.source in ("logp", "labels")
 
     @property

@@ -1,4 +1,7 @@
-"""Ranges of numbers in annotations: `rho: Annotated[float, AtLeast(0)] = 0.04`. The binder reads them from the source."""
+"""Ranges of numbers in annotations: `rho: Annotated[float, AtLeast(0)] = 0.04`.
+
+The binder reads them from the source.
+"""
 
 from __future__ import annotations
 

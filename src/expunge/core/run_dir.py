@@ -19,28 +19,28 @@ from expunge.core.fingerprint import code_version
 from expunge.core.layout import EXPUNGE, LAYOUTS, RECORD_FILE, STEPS, TRAINED_FILE, layout_of
 
 TELLING = ("mode:", "task_name:", "trainer.handler:", "forget_split:", "model.model_args.pretrained")
-"""Keys that tell two runs apart at first sight."""
+"""Keys that distinguish two runs most clearly; a message lists them first."""
 SCORES_FILE = "difficulty_scores.json"
-"""Scores of the forget rows, which are made before a run and may lie in its folder already; no run takes them away."""
+"""Scores of the forget rows. They are computed before a run and may be in its folder; no run removes them."""
 VERSIONS_OF = ("expunge", "torch", "transformers", "accelerate", "tokenizers", "numpy", "peft")
 
 
 @dataclass
 class RunRecord:
-    """What a run was and what became of it; `run.json`.
+    """The facts and the outcome of a run; `run.json`.
 
     Attributes:
         mode: finetune, unlearn or eval.
         task_name: the run's name.
-        method: handler of the method or procedure, None for an evaluation.
+        method: handler of the method or procedure; None for an evaluation.
         identity: `Config.identity()` of the run.
         status: running, interrupted, failed or complete.
         steps: optimizer steps done.
-        seconds: wall-clock of this process, set-up included.
+        seconds: wall-clock time of this process, with set-up.
         peak_memory_mb: highest resident memory (device memory on an accelerator) in MiB.
         metrics: aggregates by metric name, as in `<SUITE>_SUMMARY.json`.
-        notices: what was translated, or accepted with a remark.
-        versions: of the packages the numbers depend on.
+        notices: remarks on keys that were translated or changed.
+        versions: versions of the packages that the numbers depend on.
     """
 
     mode: str
@@ -59,19 +59,18 @@ class RunRecord:
 
 
 class RunDir:
-    """A run's folder, for one configuration. Nothing in it is touched before `begin`, so that what is faulty leaves no trace.
+    """The folder of one run. Nothing is changed in it before `begin`, so a faulty run leaves no trace.
 
     Args:
         path: the folder.
-        config: what the run computes.
-        overwrite: replace a run that the folder holds, instead of continuing or refusing it; it is removed
-            when the new one begins.
-        primary: whether this process is the one of several that looks at the folder and writes to it.
+        config: the configuration of the run.
+        overwrite: replace a run that is in the folder; the old run is removed when the new one begins.
+        primary: whether this process reads and writes the folder; one process of several does.
 
     Attributes:
-        layout: the names of its files, by `run_layout`.
-        resumed: whether the folder already held this very run, and it goes on.
-        record: written to `run.json` by `save` and `finish`, once the run has begun.
+        layout: the names of the files, by `run_layout`.
+        resumed: whether the folder already holds this run, which is then continued.
+        record: written to `run.json` by `save` and `finish` after the run has begun.
 
     Raises:
         UserError: the folder holds a run of another configuration, or files that no run wrote.
@@ -108,31 +107,33 @@ class RunDir:
             self.record.steps = read_json(path / TRAINED_FILE)["steps"]
 
     def _holds_a_run(self) -> bool:
-        """Whether there is a run in the folder that goes on or may be replaced."""
+        """Whether the folder holds a run that can be continued or replaced."""
         if not self.path.exists() or all(_is_score(path) for path in self.path.iterdir()):
             return False
         there = layout_of(self.path)
         if there is None:
             raise UserError(
                 f"{self.path} is not empty and holds no run of this tool",
-                "choose another task_name or paths.output_dir; nothing was touched",
+                "choose another task_name or paths.output_dir; nothing was changed",
             )
         known = read_json(self.path / there.config)
         if not self.overwrite and there is not self.layout:
             raise UserError(
-                f"{self.path} holds a run whose files are named otherwise (run_layout={there.name}, this run has {self.layout.name})",
-                f"add run_layout={there.name} to go on with it, choose another task_name, or overwrite=true to replace it",
+                f"{self.path} holds a run with other file names"
+                f" (run_layout={there.name}; this run has {self.layout.name})",
+                f"add run_layout={there.name} to continue it, choose another task_name,"
+                " or add overwrite=true to replace it",
             )
         if not self.overwrite and known["identity"] != self.config.identity():
             difference = _difference(Config(known["config"]).identity_tree(), self.config.identity_tree())
             raise UserError(
                 f"{self.path} holds a run of another configuration ({difference})",
-                "choose another task_name, or overwrite=true to replace that run",
+                "choose another task_name, or add overwrite=true to replace that run",
             )
         return True
 
     def begin(self) -> None:
-        """Take the folder: remove the run that is to be replaced, and write down the configuration."""
+        """Begin the run: remove the run that it replaces, and write the configuration."""
         self.begun = True
         if self.primary:
             if self._held_a_run and self.overwrite:
@@ -166,34 +167,34 @@ class RunDir:
         """End a run that a fault stopped.
 
         Args:
-            keep: whether it has made something to go on from. A new run that has not leaves nothing; any
-                other is marked as failed.
+            keep: whether the run has written anything from which it can continue. A new run that has not is
+                removed; any other run is marked as failed.
         """
         if not keep and self.begun and self.primary and not self._held_a_run:
             _empty(self.path)
             if not self._was_there and self.path.is_dir():
                 self.path.rmdir()
             return
-        # A full disk, which may be the very fault, must not hide it.
+        # If the fault was a full disk, this write fails too and must not hide the fault.
         with contextlib.suppress(UserError):
             self.finish("failed")
 
     @property
     def model_folder(self) -> Path:
-        """Where the final model, its tokenizer and the checkpoints lie."""
+        """The folder of the final model, its tokenizer and the checkpoints."""
         return self.layout.model_folder(self.path)
 
     def results_folder(self, step: int | None = None) -> Path:
-        """Where the evaluation of a training run goes: the one after it, or that at a step of it."""
+        """The folder of a training run's evaluation: the final one, or the one at a step."""
         return self.layout.results_folder(self.path) if step is None else self.path / STEPS / f"step-{step}"
 
     @property
     def trained(self) -> bool:
-        """Whether the final model is in the folder: `mark_trained` was the last thing its training wrote."""
+        """Whether the final model is in the folder: `mark_trained` is the last write of training."""
         return (self.path / TRAINED_FILE).is_file() and (self.begun or not self.overwrite)
 
     def mark_trained(self) -> None:
-        """Say that the final model is in the folder, whole."""
+        """Mark the final model in the folder as complete."""
         if self.primary:
             write_json(
                 self.path / TRAINED_FILE, {"identity": self.config.identity(), "steps": self.record.steps}
@@ -206,7 +207,7 @@ class RunDir:
             write_json(self.path / RECORD_FILE, asdict(self.record))
 
     def finish(self, status: str, **facts: Any) -> None:
-        """Set the outcome and whatever facts came with it, and write the record."""
+        """Set the outcome and further facts, and write the record."""
         self.record.status = status
         for name, value in facts.items():
             setattr(self.record, name, value)
@@ -225,12 +226,12 @@ def versions() -> dict[str, str]:
 
 
 def _is_score(path: Path) -> bool:
-    """Whether a file is the one of scores, or one of those beside it."""
+    """Whether a file belongs to the difficulty scores."""
     return path.name.startswith(SCORES_FILE.partition(".")[0] + ".")
 
 
 def _empty(folder: Path) -> None:
-    """Remove what a run has left, its configuration last: a folder that was emptied by half is still known as a run's."""
+    """Remove a run's files, the configuration last: a half-emptied folder is still recognised as a run."""
     layout = layout_of(folder)
     if layout is None:
         return
@@ -245,7 +246,7 @@ def _empty(folder: Path) -> None:
 
 
 def _difference(old: Any, new: Any) -> str:
-    """The first keys at which two trees differ, for a message; those that say most come first."""
+    """The first keys at which two trees differ, for a message; the keys of `TELLING` come first."""
     found = sorted(_differences(old, new, ""), key=lambda text: not text.startswith(TELLING))
     return (
         "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")

@@ -1,4 +1,4 @@
-"""The two sides of an unlearning run's data: rows to forget, and rows to keep."""
+"""The two sides of the data in an unlearning run: the rows to forget and the rows to keep."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Modules as source: where a name is defined, through re-exports and second names. Nothing is imported."""
+"""Find where a name is defined in source; re-exports and aliases are followed. Nothing is imported."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Definition:
     Attributes:
         module: the dotted module.
         path: its source file.
-        name: in that module.
-        node: a function, a class, or the expression that the name is assigned.
+        name: the name in this module.
+        node: a function, a class, or the expression assigned to the name.
     """
 
     module: str
@@ -38,7 +38,7 @@ class Definition:
 
 
 def definition(module: str, name: str) -> Definition | None:
-    """Where a name of a module is defined, through re-exports and second names; None where that cannot be found."""
+    """Find where a module's name is defined; re-exports and aliases are followed. None if it is not found."""
     path = module_file(module)
     if path is None:
         return None
@@ -59,7 +59,7 @@ def definition(module: str, name: str) -> Definition | None:
 
 
 def imported_as(module: str, name: str) -> str:
-    """The dotted origin of a name of a module, such as `typing.Literal`; the name itself where no import brings it."""
+    """The dotted origin of a module's name, such as `typing.Literal`; the name itself if not imported."""
     path = module_file(module)
     for node in statements_of(path) if path is not None else ():
         if isinstance(node, ast.Import | ast.ImportFrom):
@@ -73,7 +73,7 @@ def imported_as(module: str, name: str) -> str:
 
 
 def module_file(module: str) -> Path | None:
-    """The source file of a dotted module. Only the top-level name goes through the finders, which do not import it."""
+    """The source file of a dotted module. Python searches only the top-level name, without an import."""
     loaded = getattr(sys.modules.get(module), "__file__", None)
     if loaded:
         return Path(loaded) if loaded.endswith(".py") else None
@@ -96,7 +96,10 @@ def module_file(module: str) -> Path | None:
 
 
 def make_importable(config_dirs: Sequence[str | Path]) -> None:
-    """Append to `sys.path` where the modules that a user's YAML names may lie: its folder, the one around it, the current folder."""
+    """Append the folders of a user's modules to `sys.path`: each `--config-dir`, its parent, the current one.
+
+    They are appended, so that installed packages are found first.
+    """
     folders = [
         folder
         for item in config_dirs
@@ -113,12 +116,12 @@ def _parsed(path: Path, _changed: int) -> ast.Module:
         return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
     except SyntaxError as error:
         raise UserError(
-            f"{path}, line {error.lineno}: {error.msg}", "this file does not parse as Python"
+            f"{path}, line {error.lineno}: {error.msg}", "correct the file: it is not valid Python"
         ) from error
 
 
 def statements_of(path: Path) -> Iterator[ast.stmt]:
-    """The statements of a source file, those under `if` and `try` included.
+    """The statements of a source file, including those under `if` and `try`.
 
     Raises:
         UserError: the file does not parse.
@@ -135,7 +138,7 @@ def _statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
 
 
 def _assigned(node: ast.stmt, name: str) -> ast.expr | None:
-    """What a statement assigns to a name; None where it assigns nothing to it."""
+    """The expression that a statement assigns to a name; None if it assigns nothing to it."""
     if isinstance(node, ast.Assign):
         targets = [target for target in node.targets if isinstance(target, ast.Name)]
         return node.value if any(target.id == name for target in targets) else None
@@ -145,7 +148,7 @@ def _assigned(node: ast.stmt, name: str) -> ast.expr | None:
 
 
 def _absolute(node: ast.ImportFrom, module: str, path: Path) -> str:
-    """The dotted name of the module an import statement of `module` reads from."""
+    """The dotted name of the module that an import statement of `module` reads."""
     if node.level == 0:
         return node.module or ""
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]

@@ -1,1 +1,1 @@
-"""The SOUL family's command lines, translated into the one configuration; they have no pipelines of their own."""
+"""The SOUL family's command lines, translated into our configuration; they use the normal pipelines."""

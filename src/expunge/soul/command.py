@@ -1,4 +1,4 @@
-"""Read a command line of the SOUL family: flags, the file of `--config_file`, and overrides of ours."""
+"""Read a command line of the SOUL family: flags, the file of `--config_file`, and our overrides."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from expunge.soul.writing import assign
 OVERRIDE = re.compile(r"[+~]{0,2}[A-Za-z_][\w./@]*=.*|~[A-Za-z_][\w./@]*", re.DOTALL)
 TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 EPILOG = """\
-A switch is on without a value, or with 1; 0 is off. Overrides as in `expunge unlearn`, KEY=VALUE or
-GROUP=CHOICE, may stand behind the flags. They win over what the flags are translated to.
+A switch without a value, or with 1, is on; with 0 it is off. After the flags, overrides as for
+`expunge unlearn` may follow: KEY=VALUE or GROUP=CHOICE. They win over the flags.
 """
 ALONE = object()
-"""A flag that was typed without a value."""
+"""Marks a flag that was typed without a value."""
 
 
 @dataclass
 class Given:
-    """What a command line says.
+    """The content of a command line.
 
     Attributes:
-        values: by the flag's dotted name.
-        where: how each was given, for messages: `--unlearn.lr 5e-6`, or `unlearn.lr in FILE`.
-        overrides: overrides of ours, as typed.
-        faults: what cannot be read.
-        notices: what was read otherwise than typed.
-        written: override -> the flag that it was written for, so that a fault of the override names the flag.
+        values: the values by the flag's dotted name.
+        where: how each value was given, for messages: `--unlearn.lr 5e-6`, or `unlearn.lr in FILE`.
+        overrides: our overrides, as typed.
+        faults: what cannot be read or is wrong.
+        notices: remarks on defaults, and on flags that are translated or ignored.
+        written: override -> its flag, so that a fault of the override names the flag.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class Given:
     written: dict[str, str] = field(default_factory=dict)
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The value of a flag, `default` where it was not given."""
+        """The value of a flag; `default` if it was not given."""
         return self.values.get(name, default)
 
     def typed(self, name: str) -> str:
@@ -60,14 +60,14 @@ class Given:
         return override
 
     def fault(self, message: str, hint: str = "") -> None:
-        """Note a fault."""
+        """Record a fault."""
         self.faults.append(Fault(message, hint))
 
 
 def build_parser(
     prog: str, flags: tuple[Flag, ...], summary: str, with_file: bool
 ) -> argparse.ArgumentParser:
-    """The parser of a script. Its values are texts; `read` interprets them, so that all faults are reported together."""
+    """The parser of a script. Its values are texts; `read` converts them and reports all faults together."""
     parser = argparse.ArgumentParser(
         prog=prog,
         description=summary,
@@ -80,7 +80,7 @@ def build_parser(
             "--config_file",
             "--config-file",
             metavar="FILE.json",
-            help="flags in a file, nested by their dots; flags win",
+            help="a file of flags, nested by their dots; flags on the command line win",
         )
     names: dict[str, list[str]] = {flag.name: [] for flag in flags}
     for spelling, flag in spellings(flags).items():
@@ -105,12 +105,12 @@ def read(
     """Read a command line.
 
     Args:
-        parser: from `build_parser`.
-        flags: the same.
-        argv: the arguments, or what the parser made of them.
+        parser: the parser from `build_parser`.
+        flags: the flags of this parser.
+        argv: the arguments, or the parsed namespace.
 
     Returns:
-        What was given; unknown flags, values of the wrong kind and unreadable files are among its faults.
+        The content; unknown flags, values of the wrong kind and unreadable files are among its faults.
     """
     given = Given()
     known = {flag.name: flag for flag in flags}
@@ -132,7 +132,7 @@ def read(
 
 
 def _without_overrides(argv: Sequence[str], names: Mapping[str, Flag]) -> tuple[list[str], tuple[str, ...]]:
-    """The words without the overrides: KEY=VALUE where it cannot be the value of the flag before it."""
+    """Separate flags and overrides. A word KEY=VALUE is an override if the flag before it takes no value."""
     words: list[str] = []
     overrides: list[str] = []
     takes_value = False
@@ -157,8 +157,8 @@ def _unknown_flags(rest: Sequence[str], names: Sequence[str]) -> Iterator[Fault]
             )
         elif not after_flag:
             yield Fault(
-                f"{word!r} is neither a flag nor its value",
-                "a flag begins with --, an override of ours is KEY=VALUE",
+                f"{word!r} is neither a flag nor the value of one",
+                "a flag begins with --, an override has the form KEY=VALUE",
             )
         after_flag = word.startswith("-")
 
@@ -180,7 +180,7 @@ def _read_file(path: Path, known: Mapping[str, Flag], given: Given) -> None:
             near = nearest(name, list(known), count=1)
             given.fault(
                 f"{path}: unknown key {name!r}",
-                f"did you mean {near[0]!r}?" if near else "--help lists the flags, which are the keys",
+                f"did you mean {near[0]!r}?" if near else "the keys are the flags that --help lists",
             )
         elif value is not None:
             text = (
@@ -202,7 +202,7 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def _take(given: Given, flag: Flag, text: Any, where: str) -> None:
-    """Note a flag's value, or what is wrong with it."""
+    """Record a flag's value, or its fault."""
     if text is ALONE and flag.kind != "switch":
         given.fault(f"--{flag.name} is given without a value", f"write --{flag.name} VALUE")
         return
@@ -221,7 +221,7 @@ _EXAMPLES = {"switch": "1", "whole": "4", "number": "1e-4", "text": "NAME"}
 
 
 def _value(kind: str, text: str) -> tuple[Any, str]:
-    """A text as a value of its kind, and what it should have been where it is none."""
+    """The value of a text; if the text is not of its kind, the second item says what it should be."""
     if kind == "text":
         return text, ""
     if kind == "switch":

@@ -1,4 +1,4 @@
-"""The data of `exec/unlearn_model.py`: forget and retain rows, and which of the forget rows."""
+"""The data of `exec/unlearn_model.py`: forget and retain rows, and the selection of forget rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RATIO = 200
 IDK = "expunge.data.datasets:qa_idk"
 RANDOM = "expunge.data.random_labels:qa_random_labels"
 GROUP = "data/datasets@data"
-# Of which forget data which of SOUL's files of refusals is.
+# Prefix of the forget data's name -> suffix of SOUL's file of refusals.
 REFUSALS = {"Tofu": "_tofu", "HP": "_copyright"}
 
 
@@ -38,7 +38,7 @@ def data_overrides(given: Given, name: str, method: Method, data_root: str) -> l
         if str(given.get(flag, DEFAULTS[side])).lower() in NOTHING and not (side == "retain" and self_retain):
             given.fault(
                 f"{given.typed(flag)}: {name} reads {side} rows",
-                "name a data set of the router, or a local file",
+                f"give --{flag} a dataset name of the SOUL family, or a local file",
             )
     overrides = [] if forget is None else _written("forget", forget)
     overrides += _written("retain", retain) if retain is not None else [f"~{GROUP}.retain"]
@@ -55,7 +55,7 @@ def data_overrides(given: Given, name: str, method: Method, data_root: str) -> l
     ):
         given.fault(
             f"{given.typed('unlearn.task_name')}: {_forget_name(given)} is not TOFU",
-            "name a forget set such as Tofu_forget10, or add eval=null to train without evaluating",
+            "give a forget set such as Tofu_forget10, or add eval=null to train without evaluation",
         )
     return overrides
 
@@ -65,19 +65,19 @@ def _forget_name(given: Given) -> str:
 
 
 def check_names(given: Given, data_root: str) -> None:
-    """Note the faults of the data sets that are named, for a run that reads neither."""
+    """Record the faults of the given dataset names, for a run that does not read them."""
     for side in SIDE_NAMES:
         _side(given, side, False, data_root)
 
 
 def _side(given: Given, side: SideName, read: bool, data_root: str) -> Routed | None:
-    """What a side's flag names; SOUL's default if it is not given and the method reads that side."""
+    """The dataset of a side's flag; SOUL's default if it is not given and the method reads this side."""
     flag = f"dataset.{side}_dataset_name"
     if flag not in given.values:
-        # Files of another side than the ones that are read are never asked for.
+        # A side that is not read needs no files.
         if not read:
             return None
-        given.notices.append(f"--{flag} is not given: {DEFAULTS[side]}")
+        given.notices.append(f"--{flag} is not given: {DEFAULTS[side]} is used")
     try:
         routed = route(
             str(given.get(flag, DEFAULTS[side])), side, data_root, given.get("dataset.custom_split_path")
@@ -91,13 +91,13 @@ def _side(given: Given, side: SideName, read: bool, data_root: str) -> Routed | 
 
 
 def _complement(given: Given, forget: Routed | None, data_root: str) -> Routed | None:
-    """The forget data set once more, on the other side."""
+    """The forget dataset again, on the retain side."""
     if forget is None:
         return None
     if "dataset.retain_dataset_name" in given.values:
         given.notices.append(
-            f"{given.typed('dataset.retain_dataset_name')}: left out, "
-            "--dataset.self_retain keeps the rest of the forget set"
+            f"{given.typed('dataset.retain_dataset_name')} is ignored: "
+            "with --dataset.self_retain, the rest of the forget set is kept"
         )
     name = _forget_name(given)
     if forget.subset is not None:
@@ -114,21 +114,22 @@ def _written(side: SideName, routed: Routed) -> list[str]:
 
 
 def _selection(given: Given, forget: Routed, rest: Routed | None) -> list[str]:
-    """Which rows are forgotten, and, with `self_retain`, that the rest are kept."""
+    """Select the rows to forget; with `self_retain`, the other rows are kept."""
     ratio = given.get("dataset.forget_ratio", RATIO)
     if "dataset.forget_ratio" not in given.values:
-        given.notices.append(f"--dataset.forget_ratio is not given: {RATIO} rows")
+        given.notices.append(f"--dataset.forget_ratio is not given: {RATIO} rows are forgotten")
     typed = given.typed("dataset.forget_ratio")
     if ratio <= 0 or (ratio > 1 and not float(ratio).is_integer()):
         given.fault(
-            f"{typed}: above 1 it is a count of rows, a whole number; at most 1 a share above 0",
+            f"{typed}: must be a count of rows (a whole number above 1) or a share (above 0, at most 1)",
             "for example 200, or 0.1",
         )
         return []
     if ratio > 1 and len(forget.choices) > 1:
         given.fault(
-            f"{typed}: a count over {len(forget.choices)} data sets ({', '.join(forget.choices)})",
-            "give a share at most 1, or name one of them",
+            f"{typed}: a count cannot be split over {len(forget.choices)} datasets"
+            f" ({', '.join(forget.choices)})",
+            "give a share of at most 1, or choose one of the datasets",
         )
     select: dict[str, Any] = {
         "ratio": int(ratio) if ratio > 1 else float(ratio),
@@ -136,7 +137,8 @@ def _selection(given: Given, forget: Routed, rest: Routed | None) -> list[str]:
     }
     if rest is not None and ratio == 1:
         given.fault(
-            f"{typed}: with --dataset.self_retain nothing is left to keep", "give a share below 1, or a count"
+            f"{typed}: with --dataset.self_retain, no rows are left to keep",
+            "give a share below 1, or a count",
         )
     overrides = []
     if ratio != 1:
@@ -150,7 +152,7 @@ def _selection(given: Given, forget: Routed, rest: Routed | None) -> list[str]:
 
 
 def _refusals(given: Given, data_root: str) -> str | None:
-    """The user's file of SOUL's polite refusals for the forget data; None = there is none."""
+    """The user's file of SOUL's polite refusals for the forget data; None = no such file."""
     name = _forget_name(given)
     kind = next((end for start, end in REFUSALS.items() if name.startswith(start)), "")
     stems = dict.fromkeys((f"polite_refusal_responses{kind}", "polite_refusal_responses"))
@@ -163,8 +165,8 @@ def _refusals(given: Given, data_root: str) -> str | None:
     if found is None:
         where = ", ".join(f"{Path(data_root) / 'refusals' / stem}.{{csv,json,jsonl,txt}}" for stem in stems)
         given.notices.append(
-            f"refusals: there is no {where}; idontknow.jsonl beside the rows or in tofu/ is used, "
-            "else lines of this package"
+            f"refusals: there is no {where}; idontknow.jsonl beside the rows or in tofu/ is used,"
+            " or, if there is none, the lines of this package"
         )
         return None
     given.notices.append(f"refusals: {found}")
@@ -174,14 +176,14 @@ def _refusals(given: Given, data_root: str) -> str | None:
 def _alternates(
     given: Given, name: str, method: Method, forget: Routed, retain: Routed | None, data_root: str
 ) -> list[str]:
-    """The handler that gives the forget rows the other answers which the method learns."""
+    """The handler that gives the forget rows alternate answers for the method."""
     if method.alternates is None:
         return []
     typed = given.typed("dataset.forget_dataset_name")
     if forget.texts:
         given.fault(
-            f"{typed}: {name} answers questions otherwise, and these rows are texts without questions",
-            "name questions and answers",
+            f"{typed}: {name} needs questions, and these rows are texts without questions",
+            "give a dataset of questions and answers",
         )
         return []
     choice = forget.choices[0]
@@ -193,8 +195,9 @@ def _alternates(
         ]
     if retain is None or retain.texts:
         given.fault(
-            f"{given.typed('dataset.retain_dataset_name')}: {name} draws answers from the retain rows",
-            "name questions and answers to retain",
+            f"{given.typed('dataset.retain_dataset_name')}: {name} draws answers from the retain rows,"
+            " and these have no answers",
+            "give a dataset of questions and answers for --dataset.retain_dataset_name",
         )
         return []
     return [

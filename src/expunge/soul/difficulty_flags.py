@@ -1,4 +1,4 @@
-"""SOUL's flags of difficulty: score the forget rows, and train on them in the order of their scores."""
+"""SOUL's difficulty flags: score the forget rows, and train on them in the order of their scores."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ ONLY, SAMPLING = "unlearn.compute_difficulty_only", "unlearn.enable_difficulty_s
 PATH, ORDER = "unlearn.difficulty_score_path", "unlearn.difficulty_order"
 ORDERS = {"asc": "score_asc", "desc": "score_desc"}
 SCORED_AS = "GA"
-"""Scores are of the model before unlearning, so the method does not matter: GA reads the forget rows and nothing else."""
+"""Scores are of the model before unlearning, so the method does not matter. GA reads only the forget rows."""
 
 
 def only_scores(given: Given) -> bool:
-    """Whether the command line scores and stops. Then its flags of training and evaluation are left out.
+    """Whether the command line only computes scores. If so, its flags of training and evaluation are removed.
 
     Args:
-        given: the command line; changed in place, faults and notices are added.
+        given: the command line; it is changed in place, and faults and notices are added.
     """
     if not given.get(ONLY):
         return False
     if given.get("unlearn.resume_path") is not None:
         given.fault(
-            f"{given.typed(ONLY)} and {given.typed('unlearn.resume_path')}",
-            "give the model to score by as --overall.model_name",
+            f"{given.typed(ONLY)} and {given.typed('unlearn.resume_path')} are given together",
+            "give the model that computes the scores as --overall.model_name",
         )
     if given.get(SAMPLING):
         given.notices.append(
-            f"{given.typed(SAMPLING)}: left out, the forget rows are scored and nothing is trained"
+            f"{given.typed(SAMPLING)} is ignored: the forget rows are scored and nothing is trained"
         )
     weighed = [name for name in given.values if name.rpartition(".")[2] in ("gamma", "alpha", "beta")]
     for name in weighed:
@@ -42,7 +42,7 @@ def only_scores(given: Given) -> bool:
 
 
 def add_difficulty(given: Given) -> None:
-    """Add the overrides of difficulty; those that the user typed win. Faults and notices are noted."""
+    """Add the overrides, faults and notices of difficulty to `given`; overrides that the user typed win."""
     method = METHODS[str(given.get("unlearn.unlearn_method", "origin"))]
     trains = method.trainer is not None and given.get("unlearn.resume_path") is None
     scores, sorts = bool(given.get(ONLY)), bool(given.get(SAMPLING)) and not given.get(ONLY)
@@ -52,7 +52,7 @@ def add_difficulty(given: Given) -> None:
     ]
     if unread:
         given.notices.append(
-            f"{', '.join(unread)}: left out, "
+            f"{', '.join(f'--{flag}' for flag in unread)}: ignored, because "
             + ("nothing is trained" if sorts else "difficulty sampling is off")
         )
     if not read:
@@ -71,7 +71,8 @@ def _order(given: Given) -> str:
     given.written[override] = given.typed(ORDER if ORDER in given.values else SAMPLING)
     slow = "slowly" if order == "score_asc" else "fast"
     given.notices.append(
-        f"{given.written[override]}: a high score is forgotten first, so the rows that go {slow} come first"
+        f"{given.written[override]}: a high score is forgotten first,"
+        f" so the rows that are forgotten {slow} come first"
     )
     return override
 
@@ -86,5 +87,5 @@ def _check(given: Given, reads_forget: bool) -> None:
     path = given.get(PATH)
     if path is not None and not Path(str(path)).expanduser().is_file():
         place = Path(str(path)).expanduser().resolve()
-        hint = f"the same command line with --{ONLY} 1 makes it; looked for {place}"
+        hint = f"to write it, use the same command line with --{ONLY} 1; looked for {place}"
         given.fault(f"{given.typed(PATH)}: no such file of scores", hint)

@@ -1,4 +1,4 @@
-"""Settings of a task's suites: SOUL's own figure for TOFU, and which rows were forgotten."""
+"""Settings of a task's suites: SOUL's metric for TOFU, and the rows that were forgotten."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def suite_overrides(given: Given, task: str, data_root: str) -> list[str]:
         data_root: the folder of local data.
 
     Returns:
-        For tofu SOUL's comparison of forget and retain rows; for copyright the text that is forgotten, where
-        it is a file of the user's; for toxic the prompts of the very rows that are forgotten.
+        For tofu: SOUL's comparison of forget and retain rows. For copyright: the text to forget, if it is the
+        user's file. For toxic: the prompts of the rows to forget.
     """
     if task == "tofu":
         return ["eval.tofu.metrics.tofu_soul_ks.enabled=true"]
@@ -38,7 +38,7 @@ def suite_overrides(given: Given, task: str, data_root: str) -> list[str]:
 
 
 def _routed(name: str, data_root: str) -> Routed | None:
-    """The data set; None where there is none. Its faults are reported where the data are chosen."""
+    """The dataset; None if there is none. `data_overrides` reports its faults."""
     try:
         return route(name, "forget", data_root)
     except UserError:
@@ -58,7 +58,7 @@ def _toxic(given: Given, name: str, routed: Routed) -> list[str]:
             assign(f"{view}.prompt_key", key),
         ]
     ratio = given.get("dataset.forget_ratio", RATIO)
-    # A wrong ratio is reported where the data are chosen; 1 is all rows.
+    # `data_overrides` reports a wrong ratio; 1 means all rows.
     if ratio > 0 and ratio != 1 and (ratio < 1 or float(ratio).is_integer()):
         select = {
             "ratio": int(ratio) if ratio > 1 else float(ratio),

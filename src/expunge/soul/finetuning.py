@@ -1,4 +1,4 @@
-"""`exec/Fine_tune_{tofu,hp,wmdp}.py`: their flags as overrides of the one configuration."""
+"""`exec/Fine_tune_{tofu,hp,wmdp}.py`: translate their flags to overrides of our configuration."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _model(given: Given) -> list[str]:
     settings: dict[str, Any] | None = {key: given.get(flag, default) for flag, (key, default) in LORA.items()}
     if settings is not None and settings["r"] == 0:
         settings = None
-        given.notices.append(f"{given.typed('lora_r')}: no adapter, all weights are trained")
+        given.notices.append(f"{given.typed('lora_r')}: all weights are trained, without an adapter")
     found: list[str] = []
     try:
         for overrides, notices in (
@@ -105,7 +105,7 @@ def _wmdp(given: Given, data_root: str) -> list[str]:
     if "custom_split_path" in given.values and len(sides) > 1:
         given.fault(
             "--custom_split_path is given without --subset",
-            "say which rows are learnt: --subset forget or --subset retain",
+            "choose the rows: add --subset forget or --subset retain",
         )
     values = [
         assign(f"data.train.{item.choices[0]}.{key}", value)

@@ -1,4 +1,4 @@
-"""The flags of the SOUL family's scripts, by dotted name; the last part alone (`--lr`) works too."""
+"""The flags of the SOUL family's scripts by dotted name; the last part of a name (`--lr`) works too."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Flag:
     """One flag.
 
     Attributes:
-        name: dotted, as the configuration files nest it; without a dot in the finetuning scripts.
-        kind: what its value is.
-        help: what it is for.
-        choices: the values it may have; empty = any.
+        name: dotted as in the nested configuration files; without a dot in the finetuning scripts.
+        kind: the kind of its value.
+        help: the help text.
+        choices: the valid values; empty = any.
         also: further spellings.
     """
 
@@ -34,10 +34,10 @@ class Flag:
 
 def _overall() -> list[Flag]:
     return [
-        Flag("overall.model_name", "text", "a model of the hub or the folder of one; required"),
-        Flag("overall.cache_dir", "text", "where files of the hub are kept"),
+        Flag("overall.model_name", "text", "a model on the hub, or a local model folder; required"),
+        Flag("overall.cache_dir", "text", "folder for files from the hub"),
         Flag("overall.seed", "whole", "seed of the run (default: 0)"),
-        Flag("overall.logger", "text", "where the log goes beside log.json (default: none)", LOGGERS),
+        Flag("overall.logger", "text", "a logger beside log.json (default: none)", LOGGERS),
         Flag("overall.save_dir", "text", "the run's folder, instead of ROOT/NAME"),
     ]
 
@@ -48,29 +48,25 @@ def _unlearn() -> list[Flag]:
         Flag(
             "unlearn.task_name",
             "text",
-            "what is evaluated afterwards (default: toxic); hp is copyright",
+            "the evaluation after training (default: toxic); hp is the same as copyright",
             TASKS,
         ),
         Flag("unlearn.num_epochs", "number", "epochs over the forget rows (default: 1)"),
         Flag("unlearn.max_steps", "whole", "optimizer steps, instead of epochs"),
         Flag("unlearn.lr", "number", "learning rate (default: 1e-4)"),
         Flag("unlearn.weight_decay", "number", "weight decay (default: 0.1)"),
-        Flag(
-            "unlearn.gradient_accumulation_steps", "whole", "micro-batches of an optimizer step (default: 1)"
-        ),
-        Flag("unlearn.sophia", "switch", "take the steps with Sophia"),
+        Flag("unlearn.gradient_accumulation_steps", "whole", "micro-batches per optimizer step (default: 1)"),
+        Flag("unlearn.sophia", "switch", "use the optimizer Sophia"),
         Flag("unlearn.sophia_params.betas_low", "number", "Sophia's first beta (default: 0.9)"),
         Flag("unlearn.sophia_params.betas_high", "number", "Sophia's second beta (default: 0.95)"),
         Flag("unlearn.sophia_params.rho", "number", "Sophia's rho (default: 0.03)"),
         Flag(
             "unlearn.use_lora",
             "switch",
-            "train a LoRA adapter; one that the model folder holds is trained further",
+            "train a LoRA adapter; an adapter in the model folder is trained further",
         ),
-        Flag("unlearn.mask_path", "text", "a file of the weights that may be updated"),
-        Flag(
-            "unlearn.resume_path", "text", "a model, or the folder of a run, to evaluate; nothing is trained"
-        ),
+        Flag("unlearn.mask_path", "text", "a mask file: the weights that may be updated"),
+        Flag("unlearn.resume_path", "text", "a model or a run folder to evaluate; nothing is trained"),
     ]
 
 
@@ -81,7 +77,7 @@ def _difficulty() -> list[Flag]:
         Flag(
             "unlearn.enable_difficulty_sampling",
             "switch",
-            "go through the forget rows in the order of their scores",
+            "train on the forget rows in the order of their scores",
         ),
         Flag(
             "unlearn.difficulty_order",
@@ -94,9 +90,9 @@ def _difficulty() -> list[Flag]:
 
 def _hyper_parameters() -> list[Flag]:
     return [
-        Flag("unlearn.gamma", "number", "gamma of the method, whichever it is"),
-        Flag("unlearn.alpha", "number", "alpha of the method, whichever it is"),
-        Flag("unlearn.beta", "number", "beta of the method, whichever it is"),
+        Flag("unlearn.gamma", "number", "gamma of the chosen method"),
+        Flag("unlearn.alpha", "number", "alpha of the chosen method"),
+        Flag("unlearn.beta", "number", "beta of the chosen method"),
         *(
             Flag(
                 f"unlearn.{name}.{key}",
@@ -112,22 +108,20 @@ def _hyper_parameters() -> list[Flag]:
 def _dataset() -> list[Flag]:
     return [
         Flag(
-            "dataset.forget_dataset_name", "text", "what to forget, a name or a local file (default: SafePku)"
+            "dataset.forget_dataset_name", "text", "what to forget: a name or a local file (default: SafePku)"
         ),
         Flag(
-            "dataset.retain_dataset_name", "text", "what to keep, a name, a local file or none (default: C4)"
+            "dataset.retain_dataset_name", "text", "what to keep: a name, a local file or none (default: C4)"
         ),
-        Flag("dataset.dataset_seed", "whole", "seed of the choice of forget rows (default: 0)"),
+        Flag("dataset.dataset_seed", "whole", "seed of the selection of forget rows (default: 0)"),
         Flag(
             "dataset.forget_ratio",
             "number",
-            "above 1 a count of forget rows, at most 1 a share (default: 200)",
+            "above 1: number of forget rows; at most 1: share of the rows (default: 200)",
         ),
-        Flag("dataset.self_retain", "switch", "keep the rows of the forget data set that are not forgotten"),
-        Flag("dataset.batch_size", "whole", "rows of a micro-batch on a device (default: 16)"),
-        Flag(
-            "dataset.custom_split_path", "text", "WMDP's corpora as a folder that datasets.save_to_disk wrote"
-        ),
+        Flag("dataset.self_retain", "switch", "keep the rows of the forget dataset that are not forgotten"),
+        Flag("dataset.batch_size", "whole", "rows per micro-batch and device (default: 16)"),
+        Flag("dataset.custom_split_path", "text", "WMDP's corpora as a folder of datasets.save_to_disk"),
     ]
 
 
@@ -152,47 +146,47 @@ UNLEARN = (
 )
 
 _TRAINING = (
-    Flag("model_name", "text", "a model of the hub or the folder of one; required"),
-    Flag("cache_dir", "text", "where files of the hub are kept"),
+    Flag("model_name", "text", "a model on the hub, or a local model folder; required"),
+    Flag("cache_dir", "text", "folder for files from the hub"),
     Flag("seed", "whole", "seed of the run (default: 0)"),
     Flag("epochs", "number", "epochs (default: 3)"),
-    Flag("batch_size", "whole", "rows of a micro-batch on a device (default: 2)"),
-    Flag("gradient_accumulation_steps", "whole", "micro-batches of an optimizer step (default: 8)"),
+    Flag("batch_size", "whole", "rows per micro-batch and device (default: 2)"),
+    Flag("gradient_accumulation_steps", "whole", "micro-batches per optimizer step (default: 8)"),
     Flag("lr", "number", "learning rate (default: 1e-4)"),
     Flag("weight_decay", "number", "weight decay (default: 0.01)"),
-    Flag("num_warmup_steps", "whole", "steps of warm-up (default: 0)"),
+    Flag("num_warmup_steps", "whole", "number of warm-up steps (default: 0)"),
     Flag("max_steps", "whole", "optimizer steps, instead of epochs"),
     Flag("lora_r", "whole", "rank of the LoRA adapter (default: 8); 0 = all weights are trained"),
-    Flag("lora_alpha", "number", "its alpha (default: 16)"),
-    Flag("lora_dropout", "number", "its dropout (default: 0.05)"),
+    Flag("lora_alpha", "number", "alpha of the LoRA adapter (default: 16)"),
+    Flag("lora_dropout", "number", "dropout of the LoRA adapter (default: 0.05)"),
     Flag("save_dir", "text", "the run's folder; required"),
-    Flag("ddp_find_unused_parameters", "switch", "as torch's DistributedDataParallel has it"),
+    Flag("ddp_find_unused_parameters", "switch", "find_unused_parameters of DistributedDataParallel"),
 )
 FINETUNE = {
     "tofu": (*_TRAINING, Flag("subset", "text", "TOFU's subset (default: full)")),
     "hp": _TRAINING,
     "wmdp": (
         *_TRAINING,
-        Flag("domain", "text", "which corpora (default: cyber)", ("cyber", "bio", "chem", "all")),
+        Flag("domain", "text", "the domain of the corpora (default: cyber)", ("cyber", "bio", "chem", "all")),
         Flag(
             "subset",
             "text",
-            "the corpora to forget, those to retain, or both (default)",
+            "the corpora to forget or those to retain (default: both)",
             ("forget", "retain"),
         ),
-        Flag("custom_split_path", "text", "the corpora as a folder that datasets.save_to_disk wrote"),
+        Flag("custom_split_path", "text", "the corpora as a folder of datasets.save_to_disk"),
     ),
 }
 
 
 def spellings(flags: tuple[Flag, ...]) -> dict[str, Flag]:
-    """Every spelling of every flag, without dashes. The last part of a dotted name is one if it is unique."""
+    """Every spelling of every flag, without dashes. The last part of a dotted name is a spelling too."""
     names = {flag.name: flag for flag in flags}
     for flag in flags:
         names.update(dict.fromkeys(flag.also, flag))
     shortest = sorted(flags, key=lambda flag: flag.name.count("."))
     for flag in shortest:
-        # Of flags with the same last part the one with fewest dots has it: --gamma is unlearn.gamma, not
-        # unlearn.KL.gamma.
+        # If several flags have the same last part, it means the flag with the fewest dots: --gamma is
+        # unlearn.gamma, not unlearn.KL.gamma.
         names.setdefault(flag.name.rpartition(".")[2], flag)
     return names

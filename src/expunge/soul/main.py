@@ -1,4 +1,4 @@
-"""The SOUL family's scripts: their command lines, translated, on the pipelines of every other command."""
+"""The SOUL family's scripts: their command lines are translated and use the same pipelines as `expunge`."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def script(name: str, argv: Sequence[str] | None = None) -> int:
 
     Args:
         name: the script's name without suffix.
-        argv: the arguments; those of the process where None.
+        argv: the arguments; None = those of the process.
 
     Returns:
-        The exit code: 0, 2 for something the user can mend, 130 after ctrl-C.
+        The exit code: 0, 2 for an error that the user can fix, 130 after Ctrl-C.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if {"-h", "--help"} & set(words):
@@ -35,7 +35,7 @@ def script(name: str, argv: Sequence[str] | None = None) -> int:
         command = translate(words, name)
         cfg = _config_of(command)
         setup_logging()
-        log.info("in this tool's own words: expunge %s %s", command.verb, " ".join(command.overrides))
+        log.info("the same as: expunge %s %s", command.verb, " ".join(command.overrides))
         for notice in (*command.notices, *cfg.notices):
             log.info(notice)
         if command.verb == SCORE.name:
@@ -49,7 +49,7 @@ def script(name: str, argv: Sequence[str] | None = None) -> int:
 
 
 def _config_of(command: SoulCommand) -> Config:
-    """The configuration of a command line; its faults name the flags that were typed."""
+    """The configuration of a command line; its faults name the typed flags."""
     from expunge.config.validate import load_config
 
     adds = SCORE.adds if command.verb == SCORE.name else ()

@@ -1,4 +1,4 @@
-"""The methods of the SOUL family: the `trainer` of each, what it reads, and where its gamma goes."""
+"""The methods of the SOUL family: the `trainer` of each, the data it reads, and our key for its gamma."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ class Method:
     """One method.
 
     Attributes:
-        trainer: the choice of the group `trainer`; None where nothing is trained.
+        trainer: the choice of the group `trainer`; None = nothing is trained.
         sides: the sides of the data that it reads.
-        alternates: what its alternate answers are; None where it reads none.
-        keys: its own hyper-parameters by SOUL's name -> the key of `trainer.method_args`.
-        required: the hyper-parameter that must be given: SOUL's default of 0 drops a term without a word.
-        overrides: further choices it needs.
+        alternates: the kind of its alternate answers; None = it reads none.
+        keys: SOUL's name of a hyper-parameter -> the key in `trainer.method_args`.
+        required: the hyper-parameter that must be given, because SOUL's default of 0 drops a term silently.
+        overrides: further choices that it needs.
     """
 
     trainer: str | None
@@ -30,8 +30,8 @@ class Method:
 
 
 BOTH = ("forget", "retain")
-# SOUL's gamma stands before the retain term of a composite; ours before the forget term, and alpha before the
-# retain term.
+# In a composite, SOUL's gamma is the weight of the retain term. Our gamma is the weight of the forget term,
+# and our alpha that of the retain term.
 RETAIN_WEIGHT = {"gamma": "alpha"}
 
 
@@ -50,7 +50,7 @@ METHODS = {
     "CL+KL": _composite("CL_KL", "refusals"),
     "RL": Method("RL", BOTH, "random_answers"),
     "KL": Method("KL", BOTH, keys={"gamma": "gamma"}, required="gamma"),
-    # In SOUL's code NPO has a retain term of weight gamma, 0 unless it is given.
+    # In SOUL's code, NPO has a retain term with the weight gamma; its default is 0.
     "NPO": Method("NPO", keys={"gamma": "alpha", "beta": "beta"}, overrides=("retain=none",)),
     "NPO+FT": _composite("NPO_FT", beta="beta"),
     "SimNPO+FT": _composite("SimNPO_FT", beta="beta"),

@@ -1,4 +1,4 @@
-"""What a model's name on a command line means: prompt template, adapter, cache of the hub."""
+"""Translate a model's name on a command line: prompt template, adapter, cache of the hub."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from expunge.soul.writing import assign
 ADAPTER_FILE = "adapter_config.json"
 LLAMA2 = re.compile(r"llama-?2", re.IGNORECASE)
 CHAT = re.compile(r"chat|tofu", re.IGNORECASE)
-# What SOUL's code gives its LoRA adapter.
+# The LoRA adapter of SOUL's code.
 SOUL_LORA = {"r": 8, "alpha": 32, "dropout": 0.05, "target_modules": ["q_proj", "v_proj"]}
 
 
@@ -22,17 +22,17 @@ def model_overrides(
     """Overrides and notices for a model, without its adapter.
 
     Args:
-        name: of the hub, or a folder, also one that holds a LoRA adapter.
-        cache_dir: where files of the hub are kept.
-        refuses: with the system prompt of the baseline `sys`.
+        name: a model on the hub, or a folder with a model or a LoRA adapter.
+        cache_dir: folder for files from the hub.
+        refuses: use the system prompt of the baseline `sys`.
 
     Raises:
-        UserError: an adapter that does not say which model it belongs to.
+        UserError: an adapter does not name its base model.
     """
     base = base_of(name) or name
     choice = "soul_llama2" if LLAMA2.search(base) and CHAT.search(base) else "soul"
     asked = "[INST] ... [/INST] ..." if choice == "soul_llama2" else "### Question: ... ### Answer: ..."
-    notices = [f"{base} is prompted with {asked!r}; model=soul or model=soul_llama2 behind the flags chooses"]
+    notices = [f"{base} is prompted with {asked!r}; to change it, add model=soul or model=soul_llama2"]
     if refuses:
         choice += "_sys"
     overrides = [f"model={choice}", assign("model.model_args.pretrained_model_name_or_path", name)]
@@ -45,16 +45,16 @@ def model_overrides(
 
 
 def base_of(name: str) -> str | None:
-    """The base model of a folder that holds a LoRA adapter; None for any other name."""
+    """The base model of a folder with a LoRA adapter; None for any other name."""
     folder = Path(name).expanduser()
-    # A merged model may lie beside its adapter; then the folder is a model like any other.
+    # A merged model may be in the folder of its adapter; such a folder is a normal model.
     if not (folder / ADAPTER_FILE).is_file() or (folder / "config.json").is_file():
         return None
     base = read_json(folder / ADAPTER_FILE).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise UserError(
-            f"{folder / ADAPTER_FILE} names no base model",
-            "set its base_model_name_or_path to the model it was trained on",
+            f"{folder / ADAPTER_FILE} does not name the base model",
+            "set its base_model_name_or_path to the model that the adapter was trained on",
         )
     return base
 
@@ -63,13 +63,13 @@ def adapter_overrides(name: str, settings: dict[str, object] | None) -> tuple[li
     """Overrides and notices for a model's adapter.
 
     Args:
-        name: the model; an adapter that its folder holds is used as it is.
-        settings: of a new adapter (`r`, `alpha`, `dropout`, `target_modules`); None = no new adapter is
-            wanted.
+        name: the model; an adapter in its folder is used with its own settings.
+        settings: the settings of a new adapter (`r`, `alpha`, `dropout`, `target_modules`); None = no new
+            adapter.
     """
     base = base_of(name)
     if base is not None:
-        return ["model/adapter=lora"], [f"{name} is a LoRA adapter of {base}; it is used as it is"]
+        return ["model/adapter=lora"], [f"{name} is a LoRA adapter of {base}; its own settings are used"]
     if settings is None:
         return [], []
     return [

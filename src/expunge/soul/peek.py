@@ -1,4 +1,4 @@
-"""Which columns a local file of rows has: this tells questions from texts before anything runs."""
+"""The columns of a local file of rows; they distinguish questions from texts before anything runs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from expunge.core.files import read_json
 
 
 def columns(path: Path) -> tuple[set[str], list[str]]:
-    """The columns of a file, or of a folder that `datasets.save_to_disk` wrote, and the folder's splits.
+    """The columns of a file or of a folder of `datasets.save_to_disk`, and the folder's splits.
 
     Args:
-        path: JSON, JSON Lines, CSV, TSV, parquet or text, recognised by content; or a saved folder.
+        path: a file (JSON, JSON Lines, CSV, TSV, parquet or text, recognised by content) or a saved folder.
+
+    Returns:
+        The columns, and the splits of a saved folder; empty for a file.
 
     Raises:
-        UserError: a folder of another kind, or a file that cannot be read.
+        UserError: the folder is of another kind, or the file cannot be read.
     """
     if path.is_dir():
         return _saved(path)
@@ -37,7 +40,7 @@ def columns(path: Path) -> tuple[set[str], list[str]]:
 
 
 def _json(path: Path, line: str) -> set[str]:
-    """The keys of the first record: of the first line where that is one, else of the whole document."""
+    """The keys of the first record: the first line if it is valid JSON, else the whole document."""
     try:
         record: Any = json.loads(line)
     except json.JSONDecodeError:
@@ -55,7 +58,7 @@ def _parquet(path: Path) -> set[str]:
     try:
         return set(parquet.read_schema(path).names)
     except ArrowInvalid as error:
-        raise UserError(f"{path} is damaged: {error}", "fetch or write the parquet file again") from error
+        raise UserError(f"{path} is damaged: {error}", "download or write the parquet file again") from error
 
 
 def _saved(folder: Path) -> tuple[set[str], list[str]]:
@@ -67,7 +70,7 @@ def _saved(folder: Path) -> tuple[set[str], list[str]]:
     info = folder / splits[0] / "dataset_info.json" if splits else folder / "dataset_info.json"
     if not info.is_file():
         raise UserError(
-            f"{folder} is not a folder that datasets.save_to_disk wrote",
-            "name one of the files in it, or such a folder",
+            f"{folder} is not a folder of datasets.save_to_disk",
+            "give one of the files in it, or a folder that datasets.save_to_disk wrote",
         )
     return set(read_json(info).get("features") or {}), splits

@@ -1,4 +1,4 @@
-"""Which data set of ours a name of the SOUL family's data router stands for."""
+"""Translate the dataset names of the SOUL family to our datasets."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ QUESTION_KEYS = (
 
 @dataclass
 class Routed:
-    """What a name stands for on one side of the data.
+    """The translation of a name for one side of the data.
 
     Attributes:
-        choices: of the group `data/datasets`; several are concatenated.
+        choices: choices of the group `data/datasets`; several are concatenated.
         values: keys below `data.SIDE.CHOICE` -> value, for the first choice.
         root: keys at the top of the configuration -> value.
-        texts: whether the rows are texts, without question and answer.
+        texts: whether the rows are texts without question and answer.
         subset: TOFU's subset; None for other data.
-        notices: what the user should know.
+        notices: remarks for the user.
     """
 
     choices: list[str]
@@ -61,17 +61,16 @@ class Routed:
 def route(
     name: str, side: SideName, data_root: str = "data", custom_split_path: str | None = None
 ) -> Routed | None:
-    """The data sets that a name stands for; None for `none`.
+    """Translate a dataset name; None for `none`.
 
     Args:
-        name: one of `NAMES`, `Tofu_<subset>`, a local file, or a folder that `datasets.save_to_disk` wrote.
-        side: the side it is for.
-        data_root: the folder of local data, in which is looked which of HP's files are there.
-        custom_split_path: a folder that `save_to_disk` wrote, instead of WMDP's corpora.
+        name: one of `NAMES`, `Tofu_<subset>`, a local file, or a folder of `datasets.save_to_disk`.
+        side: the side of the data.
+        data_root: the folder of local data, where HP's files are searched.
+        custom_split_path: a folder of `save_to_disk` that replaces WMDP's corpora.
 
     Raises:
-        UserError: an unknown name, or a local file that is not there or has no column that could be learnt
-            from.
+        UserError: the name is unknown, or the local file does not exist or has no usable columns.
     """
     if name.lower() in NOTHING:
         return None
@@ -87,11 +86,11 @@ def route(
         return Routed([name], texts=name in TEXTS)
     if is_local_path(name):
         return local(name, side)
-    raise UserError.of([unknown("data set", name, [*NAMES, "a local file"])])
+    raise UserError.of([unknown("dataset", name, [*NAMES, "a local file"])])
 
 
 def hp_files(data_root: str) -> list[str]:
-    """The choices whose file is there, questions before passages."""
+    """The choices of HP whose file exists, questions before passages."""
     there = [
         (choice, local_file({"path": "hp", "name": stem, "split": "train"}, data_root))
         for choice, stem in (("HP_QA", "hp_qa"), ("HP_text", "hp"))
@@ -100,21 +99,20 @@ def hp_files(data_root: str) -> list[str]:
 
 
 def local(name: str, split: str) -> Routed:
-    """A local file, or a folder that `save_to_disk` wrote, by the columns it has.
+    """Translate a local file or a folder of `save_to_disk` by its columns.
 
     Args:
         name: the file or folder.
-        split: of a folder with several splits the one that is wanted; `train` is taken where it has no such
-            split.
+        split: the split of a folder with several splits; `train` is used if this split does not exist.
 
     Raises:
-        UserError: it is not there, or has neither questions and answers nor text.
+        UserError: it does not exist, or it has neither questions and answers nor text.
     """
     path = Path(name).expanduser()
     if not path.exists():
         raise UserError(
-            f"data set {name!r}: no such file",
-            f"looked for {path.resolve()}; the router knows: {', '.join(NAMES)}",
+            f"dataset {name!r}: no such file",
+            f"looked for {path.resolve()}; known names: {', '.join(NAMES)}",
         )
     names, splits = columns(path)
     values: dict[str, Any] = {"args.hf_args.path": name}
@@ -132,8 +130,8 @@ def local(name: str, split: str) -> Routed:
         return Routed(["LOCAL_text"], values, texts=True)
     typed = ", ".join(sorted(names)) or "none"
     raise UserError(
-        f"data set {name!r} has no question and answer and no text; its columns: {typed}",
-        f"rename them to one of {_pairs(QUESTION_KEYS)}, or to text",
+        f"dataset {name!r} has neither question and answer nor text; its columns: {typed}",
+        f"rename its columns to one of {_pairs(QUESTION_KEYS)}, or to text",
     )
 
 
@@ -141,7 +139,7 @@ def _wmdp(name: str, side: SideName, custom_split_path: str | None) -> Routed:
     if custom_split_path is not None:
         return local(custom_split_path, side)
     notices = (
-        [f"{name} is the corpora for biology and cyber-security: there is none for chemistry"]
+        [f"{name} means the corpora for biology and cyber-security; there is no corpus for chemistry"]
         if name == "WMDPALL"
         else []
     )

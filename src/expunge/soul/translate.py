@@ -1,4 +1,4 @@
-"""A command line of the SOUL family as a configuration's name, overrides and notices."""
+"""Translate a command line of the SOUL family to a configuration's name, overrides and notices."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from expunge.soul.unlearning import translate_unlearning
 from expunge.soul.writing import key_of, replaced
 
 SCRIPTS = {
-    "unlearn_model": "Make a model forget, and evaluate it; the SOUL family's command line.",
-    "Fine_tune_tofu": "Finetune on TOFU; the SOUL family's command line.",
-    "Fine_tune_hp": "Finetune on questions and passages of your own book; the SOUL family's command line.",
-    "Fine_tune_wmdp": "Finetune on WMDP's corpora; the SOUL family's command line.",
+    "unlearn_model": "Make a model forget, and evaluate it. This is the SOUL family's command line.",
+    "Fine_tune_tofu": "Finetune on TOFU. This is the SOUL family's command line.",
+    "Fine_tune_hp": "Finetune on questions and passages of a book. This is the SOUL family's command line.",
+    "Fine_tune_wmdp": "Finetune on WMDP's corpora. This is the SOUL family's command line.",
 }
 
 
 class SoulCommand(NamedTuple):
-    """What a command line comes to.
+    """A translated command line.
 
     Attributes:
-        config_name: a YAML at the top of the configs.
-        overrides: choices and values, the user's own overrides last.
-        notices: what was read otherwise than typed, or taken from a default that matters.
-        written: override -> the flag, as given, that it was written for.
-        verb: of `expunge`: train, unlearn, eval or score.
+        config_name: a YAML file at the top of the configs.
+        overrides: choices and values; the user's own overrides are last.
+        notices: remarks on important defaults, and on flags that are translated or ignored.
+        written: override -> its flag as given.
+        verb: the verb of `expunge`: train, unlearn, eval or score.
     """
 
     config_name: str
@@ -43,16 +43,16 @@ class SoulCommand(NamedTuple):
     verb: str
 
     def in_flags(self, error: UserError) -> UserError:
-        """The configuration's faults, with the flags that were typed instead of the overrides they became."""
+        """The configuration's faults, with the typed flags instead of their overrides."""
         return UserError.of(
             Fault(self._in_flags(fault.message), self._in_flags(fault.hint)) for fault in error.faults
         )
 
     def _in_flags(self, text: str) -> str:
-        text = text.replace(MAKE, f"the same command line with --{ONLY} 1 makes it")
+        text = text.replace(MAKE, f"to write it, use the same command line with --{ONLY} 1")
         for override, flag in self.written.items():
             key, name = override.partition("=")[0], flag.partition(" ")[0]
-            # The example of a hint has the key with another value.
+            # A hint may have an example: the same key with another value.
             text = re.sub(rf"{re.escape(key)}=(\S+)", rf"{name} \1", text.replace(override, flag))
         return text
 
@@ -72,12 +72,12 @@ def parser_of(script: str) -> argparse.ArgumentParser:
 def translate(
     argv: Sequence[str] | argparse.Namespace, script: str = "unlearn_model", config_dirs: tuple[str, ...] = ()
 ) -> SoulCommand:
-    """Translate a command line. Local files are looked at, nothing is loaded.
+    """Translate a command line. Local files are inspected; nothing is loaded.
 
     Args:
-        argv: the arguments, or what `parser_of(script)` made of them.
+        argv: the arguments, or the namespace from `parser_of(script)`.
         script: one of `SCRIPTS`.
-        config_dirs: folders of the user's with further choices.
+        config_dirs: the user's folders with further choices.
 
     Returns:
         Name, overrides and notices, for `config.validate.load_config`.

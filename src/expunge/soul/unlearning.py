@@ -1,4 +1,4 @@
-"""`exec/unlearn_model.py`: its flags as overrides of the one configuration."""
+"""`exec/unlearn_model.py`: translate its flags to overrides of our configuration."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from expunge.soul.methods import METHODS, Method
 from expunge.soul.models import SOUL_LORA, adapter_overrides, model_overrides
 from expunge.soul.writing import assign, key_of
 
-# Which suites a task is evaluated by. SOUL runs ppl and few_shots for every task but tofu.
+# The suites of each task. SOUL runs ppl and few_shots for every task except tofu.
 SUITES = {
     "tofu": ("tofu",),
     "wmdp": ("ppl", "few_shots", "wmdp"),
     "copyright": ("ppl", "few_shots", "copyright"),
     "toxic": ("ppl", "few_shots", "toxicity"),
 }
-# Flags whose value goes to one key as it is.
+# Flags whose value is assigned to one key unchanged.
 DIRECT = {
     "unlearn.lr": "trainer.args.learning_rate",
     "unlearn.num_epochs": "trainer.args.num_train_epochs",
@@ -45,9 +45,12 @@ def translate_unlearning(
     resumed = given.get("unlearn.resume_path")
     add_difficulty(given)
     if "overall.model_name" not in given.values and resumed is None:
-        given.fault("--overall.model_name is not given", "name a model of the hub or the folder of one")
+        given.fault(
+            "--overall.model_name is not given",
+            "add --overall.model_name NAME: a model on the hub, or a local model folder",
+        )
     if "unlearn.unlearn_method" not in given.values and resumed is None:
-        given.notices.append("--unlearn.unlearn_method is not given: origin, nothing is trained")
+        given.notices.append("--unlearn.unlearn_method is not given: it is origin, so nothing is trained")
     trains = method.trainer is not None and resumed is None
     overrides = (
         _run(given, name, trains)
@@ -62,7 +65,8 @@ def translate_unlearning(
         check_names(given, data_root)
         unread = [key for key in DIRECT if key in given.values] if resumed is None else []
         if unread:
-            given.notices.append(f"nothing is trained by {name}: {', '.join(unread)} are left out")
+            ignored = ", ".join(f"--{key}" for key in unread)
+            given.notices.append(f"{ignored}: ignored, because {name} trains nothing")
     return "unlearn" if trains else "eval", overrides, given.notices
 
 
@@ -74,13 +78,14 @@ def _run(given: Given, method: str, trains: bool) -> list[str]:
     if name is None:
         name = _made_name(given, method if trains else f"{method}_eval")
         if "overall.save_dir" not in given.values:
-            given.notices.append(f"--logger.name is not given: the run is called {name}")
+            given.notices.append(f"--logger.name is not given: the run's name is {name}")
     folder = str(given.get("overall.save_dir", f"{str(root).rstrip('/')}/{name}"))
     if _holds(folder, given.get("unlearn.resume_path")):
-        # SOUL writes the evaluation among the files of the run that it trained; here a folder is of one run.
+        # SOUL writes the evaluation into the folder of the training run; here each run has its own folder.
         name, folder = f"{name}_eval", f"{folder.rstrip('/')}_eval"
         given.notices.append(
-            f"{given.typed('unlearn.resume_path')} is the model of this run: its evaluation goes to {folder}"
+            f"{given.typed('unlearn.resume_path')} is the model of this run;"
+            f" its evaluation is written to {folder}"
         )
     overrides = [
         assign("task_name", str(name)),
@@ -93,9 +98,9 @@ def _run(given: Given, method: str, trains: bool) -> list[str]:
 
 
 def _made_name(given: Given, method: str) -> str:
-    """The name of a run without one. Unlike SOUL's it has no time in it.
+    """The default name of a run. Unlike SOUL's, it does not contain the time.
 
-    With the time, the ranks of one run would disagree, and the same command could not resume.
+    With the time, the ranks of a run would have different names, and the same command could not resume.
     """
     if given.get("unlearn.resume_path") is not None:
         resumed = Path(str(given.get("unlearn.resume_path"))).expanduser()
@@ -105,12 +110,12 @@ def _made_name(given: Given, method: str) -> str:
 
 
 def _records(given: Given, logger: str) -> list[str]:
-    """What a training run logs, and how often it saves."""
+    """The logging and saving of a training run."""
     if logger in LOGGERS and not installed(LOGGERS[logger]):
         fault = missing_logger(logger, given.typed("overall.logger"))
         given.fault(fault.message, fault.hint)
-    # As SOUL: twenty records a run, and the newest checkpoint at the end of each epoch, so that a killed run
-    # can be resumed.
+    # As in SOUL: twenty records per run, and one checkpoint at the end of each epoch, so that a run that was
+    # killed can be resumed.
     return [
         assign("trainer.args.report_to", "none" if logger in ("json", "none") else logger),
         "trainer.args.logging_steps=0.05",
@@ -120,12 +125,12 @@ def _records(given: Given, logger: str) -> list[str]:
 
 
 def _run_of(folder: Path) -> Path | None:
-    """The folder of the run that a path belongs to: the path itself or a folder above it; None without a run."""
+    """The folder of the run to which a path belongs: the path or a folder above it; None without a run."""
     return next((place for place in (folder, *folder.parents[:2]) if layout_of(place) is not None), None)
 
 
 def _holds(folder: str, resumed: Any) -> bool:
-    """Whether what is to be evaluated was trained by the run in `folder`."""
+    """Whether the run in `folder` trained the model that is evaluated."""
     run = _run_of(Path(str(resumed)).expanduser()) if resumed is not None else None
     return run is not None and run.resolve() == Path(folder).expanduser().resolve()
 
@@ -158,7 +163,7 @@ def _model(given: Given, trains: bool, refuses: bool) -> list[str]:
 
 
 def _tasks(given: Given, data_root: str, config_dirs: tuple[str, ...]) -> list[str]:
-    """The suites of the task. A task without suites is a fault: it is never left out without a word."""
+    """The suites of the task. A task without suites is a fault; it is never skipped silently."""
     if any(key_of(text) == "eval" for text in given.overrides):
         return []
     typed = (
@@ -172,7 +177,7 @@ def _tasks(given: Given, data_root: str, config_dirs: tuple[str, ...]) -> list[s
     if missing:
         given.fault(
             f"{typed}: this version has no evaluation {', '.join(missing)}",
-            f"there are: {', '.join(there)}; eval=null behind the flags trains without evaluating",
+            f"known: {', '.join(there)}; add eval=null to train without evaluation",
         )
         return []
     chosen = f"eval={SUITES[task][0]}" if len(SUITES[task]) == 1 else f"eval=[{','.join(SUITES[task])}]"
@@ -185,12 +190,12 @@ def _trainer(given: Given, name: str, method: Method) -> list[str]:
         if value is not None and key not in method.keys:
             given.fault(
                 f"{given.typed(f'unlearn.{key}')}: {name} has no {key}",
-                f"it has: {', '.join(method.keys) or 'none'}",
+                f"its hyper-parameters: {', '.join(method.keys) or 'none'}",
             )
     if method.required is not None and values[method.required] is None:
         given.fault(
             f"{name} needs --unlearn.{name}.{method.required}",
-            "a composite method without its weight would drop a term: give it, for example 1.0",
+            f"add --unlearn.{name}.{method.required} WEIGHT, for example 1.0: it is the weight of a term",
         )
     others = [
         flag
@@ -198,11 +203,12 @@ def _trainer(given: Given, name: str, method: Method) -> list[str]:
         if flag.count(".") == 2 and flag.split(".")[1] in METHODS and flag.split(".")[1] != name
     ]
     if others:
-        given.notices.append(f"{', '.join(others)}: left out, the method is {name}")
+        ignored = ", ".join(f"--{flag}" for flag in others)
+        given.notices.append(f"{ignored}: ignored, because the method is {name}")
     trainer, extra = method.trainer, method.overrides
     if name == "NPO" and values["gamma"] is not None:
         trainer, extra = METHODS["NPO+FT"].trainer, ()
-        given.notices.append("NPO with a gamma is NPO+FT: gamma weighs the retain term")
+        given.notices.append("NPO with gamma is read as NPO+FT: gamma is the weight of the retain term")
     overrides = [f"trainer={trainer}", *extra]
     for key, ours in method.keys.items():
         if values[key] is not None:
@@ -229,7 +235,7 @@ def _optimizer(given: Given) -> list[str]:
         return overrides
     low, high, rho = (given.get(f"unlearn.sophia_params.{key}", default) for key, default in SOPHIA.items())
     given.notices.append(
-        "Sophia as its paper has it; optimizer=sophia_soul behind the flags takes the steps of SOUL's code"
+        "Sophia is used as in its paper; for the steps of SOUL's code add optimizer=sophia_soul"
     )
     return [
         *overrides,

@@ -1,4 +1,4 @@
-"""Writing values as overrides in hydra's grammar."""
+"""Write values as overrides in hydra's grammar."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ WORDS = ("null", "true", "false", "nan", "inf")
 
 
 def written(value: Any) -> str:
-    """A value as the right side of an override: texts that could be read as something else are quoted."""
+    """A value as the right side of an override; texts that hydra could misread are quoted."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -34,7 +34,7 @@ def assign(key: str, value: Any) -> str:
 
 
 def replaced(ours: Iterable[str], typed: Iterable[str]) -> tuple[str, ...]:
-    """Our overrides, less those whose key the user gave, and then the user's."""
+    """Our overrides without those whose key the user gave, followed by the user's."""
     given = tuple(typed)
     keys = {key_of(text) for text in given}
     return (*(text for text in ours if key_of(text) not in keys), *given)

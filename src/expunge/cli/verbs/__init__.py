@@ -1,4 +1,4 @@
-"""The verbs of `expunge`, in the order of its help: a verb is a file here and an entry of `VERBS`."""
+"""The verbs of `expunge`, in the order of its help. A verb is a file in this folder and listed in `VERBS`."""
 
 from __future__ import annotations
 

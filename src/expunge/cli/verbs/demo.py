@@ -1,4 +1,4 @@
-"""`expunge demo`: the whole work on the embedded benchmark."""
+"""`expunge demo`: all steps on the embedded benchmark."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    about = "where models and results go (default: %(default)s)"
+    about = "folder for models and results (default: %(default)s)"
     parser.add_argument("--output-dir", default=".demo", metavar="DIR", help=about)
-    about = "seed of everything drawn (default: %(default)s)"
+    about = "seed of all random numbers (default: %(default)s)"
     parser.add_argument("--seed", type=int, default=0, help=about)
     verbose_option(parser)
 
 
 DEMO = Verb(
     "demo",
-    "see the whole thing work: train, unlearn three ways, evaluate, compare",
-    "Needs neither GPU nor network.",
+    "run all steps on a small example: train, unlearn in three ways, evaluate, compare",
+    "It needs neither a GPU nor a network.",
     run,
     _options,
 )

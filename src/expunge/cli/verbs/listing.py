@@ -1,4 +1,4 @@
-"""`expunge ls` and `expunge show`: the choices that there are, and what one of them is."""
+"""`expunge ls` and `expunge show`: list the choices, and describe one choice."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def run_ls(args: argparse.Namespace) -> None:
 
 
 def run_show(args: argparse.Namespace) -> None:
-    """Print what is known of one choice."""
+    """Print the description of one choice."""
     from expunge.config.listing import show
     from expunge.core.source import make_importable
 
@@ -43,5 +43,5 @@ def _show_options(parser: argparse.ArgumentParser) -> None:
     config_dir_option(parser)
 
 
-LS = Verb("ls", "list choices", "Without KIND, the kinds there are.", run_ls, _ls_options)
-SHOW = Verb("show", "tell about one choice", "Example:\n  expunge show NPO\n", run_show, _show_options)
+LS = Verb("ls", "list choices", "Without KIND: list the kinds of choices.", run_ls, _ls_options)
+SHOW = Verb("show", "describe one choice", "Example:\n  expunge show NPO\n", run_show, _show_options)

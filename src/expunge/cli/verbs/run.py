@@ -1,4 +1,4 @@
-"""`expunge train`, `unlearn` and `eval`: run a configuration, and print what was measured."""
+"""`expunge train`, `unlearn` and `eval`: run a configuration, and print the results."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ PIPELINES = {
     "procedure": "expunge.pipelines.procedure_run:run_procedure",
     "eval": "expunge.pipelines.evaluate:run",
 }
-"""What runs a configuration: by its `mode`, or by `procedure` where it unlearns by one."""
+"""The pipeline of each `mode`; unlearning with a procedure has its own."""
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run the configuration of a command line; its `mode`, rather than the verb, says what is done."""
+    """Run the configuration of a command line; its `mode`, not the verb, decides what is done."""
     cfg = begin(args)
     pipeline_of(cfg)(cfg)
     print_results(cfg)
 
 
 def pipeline_of(cfg: Config) -> Callable[[Config], object]:
-    """The function that runs a configuration, imported only now."""
+    """The function that runs a configuration; it is imported only here."""
     by_procedure = cfg.get("mode") == "unlearn" and cfg.get("procedure")
     module, _, function = PIPELINES["procedure" if by_procedure else cfg.get("mode")].partition(":")
     found: Callable[[Config], object] = getattr(import_module(module), function)
@@ -35,7 +35,7 @@ def pipeline_of(cfg: Config) -> Callable[[Config], object]:
 
 
 def print_results(cfg: Config) -> None:
-    """Print what the evaluation of a run has measured, once in a run of several processes."""
+    """Print the results of a run's evaluation; in a run of several processes, only once."""
     from expunge.lm import runtime
     from expunge.report.outcome import print_outcome
 

@@ -8,7 +8,7 @@ from expunge.cli.verb import Verb, config_of
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print the resolved configuration and what is known of its run; the first word may be a verb."""
+    """Print the resolved configuration and the facts about its run; the first word may be a verb."""
     from expunge.config.describe import describe
 
     checked = {

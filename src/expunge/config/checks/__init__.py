@@ -1,1 +1,1 @@
-"""What can be wrong with a configuration, one file a section."""
+"""The checks of a configuration, one file per section."""

@@ -1,4 +1,4 @@
-"""What the checks share: where faults are gathered, and how a key is named to the user."""
+"""Shared by the checks: the list of faults, and the names of keys in messages."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from expunge.core.handlers import REQUIRED
 
 @dataclass
 class Checking(Binder):
-    """One validation under way: a binder that knows the configuration.
+    """One validation: a binder that knows the configuration.
 
     Attributes:
-        cfg: the configuration under test.
-        broken: groups whose choice does not exist; what hangs on them is not judged.
+        cfg: the configuration to check.
+        broken: groups whose choice does not exist; what depends on them is not checked.
     """
 
     cfg: Config = field(default_factory=lambda: Config({}))
     broken: set[str] = field(default_factory=set)
 
     def typed(self, key: str, value: Any = REQUIRED) -> str:
-        """The override as typed that gave `key`, else `key=value` as it comes from the YAML."""
+        """The typed override of `key`, else `key=value` with the value from the YAML."""
         for text in reversed(self.cfg.overrides):
             if text.lstrip("+").partition("=")[0] == key:
                 return text
         return super().typed(key, value)
 
     def known(self, key: str, names: Mapping[str, Any], choices: Sequence[str], what: str) -> None:
-        """Every name at `key` must be one of `choices`."""
+        """Check that every name at `key` is one of `choices`."""
         for name, value in names.items():
             if name not in choices:
                 near = nearest(name, choices, count=3)
@@ -47,7 +47,7 @@ class Checking(Binder):
     def number(
         self, key: str, *, above: float | None = None, at_least: float | None = None, whole: bool = False
     ) -> None:
-        """The value at `key`, where there is one, must be a number in range."""
+        """Check that the value at `key`, if given, is a number in range."""
         value = self.cfg.get(key)
         if value is None:
             return
@@ -59,7 +59,7 @@ class Checking(Binder):
         self.check(key, value, Type("int" if whole else "float", ranges=ranges), example)
 
     def side_is_there(self, side: str, reader: str) -> None:
-        """A side of the data that is read needs a dataset."""
+        """Check that a side of the data has a dataset, because `reader` reads it."""
         if not self.cfg.section(f"data.{side}"):
             self.fault(
                 f"data.{side} is empty, and {reader} reads it",

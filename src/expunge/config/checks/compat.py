@@ -1,4 +1,4 @@
-"""Checks of the `compat` section: every switch names a component and a keyword that are there."""
+"""Checks of the `compat` section: the component and the keyword of every switch exist."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from expunge.config.checks.checking import Checking
 from expunge.core.errors import nearest
 from expunge.core.handlers import Signature, read_signature
 
-# Components that are no functions of a handler; whoever builds them checks their keywords.
+# Components without a handler; the code that builds them checks their keywords.
 NAMED_COMPONENTS = ("encode", "driver")
 FOLDERS = ("methods", "evaluation/metrics")
 
 
 def check_compat(check: Checking) -> None:
-    """Hold the switches against the losses and metrics of the package and of this run."""
+    """Check the switches against the losses and metrics of the package and of this run."""
     switches = check.cfg.section("compat.switches")
     if not switches:
         return
@@ -36,7 +36,7 @@ def check_compat(check: Checking) -> None:
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(names))}"
             check.fault(f"{key}: there is no component {component!r}", hint)
         else:
-            # Required keywords are given by the run, not by the switches.
+            # The run gives the required keywords, not the switches.
             check.bind(
                 key,
                 replace(known[component], keyword=dict.fromkeys(known[component].keyword)),
@@ -45,7 +45,7 @@ def check_compat(check: Checking) -> None:
 
 
 def component_signatures() -> dict[str, Signature]:
-    """The public functions of the package that can be a component of a run, by name."""
+    """The public functions of the package that a switch can name."""
     root = Path(expunge.__file__).parent
     found: dict[str, Signature] = {}
     for folder in FOLDERS:

@@ -1,4 +1,4 @@
-"""Checks of the `data` section and of every file that the configuration names."""
+"""Checks of the `data` section and of every data file in the configuration."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ANCHORS = ("forget", "retain")
 
 
 def check_data(check: Checking) -> None:
-    """Sides, handlers and their arguments, splits, files; and that training pads on the right."""
+    """Check sides, handlers and their arguments, splits, files, and right padding for training."""
     mode = check.cfg.get("mode")
     data = check.cfg.section("data")
     if mode == "finetune" and not data.get("train"):
@@ -25,18 +25,19 @@ def check_data(check: Checking) -> None:
             _dataset(check, f"data.{side}.{name}", node)
     anchor = data.get("anchor")
     if mode == "unlearn" and anchor not in ANCHORS:
-        check.fault(f"{check.typed('data.anchor', anchor)}: not a side of the data", "known: forget, retain")
+        text = check.typed("data.anchor", anchor)
+        check.fault(f"{text}: not a side of the data", f"known: {', '.join(ANCHORS)}")
     for name, node in check.cfg.section("collator").items():
         side = node.get("args", {}).get("padding_side", "right") if isinstance(node, dict) else "right"
         if side != "right":
             text = check.typed(f"collator.{name}.args.padding_side", side)
             check.fault(
-                f"{text}: training pads on the right", "leave it out; generation pads on the left by itself"
+                f"{text}: training pads on the right", "leave the key out; generation always pads on the left"
             )
 
 
 def datasets(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every mapping below `key` that names a handler and rows: (dotted key, mapping)."""
+    """Every mapping below `key` with a handler: (dotted key, mapping)."""
     if not isinstance(node, dict):
         return
     if "handler" in node:
@@ -47,7 +48,7 @@ def datasets(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def check_split(check: Checking, key: str, hf_args: Mapping[str, Any]) -> None:
-    """The split of `{path, name}` must be there, where the dataset is local at all; the hub cannot be asked yet."""
+    """Check that the split of `{path, name}` exists if the dataset is local; the hub is not asked."""
     path, name = hf_args.get("path"), hf_args.get("name")
     root = str(check.cfg.get("paths.data_root"))
     if path is None or not is_looked_up(hf_args) or local_file(hf_args, root) is not None:
@@ -63,7 +64,7 @@ def check_split(check: Checking, key: str, hf_args: Mapping[str, Any]) -> None:
     if name is None:
         return
     text = _split_as_typed(check, key, str(name))
-    # A split that is misspelt once is told once, however many views are made of it.
+    # A misspelt split is reported once, even if several views use it.
     if any(fault.message.startswith(f"{text}: unknown split") for fault in check.faults):
         return
     names = local_names(folder)
@@ -94,7 +95,7 @@ def _dataset(check: Checking, key: str, node: Any) -> None:
         option = f"{side}_split" if side in ("forget", "retain") else f"{key}.args.hf_args.name"
         check.fault(
             f"{option} is not given",
-            f"{option}=NAME; it follows forget_split only for names of TOFU's form, forgetNN",
+            f"add {option}=NAME; it is derived from forget_split only for TOFU's names, forgetNN",
         )
     else:
         check_split(check, f"{key}.args.hf_args", hf_args)

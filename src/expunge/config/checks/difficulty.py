@@ -1,4 +1,4 @@
-"""Checks of the `difficulty` section: how forget rows are scored, and in which order a run takes them by their scores."""
+"""Checks of the `difficulty` section: how forget rows are scored, and how a run orders them by score."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from expunge.core.run_dir import SCORES_FILE
 
 SCORER, ORDER = "expunge.influence.difficulty:score_rows", "expunge.training.score_order:score_order"
 KEY = "difficulty"
-"""Where the scorer is bound; the keywords of the order are options beside it."""
+"""The key of the bound scorer; the keywords of the order are options beside its own."""
 OWN = {"path": Option(None, Type("str")), "save_gradient": Option(True, Type("bool"))}
-"""What belongs to the file of scores."""
+"""The options of the file of scores."""
 ADVICE = {
-    "loss": "NPO at the start ranks as nll with reduction=token_sum; SimNPO as neither",
-    "order": "a high score forgets first, so score_desc begins with the rows that go fast",
+    "loss": "at the start, NPO ranks as nll with reduction=token_sum, and SimNPO ranks as neither loss",
+    "order": "a high score forgets first, so score_desc begins with the rows that are forgotten fast",
 }
-MAKE = "`expunge score` instead of `expunge unlearn`, with the same overrides, makes it"
+MAKE = "to write it, use `expunge score` instead of `expunge unlearn`, with the same overrides"
 
 
 def check_difficulty(check: Checking) -> None:
-    """Hold the section against the signatures of the scorer and of the sampler, and look for the file that a run reads."""
+    """Check the section against the signatures of the scorer and the order, and find the file of scores."""
     node = check.cfg.get("difficulty")
     if node is None:
         return
@@ -41,8 +41,8 @@ def check_difficulty(check: Checking) -> None:
     if given.get("epoch_grad_mode") == "trajectory":
         text = check.typed("difficulty.epoch_grad_mode", given.pop("epoch_grad_mode"))
         check.fault(
-            f"{text}: sums along the training of a copy are not part of this version",
-            "leave it out: frozen is the start model's",
+            f"{text}: sums over a training trajectory are not part of this version",
+            "leave the key out: the default, frozen, uses the gradient of the start model",
         )
     order = read_signature(ORDER)
     options = {name: Option(order.keyword[name], type_of(order, name)) for name in order.keyword}
@@ -55,7 +55,7 @@ def check_difficulty(check: Checking) -> None:
 
 
 def is_used(node: dict[str, Any]) -> bool:
-    """Whether a run takes its rows by their scores."""
+    """Whether a run orders or selects its rows by score."""
     return node.get("order") not in (None, "none") or node.get("select") is not None
 
 
@@ -66,7 +66,7 @@ def _params(check: Checking, given: Mapping[str, Any]) -> None:
     except re.error as error:
         check.fault(
             f"{check.typed('difficulty.params', params)}: not a regular expression: {error}",
-            "write it as in Python's re module",
+            "use the syntax of Python's re module",
         )
     if path is not None and Path(str(path)).suffix not in (".json", ".jsonl"):
         check.fault(
@@ -76,7 +76,7 @@ def _params(check: Checking, given: Mapping[str, Any]) -> None:
 
 
 def _selection(check: Checking, given: Mapping[str, Any]) -> None:
-    """`select`, `k` and an order go together."""
+    """Check that `select`, `k` and an order are given together."""
     if given.get("select") is None:
         for name in ("k", "select_by"):
             if name in given:
@@ -92,12 +92,12 @@ def _selection(check: Checking, given: Mapping[str, Any]) -> None:
     if given.get("order", "none") == "none" and "select_by" not in given:
         check.fault(
             f"{check.typed('difficulty.select', given['select'])}: first_k needs an order",
-            "add difficulty.select_by=score_asc or score_desc, or an order",
+            "add difficulty.select_by=score_asc (or score_desc), or difficulty.order",
         )
 
 
 def _method(check: Checking, given: dict[str, Any]) -> None:
-    """A method or procedure that does not go through the forget rows leaves nothing to order."""
+    """Check that the method reads the forget rows, because their order has no effect otherwise."""
     text = next(
         (
             check.typed(f"difficulty.{name}", given[name])
@@ -109,7 +109,7 @@ def _method(check: Checking, given: dict[str, Any]) -> None:
     if isinstance(procedure := check.cfg.get("procedure"), dict):
         name = str(procedure.get("handler")).rpartition(":")[2]
         check.fault(
-            f"{text}: {name} is made of finetunings, which take their rows as drawn",
+            f"{text}: {name} only finetunes, and finetuning does not order rows by score",
             "leave out the order, or the procedure",
         )
         return
@@ -123,10 +123,10 @@ def _method(check: Checking, given: dict[str, Any]) -> None:
             f"{text}: {reason}", "leave it out, or choose a method that reads them, such as trainer=NPO"
         )
     if check.cfg.get("trainer.args.dataloader_drop_last") and given.get("order", "none") != "none":
-        hint = "leave dataloader_drop_last out"
         check.fault(
-            f"{text}: with trainer.args.dataloader_drop_last the last rows of the order would never be trained on",
-            hint,
+            f"{text}: with trainer.args.dataloader_drop_last,"
+            " the last rows of the order would never be trained on",
+            "leave dataloader_drop_last out",
         )
 
 

@@ -10,16 +10,16 @@ from expunge.config.checks.data import check_split
 from expunge.core.binding import Option
 from expunge.core.errors import nearest
 
-# Keys of a metric's entry beside the needs and options of its function.
+# Keys of a metric's entry beside the parameters of its function.
 ENTRY_KEYS = ("handler", "summary", "generation", "enabled")
 
 
 def check_eval(check: Checking) -> None:
-    """Every suite's metrics, views, numbers and files."""
+    """Check every suite's metrics, views, numbers and files."""
     for suite, node in check.cfg.section("eval").items():
         if isinstance(node, dict) and "metrics" in node:
             _suite(check, f"eval.{suite}", node)
-    # An experiment leaves values for a suite behind even where the command line says eval=null.
+    # With eval=null, an experiment can still leave values of a suite, but no metrics.
     suites = [
         node for node in check.cfg.section("eval").values() if isinstance(node, dict) and "metrics" in node
     ]
@@ -55,7 +55,7 @@ def _suite(check: Checking, key: str, node: dict[str, Any]) -> None:
         hf_args = view.get("hf_args") if isinstance(view, dict) else None
         if not isinstance(hf_args, dict) or "None" in str(hf_args.get("name")):
             continue
-        # The rows of an optional view may be nowhere, unless it is a file that somebody named.
+        # The rows of an optional view may be missing, unless the view names a local file.
         if not view.get("optional") or str(hf_args.get("path")).startswith((".", "/", "~")):
             check_split(check, f"{key}.views.{name}.hf_args", hf_args)
 
@@ -70,5 +70,5 @@ def _retain_logs(check: Checking, key: str, logs: Any) -> None:
         what = "is a folder" if path.is_dir() else "no such file"
         check.fault(
             f"{typed}: {what}",
-            f"looked for {path.resolve()}; it is the retain model's evaluation file, such as .../TOFU_EVAL.json",
+            f"looked for {path.resolve()}; give the retain model's evaluation file, .../TOFU_EVAL.json",
         )

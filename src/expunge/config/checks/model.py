@@ -20,7 +20,7 @@ MODEL_FILE = "config.json"
 
 
 def check_model(check: Checking) -> None:
-    """Everything about the model that can be known before it is loaded."""
+    """Check everything about the model that is known before loading."""
     args = check.cfg.section("model.model_args")
     check.known("model.model_args", args, MODEL_KEYS, "a model's loader")
     for name, keys, reader in (
@@ -50,7 +50,7 @@ def check_model(check: Checking) -> None:
 
 
 def looks_local(name: str) -> bool:
-    """Whether a model's name means a folder: it exists, or cannot be a hub id, which is `name` or `owner/name`."""
+    """Whether a model's name is a folder: it exists, or it is not a hub id (`name` or `owner/name`)."""
     path = Path(name).expanduser()
     return path.exists() or name.startswith((".", "/", "~", "saves/")) or name.count("/") > 1
 
@@ -58,7 +58,7 @@ def looks_local(name: str) -> bool:
 def _folder(check: Checking, key: str, args: dict[str, Any]) -> None:
     name = args.get("pretrained_model_name_or_path")
     if not isinstance(name, str) or not name:
-        check.fault(f"{key} is not given", "name a model of the hub or the folder of one")
+        check.fault(f"{key} is not given", f"add {key}=NAME: a model on the hub, or a local model folder")
         return
     if not looks_local(name):
         return
@@ -85,10 +85,10 @@ def _folder(check: Checking, key: str, args: dict[str, Any]) -> None:
 def _tokenizer(check: Checking, name: Any) -> None:
     key = "model.tokenizer_args.pretrained_model_name_or_path"
     if not isinstance(name, str) or not name:
-        check.fault(f"{key} is not given", "usually the model's own path")
+        check.fault(f"{key} is not given", f"add {key}=NAME, usually the same path as the model's")
         return
     path = Path(name).expanduser()
-    # An adapter's folder may leave the tokenizer to its base.
+    # An adapter's folder may have no tokenizer; the base model's tokenizer is then used.
     files = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", ADAPTER_FILE)
     if path.suffix != ".gguf" and looks_local(name) and not any((path / item).is_file() for item in files):
         check.fault(

@@ -1,4 +1,4 @@
-"""Checks of the `procedure` section: the recipe, its hyper-parameters, and what a recipe of finetunings leaves no use for."""
+"""Checks of the `procedure` section: the recipe, its hyper-parameters, and settings that it would not use."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from expunge.core.handlers import Signature
 
 KEYS = ("handler", "args", "keep_stages")
 LOSS = "expunge.methods.finetune:finetune"
-"""What every stage minimises."""
+"""The loss of every stage."""
 
 
 def check_procedure(check: Checking, training_arguments: tuple[str, ...]) -> None:
-    """Everything about a procedure that can be known before anything is loaded.
+    """Check everything about a procedure that is known before loading.
 
     Args:
-        check: the validation under way.
-        training_arguments: the names that a stage's own arguments may have.
+        check: the validation.
+        training_arguments: the valid names of a stage's own arguments.
     """
     node = check.cfg.get("procedure")
     if not isinstance(node, dict):
@@ -34,7 +34,7 @@ def check_procedure(check: Checking, training_arguments: tuple[str, ...]) -> Non
     if check.cfg.get("mode") != "unlearn":
         check.fault(
             f"procedure is given, and mode is {check.cfg.get('mode')}",
-            "procedures are of `expunge unlearn`: leave it out",
+            "procedures are only for `expunge unlearn`: leave the key out",
         )
     check.known("procedure", node, KEYS, "a procedure")
     check.check("procedure.keep_stages", node.get("keep_stages", False), Type("bool"))
@@ -45,8 +45,8 @@ def check_procedure(check: Checking, training_arguments: tuple[str, ...]) -> Non
     _sides(check, signature)
     _unused(check, signature)
     if check.cfg.get("model.adapter.type") == "qlora" and set(stages_of(check.cfg)) - {"final"}:
-        reason = f"{signature.name} compares a stage's model with the start model, which would be the one in 4 bits, the other not"
-        check.fault(f"model/adapter=qlora: {reason}", "take model/adapter=lora or none")
+        reason = f"{signature.name} compares models, and only one of them would be in 4 bits"
+        check.fault(f"model/adapter=qlora: {reason}", "use model/adapter=lora or none")
     if signature.decorators["procedure"].get("whole_model"):
         _whole_model(check, signature)
 
@@ -69,7 +69,7 @@ def _stage_args(
 
 
 def _sides(check: Checking, signature: Signature) -> None:
-    """Each side that the procedure is given needs a data set."""
+    """Check that each side that the procedure reads has a dataset."""
     if check.broken & {"experiment", "data", "data/datasets"}:
         return
     for side in signature.positional[1:]:
@@ -77,7 +77,7 @@ def _sides(check: Checking, signature: Signature) -> None:
 
 
 def _unused(check: Checking, signature: Signature) -> None:
-    """What was chosen for a loss would do nothing here without a word."""
+    """Report settings of a loss: a procedure would ignore them silently."""
     handler, stages = check.cfg.get("trainer.handler"), f"every stage of {signature.name} is finetuning"
     if "trainer" not in check.broken and handler != LOSS:
         typed = next(
@@ -91,20 +91,24 @@ def _unused(check: Checking, signature: Signature) -> None:
         name, value = next(iter(given.items()))
         hint = f"did you mean procedure.args.{name}?" if name in signature.keyword else "leave it out"
         check.fault(
-            f"{check.typed(f'trainer.method_args.{name}', value)}: {stages}, which has no such term", hint
+            f"{check.typed(f'trainer.method_args.{name}', value)}: {stages}, which does not use it", hint
         )
     mask = check.cfg.get("trainer.mask")
     if isinstance(mask, dict) and (mask.get("handler") or mask.get("path")):
-        check.fault(f"a mask is chosen: {stages}, of all weights", "leave out mask, or the procedure")
+        text = "trainer.mask is given"
+        check.fault(f"{text}: {stages} and trains all weights", "leave out the mask, or the procedure")
 
 
 def _whole_model(check: Checking, signature: Signature) -> None:
-    """A procedure on weights needs them all, in full."""
+    """Check that a procedure that computes with weights gets whole models."""
     adapter = check.cfg.section("model.adapter")
     folder = Path(str(check.cfg.get("model.model_args.pretrained_model_name_or_path"))).expanduser()
     reason = f"{signature.name} computes with whole weights"
     if adapter.get("path") is not None:
-        check.fault(f"{check.typed('model.adapter.path', adapter['path'])}: {reason}, and an adapter that is continued is no whole model",
-                    "merge it first: expunge train ... model.adapter.merge=true")  # fmt: skip
+        text = check.typed("model.adapter.path", adapter["path"])
+        check.fault(
+            f"{text}: {reason}, and a model with an existing adapter has none",
+            "merge the adapter first: expunge train ... model.adapter.merge=true",
+        )
     if (folder / ADAPTER_FILE).is_file():
-        check.fault(f"{folder} is an adapter: {reason}", "give a model with the adapter merged in")
+        check.fault(f"{folder} is an adapter: {reason}", "give a model with the adapter merged into it")

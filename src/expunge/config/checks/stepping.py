@@ -1,4 +1,4 @@
-"""Checks of how a step is taken: what optimizer, rules and mask have to do with the rest of the run."""
+"""Checks of how a step is taken: optimizer, rules and mask, and whether they fit the rest of the run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def check_stepping(check: Checking) -> None:
 
 
 def _node(check: Checking, key: str, group: str) -> dict[str, Any] | None:
-    """The mapping at `key`; None where nothing was chosen, or, with a fault noted, where it is no mapping."""
+    """The mapping at `key`; None without a choice, or if it is not a mapping (recorded as a fault)."""
     node = check.cfg.get(key)
     if node is not None and not isinstance(node, dict):
         check.fault(
@@ -52,19 +52,19 @@ def _one_optimizer(check: Checking) -> None:
     for text in check.cfg.overrides if bound is not None else ():
         if text.lstrip("+").startswith(("trainer.args.optim=", "trainer.args.optim_args=")):
             check.fault(
-                f"{text}: the optimizer is {bound.name} already, by {OPTIMIZER}" if bound else "",
-                "leave out one of the two",
+                f"{text}: {OPTIMIZER} already chooses the optimizer {bound.name}" if bound else "",
+                "give only one of the two",
             )
 
 
 def _rule_sides(check: Checking) -> None:
-    """In finetuning all rows are the retain side; a rule about the terms of another would change nothing."""
+    """Check that a rule's side exists: in finetuning all rows are on the retain side."""
     finetunes = check.cfg.get("mode") == "finetune" or check.cfg.get("procedure") is not None
     for key, rule in check.bound.items():
         if key.startswith(f"{RULE}.") and finetunes and rule.value("side") not in (None, "retain"):
             check.fault(
                 f"{check.typed(f'{key}.side', rule.value('side'))}: finetuning has no term of that side",
-                f"give {key}.side=null, which is all terms",
+                f"give {key}.side=null for all terms",
             )
 
 
@@ -87,7 +87,7 @@ def _mask_file(check: Checking, node: Mapping[str, Any]) -> None:
     if further := sorted(set(node) - {"path", "handler"}):
         check.fault(
             f"{MASK}.path is given with {', '.join(further)}",
-            "a mask that is read has been made: leave them out",
+            "these keys are for computing a mask, not for reading one: leave them out",
         )
 
 

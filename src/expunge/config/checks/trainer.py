@@ -16,14 +16,14 @@ from expunge.core.annotations import ANY, Type, read_type
 from expunge.core.handlers import Signature, dataclass_fields
 from expunge.core.source import definition
 
-# Keys of `trainer.args` that are ours and not TrainingArguments'.
+# Our keys of `trainer.args` beside those of TrainingArguments.
 OWN_ARGS = ("warmup_epochs",)
-# Dataset handlers of ours that give no alternate answers.
+# Our dataset handlers without alternate answers.
 WITHOUT_ALTERNATES = ("expunge.data.datasets:qa", "expunge.data.datasets:text")
 
 
 def check_trainer(check: Checking) -> None:
-    """Everything about the optimisation that can be known before anything is loaded."""
+    """Check everything about the optimisation that is known before loading."""
     method_args = check.cfg.section(KEY)
     if isinstance(retain := method_args.get("retain"), str) and retain != "none":
         text = check.typed(RETAIN, retain)
@@ -33,7 +33,7 @@ def check_trainer(check: Checking) -> None:
         )
         method_args["retain"] = None
     own = bind_method(check, check.cfg.get("trainer.handler"), method_args, check.cfg.switches)
-    # A procedure states itself what rows its stages read.
+    # A procedure states which rows its stages read.
     if own is not None and check.cfg.get("procedure") is None:
         _sides(check, own.signature)
     _training_arguments(check)
@@ -42,7 +42,7 @@ def check_trainer(check: Checking) -> None:
 
 @cache
 def training_arguments() -> Mapping[str, Type]:
-    """The types of transformers' TrainingArguments in the installed version, by name, from its source; transformers is not imported."""
+    """The types of the installed TrainingArguments by name, from source; transformers is not imported."""
     found = definition("transformers.training_args", "TrainingArguments")
     if found is None or not isinstance(found.node, ast.ClassDef):
         return {}
@@ -51,7 +51,7 @@ def training_arguments() -> Mapping[str, Type]:
 
 
 def _sides(check: Checking, signature: Signature) -> None:
-    """Each side that a loss reads needs a dataset, and alternates one that gives them."""
+    """Check that each side that a loss reads has a dataset, and that alternate answers exist if needed."""
     if check.cfg.get("mode") != "unlearn" or check.broken & {"experiment", "data", "data/datasets"}:
         return
     sides = {
@@ -67,8 +67,9 @@ def _sides(check: Checking, signature: Signature) -> None:
 
 
 def _no_alternates(check: Checking, signature: Signature) -> None:
-    """The fault of alternates that are read and not there; where a further term alone reads them, it can be left out."""
-    text = f"{check.typed('trainer', signature.name)}: {signature.name} reads alternate answers, and data.forget has none"
+    """Report missing alternate answers. If only an extra term reads them, the term can be switched off."""
+    typed = check.typed("trainer", signature.name)
+    text = f"{typed}: {signature.name} reads alternate answers, and data.forget has none"
     readers = [
         key
         for key, term in extra_terms(signature).items()
@@ -79,9 +80,10 @@ def _no_alternates(check: Checking, signature: Signature) -> None:
         return
     check.fault(
         text,
-        "write them with `expunge alternates --novice-of CONCEPT --output FILE`, and name the file:"
-        " data/datasets@data.forget=TOFU_QA_forget_altpo data.forget.TOFU_QA_forget_altpo.args.alternate_path=FILE;"
-        f" or do without the term: trainer.method_args.{readers[0]}=0",
+        "write them with `expunge alternates --novice-of CONCEPT --output FILE`, then give the file:"
+        " data/datasets@data.forget=TOFU_QA_forget_altpo"
+        " data.forget.TOFU_QA_forget_altpo.args.alternate_path=FILE;"
+        f" or switch the term off: trainer.method_args.{readers[0]}=0",
     )
 
 
@@ -106,7 +108,7 @@ def _training_arguments(check: Checking) -> None:
 
 
 def _argument(check: Checking, key: str, value: Any, hint: Type) -> None:
-    """A switch is true or false, and what names an enumeration, such as `optim`, takes its values alone."""
+    """Check arguments of type bool, and arguments of an enumeration such as `optim`."""
     if choices := hint.choices():
         # YAML reads an unquoted `no` as false; hydra's command line does not.
         value = "no" if value is False and "no" in choices else value
