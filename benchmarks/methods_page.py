@@ -113,9 +113,8 @@ def own_row(name: str, rows: Mapping[str, Rows], reasons: Mapping[str, str]) -> 
     settings = f"With {given}. " if given else ""
     link = "[methods-mini.md](../results/methods-mini.md)"
     lines = [*_header(), *(_line(shown, rows) for shown in (START, name, REFERENCE)), ""]
-    lines.append(wrapped(f"{settings}Three seeds; {link} says how to read the table."))
-    if name in reasons:
-        lines += ["", wrapped(reasons[name])]
+    note = f" {reasons[name]}" if name in reasons else ""
+    lines.append(wrapped(f"{settings}Three seeds; {link} says how to read the table.{note}"))
     return "\n" + "\n".join(lines) + "\n"
 
 

@@ -77,7 +77,7 @@ def whole(model: Any, ids: list[int]) -> Tensor:
 
 
 def retyped(model: Any, rows: Any, tokenizer: Any) -> dict[str, float]:
-    """The three terms at the model before unlearning, one text at a time: p_theta = p_ref, the retain term is 0."""
+    """The three terms at the model before unlearning, text by text; p_theta = p_ref, so the third is 0."""
     before = {
         name: tokenizer(text.format(concept="novels"), add_special_tokens=False)["input_ids"]
         for name, text in (("expert", EXPERT), ("novice", NOVICE))

@@ -1,4 +1,4 @@
-"""Two ranks (gloo, DDP) give the same result as one: PDU's multiplier, GRU, skipped labels, penalties, rules."""
+"""Two ranks (gloo, DDP) give the same result as one: PDU, GRU, skipped labels, penalties, rules."""
 
 from __future__ import annotations
 
