@@ -1,1 +1,1 @@
-"""What the package's decisions are worth: each a ratio against a named baseline, both measured in one run on one machine."""
+"""The benefit of design decisions: ratios against a named baseline, measured in one run on one machine."""

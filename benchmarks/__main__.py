@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: run them all, and write `docs/benchmarks.md` and `docs/benchmarks.json`."""
+"""`python -m benchmarks`: run all benchmarks and write `docs/benchmarks.md` and `docs/benchmarks.json`."""
 
 from __future__ import annotations
 
@@ -16,29 +16,34 @@ NAMES = ("one-pass", "reference", "terms", "hot-path", "rows-evaluation", "rows-
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description="Each decision's worth, as a ratio against a named baseline."
+        prog="python -m benchmarks",
+        description="Measure the benefit of each design decision, as a ratio against a named baseline.",
     )
     parser.add_argument(
         "--only",
         action="append",
         choices=NAMES,
-        help="some of them; may repeat; nothing is written then unless --out is given, where the others' sections stay",
+        help="run only this benchmark; may be repeated; results are written only if --out is given, and the "
+        "sections of the other benchmarks stay there",
     )
     parser.add_argument(
-        "--rows", type=int, default=100, help="rows of a view in one-pass, 0 = all (default: %(default)s)"
+        "--rows", type=int, default=100, help="rows per view in one-pass, 0 = all (default: %(default)s)"
     )
     parser.add_argument(
-        "--threads", type=int, default=min(2, os.cpu_count() or 1), help="of torch (default: %(default)s)"
+        "--threads",
+        type=int,
+        default=min(2, os.cpu_count() or 1),
+        help="number of threads of torch (default: %(default)s)",
     )
     parser.add_argument(
-        "--quick", action="store_true", help="tiny sizes: shows that it runs, the ratios mean nothing"
+        "--quick", action="store_true", help="tiny sizes: only checks that it runs, the ratios mean nothing"
     )
     parser.add_argument(
         "--out",
         type=Path,
         default=None,
         metavar="DIR",
-        help="where benchmarks.md and benchmarks.json go (default: docs)",
+        help="folder for benchmarks.md and benchmarks.json (default: docs)",
     )
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(args.threads)

@@ -1,9 +1,10 @@
-"""The outcome of a benchmark, and how it is written down."""
+"""The results of a benchmark, and the files with the results."""
 
 from __future__ import annotations
 
 import os
 import platform
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,13 +17,13 @@ from expunge.core.fingerprint import code_version
 
 @dataclass(frozen=True)
 class Ratio:
-    """One number that is to be read.
+    """One ratio for the reader.
 
     Attributes:
         name: what is divided by what.
         value: the ratio.
-        target: what it has to be, in words; empty where nothing was asked.
-        met: whether it is; None where nothing was asked.
+        target: the target in words; empty = no target.
+        met: whether the target is met; None = no target.
     """
 
     name: str
@@ -33,14 +34,14 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A benchmark's outcome.
+    """The results of a benchmark.
 
     Attributes:
         title: what was compared.
-        settings: what it was measured with.
+        settings: the settings of the measurement.
         variants: name -> measured values; the first is the baseline.
-        ratios: what to read from them.
-        remarks: what to know when reading them.
+        ratios: the ratios of these values.
+        remarks: how to read the numbers.
     """
 
     title: str
@@ -65,10 +66,10 @@ class Comparison:
         if self.ratios:
             lines += [
                 "",
-                *_table(["ratio", "value", "asked", "met"], [self._row(ratio) for ratio in self.ratios]),
+                *_table(["ratio", "value", "target", "met"], [self._row(ratio) for ratio in self.ratios]),
             ]
         lines.append("")
-        return "\n".join(lines + [f"{remark}\n" for remark in self.remarks])
+        return "\n".join(lines + [f"{wrapped(remark)}\n" for remark in self.remarks])
 
     @staticmethod
     def _row(ratio: Ratio) -> list[str]:
@@ -80,8 +81,13 @@ class Comparison:
         ]
 
 
+def wrapped(text: str, indent: str = "") -> str:
+    """Prose in lines of at most 110 columns, the later lines indented; words are not broken."""
+    return textwrap.fill(text, 110, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
 def machine() -> dict[str, str]:
-    """What the numbers depend on beside the settings."""
+    """What the numbers depend on besides the settings."""
     import torch
     import transformers
 
@@ -100,17 +106,17 @@ def machine() -> dict[str, str]:
 
 
 def write(comparisons: Mapping[str, Comparison], folder: Path, command: str, order: Sequence[str]) -> None:
-    """Write `benchmarks.md` and `benchmarks.json` into a folder; what is there of other benchmarks stays.
+    """Write `benchmarks.md` and `benchmarks.json` into a folder; results of other benchmarks stay there.
 
     Args:
-        comparisons: name of the benchmark -> its outcome.
+        comparisons: name of the benchmark -> its results.
         folder: where to write.
-        command: what measured them.
-        order: names of all benchmarks, as the page has them.
+        command: the command that measured them.
+        order: names of all benchmarks, in the order of the page.
     """
     path = folder / "benchmarks.json"
     known: dict[str, Any] = read_json(path) if path.is_file() else {}
-    # In another process: this one must not import torch while it measures.
+    # In another process: this process must not import torch while it measures.
     about = {"command": command, **isolated("benchmarks.comparison:machine")}
     known |= {name: {"measured": about, **asdict(outcome)} for name, outcome in comparisons.items()}
     known = {name: known[name] for name in order if name in known}
@@ -118,9 +124,12 @@ def write(comparisons: Mapping[str, Comparison], folder: Path, command: str, ord
     head = [
         "# Benchmarks",
         "",
-        "Ratios of two things measured in the same run, on the same machine; absolute values are that machine's. Each variant runs in",
-        "processes of its own, two of them one after the other, and the lesser value counts; in the second the C library is told to give",
-        "freed buffers back, so that a peak is what was needed at once and not what the allocator kept.",
+        wrapped(
+            "Each ratio compares two values from the same run on the same machine; absolute values are "
+            "those of this machine. Each variant runs in its own process. It runs twice, and the smaller "
+            "value counts. In the second run the C library returns freed buffers to the system, so a "
+            "memory peak does not include buffers that the allocator only keeps."
+        ),
         "",
     ]
     sections = []
@@ -128,7 +137,7 @@ def write(comparisons: Mapping[str, Comparison], folder: Path, command: str, ord
         measured = ", ".join(f"{key} {value}" for key, value in entry["measured"].items() if key != "command")
         ratios = [Ratio(**ratio) for ratio in entry["ratios"]]
         outcome = Comparison(entry["title"], entry["settings"], entry["variants"], ratios, entry["remarks"])
-        sections.append(f"{outcome.markdown()}\n`{entry['measured']['command']}`: {measured}.\n")
+        sections.append(f"{outcome.markdown()}\n`{entry['measured']['command']}`:\n{wrapped(measured)}.\n")
     write_text(folder / "benchmarks.md", "\n".join([*head, *sections]).rstrip() + "\n")
 
 

@@ -1,8 +1,9 @@
-"""`python -m benchmarks.equal_commits COMMIT`: does this tree train the same weights, bit for bit, as another commit?
+"""`python -m benchmarks.equal_commits COMMIT`: does this tree train the same weights as another commit?
 
-Both trees run the same command lines on the embedded benchmark, from the same start, on one thread. For each run
-the final weights are compared (equal, or the largest difference), and every value of the training log that both
-have, wall-clock and memory aside. Runs marked "killed" are stopped by SIGKILL at their first checkpoint and run again.
+Both trees run the same command lines on the embedded benchmark, from the same start, on one thread. For each
+run the final weights are compared (equal bit for bit, or the largest difference). All values that both
+training logs have are compared as well, except times and memory. Runs marked "killed" are stopped by SIGKILL
+at their first checkpoint and then resumed.
 """
 
 from __future__ import annotations
@@ -28,9 +29,14 @@ CUTS = "trainer.args.gradient_accumulation_steps"
 LORA = ("model/adapter=lora", "model.adapter.r=4", "trainer.args.learning_rate=5e-3")
 KILLED = "trainer.args.save_strategy=steps", "trainer.args.save_steps=3"
 NOT_COMPARED = (
-    "seconds", "tokens_per_second", "peak_memory_mb",
-    "train_runtime", "train_samples_per_second", "train_steps_per_second", "eval_runtime",
-)  # fmt: skip
+    "seconds",
+    "tokens_per_second",
+    "peak_memory_mb",
+    "train_runtime",
+    "train_samples_per_second",
+    "train_steps_per_second",
+    "eval_runtime",
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ class Run:
 
 
 def _methods() -> list[Run]:
-    """Every method that needs no file of alternates, and every procedure, with the benchmark's own settings."""
+    """Every method that needs no file of alternates and every procedure, with the benchmark's settings."""
     names = sorted(path.stem for path in (ROOT / "configs" / "trainer").glob("*.yaml"))
     settings = {
         name: SETTINGS.get(name, Setting()) for name in names if name not in (*READ_ALTERNATES, *NOT_RUN)
@@ -87,7 +93,7 @@ RUNS = [
     Run("sophia", ("trainer=GradDiff", "optimizer=sophia")),
     Run("sophia-h", ("trainer=GradDiff", "optimizer=sophia_h")),
     Run("sgd", ("trainer=GradDiff", "optimizer=sgd")),
-    # Where the gradient is all but zero AdamW makes a step of whatever rounding gives; plain SGD does not.
+    # If the gradient is almost zero, AdamW turns rounding errors into full steps; plain SGD does not.
     *(
         Run(f"sgd-{name}", (f"trainer={name}", *SETTINGS[name].overrides, "optimizer=sgd"))
         for name in ("KL", "RR", "l1_sparse")
@@ -100,20 +106,31 @@ RUNS = [
     Run("bf16", ("trainer=NPO", "model.model_args.torch_dtype=bfloat16")),
     Run("neftune", ("trainer=GradDiff", "trainer.args.neftune_noise_alpha=5")),
     Run("resume-npo", ("trainer=NPO", *KILLED), killed=True),
-    Run("resume-cut", ("trainer=PDU", *SETTINGS["PDU"].overrides, *KILLED, f"{BATCH}=4", f"{CUTS}=2"), killed=True),
+    Run(
+        "resume-cut",
+        ("trainer=PDU", *SETTINGS["PDU"].overrides, *KILLED, f"{BATCH}=4", f"{CUTS}=2"),
+        killed=True,
+    ),
     Run("resume-lora", ("trainer=NPO", *LORA, *KILLED), killed=True),
     Run("resume-sam-mask", ("trainer=NPO", "optimizer=sam", "mask=magnitude", *KILLED), killed=True),
     Run("resume-sophia", ("trainer=GradDiff", "optimizer=sophia", *KILLED), killed=True),
     Run(
         "evaluated",
         (
-            "trainer=NPO", "trainer.args.do_eval=true", "trainer.args.eval_strategy=steps", "trainer.args.eval_steps=3",
-            "trainer.args.save_strategy=steps", "trainer.args.save_steps=3", "trainer.args.load_best_model_at_end=true",
-            "trainer.args.metric_for_best_model=forget_Q_A_Prob", "trainer.args.greater_is_better=false",
-            "eval.tofu.generation.max_new_tokens=4", "trainer.args.save_total_limit=1",
+            "trainer=NPO",
+            "trainer.args.do_eval=true",
+            "trainer.args.eval_strategy=steps",
+            "trainer.args.eval_steps=3",
+            "trainer.args.save_strategy=steps",
+            "trainer.args.save_steps=3",
+            "trainer.args.load_best_model_at_end=true",
+            "trainer.args.metric_for_best_model=forget_Q_A_Prob",
+            "trainer.args.greater_is_better=false",
+            "eval.tofu.generation.max_new_tokens=4",
+            "trainer.args.save_total_limit=1",
         ),
     ),
-]  # fmt: skip
+]
 
 
 def command(run: Run) -> list[str]:
@@ -142,12 +159,17 @@ def tree_of(commit: str, folder: Path) -> Path:
 
 
 def train(source: Path, folder: Path, runs: Sequence[Run]) -> None:
-    """Carry out the runs with the code of a tree; those that are killed each in a process of their own."""
+    """Run the command lines with the code of a tree; each killed run is a separate process."""
     folder.mkdir(parents=True, exist_ok=True)
     environment = {
-        **os.environ, "PYTHONPATH": str(source / "src"), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
-        "EXPUNGE_CACHE": str(folder / "cache"), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
-    }  # fmt: skip
+        **os.environ,
+        "PYTHONPATH": str(source / "src"),
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "EXPUNGE_CACHE": str(folder / "cache"),
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+    }
     several = "import json, sys; from expunge.cli.main import main\n"
     several += (
         "for words in json.load(sys.stdin):\n    code = main(words)\n    print(words[2], code, flush=True)\n"
@@ -181,7 +203,7 @@ def _until_checkpoint(
 
 
 def compared(one: Path, other: Path) -> tuple[str, str]:
-    """What to say of the weights and of the log of two run folders."""
+    """The result for the weights and for the log of two run folders."""
     return _weights(one, other), _log(one, other)
 
 
@@ -227,17 +249,17 @@ def _log(one: Path, other: Path) -> str:
 
 
 def main() -> int:
-    """Run both, print a table, and exit with 1 where a run's weights differ by more than the tolerance."""
+    """Run both trees and print a table; return 1 if a run's weights differ by more than the tolerance."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.equal_commits", description=__doc__)
     parser.add_argument("commit", help="the commit to compare with")
     parser.add_argument(
-        "--only", action="append", default=[], metavar="NAME", help="runs whose name contains this"
+        "--only", action="append", default=[], metavar="NAME", help="only runs whose name contains NAME"
     )
     parser.add_argument(
-        "--tolerance", type=float, default=0.0, help="largest difference of a weight (default: 0)"
+        "--tolerance", type=float, default=0.0, help="largest allowed difference of a weight (default: 0)"
     )
     parser.add_argument(
-        "--keep", type=Path, help="a folder for the runs; those of the other commit are made once"
+        "--keep", type=Path, help="folder for the runs; finished runs of the other commit are used again"
     )
     args = parser.parse_args()
     wanted = [
@@ -252,7 +274,7 @@ def main() -> int:
     train(there / "tree", there, missing)
     shutil.rmtree(here, ignore_errors=True)
     for name in ("src", "configs"):
-        # As it is now, whatever is edited meanwhile.
+        # A copy of the current state, so that later edits have no effect on the runs.
         shutil.copytree(ROOT / name, here / "tree" / name, symlinks=True)
     train(here / "tree", here, wanted)
     bad = 0

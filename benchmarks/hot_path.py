@@ -1,4 +1,4 @@
-"""An NPO step of the driver against a loop written by hand for NPO alone."""
+"""An NPO step of the driver against a hand-written loop for NPO only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VARIANTS = ("by hand", "driver")
 
 
 def compare(quick: bool) -> Comparison:
-    """CPU time, the two in turn in one process; peak memory, each in a process of its own."""
+    """CPU time of both in turn in one process; peak memory of each in a separate process."""
     model = (
         {"hidden": 64, "layers": 2, "vocabulary": 512}
         if quick
@@ -34,9 +34,10 @@ def compare(quick: bool) -> Comparison:
         Ratio("peak memory, driver / by hand", memory_ratio, "at most 1.01", memory_ratio <= 1.01),
     ]
     remarks = [
-        "Both collate, run forward and backward on the forget and the retain rows and move the weights, in one thread; the reference's"
-        " log-probs are known beforehand. The loop by hand gathers the label positions before the vocabulary projection and"
-        " back-propagates one side after the other. Medians of CPU time over steps taken in turn.",
+        "Both collate, run forward and backward on the forget and the retain rows and update the weights, "
+        "in one thread; the reference's log-probs are computed in advance. The loop by hand gathers the "
+        "label positions before the vocabulary projection and back-propagates one side after the other. "
+        "CPU times are medians over steps of the two in turn.",
     ]
     return Comparison(
         "NPO step: the driver against a loop by hand",
@@ -48,7 +49,7 @@ def compare(quick: bool) -> Comparison:
 
 
 def cpu_seconds(hidden: int, layers: int, vocabulary: int, batch_size: int, steps: int) -> dict[str, float]:
-    """In a process of its own: the median CPU time of a step of each, one step of each in turn."""
+    """In a separate process: the median CPU time of a step of each, with one step of each in turn."""
     taken: dict[str, list[float]] = {name: [] for name in VARIANTS}
     run = {name: _variant(name, hidden, layers, vocabulary, batch_size) for name in VARIANTS}
     for number in range(steps + 2):
@@ -61,8 +62,8 @@ def cpu_seconds(hidden: int, layers: int, vocabulary: int, batch_size: int, step
 
 
 def peak(hidden: int, layers: int, vocabulary: int, batch_size: int, variant: str) -> dict[str, float]:
-    """In a process of its own: the highest memory of a few steps."""
-    from expunge.training.trainer import peak_memory_mb
+    """In a separate process: the peak memory of a few steps."""
+    from expunge.training.pace import peak_memory_mb
 
     step = _variant(variant, hidden, layers, vocabulary, batch_size)
     for number in range(4):
@@ -73,7 +74,7 @@ def peak(hidden: int, layers: int, vocabulary: int, batch_size: int, variant: st
 def _variant(
     name: str, hidden: int, layers: int, vocabulary: int, batch_size: int
 ) -> Callable[[int], object]:
-    """A function that takes one optimizer step, over rows of 24 to 96 tokens."""
+    """A function that makes one optimizer step on rows of 24 to 96 tokens."""
     import torch
 
     from benchmarks import workload

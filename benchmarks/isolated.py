@@ -1,4 +1,4 @@
-"""A measurement in a process of its own, so that its peak memory is its own."""
+"""A measurement in a separate process, so that its peak memory does not include other work."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-# glibc then gives buffers back to the system when they are freed, instead of keeping tens of MB of them, more
-# or less from run to run. It also takes more time.
+# With this, glibc returns freed buffers to the system. Otherwise it keeps tens of MB, a different amount in
+# each run. It also takes more time.
 GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "262144"}
 
 
@@ -19,20 +19,20 @@ def isolated(function: str, /, environment: Mapping[str, str] | None = None, **a
     """Call `module:function(**arguments)` in a new process.
 
     Args:
-        function: what to call; gives something JSON-like.
+        function: what to call; it must return something JSON-like.
         environment: variables of the new process.
         arguments: JSON-like.
 
     Returns:
-        What it gave.
+        The result of the function.
 
     Raises:
-        RuntimeError: the process failed; the message ends with what it said.
+        RuntimeError: the process failed; the message ends with its error output.
     """
     command = [sys.executable, "-m", "benchmarks.isolated", function, json.dumps(arguments)]
-    # Linux counts what the starting process held into the peak of the new one, so whoever calls this must
-    # import nothing heavy.
-    assert "torch" not in sys.modules, "the peak memory of the new process would be this one's"
+    # On Linux the peak of a new process includes the memory of the process that started it. So the caller
+    # must not import anything large.
+    assert "torch" not in sys.modules, "the peak memory of the new process would include this process"
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env={**os.environ, **(environment or {})}
     )
@@ -42,14 +42,14 @@ def isolated(function: str, /, environment: Mapping[str, str] | None = None, **a
 
 
 def best_of(rounds: int, calls: Mapping[str, tuple[str, Mapping[str, Any]]]) -> dict[str, dict[str, float]]:
-    """Call several functions one after the other, so many times, and keep the least of each value.
+    """Call several functions in turn, for a number of rounds, and keep the smallest of each value.
 
-    Every second round lets the allocator give memory back: it shows the least peak, the others the least
-    time.
+    In every second round the allocator returns memory to the system. These rounds show the smallest peak, the
+    other rounds the shortest time.
 
     Args:
-        rounds: how many times; what else the machine does comes and goes between them.
-        calls: variant -> function and arguments; each gives a dict of numbers.
+        rounds: number of rounds; the other load of the machine may differ between them.
+        calls: variant -> function and arguments; each returns a dict of numbers.
     """
     found: dict[str, dict[str, float]] = {}
     for number in range(rounds):

@@ -1,4 +1,4 @@
-"""Step time and peak memory of every method, relative to finetuning on the retain rows alone."""
+"""Step time and peak memory of every method, relative to finetuning on the retain rows only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ALTERNATES = Path("alternates.json")
 
 
 def compare(quick: bool) -> Comparison:
-    """Some steps of each method on the same model and rows, each in processes of its own."""
+    """A few steps of each method on the same model and rows, each in separate processes."""
     names = sorted(
         path.stem for path in (configs_dir() / "trainer").glob("*.yaml") if path.stem not in NOT_RUN
     )
@@ -35,7 +35,7 @@ def compare(quick: bool) -> Comparison:
 
 
 def comparison(found: Mapping[str, Mapping[str, float]], settings: Mapping[str, int]) -> Comparison:
-    """The table of what `measure` gave."""
+    """The table of the results of `measure`."""
     base = found[BASELINE]
     table = {
         name: {
@@ -50,13 +50,15 @@ def comparison(found: Mapping[str, Mapping[str, float]], settings: Mapping[str, 
         for name, values in found.items()
     }
     remarks = [
-        "Sides = how many of forget, retain and alternate rows a step computes; FT computes one. Cached = the reference's log-probs were "
-        "written before the first step; frozen = a copy of the model is held, and run in every step.",
-        "These are the steps of a first epoch: the retain term of the `_epoch` schedules has weight 0 there and is not computed. RMU and "
-        "adaptive RMU read the first layer, so that nothing is propagated through those above it. A process without a model takes half of "
-        "the memory: on a large model the differences weigh more.",
-        "Methods that do the same work (FT, CL, RL, GradAscent; GradDiff, GA_FT; nearly so WGA, SatImp, SimNPO) show how far two "
-        "measurements differ.",
+        "Sides = how many of forget, retain and alternate rows a step computes; FT computes one. Cached = "
+        "the reference's log-probs were written before the first step. Frozen = a copy of the model is in "
+        "memory and runs in every step.",
+        "All steps belong to the first epoch: there the retain term of the `_epoch` schedules has weight 0 "
+        "and is not computed. RMU and adaptive RMU read the first layer, so the layers above it are not "
+        "back-propagated. A process without a model takes half of the memory; on a large model the "
+        "differences are larger.",
+        "Methods that do the same work (FT, CL, RL, GradAscent; GradDiff, GA_FT; almost the same: WGA, "
+        "SatImp, SimNPO) show how much two measurements differ.",
     ]
     return Comparison(
         "Every method against finetuning (FT)",
@@ -70,14 +72,14 @@ def comparison(found: Mapping[str, Mapping[str, float]], settings: Mapping[str, 
 def measure(
     method: str, hidden: int, layers: int, vocabulary: int, batch_size: int, length: int, steps: int
 ) -> dict[str, float]:
-    """In a process of its own: some steps of a method as its configuration has it."""
+    """In a separate process: a few steps of a method with its configuration."""
     from benchmarks import workload
     from expunge.config.validate import load_config
     from expunge.methods.objective import build_objective
     from expunge.models.reference import CachedReference, FrozenCopy, plan_reference
     from expunge.pipelines.assemble import text_of
 
-    # The rows are random ones; what is validated has to have alternates, where the method reads some.
+    # The rows are random, but validation needs a configuration with alternates if the method reads them.
     overrides = [
         text for text in setting_of(method, lambda _: ALTERNATES).overrides if text.startswith("trainer.")
     ]

@@ -1,8 +1,8 @@
-"""Every method on the embedded benchmark, three seeds: `python -m benchmarks.methods_mini` writes docs/results/methods-mini.md.
+"""Every method on the embedded benchmark with three seeds: writes docs/results/methods-mini.md.
 
-For each seed a full and a retain model are trained; each method then starts from that seed's full model and
-is held against that seed's retain model. Each run is a process of its own, so that its peak memory is its
-own. What is done is not done again.
+For each seed a full and a retain model are trained. Each method starts from the seed's full model and is
+compared with the seed's retain model. Each run is a separate process, so that its peak memory does not
+include other runs. Finished runs are not repeated.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ BASELINES = ("full", "retain90")
 
 
 def choices(group: str) -> list[str]:
-    """The names under a config group."""
+    """The names in a config group."""
     return sorted(path.stem for path in (configs_dir() / group).glob("*.yaml") if path.stem != "none")
 
 
 def prepare(folder: Path, seed: int) -> None:
-    """Train and evaluate the full and the retain model of a seed, where that is not done yet."""
+    """Train and evaluate the full and the retain model of a seed, unless this is done."""
     home = folder / f"seed{seed}"
     split = "data.train.MINI_full.args.hf_args.name=retain90"
     for name, extra in (("retain90", [split]), ("full", [])):
@@ -61,16 +61,16 @@ def prepare(folder: Path, seed: int) -> None:
 
 
 def run_method(method: str, folder: Path, seed: int) -> None:
-    """Unlearn with one method, or procedure, from a seed's full model, and write metrics, seconds and peak memory of the training."""
+    """Unlearn with one method or procedure from a seed's full model; write metrics, seconds, peak memory."""
     home = folder / f"seed{seed}"
     setting = setting_of(method, partial(_alternates, home, seed))
-    # The stages' logs are read below.
+    # The stages are kept, because their logs are read below.
     chosen = (
         [f"trainer={method}"]
         if method in choices("trainer")
         else [f"procedure={method}", "procedure.keep_stages=true"]
     )
-    # Retraining is from the weights that the full model was trained from.
+    # Retraining starts from the weights that the full model was trained from.
     start = "expunge/mini" if method == "retrain" else home / "full"
     overrides = [
         f"experiment=unlearn/mini/{setting.experiment}",
@@ -98,7 +98,7 @@ def run_method(method: str, folder: Path, seed: int) -> None:
 
 
 def _alternates(home: Path, seed: int, novice_of: str | None) -> Path:
-    """Answers that the full model samples, for AltPO; steered ones, of a concept, for ELM."""
+    """Answers sampled from the full model: plain ones for AltPO, steered ones about a concept for ELM."""
     path = home / ("alternates.json" if novice_of is None else "alternates-novice.json")
     if not path.is_file():
         model = f"model.model_args.pretrained_model_name_or_path={home / 'full'}"
@@ -124,7 +124,7 @@ def _result(folder: Path, method: str, seed: int) -> Path:
 
 
 def apart(function: object, *arguments: object) -> int:
-    """Call a function in a forked process, which begins with what this one has imported; its exit code."""
+    """Call a function in a forked process, which has the imports of this process; return its exit code."""
     process = multiprocessing.get_context("fork").Process(target=function, args=arguments)  # type: ignore[arg-type]
     process.start()
     process.join()
@@ -132,14 +132,14 @@ def apart(function: object, *arguments: object) -> int:
 
 
 def main() -> None:
-    """Run what is not done yet, and write the pages."""
+    """Do the runs that are not finished, and write the pages."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output-dir", type=Path, default=Path(".demo") / "methods-mini")
     parser.add_argument(
         "--only",
         nargs="+",
         metavar="NAME",
-        help="these methods alone; the others' rows on the page stay as they are",
+        help="only these methods; the rows of the others on the page stay the same",
     )
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -152,7 +152,7 @@ def main() -> None:
             sys.exit(
                 f"{name} is not run here: {NOT_RUN[name]}"
                 if name in NOT_RUN
-                else f"no method {name}; there are {', '.join(known)}"
+                else f"there is no method {name}; the methods are {', '.join(known)}"
             )
     for seed in SEEDS:
         if apart(prepare, folder, seed):
@@ -163,7 +163,7 @@ def main() -> None:
             if not path.is_file():
                 print(f"==> {method}, seed {seed}", flush=True)
                 if code := apart(run_method, method, folder, seed):
-                    sys.exit(f"{method}, seed {seed}: the process ended with {code}")
+                    sys.exit(f"{method}, seed {seed}: the process ended with exit code {code}")
         found["rows"][method] = [read_json(_result(folder, method, seed)) for seed in SEEDS]
     for name in BASELINES:
         found["rows"][name] = [

@@ -1,4 +1,4 @@
-"""The page of every method on the embedded benchmark, and the row of each on its own page."""
+"""The results page of the embedded benchmark, and the row of each method on its own page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 
 from scipy import stats
 
-from benchmarks.mini_settings import NOT_RUN, Setting, setting_of, told
+from benchmarks.comparison import wrapped
+from benchmarks.mini_settings import NOT_RUN, Setting, setting_of, shown_values
 from expunge.core.files import read_json, write_text
 from expunge.core.run_dir import versions
 from expunge.report.table import COLLAPSED, DAMAGED, number
@@ -34,34 +35,37 @@ COLUMNS = {
     "peak_memory_mb": "peak MiB",
 }
 NOT_FORGOTTEN = 0.5
-"""Share of the starting model's forget probability above which nothing to speak of was forgotten."""
+"""A method did not forget if more than this share of the full model's forget probability is left."""
 START, REFERENCE = "full", "retain90"
 MARKED = re.compile(r"<!-- mini -->.*?<!-- /mini -->", re.DOTALL)
 
 HEAD = """# Every method on the embedded benchmark
 
-Made by `python -m benchmarks.methods_mini`: 40 invented authors, four to forget (40 rows), a Llama of half a million parameters, seeds 0, 1
-and 2, each with a full and a retain model of its own. A cell is the mean and the half-width of the 95% t-interval over the seeds; with
-three of them it is wide. Forget quality, a p-value, has the least and the greatest of the three in the place of an interval.
-*r* is the retain model's value. Seconds and peak memory are of the training alone, on one thread of a CPU, the whole process counted.
+Made by `python -m benchmarks.methods_mini`: 40 invented authors, four of them to forget (40 rows), a Llama
+with half a million parameters, and the seeds 0, 1 and 2. Each seed has its own full and retain model. A cell
+is the mean and the half-width of the 95% t-interval over the seeds; with three seeds the interval is wide.
+Forget quality is a p-value; its cell has the smallest and the largest of the three values instead of an
+interval. *r* is the retain model's value. Seconds and peak memory are those of the training only, on one CPU
+thread; the memory is that of the whole process.
 
-Every method has its signature's hyper-parameters and the benchmark's budget (`configs/budget/mini.yaml`: 50 steps), but for what
-*given here* says. Those values were chosen on this benchmark, with another seed. **Read the page as: the methods work, and this is how
-each of them fails.** It does not rank them: some were given values that suit the benchmark, others were not, and a model this small,
-which recalls its rows by heart, says little about a large one.
+Every method has the default hyper-parameters of its function and the benchmark's budget
+(`configs/budget/mini.yaml`: 50 steps), except for the values under *Given here*. Those values were chosen on
+this benchmark with another seed. **Read this page as follows: the methods work, and this is how each of them
+fails.** It is not a ranking: some methods have values that suit the benchmark, others do not. A small model
+that has memorised its rows says little about a large one.
 
-*collapsed*: utility below {collapsed:.0%} of the full model's, the other numbers say nothing. *utility damaged*: below {damaged:.0%}.
-*did not forget*: forget probability above {kept:.0%} of the full model's.
+*collapsed*: utility is below {collapsed:.0%} of the full model's; the other numbers mean nothing. *utility
+damaged*: below {damaged:.0%}. *did not forget*: forget probability is above {kept:.0%} of the full model's.
 """
 
 Rows = list[dict[str, Any]]
 
 
 def write_pages(rows: Mapping[str, Rows], docs: Path) -> None:
-    """Write `results/methods-mini.md`, and fill in what stands between the marks of the pages under `methods`.
+    """Write `results/methods-mini.md`, and fill in the text between the marks of the pages in `methods`.
 
     Args:
-        rows: method -> its values, a dict a seed; `full` and `retain90` among them.
+        rows: method -> its values, one dict per seed; includes `full` and `retain90`.
         docs: the folder of the documentation.
     """
     reasons = read_json(docs / "results" / "methods-mini-notes.json")
@@ -82,37 +86,40 @@ def results_page(rows: Mapping[str, Rows], reasons: Mapping[str, str]) -> str:
     lines = [_line(name, rows) for name in rows]
     text = [HEAD.format(collapsed=COLLAPSED, damaged=DAMAGED, kept=NOT_FORGOTTEN), *_header(), *lines, ""]
     given = [
-        f"| {name} | {told(_setting(name))} | {_setting(name).why} |" for name in rows if _setting(name).why
+        f"| {name} | {shown_values(_setting(name))} | {_setting(name).why} |"
+        for name in rows
+        if _setting(name).why
     ]
     text += ["## Given here", "", "| method | values | why |", "|---|---|---|", *given, ""]
     named = [
-        f"* **{name}** ({verdict(rows[name], rows[START])}): {reasons[name]}"
+        wrapped(f"* **{name}** ({verdict(rows[name], rows[START])}): {reasons[name]}", "  ")
         for name in rows
         if name in reasons
     ]
     text += ["## Why some fail", "", *named, ""] if named else []
     refused = [f"* {name}: {values[0]['refused']}" for name, values in rows.items() if "refused" in values[0]]
-    text += ["## Not run", "", *(f"* {name}: {why}" for name, why in NOT_RUN.items()), *refused, ""]
-    text += [f"Versions: {', '.join(f'{name} {version}' for name, version in versions().items())}.", ""]
+    skipped = [wrapped(f"* {name}: {why}", "  ") for name, why in NOT_RUN.items()]
+    text += ["## Not run", "", *skipped, *refused, ""]
+    known = ", ".join(f"{name} {version}" for name, version in versions().items())
+    text += [wrapped(f"Versions: {known}."), ""]
     return "\n".join(text)
 
 
 def own_row(name: str, rows: Mapping[str, Rows], reasons: Mapping[str, str]) -> str:
-    """What the page of a method shows of it."""
+    """The results on the page of a method."""
     if name in NOT_RUN:
-        return f"\nNot run on the embedded benchmark: {NOT_RUN[name]}.\n"
-    given = told(_setting(name))
-    told_given = f"With {given}. " if given else ""
+        return "\n" + wrapped(f"Not run on the embedded benchmark: {NOT_RUN[name]}.") + "\n"
+    given = shown_values(_setting(name))
+    settings = f"With {given}. " if given else ""
+    link = "[methods-mini.md](../results/methods-mini.md)"
     lines = [*_header(), *(_line(shown, rows) for shown in (START, name, REFERENCE)), ""]
-    lines += [
-        f"{told_given}Three seeds; how to read it: [methods-mini.md](../results/methods-mini.md).",
-        *([reasons[name]] if name in reasons else []),
-    ]
+    note = f" {reasons[name]}" if name in reasons else ""
+    lines.append(wrapped(f"{settings}Three seeds; {link} says how to read the table.{note}"))
     return "\n" + "\n".join(lines) + "\n"
 
 
 def verdict(found: Rows, start: Rows) -> str:
-    """What a method did, by the rules at the head of the page."""
+    """The result of a method, by the rules at the top of the page."""
     if "refused" in found[0]:
         return "not run"
     utility, base = _mean(found, "model_utility") or 0.0, _mean(start, "model_utility") or 1.0
@@ -127,7 +134,7 @@ def verdict(found: Rows, start: Rows) -> str:
 
 
 def interval(column: str, values: list[float]) -> str:
-    """Mean and half-width of its 95% t-interval over the seeds; of p-values mean, least and greatest."""
+    """Mean and half-width of the 95% t-interval over the seeds; for p-values mean, smallest and largest."""
     mean = statistics.fmean(values)
     if column == "forget_quality":
         return f"{number(mean)} [{number(min(values))}, {number(max(values))}]"

@@ -1,6 +1,6 @@
-"""What each method is given on the embedded benchmark beyond its signature and the benchmark's budget, and why.
+"""The values of each method on the embedded benchmark besides its defaults and the budget, with reasons.
 
-The values were chosen on seed 100, which no results page reports: its full model, its forget10 rows.
+The values were chosen on the full model and the forget10 rows of seed 100, which no results page reports.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class Setting:
 
     Attributes:
         overrides: of the configuration.
-        why: the reason, for the page; empty where nothing is set.
+        why: the reason, for the page; empty if nothing is set.
         experiment: under `unlearn/mini`.
     """
 
@@ -26,9 +26,9 @@ class Setting:
 
 
 BUDGET = ("trainer.args.learning_rate=5e-4", "trainer.args.num_train_epochs=10")
-RATE = "its own learning rate is for models a thousand times as large: the benchmark's"
-WEIGHT = "its retain weight has to be given"
-CENTRE = "the layer in the middle of two"
+RATE = "its own learning rate is for models a thousand times larger; this is the benchmark's"
+WEIGHT = "the retain weight is required"
+CENTRE = "the middle layer of two"
 
 
 def _layer(*layers: int) -> str:
@@ -53,13 +53,11 @@ SETTINGS = {
     "GA_FT_epoch": _composite(),
     "GA_KL": _composite(),
     "GA_KL_epoch": _composite(),
-    "KL": Setting(("trainer.method_args.gamma=1.0",), "its forget weight has to be given"),
+    "KL": Setting(("trainer.method_args.gamma=1.0",), "the forget weight is required"),
     "ME_GD": Setting(BUDGET, RATE),
     "NPO": Setting(why="beta .2, alpha 2: see the experiment", experiment="npo"),
     "NPO_FT": _composite(),
-    "PDU": Setting(
-        ("trainer.method_args.retain_loss_eps=0.3",), "the bound on the retain loss has to be given"
-    ),
+    "PDU": Setting(("trainer.method_args.retain_loss_eps=0.3",), "the bound on the retain loss is required"),
     "RL": Setting(
         (
             "data.forget.MINI_forget.handler=expunge.data.random_labels:qa_random_labels",
@@ -69,11 +67,11 @@ SETTINGS = {
     ),
     "RMU": Setting(
         (_layer(0), "trainer.method_args.steering_coeff=7.0"),
-        f"{CENTRE}; with coefficient 2, the default, a third is left",
+        f"{CENTRE}; with coefficient 2, the default, a third of the forget probability is left",
     ),
     "RR": Setting(
         (_layer(0, 1), "trainer.args.learning_rate=1e-3", "trainer.args.num_train_epochs=10"),
-        "both layers; at the benchmark's rate the states do not turn within 50 steps",
+        "both layers; with the benchmark's rate the states do not turn within 50 steps",
     ),
     "SatImp": Setting(BUDGET, RATE),
     "SatImp_open_unlearning": Setting(BUDGET, RATE),
@@ -81,23 +79,28 @@ SETTINGS = {
     "SimNPO_FT": _composite(),
     "UNDIAL": Setting(BUDGET, RATE),
     "WGA": Setting(BUDGET, RATE),
-    "retrain": Setting(("budget=mini_finetune",), "what the full and the retain model were trained with"),
+    "retrain": Setting(
+        ("budget=mini_finetune",), "the full and the retain model were trained with this budget"
+    ),
     "task_vector": Setting(
-        ("procedure.args.scale=3.0",), "a step of scale 1, the default, leaves four fifths"
+        ("procedure.args.scale=3.0",), "scale 1, the default, leaves four fifths of the forget probability"
     ),
     "l1_sparse": Setting(("trainer.method_args.alpha_l1=1e-3",), "0, the default, is FT"),
 }
 READ_ALTERNATES = ("AltPO", "ELM")
-"""Methods whose forget rows come with a file of alternates, which is made first."""
+"""Methods whose forget rows need a file of alternates; it is made first."""
 NOT_RUN = {
-    "IdkNLL": "the same method as CL, under the name of another field",
-    "RMU_WMDP": "RMU with the layers, weights and steps published for Zephyr-7B, which a model of two layers does not have",
-    "finetune": "no unlearning: what a model is trained with",
+    "IdkNLL": "the same method as CL, with another name",
+    "RMU_WMDP": "RMU with the published layers, weights and steps for Zephyr-7B; a model of two layers does "
+    "not have these layers",
+    "finetune": "this is training, not unlearning",
 }
 
 
 CONCEPT = "novels"
-STEERED = "the concept has to be named; one alternate a question, written by `expunge alternates --novice-of novels`"
+STEERED = (
+    "the concept is required; one alternate per question, written by `expunge alternates --novice-of novels`"
+)
 
 
 def setting_of(method: str, alternates: Callable[[str | None], Path]) -> Setting:
@@ -105,7 +108,7 @@ def setting_of(method: str, alternates: Callable[[str | None], Path]) -> Setting
 
     Args:
         method: a choice of the group `trainer`.
-        alternates: makes the file of alternates that AltPO reads, and, of a concept, the one that ELM reads.
+        alternates: makes a file of alternates: without a concept for AltPO, with a concept for ELM.
     """
     if method not in READ_ALTERNATES:
         return SETTINGS.get(method, Setting())
@@ -117,12 +120,13 @@ def setting_of(method: str, alternates: Callable[[str | None], Path]) -> Setting
     if method == "ELM":
         return Setting((f"trainer.method_args.concept={CONCEPT}", *data), STEERED)
     return Setting(
-        (*data, *BUDGET), f"{RATE} and epochs; five alternates a question, sampled by `expunge alternates`"
+        (*data, *BUDGET),
+        f"{RATE}, as are the epochs; five alternates per question, sampled by `expunge alternates`",
     )
 
 
-def told(setting: Setting) -> str:
-    """The overrides as the page tells them: without the prefixes."""
+def shown_values(setting: Setting) -> str:
+    """The overrides as the page shows them: without the prefixes."""
     shown: Sequence[str] = [
         text.removeprefix("trainer.")
         .removeprefix("procedure.args.")

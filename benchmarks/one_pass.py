@@ -1,4 +1,4 @@
-"""TOFU's full suite from one pass over the union of its views, against a pass for each metric."""
+"""TOFU's full suite: one pass over the union of its views, against a pass for each metric."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from typing import Any
 from benchmarks.comparison import Comparison, Ratio
 from benchmarks.isolated import isolated
 
-# Needs a classifier of its own.
+# It needs a separate classifier.
 LEFT_OUT = ("gibberish",)
 COUNTED = ("forward_tokens", "padded_tokens", "generated_tokens", "backward_tokens")
 TARGET = 4.0
 
 
 def compare(quick: bool, rows: int | None) -> Comparison:
-    """Forward tokens and wall-clock of the same numbers, come by in three ways.
+    """Forward tokens and wall-clock time of the same numbers, computed in four ways.
 
     Args:
-        quick: a few rows of the embedded benchmark.
-        rows: of each view at most, None = all.
+        quick: use a few rows of the embedded benchmark.
+        rows: maximum number of rows per view, None = all.
     """
     found = isolated("benchmarks.one_pass:measure", None, real=not quick, rows=4 if quick else rows)
     variants: dict[str, dict[str, float]] = found["variants"]
@@ -39,12 +39,13 @@ def compare(quick: bool, rows: int | None) -> Comparison:
         Ratio("wall-clock, kept by name / one pass", kept["seconds"] / one["seconds"]),
     ]
     remarks = [
-        f"{found['metrics']} metrics, {', '.join(LEFT_OUT)} left out. On its own: a metric collects all that it and the metrics under it "
-        "read. Kept by name: a metric that another has needed before is not computed twice, as in runners that cache results by the "
-        "metric's name; each of the others still makes its own pass.",
-        "All run on the same collectors, which sort and pad alike. Forward tokens count the prompts of generations and the gradient "
-        f"norms' rows too, which no sharing makes fewer. Between the first and the last variant no metric differs by more than "
-        f"{found['difference']:.1e}.",
+        f"{found['metrics']} metrics, without {', '.join(LEFT_OUT)}. On its own: each metric collects all "
+        "data that it and its input metrics read. Kept by name: a metric that was computed as the input "
+        "of another is not computed again, as in runners that cache results by the name of a metric; each "
+        "of the others still makes its own pass.",
+        "All variants use the same collectors, which sort and pad in the same way. Forward tokens include "
+        "the prompts of generations and the rows of gradient norms; sharing does not reduce these. No "
+        f"metric differs by more than {found['difference']:.1e} between the first and the last variant.",
     ]
     return Comparison(
         "TOFU full suite: one pass against a pass for each metric",
@@ -56,10 +57,10 @@ def compare(quick: bool, rows: int | None) -> Comparison:
 
 
 def measure(real: bool, rows: int | None) -> dict[str, Any]:
-    """In a process of its own: the variants, on TOFU's rows where they are and `real` asks for them."""
+    """In a separate process: all variants, on TOFU's rows if `real` and if they are available."""
     bench = _Suite(real, rows)
     metrics = [name for name in bench.suite["metrics"] if name not in LEFT_OUT]
-    bench.run(metrics[:1], share=True)  # what is imported and set up once
+    bench.run(metrics[:1], share=True)  # imports and other one-time work
     alone = {name: bench.run(_closure(bench.suite["metrics"], name), share=False) for name in metrics}
     own = [name for name in metrics if _closure(bench.suite["metrics"], name) == [name]]
     apart, together = bench.run(metrics, share=False), bench.run(metrics, share=True)
@@ -81,7 +82,7 @@ def measure(real: bool, rows: int | None) -> dict[str, Any]:
 
 
 class _Suite:
-    """The suite on a model, with its views cut to so many rows."""
+    """The suite on a model, with a limit of rows per view."""
 
     def __init__(self, real: bool, rows: int | None) -> None:
         from expunge.config.validate import load_config
@@ -116,7 +117,7 @@ class _Suite:
         }
 
     def run(self, metrics: Iterable[str], share: bool) -> tuple[dict[str, float], dict[str, float | None]]:
-        """What it takes to compute some metrics from nothing, and what comes out."""
+        """The cost of some metrics without any cache, and their values."""
         from expunge.evaluation.evaluate import evaluate_suite
         from expunge.evaluation.suite import prepare_suite
 
@@ -134,14 +135,14 @@ class _Suite:
 
 
 def _real() -> tuple[Path | None, Path | None]:
-    """TOFU's rows and a small model trained on them, where they are; `EXPUNGE_DATA` says where."""
+    """The folders of TOFU's rows and of a small model trained on them, if available (see `EXPUNGE_DATA`)."""
     data = Path(os.environ.get("EXPUNGE_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
     model = data.parent / "models" / "tofu-tiny-full"
     return (data, model) if (data / "tofu").is_dir() and model.is_dir() else (None, None)
 
 
 def _closure(metrics: Mapping[str, Any], name: str) -> list[str]:
-    """A metric and all that it reads of others, those first."""
+    """A metric, preceded by all metrics that it reads."""
     found: list[str] = []
     for value in metrics[name].values():
         for other in value if isinstance(value, list) else [value]:

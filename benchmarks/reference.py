@@ -1,4 +1,4 @@
-"""NPO with cached log-probs of the reference, against a frozen copy of it."""
+"""NPO with cached log-probs of the reference, against a frozen copy of the model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HANDLER = "expunge.methods.npo:npo"
 
 
 def compare(quick: bool) -> Comparison:
-    """Step time and peak memory of the two, each in a process of its own, one after the other, twice."""
+    """Step time and peak memory of both, each in a separate process, in turn, twice."""
     model = (
         {"hidden": 64, "layers": 2, "vocabulary": 512}
         if quick
@@ -35,8 +35,8 @@ def compare(quick: bool) -> Comparison:
         ),
     ]
     remarks = [
-        "The frozen copy costs a forward pass of the forget rows in every step, and its weights; the cache one forward pass of each "
-        "row before the first step, whatever the number of epochs."
+        "The frozen copy costs memory for its weights and a forward pass of the forget rows in every step. "
+        "The cache costs one forward pass of each row before the first step, for any number of epochs."
     ]
     named = {"frozen copy (baseline)": frozen, "cached log-probs": cached}
     return Comparison(
@@ -51,7 +51,7 @@ def compare(quick: bool) -> Comparison:
 def measure(
     kind: str, hidden: int, layers: int, vocabulary: int, batch_size: int, length: int, steps: int
 ) -> dict[str, float]:
-    """In a process of its own: a model, a reference of a kind, some steps of NPO."""
+    """In a separate process: a model, a reference of the given kind, a few steps of NPO."""
     from benchmarks import workload
     from expunge.methods.objective import build_objective
     from expunge.models.reference import CachedReference, FrozenCopy

@@ -1,4 +1,4 @@
-"""Cost as rows grow: time per token and memory, of the evaluation's pass and of training."""
+"""Cost for more rows: time per token and memory of the evaluation's pass and of training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.isolated import best_of
 FACTORS = (1, 4, 16)
 FLAT = 1.15
 AS_MUCH = 2048
-"""Rows that each size goes through in all."""
+"""Total number of rows that each size processes."""
 
 
 def compare_evaluation(quick: bool) -> Comparison:
@@ -24,7 +24,7 @@ def compare_evaluation(quick: bool) -> Comparison:
         "lengths": [48, 96, 64, 80],
     }
     return _compare(
-        "Cost as rows grow: the evaluation's token pass",
+        "Cost for more rows: the evaluation's token pass",
         "benchmarks.rows:evaluation",
         16 if quick else 128,
         settings,
@@ -42,7 +42,7 @@ def compare_training(quick: bool) -> Comparison:
         "lengths": [72],
     }
     return _compare(
-        "Cost as rows grow: training", "benchmarks.rows:training", 16 if quick else 64, settings, quick
+        "Cost for more rows: training", "benchmarks.rows:training", 16 if quick else 64, settings, quick
     )
 
 
@@ -64,13 +64,12 @@ def _compare(title: str, function: str, smallest: int, settings: dict[str, Any],
 def evaluation(
     count: int, hidden: int, layers: int, vocabulary: int, batch_size: int, lengths: list[int]
 ) -> dict[str, float]:
-    """In a process of its own: statistics of so many rows, as one view."""
-    from expunge.training.trainer import peak_memory_mb
-
+    """In a separate process: the statistics of `count` rows, as one view."""
     from benchmarks import workload
     from expunge.evaluation.collect.collector import Cost
     from expunge.evaluation.collect.tokens import collect_tokens
     from expunge.evaluation.views import examples_of
+    from expunge.training.pace import peak_memory_mb
 
     model = workload.llama(hidden, layers, vocabulary).eval()
 
@@ -82,8 +81,8 @@ def evaluation(
 
     encoded = workload.rows(count, "rows", vocabulary, tuple(lengths))
     collect(encoded[: 4 * batch_size])
-    # As many tokens in all, whatever the rows: a short time is a noisy one, and the least of several runs is
-    # not to be held against one.
+    # Each size processes the same number of tokens: a short measurement is noisy, and the minimum of several
+    # runs must not be compared with a single run.
     runs = [collect(encoded) for _ in range(max(1, AS_MUCH // count))]
     seconds, tokens = (sum(values) for values in zip(*runs, strict=True))
     return {
@@ -96,7 +95,7 @@ def evaluation(
 def training(
     count: int, hidden: int, layers: int, vocabulary: int, batch_size: int, lengths: list[int]
 ) -> dict[str, float]:
-    """In a process of its own: one epoch over so many forget rows, each with a retain row."""
+    """In a separate process: one epoch over `count` forget rows, each with a retain row."""
     from benchmarks import workload
     from expunge.methods.objective import build_objective
 

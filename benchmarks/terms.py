@@ -1,4 +1,4 @@
-"""Forget and retain term back-propagated one after the other, against both together."""
+"""Forget and retain term back-propagated one after the other, or both together."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ HANDLER = "expunge.methods.grad_diff:grad_diff"
 
 
 def compare(quick: bool) -> Comparison:
-    """Step time and peak memory of the two, on a model whose activations outweigh its weights."""
+    """Step time and peak memory of both, on a model whose activations need more memory than its weights."""
     model = (
         {"hidden": 64, "layers": 2, "vocabulary": 512}
         if quick
@@ -30,11 +30,14 @@ def compare(quick: bool) -> Comparison:
     ratios = [
         Ratio("step time, sequential / joint", sequential_["seconds_per_step"] / joint["seconds_per_step"]),
         Ratio("peak memory, sequential / joint", sequential_["peak_memory_mb"] / joint["peak_memory_mb"]),
-        Ratio("of it, what is no weight, gradient or moment", activations(sequential_) / activations(joint)),
+        Ratio(
+            "the same, without weights, gradients and moments", activations(sequential_) / activations(joint)
+        ),
     ]
     named = {"joint (baseline)": joint, "sequential": sequential_}
     remarks = [
-        "The gradient is the same up to the order of additions (tested). GradDiff has one forget and one retain term."
+        "The gradient is the same up to the order of additions (tested). GradDiff has one forget term and "
+        "one retain term."
     ]
     return Comparison(
         "Terms back-propagated one after the other",
@@ -48,10 +51,10 @@ def compare(quick: bool) -> Comparison:
 def measure(
     sequential: bool, hidden: int, layers: int, vocabulary: int, batch_size: int, length: int, steps: int
 ) -> dict[str, float]:
-    """In a process of its own: some steps of GradDiff."""
+    """In a separate process: a few steps of GradDiff."""
     from benchmarks import workload
     from expunge.methods.objective import build_objective
-    from expunge.training.trainer import peak_memory_mb
+    from expunge.training.pace import peak_memory_mb
 
     model = workload.llama(hidden, layers, vocabulary)
     weights = sum(parameter.numel() for parameter in model.parameters()) * 4 / 2**20

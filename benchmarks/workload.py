@@ -1,4 +1,4 @@
-"""Models with random weights and rows of random tokens: what is measured is work, not what is learnt."""
+"""Models with random weights and rows of random tokens: benchmarks measure cost, not learning."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ PAD = 0
 
 
 def llama(hidden: int, layers: int, vocabulary: int, seed: int = 0) -> LlamaForCausalLM:
-    """A Llama in float32 on this machine's device; heads of 64, an inner width of 11/4 of the hidden one, tied embeddings."""
+    """A Llama in float32 on this machine's device, with tied embeddings.
+
+    Heads have a width of 64; the inner width is 11/4 of the hidden width.
+    """
     torch.manual_seed(seed)
     heads = max(1, hidden // 64)
     config = LlamaConfig(
@@ -52,10 +55,10 @@ def rows(
     """Rows of random tokens.
 
     Args:
-        count: how many.
-        name: a seed of its own.
-        vocabulary: size of the model's.
-        lengths: of the rows, taken in turn, so that any multiple of them has the same mix.
+        count: number of rows.
+        name: each name gives other tokens.
+        vocabulary: size of the model's vocabulary.
+        lengths: lengths of the rows, used in turn, so that any multiple of them has the same mix.
         answer: share of a row's tokens that are labels.
     """
     draw = runtime.generator("rows", name)
@@ -72,7 +75,7 @@ def rows(
 def dataset(
     count: int, name: str, vocabulary: int, lengths: tuple[int, ...], alternates: bool = False
 ) -> Dataset:
-    """Rows of random tokens as a data set; with `alternates` each has another answer, as random."""
+    """Rows of random tokens as a data set; with `alternates` each row also has a random alternate answer."""
     encoded = rows(count, name, vocabulary, lengths)
     row_set = RowSet.of(name, [Row(item.row_id, item.row, {}) for item in encoded], "random")
     return Dataset(
@@ -81,7 +84,7 @@ def dataset(
 
 
 class Clock(TrainerCallback):
-    """Seconds from the end of each optimizer step to the end of the next, batches and records included."""
+    """Seconds from the end of an optimizer step to the end of the next; includes batches and log records."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -103,22 +106,23 @@ def unlearn(
     reference: CachedReference | FrozenCopy | None = None,
     **driver: Any,
 ) -> dict[str, float]:
-    """Train one epoch, or so many steps.
+    """Train for one epoch, or for `steps` steps.
 
     Returns:
-        `seconds_per_step` (median), `microseconds_per_token` (of all steps together), both without the first
+        `seconds_per_step` (median) and `microseconds_per_token` (all steps together), both without the first
         step; `peak_memory_mb` of this process so far.
     """
     clock = Clock()
     length = {"num_train_epochs": 1} if steps is None else {"max_steps": steps}
     with tempfile.TemporaryDirectory() as folder:
-        args = training_arguments(
-            {
-                "per_device_train_batch_size": batch_size, "learning_rate": 1e-5, "logging_strategy": "no", "save_strategy": "no",
-                "disable_tqdm": True, **length,
-            },
-            Path(folder), len(forget),
-        )  # fmt: skip
+        chosen = {
+            "per_device_train_batch_size": batch_size,
+            "learning_rate": 1e-5,
+            "logging_strategy": "no",
+            "save_strategy": "no",
+            "disable_tqdm": True,
+        }
+        args = training_arguments({**chosen, **length}, Path(folder), len(forget))
         training = Training(
             model,
             args,
@@ -133,7 +137,7 @@ def unlearn(
         )
         training.run()
     tokens = [len(item.input_ids) for side in (forget, retain) for item in side.encoded]
-    assert len(clock.ends) > 1, "the first step is not measured, so one is not enough"
+    assert len(clock.ends) > 1, "the first step is not measured, so at least two are needed"
     seconds = sorted(after - before for before, after in itertools.pairwise(clock.ends))
     per_step = 2 * batch_size * sum(tokens) / len(tokens)
     return {

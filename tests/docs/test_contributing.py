@@ -1,4 +1,4 @@
-"""The method that CONTRIBUTING.md shows is the one that is shipped."""
+"""The method in CONTRIBUTING.md is the same as in the package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pages of the methods: one for each choice of `trainer`, in one form, with true defaults and commands that are sound."""
+"""The pages of the methods: one per choice of `trainer`, one form, true defaults, valid commands."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def section(text: str, heading: str) -> str:
 
 
 def cells(text: str) -> list[list[str]]:
-    """The rows of a text's tables, head and rule left out."""
+    """The rows of a text's tables, without the header and the rule."""
     rows = [
         [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
         for line in text.splitlines()
@@ -48,7 +48,7 @@ def cells(text: str) -> list[list[str]]:
 
 
 def method_yaml(name: str) -> dict[str, dict[str, Any]]:
-    """A method's `args`, `method_args` and handler, over those that its defaults name; `finetune`, which all share, left out."""
+    """A method's `args`, `method_args` and handler, merged over its defaults, without `finetune`, the base."""
     if name == "finetune":
         return {"args": {}, "method_args": {}, "handler": {}}
     tree: Any = OmegaConf.to_container(OmegaConf.load(TRAINERS / f"{name}.yaml"), resolve=False)
@@ -65,7 +65,7 @@ def signature_of(name: str) -> Signature:
 
 
 def defaults_of(name: str) -> dict[str, Any]:
-    """What the page's table has to say: every hyper-parameter, the weights that have an effect, and the budget that the method owns."""
+    """What the page's table must list: hyper-parameters, effective weights, and the method's own budget."""
     tree = method_yaml(name)
     takes = {
         key: short(value)
@@ -80,7 +80,7 @@ def defaults_of(name: str) -> dict[str, Any]:
 
 
 def short(value: Any) -> Any:
-    """A default as it is written on a page: handlers by their names, tuples as lists."""
+    """A default in the form of a page: handlers by their names, tuples as lists."""
     if isinstance(value, Required) or value == "???":
         return "required"
     if isinstance(value, Code):
@@ -122,25 +122,25 @@ def test_the_form(name: str):
     assert section(text, "The paper's numbers").strip()
     assert MARKS.fullmatch(section(text, "Here").strip())
     assert section(text, "Run it again").strip() == f"`python -m benchmarks.methods_mini --only {name}`"
-    assert len(text.splitlines()) <= 100, "a page is a screen or two"
+    assert len(text.splitlines()) <= 100, "a page has one or two screens"
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_defaults_are_true(name: str):
     rows = cells(section(text_of(name), "Configuration"))
-    told = {
+    listed = {
         row[0].strip("`"): OmegaConf.create("x: " + row[1].strip("`").replace("\\|", "|"))["x"]
         for row in rows
     }
-    told = {key: list(value) if OmegaConf.is_list(value) else value for key, value in told.items()}
-    assert len(told) == len(rows), "a parameter stands twice"
-    assert told == defaults_of(name)
+    listed = {key: list(value) if OmegaConf.is_list(value) else value for key, value in listed.items()}
+    assert len(listed) == len(rows), "a parameter is listed twice"
+    assert listed == defaults_of(name)
     assert all(len(row) == 3 and row[2] for row in rows)
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_command_is_the_methods_own_and_is_checked_with_all_others(name: str):
-    """`test_readme` validates every run that a page of the documentation shows; here is checked that this page shows one."""
+def test_the_page_shows_a_command_of_its_method(name: str):
+    """The page shows a run of its method; `test_readme` validates every run on every page."""
     runs = [line for line in commands(PAGES / f"{name}.md") if line.startswith("expunge unlearn ")]
     assert any(f" trainer={name} " in f"{line} " for line in runs)
     assert {(f"{name}.md", line) for line in runs} <= set(RUNS)
@@ -166,8 +166,8 @@ def test_the_index_says_what_the_code_does():
         assert f"arXiv:{rows[name][5]}" in section(text_of(name), "Claim"), name
 
 
-def test_required_is_told_from_none():
-    """A page cannot pass by leaving out what has to be given."""
+def test_required_differs_from_none():
+    """A page that leaves out a required value cannot pass."""
     assert hyper_parameters(signature_of("KL"))["gamma"] is REQUIRED
     assert (
         defaults_of("KL")["gamma"]

@@ -1,4 +1,4 @@
-"""What the README tells people to type works as printed."""
+"""The commands in the README and the documentation work as printed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VERBS = ("train", "unlearn", "eval", "score")
 
 
 def commands(page: Path) -> list[str]:
-    """The lines of a page's bash blocks and the code spans that start with `expunge`, continuation lines joined."""
+    """The commands in a page's bash blocks and code spans, with continuation lines joined."""
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     blocks = [
         line.split("   #")[0].strip()
@@ -42,10 +42,10 @@ RUNS = [
 @pytest.mark.parametrize(
     ("page", "line"), RUNS, ids=[f"{page}:{number}" for number, (page, _) in enumerate(RUNS)]
 )
-def test_every_documented_run_is_sound(
+def test_every_documented_run_is_valid(
     page: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Composes and validates; paths that a reader would have made first are made here."""
+    """Composes and validates the run; files that a reader would create first are created here."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("EXPUNGE_DATA", raising=False)
     words = shlex.split(line)
@@ -69,7 +69,7 @@ def test_every_documented_run_is_sound(
     assert main(["validate", str(verb), *kept]) == 0
 
 
-def test_there_is_something_to_check() -> None:
+def test_the_pages_have_runs_to_check() -> None:
     assert len(RUNS) >= 4
 
 
@@ -85,12 +85,12 @@ def test_links_lead_somewhere() -> None:
     for page in [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
             if "://" not in target:
-                assert (page.parent / target).exists(), f"{page.name} links to {target}, which is not there"
+                assert (page.parent / target).exists(), f"{page.name} links to {target}, which does not exist"
 
 
 @pytest.mark.slow
 def test_demo_makes_sense(tmp_path: Path) -> None:
-    """The table of `make demo` says what a specialist expects, and a second run reuses the trained models."""
+    """The table of `make demo` has the expected results, and a second run uses the trained models again."""
     command = [sys.executable, "-m", "expunge.cli.main", "demo", "--output-dir", str(tmp_path / "demo")]
     environment = {**os.environ, "EXPUNGE_CACHE": str(tmp_path / "cache")}
     first = subprocess.run(

@@ -1,4 +1,4 @@
-"""The wheel carries the configs, and works from a folder that is not the checkout."""
+"""The wheel contains the configs and works outside the checkout."""
 
 from __future__ import annotations
 

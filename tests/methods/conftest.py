@@ -15,7 +15,7 @@ from expunge.lm.labels import Batch
 
 
 class Ran(NamedTuple):
-    """A model that was trained, before and after, the trainer, and a batch of all rows."""
+    """A trained model, the model before training, the trainer, and a batch of all rows."""
 
     model: Any
     before: Any
@@ -25,9 +25,10 @@ class Ran(NamedTuple):
 
 @pytest.fixture
 def run(tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path) -> Callable[..., Ran]:
-    """`run(handler, method_args, steps=5, folder=..., model=..., data=..., switches=..., extra=..., **trainer.args)`: train on the task.
+    """A function that trains a method on the task: `run(handler, method_args, steps=5, **trainer.args)`.
 
-    `data(sides)` gives other rows than those of `small_task`, padded with the same id.
+    It also takes folder, model, data, switches, extra. `data(sides)` gives other rows than those of
+    `small_task`, padded with the same id.
     """
     from expunge.methods.objective import build_objective
     from expunge.models.reference import FrozenCopy, plan_reference
@@ -54,9 +55,16 @@ def run(tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path) -> Callable[..., R
         objective.prepare(model, 0, tokenizer or tiny_tokenizer)
         frozen = FrozenCopy(model, hidden=objective.hidden)
         settings = {
-            "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "max_steps": steps, "learning_rate": 1e-3,
-            "lr_scheduler_type": "constant", "weight_decay": 0.0, "logging_steps": 1, "save_strategy": "no", "disable_tqdm": True,
-        }  # fmt: skip
+            "per_device_train_batch_size": 8,
+            "gradient_accumulation_steps": 1,
+            "max_steps": steps,
+            "learning_rate": 1e-3,
+            "lr_scheduler_type": "constant",
+            "weight_decay": 0.0,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "disable_tqdm": True,
+        }
         arguments = training_arguments({**settings, **args}, tmp_path / folder, len(rows), seed=3)
         trainer = Training(
             model,

@@ -1,4 +1,4 @@
-"""Rows of random tokens, drawn from a fixed seed, as an unlearning task."""
+"""An unlearning task with rows of random tokens, drawn from a fixed seed."""
 
 from __future__ import annotations
 

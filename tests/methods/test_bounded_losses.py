@@ -1,4 +1,4 @@
-"""Losses on whole distributions that do not run away: CE-U, PDU's forget term, maximal entropy, ELM's erase term."""
+"""Bounded losses on whole distributions: CE-U, PDU's forget term, maximal entropy, ELM's erase term."""
 
 from __future__ import annotations
 
@@ -62,7 +62,10 @@ def test_pdu_equals_a_loop_and_descends_to_flat_logits():
 
 
 def test_me_by_hand():
-    """p = (1/2, 1/4, 1/4): H = 1.5 ln 2 = 1.039721; ln 3 - H = .058892. KL(u || p) = (ln 2/3 + 2 ln 4/3) / 3 = .056633."""
+    """p = (1/2, 1/4, 1/4): H = 1.5 ln 2 = 1.039721; ln 3 - H = .058892.
+
+    KL(u || p) = (ln 2/3 + 2 ln 4/3) / 3 = .056633.
+    """
     logits_BNV = torch.tensor([[[math.log(2), 0.0, 0.0]]])
     assert me(logits_BNV).item() == pytest.approx(math.log(3) - 1.5 * math.log(2), abs=1e-6)
     assert me(logits_BNV, direction="from_uniform").item() == pytest.approx(
@@ -90,7 +93,10 @@ def test_me_descends_to_more_entropy(direction: str):
 
 
 def test_elm_by_hand():
-    """ref and novice uniform, expert (4/5, 1/5), eta 1: q ~ (5/8, 5/2) -> (1/5, 4/5). theta uniform: ln 2; theta = q: the entropy of q."""
+    """ref and novice uniform, expert (4/5, 1/5), eta 1: q ~ (5/8, 5/2) -> (1/5, 4/5).
+
+    theta uniform: ln 2; theta = q: the entropy of q.
+    """
     flat_BNV, expert_BNV = torch.zeros(1, 1, 2), torch.tensor([[[math.log(4), 0.0]]])
     value = elm(flat_BNV, flat_BNV, expert_BNV, flat_BNV, concept="x", eta=1.0, top_k=None)
     assert value.item() == pytest.approx(math.log(2), abs=1e-6)
@@ -116,7 +122,7 @@ def test_elm_equals_its_formula_and_its_gradient_is_p_minus_target(top_k: int | 
     torch.testing.assert_close(gradient, theta_BNV.detach().softmax(-1) - target_BNV)
 
 
-def test_a_beginning_is_put_behind_the_bos_and_no_label_moves():
+def test_a_beginning_is_inserted_after_the_bos_and_no_label_changes():
     side = {
         "input_ids": torch.tensor([[1, 5, 6, 7], [1, 8, 9, 0]]),
         "attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]]),

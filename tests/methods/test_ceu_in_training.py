@@ -1,4 +1,4 @@
-"""CE-U in a step: skipped labels are neither in the sum nor in the mean, however the step is cut up."""
+"""CE-U in a step: skipped labels are neither in the sum nor in the mean, for any micro-batch size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CEU = "expunge.methods.ceu:ceu"
 
 
 def by_hand(model: Any, skip: int) -> float:
-    """The field's way, row by row: mean over all labels but the first `skip` of each answer."""
+    """The field's way, row by row: mean over all labels except the first `skip` of each answer."""
     losses = []
     data = task(("forget",))
     for row in range(len(data)):

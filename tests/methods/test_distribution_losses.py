@@ -16,8 +16,11 @@ def draw(seed: int) -> torch.Tensor:
     return torch.randn(3, 4, 9, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def test_kl_weighs_by_the_reference():
-    """theta = (1/2, 1/2), ref = (1/4, 3/4): KL(ref || theta) = .75 ln 3 - ln 2 = .130812, not KL(theta || ref) = .143841."""
+def test_kl_is_weighted_by_the_reference():
+    """theta = (1/2, 1/2), ref = (1/4, 3/4): KL(ref || theta) = .75 ln 3 - ln 2 = .130812.
+
+    KL(theta || ref) would be .143841.
+    """
     theta_BNV, ref_BNV = torch.zeros(1, 1, 2), torch.tensor([[[0.0, math.log(3)]]])
     assert kl(theta_BNV, ref_BNV).item() == pytest.approx(0.130812, abs=1e-6)
     assert forget_kl(theta_BNV, ref_BNV).item() == pytest.approx(-0.130812, abs=1e-6)

@@ -1,4 +1,4 @@
-"""ELM whole: its three terms together, what they read, and what is left where one of them has no weight."""
+"""The whole of ELM: its three terms together, what they read, and what is left if one has no weight."""
 
 from __future__ import annotations
 
@@ -29,11 +29,13 @@ def test_fluency_by_hand():
     torch.testing.assert_close(value_BN, torch.tensor([[0.693147, 2.079442]]))
 
 
-def test_the_method_has_three_terms_and_asks_the_reference_nothing_of_the_alternates():
+def test_the_method_has_three_terms_and_the_reference_does_not_read_the_alternates():
     objective = build_objective(ELM, GIVEN)
     assert [(term.name, term.weight, term.is_retain) for term in objective.terms] == [
-        ("elm", 1.0, False), ("elm_fluency", 1.0, False), ("retain_kl", 1.0, True),
-    ]  # fmt: skip
+        ("elm", 1.0, False),
+        ("elm_fluency", 1.0, False),
+        ("retain_kl", 1.0, True),
+    ]
     assert [term.kind for term in objective.terms] == ["token"] * 3
     assert set(objective.sides) == {"forget", "alternate", "retain"}
     assert {need.side for need in objective.reference_needs} == {"forget", "expert", "novice", "retain"}
@@ -55,7 +57,7 @@ def test_the_fluency_term_alone_reads_no_beginnings_and_no_reference(tiny_model:
     assert isinstance(objective, ContextObjective)
     objective.prepare(tiny_model(seed=1), 0)
     assert objective.derived({}) == {}
-    with pytest.raises(UserError, match="no tokenizer"):
+    with pytest.raises(UserError, match="needs a tokenizer"):
         build_objective(ELM, GIVEN).prepare(tiny_model(seed=1), 0)
 
 
@@ -68,14 +70,14 @@ def test_data_without_alternates_are_refused(run: Any):
 
 
 def whole(model: Any, ids: list[int]) -> Tensor:
-    """Log-probabilities [T, V] of what follows each token of one text, unpadded."""
+    """Log-probabilities [T, V] of the token after each token of one unpadded text."""
     with torch.no_grad():
         logp: Tensor = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
     return logp
 
 
 def retyped(model: Any, rows: Any, tokenizer: Any) -> dict[str, float]:
-    """The three terms at the model before unlearning, a text at a time: there p_theta = p_ref, and the retain term is 0."""
+    """The three terms at the model before unlearning, text by text; p_theta = p_ref, so the third is 0."""
     before = {
         name: tokenizer(text.format(concept="novels"), add_special_tokens=False)["input_ids"]
         for name, text in (("expert", EXPERT), ("novice", NOVICE))
@@ -133,7 +135,7 @@ def test_the_loss_is_the_weighted_sum_of_the_three_retyped_terms(
 def test_further_terms_take_the_methods_hyper_parameters_and_need_a_weight(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """The mechanism, with a method of a user's own."""
+    """The mechanism, with a user's own method."""
     from expunge.config.method import extra_terms, hyper_parameters
     from expunge.core.handlers import REQUIRED, read_signature
 
@@ -159,7 +161,7 @@ def test_further_terms_take_the_methods_hyper_parameters_and_need_a_weight(
     assert [term.name for term in build_objective(handler, {"second": 0}).terms] == ["first"]
 
 
-def test_a_weight_that_is_a_hyper_parameter_too_is_refused_where_the_loss_is_defined():
+def test_a_weight_that_is_also_a_hyper_parameter_is_refused_when_the_loss_is_defined():
     from expunge.methods.base import loss
 
     def both(forget_logp_BN, *, second=1.0):

@@ -1,4 +1,4 @@
-"""What holds for every loss: shape by kind, masks, degenerate rows, half precision, the sign of the gradient."""
+"""Checks for every loss: shape by kind, masks, degenerate rows, half precision, the sign of the gradient."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ LOSSES = {
     "expunge.methods.elm:elm": {},
     "expunge.methods.elm:elm_fluency": {"alternate": 1},
 }
-"""Handler -> by side, whether a step down the loss raises (1) or lowers (-1) the likelihood of its labels."""
+"""Handler -> by side, whether a descent step raises (1) or lowers (-1) the likelihood of the labels."""
 HYPER: dict[str, dict[str, Any]] = {
-    # Rows of one label are to have a gradient here; the skipping has its own tests.
+    # Rows of one label must have a gradient here; skipped labels have their own tests.
     "expunge.methods.ceu:ceu": {"ignore_first_n_answer_tokens": 0},
     "expunge.methods.pdu:pdu": {"retain_loss_eps": 0.3},
     "expunge.methods.elm:elm": {"concept": "ships", "eta": 2.0, "top_k": None},
@@ -73,9 +73,10 @@ class Case:
                     self.logits[side] = logits_BNV.requires_grad_()
                 logp_BN = token_logp(logits_BNV, label_BN)
                 self.quantities |= {
-                    f"{prefix}{side}_logits_BNV": logits_BNV, f"{prefix}{side}_logp_BN": logp_BN,
+                    f"{prefix}{side}_logits_BNV": logits_BNV,
+                    f"{prefix}{side}_logp_BN": logp_BN,
                     f"{prefix}{side}_seq_logp_B": sequence_logp(logp_BN, self.mask_BN),
-                }  # fmt: skip
+                }
             self.quantities |= {
                 f"{side}_mask_BN": self.mask_BN,
                 f"{side}_label_BN": label_BN,
@@ -94,7 +95,7 @@ class Case:
         return loss(*(self.quantities[need.name] for need in loss.spec.needs), **kwargs)
 
     def sum(self, handler: str) -> Tensor:
-        """The loss as the driver sums it: what is masked is left out."""
+        """The loss as the driver sums it: masked values are left out."""
         term = Term(handler, load_handler(handler), 1.0, self.bound(handler))
         return summed(term, term(self.quantities), self.quantities)
 
@@ -112,7 +113,7 @@ def test_shape_is_what_the_kind_says(handler: str):
 @pytest.mark.parametrize("junk", [0.0, 1e4, math.inf])
 @pytest.mark.parametrize("handler", LOSSES)
 def test_masked_positions_change_nothing(handler: str, junk: float):
-    """The logits under the mask are replaced by 0, by huge ones, and by ones that are not even finite."""
+    """The masked logits are replaced by 0, by huge values and by values that are not finite."""
     plain, other = Case(), Case(junk=junk)
     ours, theirs = plain.sum(handler), other.sum(handler)
     torch.testing.assert_close(theirs, ours)

@@ -1,4 +1,7 @@
-"""The compat switches against the field's arithmetic, typed anew from what its public code computes: padded batches, labels of -100."""
+"""The compat switches against the field's arithmetic: padded batches, labels of -100.
+
+The expected values are computed by formulas typed from the field's public code.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ def batch() -> Any:
 
 
 def field_inputs(side: Any) -> tuple[dict[str, Tensor], Tensor]:
-    """What the field's collator gives: tokens, attention mask, and labels of -100 where nothing counts."""
+    """The output of the field's collator: tokens, attention mask, labels (-100 = does not count)."""
     inputs = {"input_ids": side["input_ids"], "attention_mask": side["attention_mask"]}
     return inputs, side["input_ids"].masked_fill(~side["label_mask"], -100)
 
@@ -58,7 +61,7 @@ def models(tiny_model: Any) -> tuple[Any, Any]:
 
 
 def test_kl_over_all_positions(models: Any, batch: Any):
-    """sum over every position of KL(ref || theta) / (B * T), the last position, prompts and padding included."""
+    """The sum of KL(ref || theta) over all positions / (B * T); last position, prompt, padding included."""
     model, before = models
     inputs, _ = field_inputs(batch["sides"]["retain"])
     ref, now = (log_softmax(item(**inputs).logits, -1) for item in (before, model))
@@ -81,7 +84,7 @@ def test_kl_over_all_positions(models: Any, batch: Any):
 
 
 def test_souls_kl(models: Any, batch: Any):
-    """-sum_v p_theta log(p_ref + 1e-12), the mean over B * T positions; on the forget side with the sign turned, times gamma."""
+    """-sum_v p_theta log(p_ref + 1e-12), the mean over B * T positions; on the forget side times -gamma."""
     model, before = models
     inputs = {side: field_inputs(batch["sides"][side])[0] for side in ("forget", "retain")}
 
@@ -104,7 +107,7 @@ def test_souls_kl(models: Any, batch: Any):
 
 
 def test_undial_over_all_positions(models: Any, batch: Any):
-    """Mean over B * (T - 1); -100 lowers the logit of the vocabulary's entry V - 100."""
+    """Mean over B * (T - 1); a label of -100 lowers the logit of the vocabulary entry V - 100."""
     model, before = models
     inputs, labels_BT = field_inputs(batch["sides"]["forget"])
     shifted = labels_BT[:, 1:]
@@ -139,7 +142,7 @@ def test_pdu_at_the_labels_own_positions(models: Any, batch: Any):
 
 
 def test_rmu_with_the_outer_quotient(models: Any, batch: Any):
-    """Both terms: ([B] sums / [B, 1] counts).mean(), hidden states unshifted, masks at the labels' own positions."""
+    """Both terms: ([B] sums / [B, 1] counts).mean(), unshifted states, masks at the labels' own positions."""
     model, before = models
     switches = {"rmu": {"ratio": "batch"}, "embed_diff": {"ratio": "batch"}}
     pattern = r"model\.layers\.0"
@@ -169,8 +172,11 @@ def test_rmu_with_the_outer_quotient(models: Any, batch: Any):
 
 
 @pytest.mark.parametrize(("args", "padding"), [({}, False), ({"mask": "predictors"}, True)])
-def test_me_looks_at_prompts_as_well(models: Any, batch: Any, args: dict, padding: bool):
-    """Mean over all positions with a successor of ln V - H: without padding as published, with it as the authors' code averages."""
+def test_me_reads_prompts_as_well(models: Any, batch: Any, args: dict, padding: bool):
+    """Mean of ln V - H over all positions with a successor.
+
+    The published form leaves out padding; the authors' code includes it.
+    """
     model, _ = models
     inputs, _ = field_inputs(batch["sides"]["forget"])
     logp = log_softmax(model(**inputs).logits[:, :-1], -1)
@@ -186,7 +192,7 @@ def test_me_looks_at_prompts_as_well(models: Any, batch: Any, args: dict, paddin
 
 
 def test_all_tokens_of_rows_padded_on_the_left():
-    """Row 1 is two tokens after two of padding: one of them has a predecessor. No token is predicted from padding."""
+    """Row 1 has two padding positions, then two tokens: one has a predecessor. Padding predicts no token."""
     side = {
         "input_ids": torch.tensor([[5, 6, 7, 8], [0, 0, 7, 8]]),
         "attention_mask": torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]]),
@@ -203,8 +209,11 @@ def test_places_and_their_counts(batch: Any):
     labels = int(side["label_mask"].sum())
     counts = {places: count_labels(sides_at(batch, places)["forget"]) for places in PLACES}
     assert [counts[places] for places in ("labels", "predictors", "all", "own")] == [
-        labels, rows * (width - 1), rows * width, labels,
-    ]  # fmt: skip
+        labels,
+        rows * (width - 1),
+        rows * width,
+        labels,
+    ]
     assert counts["tokens"] == int(side["attention_mask"].sum()) - rows
     assert count_labels(side, skip=1) == sum(max(0, int(row.sum()) - 1) for row in side["label_mask"])
     moved = at_places({"forget": side}, "own")["forget"]

@@ -1,4 +1,4 @@
-"""Five steps of every method, on a small model that has learned the rows by heart, move what the method claims to move."""
+"""Five steps of every method, on a small model that knows the rows, change what the method claims."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def retains_while_forgetting(ran: Any) -> None:
 
 
 def steers_states(ran: Any) -> None:
-    """Nearer to the control vector's direction than before."""
+    """The states are nearer to the control vector's direction than before."""
     control_D = ran.trainer.objective.given(torch.device("cpu"))["control_D"]
     now, then = (
         float(cosine_similarity(hidden(model, ran, "forget"), control_D).mean())
@@ -74,7 +74,7 @@ def steers_states(ran: Any) -> None:
 
 
 def turns_states(ran: Any) -> None:
-    """Away from where the forget states were, more than the retain states went."""
+    """The forget states turn away from their old directions, more than the retain states."""
     turned = [
         float(cosine_similarity(hidden(ran.model, ran, s), hidden(ran.before, ran, s)).mean())
         for s in ("forget", "retain")
@@ -151,7 +151,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Callable[[Any], None]]] = {
 
 @pytest.fixture(scope="module")
 def learned(tiny_model: Any) -> Any:
-    """A model that was trained on the forget and retain rows until it knows them."""
+    """A model, trained on the forget and retain rows until it knows them."""
     data = task()
     batch = PairCollator(PAD)([data[row] for row in range(len(data))])
     model = tiny_model(seed=1).train()
@@ -166,7 +166,7 @@ def learned(tiny_model: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_five_steps_move_what_the_method_claims(run: Any, learned: Any, name: str):
+def test_five_steps_change_what_the_method_claims(run: Any, learned: Any, name: str):
     handler, args, claim = CASES[name]
     ran = run(f"expunge.methods.{handler}", args, steps=5, learning_rate=3e-3, model=copy.deepcopy(learned))
     assert ran.trainer.state.global_step == 5

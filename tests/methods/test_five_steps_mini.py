@@ -1,4 +1,4 @@
-"""Five steps of every method on the embedded benchmark, from its finetuned model, move what the method claims to move."""
+"""Five steps of every method on the embedded benchmark's finetuned model change what the method claims."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ from expunge.data.pairs import PairedDataset, pairs_of
 pytestmark = pytest.mark.slow
 
 
-# RR's loss is at a maximum, with no gradient to speak of, where the model begins: it takes longer steps to
-# leave it.
+# At the start RR's loss is at a maximum with almost no gradient; larger steps are needed to leave it.
 RATES = {"RR": 1e-2}
 
 
 class Benchmark(NamedTuple):
-    """The finetuned model, the one it was made of, the tokenizer, and rows of the sides that a method reads."""
+    """The finetuned and the untrained model, the tokenizer, and the rows of the sides that a method reads."""
 
     model: Any
     untrained: Any
@@ -65,14 +64,19 @@ def mini(tmp_path_factory: pytest.TempPathFactory) -> Benchmark:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_five_steps_on_the_benchmark_move_what_the_method_claims(run: Any, mini: Benchmark, name: str):
+def test_five_steps_on_the_benchmark_change_what_the_method_claims(run: Any, mini: Benchmark, name: str):
     handler, args, claim = CASES[name]
-    # The finetuned model has nothing left to learn of the retain rows.
+    # The finetuned model already knows the retain rows.
     start = mini.untrained if name == "FT" else mini.model
     ran = run(
-        f"expunge.methods.{handler}", args, steps=5, learning_rate=RATES.get(name, 1e-3),
-        model=copy.deepcopy(start), data=mini.rows, tokenizer=mini.tokenizer,
-    )  # fmt: skip
+        f"expunge.methods.{handler}",
+        args,
+        steps=5,
+        learning_rate=RATES.get(name, 1e-3),
+        model=copy.deepcopy(start),
+        data=mini.rows,
+        tokenizer=mini.tokenizer,
+    )
     assert ran.trainer.state.global_step == 5
     claim(ran)
 

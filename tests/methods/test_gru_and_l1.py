@@ -1,4 +1,4 @@
-"""Objectives that touch the parameters: rectified gradients (GRU) and the l1 penalty."""
+"""Objectives that read gradients or parameters: rectified gradients (GRU) and the l1 penalty."""
 
 from __future__ import annotations
 
@@ -47,14 +47,20 @@ def flat(tensors: list[torch.Tensor]) -> list[float]:
 
 
 def test_gru_by_hand():
-    """g_u (3, -4), g_r (0, 2): <g_u, g_r> = -8, ||g_r||^2 = 4: g_u + 2 g_r = (3, 0). Where they agree g_u stays as it is."""
+    """g_u (3, -4), g_r (0, 2): <g_u, g_r> = -8, ||g_r||^2 = 4: g_u + 2 g_r = (3, 0).
+
+    Without a conflict g_u does not change.
+    """
     assert flat(GRU(ema=1.0)(parts(3, -4), parts(0, 2))) == pytest.approx([3, 0])
     assert flat(GRU(ema=1.0)(parts(3, 4), parts(0, 2))) == [3, 4]
     assert flat(GRU(ema=1.0)(parts(3, 4), parts(0, 0))) == [3, 4]
 
 
 def test_gru_remembers_the_retain_gradient():
-    """ema 1/4 on (4, 0) and (0, 4): the mean is (3, 1); g_u (-1, 1): <g_u, g> = -2, ||g||^2 = 10: g_u + .2 (3, 1) = (-.4, 1.2)."""
+    """ema 1/4 on (4, 0) and (0, 4): the mean is (3, 1).
+
+    g_u (-1, 1): <g_u, g> = -2, ||g||^2 = 10: g_u + .2 (3, 1) = (-.4, 1.2).
+    """
     gru = GRU(ema=0.25)
     gru(parts(1, 1), parts(4, 0))
     assert flat(gru(parts(-1, 1), parts(0, 4))) == pytest.approx([-0.4, 1.2])
@@ -64,7 +70,7 @@ def test_gru_remembers_the_retain_gradient():
 
 
 def test_gru_is_the_nearest_gradient_that_does_not_go_against():
-    """Dykstra's way would be long: the projection on a half-space is checked by its two conditions, g in it, and g - g_u along g_r."""
+    """The two conditions of a projection on a half-space: g lies in it, and g - g_u is parallel to g_r."""
     draw = torch.Generator().manual_seed(0)
     for _ in range(20):
         own, retain = ([torch.randn(4, generator=draw, dtype=torch.float64)] for _ in range(2))
@@ -77,7 +83,7 @@ def test_gru_is_the_nearest_gradient_that_does_not_go_against():
 
 
 @pytest.mark.parametrize("handler", [ASCENT, pytest.param(NPO, marks=pytest.mark.slow)])
-def test_a_step_is_rectified_whole_however_it_is_cut(run: Any, handler: str):
+def test_the_whole_step_is_rectified_for_any_micro_batch_size(run: Any, handler: str):
     args = {"retain": "nll", "combine": {"handler": "gru", "ema": 1.0}}
     own = gradients(run, handler, {"retain": "none"}, steps=1, folder="own")[0]
     retain = gradients(run, "expunge.methods.finetune:finetune", {}, steps=1, folder="retain")[0]
@@ -97,7 +103,7 @@ def test_a_step_is_rectified_whole_however_it_is_cut(run: Any, handler: str):
     torch.testing.assert_close(halves, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_gru_goes_on_from_a_checkpoint(run: Any):
+def test_gru_resumes_from_a_checkpoint(run: Any):
     args = {"retain": "nll", "combine": "gru"}
     saving = {"save_strategy": "steps", "save_steps": 2}
     whole = run(ASCENT, args, steps=3, folder="whole").model
@@ -107,7 +113,7 @@ def test_gru_goes_on_from_a_checkpoint(run: Any):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
 
 
-def test_combinations_that_make_no_sense_are_refused():
+def test_invalid_combinations_are_refused():
     with pytest.raises(UserError, match="there is none"):
         build_objective(ASCENT, {"combine": "gru"})
     with pytest.raises(UserError, match="did you mean 'gru'"):
@@ -119,7 +125,7 @@ def test_combinations_that_make_no_sense_are_refused():
 
 
 def test_l1_by_hand():
-    """.5 (|1| + |-2| + |0| + |3|) = 3; its gradient is .5 times the signs."""
+    """.5 (|1| + |-2| + |0| + |3|) = 3; the gradient is .5 times the signs."""
     first, second = (
         torch.tensor([1.0, -2.0], requires_grad=True),
         torch.tensor([[0.0], [3.0]], requires_grad=True),
@@ -132,7 +138,7 @@ def test_l1_by_hand():
 
 
 @pytest.mark.parametrize("cut", [(8, 1), (2, 4)])
-def test_the_penalty_counts_once_a_step(run: Any, tiny_model: Any, cut: tuple[int, int]):
+def test_the_penalty_counts_once_per_step(run: Any, tiny_model: Any, cut: tuple[int, int]):
     cutting = {"per_device_train_batch_size": cut[0], "gradient_accumulation_steps": cut[1]}
     plain = gradients(run, L1, {}, steps=1, folder="plain", **cutting)[0]
     found = gradients(run, L1, {"alpha_l1": 0.01}, steps=1, folder="l1", **cutting)[0]

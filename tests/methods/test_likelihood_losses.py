@@ -1,4 +1,4 @@
-"""Losses on the log-probs of labels: hand-worked numbers, formulas typed again from the papers, identities."""
+"""Losses on the log-probs of labels: numbers by hand, formulas retyped from the papers, identities."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def draw(seed: int, *shape: int) -> torch.Tensor:
     ("ascent", "sign"), [(grad_ascent, 1), (grad_diff, 1), (finetune, -1), (nll, -1), (cl, -1), (rl, -1)]
 )
 def test_plain_cross_entropies(ascent, sign):
-    """p = 1/2 and 1/4: ascent gives (-ln 2, -2 ln 2), over 2 labels -CE = -1.5 ln 2; descent the negative."""
+    """p = 1/2 and 1/4: ascent gives (-ln 2, -2 ln 2), -CE over 2 labels = -1.5 ln 2; descent: negated."""
     value_BN = ascent(torch.tensor([[math.log(0.5), math.log(0.25)]]))
     torch.testing.assert_close(value_BN, sign * torch.tensor([[-LN2, -2 * LN2]]))
 
@@ -54,7 +54,10 @@ def test_npo_equals_the_papers_second_form(beta: float):
 
 @pytest.mark.parametrize("beta", [0.01, 0.1, 3.0])
 def test_npo_at_the_reference_has_the_gradient_of_the_per_sequence_sum(beta: float):
-    """Not of the mean over a row's tokens, nor of the batch's token mean: each token's gradient is +1 whatever the row's length."""
+    """Each token's gradient is +1 for rows of any length.
+
+    So it is not that of the mean over a row's tokens, and not that of the mean over the batch's tokens.
+    """
     logp_BN = draw(2, 3, 5).requires_grad_()
     mask_BN = torch.arange(5) < torch.tensor([[5], [2], [1]])
     seq_B = torch.where(mask_BN, logp_BN, 0.0).sum(-1)
@@ -64,8 +67,8 @@ def test_npo_at_the_reference_has_the_gradient_of_the_per_sequence_sum(beta: flo
     torch.testing.assert_close(gradient, mask_BN.double())
 
 
-def test_npo_gradient_fades_on_what_is_forgotten():
-    """The weight of the gradient is 2 r^beta / (1 + r^beta), r = p_theta / p_ref: 1 at r = 1, towards 0 below."""
+def test_npo_gradient_vanishes_for_forgotten_answers():
+    """The gradient's weight is 2 r^beta / (1 + r^beta), r = p_theta / p_ref: 1 at r = 1, 0 for r -> 0."""
     seq_B = torch.tensor([0.0, -10.0, -200.0], requires_grad=True)
     (gradient,) = torch.autograd.grad(npo(seq_B, torch.zeros(3), beta=0.1).sum(), seq_B)
     expected = [2 * math.exp(0.1 * x) / (1 + math.exp(0.1 * x)) for x in (0.0, -10.0, -200.0)]
@@ -73,9 +76,9 @@ def test_npo_gradient_fades_on_what_is_forgotten():
 
 
 def test_simnpo_by_hand():
-    """beta = 2, 4 tokens, log p = -2 ln 3, so nll per token ln(3)/2; delta 0: L = -ln sigmoid(ln 3) = -ln(3/4) = .287682.
+    """beta = 2, 4 tokens, log p = -2 ln 3, so nll per token is ln(3)/2.
 
-    With delta = ln(3)/2 the argument is 0: L = ln 2.
+    delta = 0: L = -ln sigmoid(ln 3) = -ln(3/4) = .287682. delta = ln(3)/2: the argument is 0, L = ln 2.
     """
     seq_B, len_B = torch.tensor([-2 * math.log(3)]), torch.tensor([4])
     assert simnpo(seq_B, len_B, beta=2.0).item() == pytest.approx(0.287682, abs=1e-6)
@@ -101,7 +104,7 @@ def test_simnpo_for_small_beta_has_the_gradient_of_the_per_sequence_mean():
 
 
 def test_grad_ascent_has_the_gradient_of_the_batch_token_mean():
-    """The third of the three gradients that are called GA: 1 / (labels of the batch) for each label, whatever its row's length."""
+    """The third of three gradients with the name GA: 1 / (labels of the batch) for each label, in any row."""
     logp_BN = draw(5, 2, 4).requires_grad_()
     mask_BN = torch.tensor([[True] * 4, [True] + [False] * 3])
     (gradient,) = torch.autograd.grad(
@@ -111,7 +114,7 @@ def test_grad_ascent_has_the_gradient_of_the_batch_token_mean():
 
 
 def test_dpo_by_hand():
-    """beta = 1: alternate ratio ln 2 up, forget ratio ln(3/2) down: L = -2 ln sigmoid(ln 3) = 2 * .287682 = .575364."""
+    """beta = 1: log-ratios ln 2 (alternate), -ln(3/2) (forget): L = -2 ln sigmoid(ln 3) = .575364."""
     value = dpo(
         torch.tensor([-5.0]),
         torch.tensor([-4.0 + LN2]),
@@ -124,7 +127,10 @@ def test_dpo_by_hand():
 
 @pytest.mark.parametrize("beta", [0.1, 1.0])
 def test_dpo_equals_the_definition(beta: float):
-    """-(2 / beta) log [w^beta / (w^beta + l^beta)], w and l the probability ratios of the preferred and dispreferred answer."""
+    """-(2 / beta) log [w^beta / (w^beta + l^beta)].
+
+    w and l are the probability ratios of the preferred and the dispreferred answer.
+    """
     forget_B, alternate_B, ref_forget_B, ref_alternate_B = (draw(seed, 6) * 4 for seed in range(4))
     w_B, l_B = (alternate_B - ref_alternate_B).exp(), (forget_B - ref_forget_B).exp()
     expected_B = -2 / beta * (w_B**beta / (w_B**beta + l_B**beta)).log()
@@ -152,7 +158,7 @@ def test_dpo_with_equal_alternates_is_constant_with_zero_gradient(beta: float):
 
 
 def test_npo_is_dpo_without_a_preferred_answer():
-    """DPO's argument with the alternate's ratio at 0 is NPO's."""
+    """With a log-ratio of 0 for the alternate, DPO's argument is NPO's."""
     seq_B, ref_B = draw(8, 4), draw(9, 4)
     torch.testing.assert_close(dpo(seq_B, ref_B, ref_B, ref_B, beta=0.3), npo(seq_B, ref_B, beta=0.3))
 

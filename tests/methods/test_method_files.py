@@ -1,4 +1,4 @@
-"""Every method's YAML builds its objective; what it leaves open has to be given."""
+"""Every method's YAML builds its objective; a value without a default must be given."""
 
 from __future__ import annotations
 
@@ -17,18 +17,29 @@ CONFIGS = Path(expunge.__file__).resolve().parents[2] / "configs"
 METHODS = sorted(path.stem for path in (CONFIGS / "trainer").glob("*.yaml"))
 GIVEN = {"KL": {"gamma": 0.5}, "PDU": {"retain_loss_eps": 0.3}, "ELM": {"concept": "ships"}}
 BUDGETS = {
-    "WGA": (1e-5, 5), "SatImp": (1e-5, 5), "SatImp_open_unlearning": (1e-5, 5), "UNDIAL": (1e-4, None), "AltPO": (2e-5, 2),
-    "RMU_WMDP": (5e-5, None), "ME_GD": (1e-5, 5), "RR": (1e-4, None),
-}  # fmt: skip
+    "WGA": (1e-5, 5),
+    "SatImp": (1e-5, 5),
+    "SatImp_open_unlearning": (1e-5, 5),
+    "UNDIAL": (1e-4, None),
+    "AltPO": (2e-5, 2),
+    "RMU_WMDP": (5e-5, None),
+    "ME_GD": (1e-5, 5),
+    "RR": (1e-4, None),
+}
 COMPOSITES = {
-    "GA_FT": ("grad_diff", "retain_nll"), "GA_KL": ("grad_diff", "retain_kl"), "CL_FT": ("cl", "retain_nll"), "CL_KL": ("cl", "retain_kl"),
-    "NPO_FT": ("npo", "retain_nll"), "GA_FT_epoch": ("grad_diff", "retain_nll"), "GA_KL_epoch": ("grad_diff", "retain_kl"),
+    "GA_FT": ("grad_diff", "retain_nll"),
+    "GA_KL": ("grad_diff", "retain_kl"),
+    "CL_FT": ("cl", "retain_nll"),
+    "CL_KL": ("cl", "retain_kl"),
+    "NPO_FT": ("npo", "retain_nll"),
+    "GA_FT_epoch": ("grad_diff", "retain_nll"),
+    "GA_KL_epoch": ("grad_diff", "retain_kl"),
     "CL_FT_epoch": ("cl", "retain_nll"),
-}  # fmt: skip
+}
 
 
 def read(name: str) -> dict[str, Any]:
-    """A method's YAML over those that its defaults name."""
+    """A method's YAML, merged over the files that its defaults name."""
     tree = yaml.safe_load((CONFIGS / "trainer" / f"{name}.yaml").read_text())
     merged: dict[str, Any] = {"args": {}, "method_args": {}}
     for node in (*(read(base) for base in tree.get("defaults", [])), tree):
@@ -80,10 +91,10 @@ def test_every_file_builds_its_objective(name: str):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_budget_is_a_methods_own_only_with_a_source(name: str):
+def test_a_method_has_its_own_budget_only_with_a_source(name: str):
     args = read(name)["args"]
     found = (args.get("learning_rate"), args.get("num_train_epochs"))
-    # PyYAML reads 1e-5 as text, hydra as a number.
+    # PyYAML reads 1e-5 as a string, hydra as a number.
     assert (None if found[0] is None else float(found[0]), found[1]) == BUDGETS.get(name, (None, None))
     if name in BUDGETS:
         text = (CONFIGS / "trainer" / f"{name}.yaml").read_text()
@@ -91,7 +102,7 @@ def test_a_budget_is_a_methods_own_only_with_a_source(name: str):
 
 
 @pytest.mark.parametrize(("name", "terms"), COMPOSITES.items())
-def test_composites_are_a_forget_and_a_retain_term_whose_weight_has_to_be_given(
+def test_composites_are_a_forget_term_and_a_retain_term_with_a_required_weight(
     name: str, terms: tuple[str, str]
 ):
     tree = read(name)
@@ -124,13 +135,13 @@ def test_published_values():
     assert circuit.schedule is not None
 
 
-def test_a_composite_without_its_weight_and_a_schedule_that_is_none_are_told_before_anything_is_loaded(
+def test_a_missing_weight_and_an_unknown_schedule_are_reported_before_anything_is_loaded(
     tmp_path: Path,
 ):
     common = ["experiment=unlearn/mini/default", "task_name=x", "eval=null", f"paths.output_dir={tmp_path}"]
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as error:
         load_config("unlearn", [*common, "trainer=GA_FT"])
-    assert [fault.message for fault in told.value.faults] == ["trainer.method_args.alpha is not given"]
+    assert [fault.message for fault in error.value.faults] == ["trainer.method_args.alpha is not given"]
     with pytest.raises(UserError, match="did you mean 'ramp'"):
         load_config("unlearn", [*common, "trainer=NPO", "trainer.method_args.schedule=rampp"])
     with pytest.raises(UserError, match="GRU takes no 'emma'"):

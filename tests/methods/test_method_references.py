@@ -1,4 +1,4 @@
-"""No method pays for a reference model that it does not read."""
+"""A method that reads no reference model makes none."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from test_method_files import GIVEN, METHODS, read
 from expunge.methods.objective import build_objective
 from expunge.models.reference import plan_reference
 
-# Written down from the papers' formulas, not from the signatures. Frozen = whole distributions or hidden
-# states of the reference.
+# Taken from the papers' formulas, not from the signatures. Frozen = the method reads whole distributions or
+# hidden states of the reference.
 CACHED = {"NPO", "NPO_FT", "DPO", "AltPO"}
 FROZEN = {"UNDIAL", "KL", "GA_KL", "GA_KL_epoch", "CL_KL", "RMU", "RMU_WMDP", "AdaptiveRMU", "RR", "ELM"}
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_reference_is_held_only_where_the_formula_has_one(name: str):
+def test_a_method_has_a_reference_only_if_its_formula_has_one(name: str):
     tree = read(name)
     args = {key: 1.0 if value == "???" else value for key, value in tree["method_args"].items()}
     objective = build_objective(tree["handler"], {**args, **GIVEN.get(name, {})})
@@ -27,7 +27,7 @@ def test_a_reference_is_held_only_where_the_formula_has_one(name: str):
 
 
 def test_a_term_of_weight_zero_asks_for_no_reference():
-    """UNDIAL's reference is its own term's; with the retain term `kl` at weight 0 GradDiff needs none."""
+    """With the retain term `kl` at weight 0, GradDiff needs no reference."""
     args: dict[str, Any] = {"alpha": 0.0, "retain": {"handler": "expunge.methods.retain:kl"}}
     assert plan_reference(build_objective("expunge.methods.grad_diff:grad_diff", args).needs) == "none"
     assert (
@@ -37,7 +37,7 @@ def test_a_term_of_weight_zero_asks_for_no_reference():
 
 
 def test_a_run_of_a_method_without_reference_makes_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """WGA through the pipeline: neither a copy of the model nor a table of its log-probs comes into being."""
+    """A run of WGA makes neither a copy of the model nor a table of its log-probs."""
     from expunge.config.validate import load_config
     from expunge.models import adapter_reference, reference
     from expunge.pipelines.training_run import run_training

@@ -49,7 +49,7 @@ def test_defaults_come_from_the_decorator_and_the_signature():
     ]
 
 
-def test_what_the_user_gives_wins_over_switches_and_switches_over_defaults():
+def test_the_users_values_take_precedence_over_switches_and_switches_over_defaults():
     switches = {"npo": {"beta": 0.5}}.get
     assert build_objective(NPO, {}, lambda name: switches(name, {})).terms[0].kwargs == {"beta": 0.5}
     assert build_objective(NPO, {"beta": 2, "gamma": 3, "alpha": 4}, lambda name: switches(name, {})).terms[
@@ -79,8 +79,9 @@ def test_the_retain_term_and_weights_of_0(method_args: dict[str, Any], expected:
 def test_a_term_that_is_dropped_asks_for_no_reference():
     assert build_objective(NPO, {"gamma": 0}).reference_needs == ()
     assert [need.name for need in build_objective(NPO, {"retain": "kl"}).reference_needs] == [
-        "ref_forget_seq_logp_B", "ref_retain_logits_BNV",
-    ]  # fmt: skip
+        "ref_forget_seq_logp_B",
+        "ref_retain_logits_BNV",
+    ]
 
 
 def test_methods_without_a_retain_term_and_on_other_sides():
@@ -90,7 +91,7 @@ def test_methods_without_a_retain_term_and_on_other_sides():
     assert build_objective("expunge.methods.dpo:dpo", {}).sides == ("forget", "alternate", "retain")
 
 
-def test_faults_are_told_together():
+def test_faults_are_reported_together():
     with pytest.raises(UserError) as error:
         build_objective(NPO, {"betta": 3, "gamma": "big", "alpha": math.nan, "retain": "nl"})
     text = str(error.value)
@@ -103,7 +104,7 @@ def test_faults_are_told_together():
 
 
 @pytest.mark.parametrize("beta", [0, -1, "0.1", True, math.inf])
-def test_a_value_that_cannot_be_is_refused(beta: Any):
+def test_an_impossible_value_is_refused(beta: Any):
     with pytest.raises(
         UserError, match=rf"trainer.method_args.beta={beta}: must be a (finite )?number above 0"
     ):
@@ -130,7 +131,7 @@ def test_nothing_to_optimise():
         build_objective(GD, {"gamma": 0, "alpha": 0})
 
 
-def test_a_weight_without_a_default_has_to_be_given():
+def test_a_weight_without_a_default_must_be_given():
     with pytest.raises(UserError, match=r"method_args\.gamma is not given, and forget_kl has no default"):
         build_objective("expunge.methods.forget_kl:forget_kl", {})
     assert names(build_objective("expunge.methods.forget_kl:forget_kl", {"gamma": 0.1})) == [
@@ -164,7 +165,7 @@ def test_values_are_checked_against_the_annotations():
     assert build_objective(handler, good).terms[0].kwargs == good
 
 
-def test_a_function_that_is_not_well_formed_is_refused_where_it_is_defined():
+def test_a_malformed_function_is_refused_when_it_is_defined():
     with pytest.raises(ValueError, match="is not a quantity"):
         loss(kind="token")(lambda forgotten_logp: forgotten_logp)
     with pytest.raises(ValueError, match="reads no quantity"):
@@ -190,7 +191,7 @@ def test_a_users_own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         build_objective("my_broken:mine", {})
 
 
-def test_a_plain_objective_has_no_state_and_refuses_anothers():
+def test_a_plain_objective_has_no_state_and_refuses_the_state_of_another():
     objective = build_objective(GD, {})
     objective.begin_step(StepInfo(0, 10, 0.0, 1.0))
     objective.on_step({"grad_diff": -1.0, "retain_nll": 1.0})

@@ -1,4 +1,7 @@
-"""Losses on hidden states: RMU, adaptive RMU, embed_diff, circuit breakers; masks, degenerate rows, half precision, and the objective."""
+"""Losses on hidden states: RMU, adaptive RMU, embed_diff, circuit breakers.
+
+Formulas, masks, degenerate rows, half precision, and the objective.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,10 @@ LOSSES: dict[str, Any] = {
 
 
 def test_rmu_by_hand():
-    """c 2, u (.6, 0, .8): target (1.2, 0, 1.6). Token (1.2, 3, 1.6): 9 / 3 = 3; token (0, 0, 0): 4 / 3; their mean 13 / 6."""
+    """c 2, u (.6, 0, .8): target (1.2, 0, 1.6).
+
+    Token (1.2, 3, 1.6): 9 / 3 = 3; token (0, 0, 0): 4 / 3; the mean is 13 / 6.
+    """
     hidden_BTD = torch.tensor([[[9.0, 9.0, 9.0], [1.2, 3.0, 1.6], [0.0, 0.0, 0.0]]])
     mask_BT, all_BT = torch.tensor([[False, True, True]]), torch.ones(1, 3, dtype=torch.bool)
     prompt_BT = torch.tensor([[False, True, True]])
@@ -58,8 +64,8 @@ def test_rmu_by_hand():
     )
 
 
-def test_a_row_of_plain_text_counts_whole_and_its_padding_not():
-    """All tokens but the first are labels: text, so the first counts, too; a prompt of two tokens: the labels alone."""
+def test_all_tokens_of_plain_text_count_and_padding_does_not():
+    """All tokens except the first are labels: text, the first counts, too. A prompt of two: only labels."""
     mask_BT = torch.tensor([[False, True, True, False], [False, False, True, True]])
     attention_BT = torch.tensor([[True, True, True, False], [True, True, True, True]])
     assert counted_tokens(mask_BT, attention_BT).tolist() == [
@@ -89,7 +95,7 @@ def test_adaptive_rmu_is_rmu_with_each_tokens_own_coefficient():
 
 
 def test_rr_by_hand():
-    """Right angle 0, same direction 1, opposite 0 by the relu; two layers and two tokens: (1 + 0 + 0 + 1) / 4."""
+    """Right angle 0, same direction 1, opposite 0 (relu). Two layers, two tokens: (1 + 0 + 0 + 1) / 4."""
     then_LBTD = torch.tensor(
         [[[[0.0, 0, 0], [0, 0, 0], [1, 0, 0], [0, 1, 0]]], [[[0, 0, 0], [0, 0, 0], [0, 0, 1], [0, 2, 0]]]]
     )
@@ -104,7 +110,7 @@ def test_rr_by_hand():
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_rows_are_independent_loops_and_masked_states_change_nothing(name: str):
+def test_masked_states_change_nothing_and_masked_rows_are_zero(name: str):
     now, then = layers(2).requires_grad_(), layers(3)
     value_B = LOSSES[name](now, then, MASK_BT)
     assert value_B.shape == (4,)
@@ -148,7 +154,7 @@ def test_retain_terms_are_zero_with_zero_gradient_at_the_reference(name: str):
 
 
 def test_the_fields_ratio_is_its_outer_quotient():
-    """[B] sums over [B, 1] counts, averaged over [B, B], as the public code comes to; not the same as per sequence."""
+    """[B] sums over [B, 1] counts, averaged over [B, B], as in the public code; not per sequence."""
     hidden_BTD, rows = states(5)[:3], MASK_BT[:3]
     square_BT = ((hidden_BTD - 2.0 * CONTROL_D) ** 2).mean(-1)
     theirs = ((square_BT * rows).sum(1) / rows.sum(-1, keepdim=True)).mean()
@@ -190,7 +196,7 @@ def test_only_the_parameters_named_stay_trained(tiny_model: Any):
     ("retain", "moving"), [("embed_diff", ["layers.0"]), ("nll", ["layers.0", "layers.1", "norm"])]
 )
 def test_what_the_loss_cannot_reach_is_frozen(tiny_model: Any, retain: str, moving: list[str]):
-    """Hidden states of layer 0 alone: nothing behind it moves; with a retain term on the logits, everything does."""
+    """With only layer 0's hidden states no later layer moves; with a retain term on logits all layers do."""
     model = tiny_model()
     build_objective(RMU, {"module_regex": r"model\.layers\.0", "retain": retain}).prepare(model, 0)
     trained = {
@@ -212,15 +218,15 @@ def test_what_the_loss_cannot_reach_is_frozen(tiny_model: Any, retain: str, movi
         ),
     ],
 )
-def test_a_pattern_that_matches_nothing_or_too_much_is_told_with_the_near_ones(
+def test_a_pattern_that_matches_nothing_or_too_much_is_reported_with_similar_names(
     tiny_model: Any, args: dict, message: str, hint: str
 ):
-    with pytest.raises(UserError, match=message) as told:
+    with pytest.raises(UserError, match=message) as error:
         build_objective(RMU, args).prepare(tiny_model(), 0)
-    assert hint.replace("\\", "") in str(told.value).replace("\\", "")
+    assert hint.replace("\\", "") in str(error.value).replace("\\", "")
 
 
-def test_terms_that_read_other_modules_than_each_other_are_refused():
+def test_terms_that_read_different_modules_are_refused():
     retain = {"handler": "embed_diff", "module_regex": r"model\.layers\.0"}
     with pytest.raises(UserError, match="give the same pattern to both"):
         build_objective(RMU, {"retain": retain})

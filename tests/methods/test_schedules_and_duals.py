@@ -1,4 +1,4 @@
-"""What moves weights as training goes on: schedules, and PDU's multiplier; over ranks, micro-batches and resumes alike."""
+"""Weights that change during training: schedules and PDU's multiplier; micro-batches, resumed runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def at(epoch: float, epochs: float = 4, step: int = 0, steps: int = 8) -> StepIn
 
 
 def test_the_retain_weight_ramps_by_whole_epochs_from_zero():
-    """gamma * epoch / num_epochs of 4 epochs: 0, 1/4, 2/4, 3/4; a fraction of an epoch moves nothing."""
+    """epoch / num_epochs of 4 epochs: 0, 1/4, 2/4, 3/4; a fraction of an epoch changes nothing."""
     assert [ramp(at(epoch)).retain for epoch in (0.0, 0.5, 1.0, 1.99, 2.0, 3.0)] == [
         0,
         0,
@@ -32,7 +32,10 @@ def test_the_retain_weight_ramps_by_whole_epochs_from_zero():
 
 
 def test_switch_and_reroute_by_hand():
-    """Steps of reroute count from 1, as in the paper's algorithm: of 8 steps the first has t = 1/16, the fourth 4/16, the last a half."""
+    """Steps of reroute count from 1, as in the paper's algorithm.
+
+    Of 8 steps, the first has t = 1/16, the fourth 4/16, the last 1/2.
+    """
     assert [tuple(switch(at(epoch))) for epoch in (0.0, 1.9, 2.0)] == [(1, 0), (1, 0), (0, 1)]
     assert tuple(switch(at(1.0), at=0.25)) == (0, 1)
     assert [tuple(reroute(at(0, step=step))) for step in (0, 3, 7)] == [
@@ -44,7 +47,7 @@ def test_switch_and_reroute_by_hand():
 
 
 def test_a_penalty_fades_by_whole_epochs():
-    """Of 4 epochs: 1, 3/4, 1/2, 1/4; with the last half of them free of it: 1, 1/2, 0, 0. The retain term stays."""
+    """4 epochs: 1, 3/4, 1/2, 1/4; without a penalty in the last half: 1, 1/2, 0, 0. The retain term stays."""
     assert [fade(at(epoch)).own for epoch in (0.0, 0.9, 1.0, 2.5, 3.0)] == [1, 1, 0.75, 0.5, 0.25]
     assert [fade(at(epoch), until=0.5).own for epoch in (0.0, 1.0, 2.0, 3.0)] == [1, 0.5, 0, 0]
     assert fade(at(3.0)).retain == 1
@@ -64,7 +67,7 @@ def test_an_objective_follows_its_schedule(choice: Any):
     assert objective.report() == {"weight_grad_diff": 0.5, "weight_retain_nll": 0.0}
 
 
-def test_no_schedule_and_bad_schedules():
+def test_no_schedule_and_invalid_schedules():
     for choice in (
         None,
         "constant",
@@ -83,7 +86,7 @@ def test_no_schedule_and_bad_schedules():
 
 
 def test_a_ramped_run_has_no_retain_term_in_its_first_epoch(run: Any):
-    """8 rows in batches of 4, two steps an epoch: the retain term is missing from the first two records."""
+    """8 rows in batches of 4, two steps per epoch: the first two records have no retain term."""
     history = run(
         GRAD_DIFF,
         {"schedule": "ramp", "alpha": 3.0},
@@ -113,7 +116,7 @@ def test_the_multiplier_by_hand():
     assert seen == pytest.approx([3, 2, 0, 0, 2])
 
 
-def test_the_multiplier_waits_for_the_warm_up_and_can_stand_still():
+def test_the_multiplier_waits_for_the_warm_up_and_can_stay_constant():
     objective = pdu(dual_warmup_epochs=2)
     for epoch, expected in ((0.0, 2), (1.5, 2), (2.0, 4)):
         objective.begin_step(at(epoch))
@@ -124,8 +127,8 @@ def test_the_multiplier_waits_for_the_warm_up_and_can_stand_still():
     assert still.report()["retain_weight"] == 2
 
 
-def test_the_multiplier_moves_by_epochs_with_their_mean():
-    """Losses 1 and .5 in the first epoch: mean .75: 2 + 4 * .25 = 3, from the second epoch's first step on."""
+def test_the_multiplier_is_updated_by_epochs_with_their_mean():
+    """Losses 1 and .5 in the first epoch: mean .75: 2 + 4 * .25 = 3, from the second epoch on."""
     objective = pdu(dual_update_upon="epoch")
     for epoch, value, expected in ((0.0, 1.0, 2), (0.5, 0.5, 2), (1.0, 0.0, 3), (1.5, 0.0, 3), (2.0, 0.0, 1)):
         objective.begin_step(at(epoch))
@@ -133,7 +136,7 @@ def test_the_multiplier_moves_by_epochs_with_their_mean():
         objective.on_step({"pdu": 0.0, "retain_nll": value})
 
 
-def test_the_multipliers_state_is_kept():
+def test_the_multipliers_state_is_saved():
     first, second = pdu(dual_update_upon="epoch"), pdu(dual_update_upon="epoch")
     for epoch in (0.0, 0.5):
         first.begin_step(at(epoch))
@@ -146,18 +149,18 @@ def test_the_multipliers_state_is_kept():
         second.load_state_dict({})
 
 
-def test_pdu_is_refused_without_a_retain_term_a_bound_or_with_a_schedule():
+def test_pdu_is_refused_without_a_retain_term_or_a_bound_or_with_a_schedule():
     with pytest.raises(UserError, match="bounds a retain term"):
         pdu(retain="none")
-    with pytest.raises(UserError, match="no schedule may move"):
+    with pytest.raises(UserError, match="takes no schedule"):
         pdu(schedule="ramp")
     with pytest.raises(UserError, match="retain_loss_eps"):
         build_objective(PDU, {})
 
 
 @pytest.mark.parametrize("cut", [(2, 4)])
-def test_the_multiplier_sees_the_whole_step_however_it_is_cut(run: Any, cut: tuple[int, int]):
-    """Once an optimizer step, by the mean over all of it: the same for 8x1 and 2x4."""
+def test_the_multiplier_sees_the_whole_step_for_any_micro_batch_size(run: Any, cut: tuple[int, int]):
+    """One update per optimizer step, by the mean over the whole step: the same for 8x1 and 2x4."""
     args = {"retain_loss_eps": 0.5, "dual_warmup_epochs": 0, "dual_step_size": 0.25}
     batch, accumulation = cut
     history = run(
@@ -173,8 +176,11 @@ def test_the_multiplier_sees_the_whole_step_however_it_is_cut(run: Any, cut: tup
     )
 
 
-def test_the_field_moves_the_multiplier_after_every_micro_batch(run: Any):
-    """Two micro-batches a step: two ascents, each by the mean over its own tokens, whose sum is twice the mean of means."""
+def test_the_field_updates_the_multiplier_after_every_micro_batch(run: Any):
+    """Two micro-batches per step make two updates, each by the mean over its own tokens.
+
+    The sum of the two is twice the mean of means.
+    """
     args = {"retain_loss_eps": 0.5, "dual_warmup_epochs": 0, "dual_step_size": 0.25}
     switches, extra = {"pdu": {"dual_unit": "micro_batch", "mask": "own"}}, {"normalise": "micro_batch"}
     ran = run(
@@ -190,7 +196,7 @@ def test_the_field_moves_the_multiplier_after_every_micro_batch(run: Any):
     assert record["retain_weight"] == pytest.approx(1.0 + 2 * 0.25 * (record["retain_nll"] - 0.5), rel=1e-5)
 
 
-def test_at_zero_the_retain_term_is_computed_and_brings_the_weight_back(run: Any):
+def test_at_zero_the_retain_term_is_computed_and_can_raise_the_weight_again(run: Any):
     ran = run(PDU, {"retain_loss_eps": 50.0, "dual_warmup_epochs": 0}, steps=2)
     first, second = [record for record in ran.trainer.state.log_history if "pdu" in record]
     assert first["retain_weight"] == second["retain_weight"] == 0
@@ -199,7 +205,7 @@ def test_at_zero_the_retain_term_is_computed_and_brings_the_weight_back(run: Any
     assert ran.trainer.objective.report()["retain_weight"] == 1
 
 
-def test_a_resumed_run_goes_on_with_the_multiplier(run: Any):
+def test_a_resumed_run_continues_with_the_multiplier(run: Any):
     args = {"retain_loss_eps": 0.5, "dual_warmup_epochs": 0, "dual_step_size": 0.25}
     whole = run(PDU, args, steps=4, folder="whole").trainer.objective.report()
     run(PDU, args, steps=2, folder="parts", save_strategy="steps", save_steps=2)

@@ -1,4 +1,4 @@
-"""Two ranks (gloo, DDP) move PDU's multiplier, rectify gradients and count skipped labels and penalties as one rank does."""
+"""Two ranks (gloo, DDP) give the same result as one: PDU, GRU, skipped labels, penalties, rules."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ RULES: dict[str, Callable[[], Any]] = {
 
 
 def on_two_ranks(job: Callable[[], None]) -> None:
-    """Run `job` in two forked processes that find each other as torchrun's do."""
+    """Run `job` in two forked processes with the environment variables that torchrun sets."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -72,10 +72,10 @@ def on_two_ranks(job: Callable[[], None]) -> None:
 @pytest.mark.parametrize(
     "name", [name if name == "PDU" else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
 )
-def test_one_rank_is_two_ranks(run: Any, tmp_path: Any, name: str):
+def test_two_ranks_equal_one_rank(run: Any, tmp_path: Any, name: str):
     handler, method_args = CASES[name]
-    # The penalty's gradient jumps where a weight is 0, as the padding's embedding is: one step can be
-    # compared, a second one not.
+    # The gradient of the penalty jumps at a weight of 0, such as the embedding of the padding. So only the
+    # first step can be compared.
     steps = 1 if "l1" in name else 2
     saving = {
         "save_strategy": "steps",

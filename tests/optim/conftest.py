@@ -1,4 +1,4 @@
-"""Batches of random tokens and a plain training loop that does what `expunge.optim.rules` says a loop does."""
+"""Batches of random tokens and a plain training loop as described in `expunge.optim.rules`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ torch.set_num_threads(1)
 
 
 def make_side(rows: int, name: str, width: int = 9) -> Side:
-    """Rows of unlike lengths: a prompt of two tokens, then labels, then padding."""
+    """Rows of different lengths: a prompt of two tokens, then labels, then padding."""
     draw = runtime.generator("optim", name)
     input_ids = torch.randint(5, 60, (rows, width), generator=draw)
     length = torch.randint(4, width + 1, (rows, 1), generator=draw)
@@ -47,7 +47,7 @@ def nll_sum(model: nn.Module, side: Side) -> Tensor:
 
 
 def gradient_difference(model: nn.Module, batches: Sequence[dict[str, Side]]) -> Callable[..., None]:
-    """The closure of -0.3 NLL(forget) + NLL(retain), means over the step."""
+    """The closure of -0.3 NLL(forget) + NLL(retain), each a mean over the step."""
     tokens = {
         name: sum(int(batch[name]["label_mask"][:, 1:].sum()) for batch in batches)
         for name in ("forget", "retain")
@@ -70,7 +70,7 @@ def train(
     clip: float = 1.0,
     start: int = 0,
 ) -> list[float]:
-    """Take steps as a training loop does; returns the norms before clipping."""
+    """Make steps as a training loop does; return the norms before clipping."""
     norms = []
     for number in range(start, start + steps):
         batches = [
@@ -95,7 +95,7 @@ def train(
 
 
 def args_of(**changes: Any) -> Any:
-    """What TrainingArguments say to an optimizer."""
+    """The training arguments that an optimizer reads."""
     given = {
         "learning_rate": 1e-3,
         "weight_decay": 0.1,
@@ -118,14 +118,20 @@ def same_bits(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
 def lab() -> Any:
     """The helpers above."""
     return SimpleNamespace(
-        make_side=make_side, split=split, nll_sum=nll_sum, train=train, args_of=args_of, weights=weights, same_bits=same_bits,
+        make_side=make_side,
+        split=split,
+        nll_sum=nll_sum,
+        train=train,
+        args_of=args_of,
+        weights=weights,
+        same_bits=same_bits,
         gradient_difference=gradient_difference,
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture
 def small(tiny_model: Callable[..., Any]) -> Callable[..., Any]:
-    """A factory of models of one layer."""
+    """A function that makes models with one layer."""
     return lambda seed=0, **config: tiny_model(
         seed, **{"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 24, **config}
     )

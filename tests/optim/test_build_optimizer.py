@@ -78,13 +78,18 @@ def test_names_are_those_of_the_configs() -> None:
     assert {path.stem for path in (CONFIGS / "mask").glob("*.yaml")} - {"none", "file"} == set(SCORES)
 
 
-def test_adamw_is_that_of_transformers_to_the_bit(small: Any, lab: Any, tmp_path: Path) -> None:
+def test_adamw_equals_that_of_transformers_bit_for_bit(small: Any, lab: Any, tmp_path: Path) -> None:
     from transformers import Trainer, TrainingArguments
 
     args = TrainingArguments(
-        output_dir=str(tmp_path), learning_rate=1e-3, weight_decay=0.1, adam_beta1=0.8, optim="adamw_torch_fused",
-        report_to="none", use_cpu=True,
-    )  # fmt: skip
+        output_dir=str(tmp_path),
+        learning_rate=1e-3,
+        weight_decay=0.1,
+        adam_beta1=0.8,
+        optim="adamw_torch_fused",
+        report_to="none",
+        use_cpu=True,
+    )
     ours, theirs = small(), small()
     a = build_optimizer("adamw", ours, args)
     b = Trainer(theirs, args).create_optimizer()
@@ -152,12 +157,12 @@ def test_a_factory_builds_later(small: Any, lab: Any) -> None:
         ({"handler": "sophia", "mode": "gnp"}, "did you mean 'gnb'"),
     ],
 )
-def test_a_bad_choice_is_told(small: Any, lab: Any, spec: Any, said: str) -> None:
+def test_a_wrong_choice_is_reported(small: Any, lab: Any, spec: Any, said: str) -> None:
     with pytest.raises(UserError, match=said.replace(".", r"\.")):
         build_optimizer(spec, small(), lab.args_of())
 
 
-def test_bad_rules_and_masks_are_told(small: Any) -> None:
+def test_wrong_rules_and_masks_are_reported(small: Any) -> None:
     model = small()
     optimizer = torch.optim.SGD(model.parameters())
     for rules, said in (({"samm": {}}, "did you mean 'sam'"), ({"sam": {"roh": 1}}, "did you mean 'rho'")):
@@ -172,21 +177,21 @@ def test_bad_rules_and_masks_are_told(small: Any) -> None:
             mask_of(spec, model)
 
 
-def test_nothing_to_train_is_told(small: Any, lab: Any) -> None:
+def test_a_model_without_trainable_parameters_is_reported(small: Any, lab: Any) -> None:
     with pytest.raises(UserError, match="trainable"):
         build_optimizer("adamw", small().requires_grad_(False), lab.args_of())
 
 
 @pytest.mark.parametrize("name", ["adamw_8bit", "paged_adamw", "paged_adamw_8bit"])
-def test_where_bitsandbytes_cannot_run_it_is_replaced_and_said_so(
+def test_bitsandbytes_is_replaced_with_a_warning_if_it_cannot_run(
     small: Any, lab: Any, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Either bitsandbytes takes the step, or torch does and a warning says why; never one in silence for the other."""
+    """Either bitsandbytes makes the step, or torch does and a warning says why; never without a warning."""
     with caplog.at_level(logging.WARNING):
         optimizer = build_optimizer(name, small(), lab.args_of())
     replaced = type(optimizer) is torch.optim.AdamW
     assert replaced or type(optimizer).__module__.startswith("bitsandbytes")
-    assert replaced == ("taken as torch's AdamW" in caplog.text)
+    assert replaced == ("torch's AdamW is used instead" in caplog.text)
     assert replaced or importlib.util.find_spec("bitsandbytes") is not None
 
 
@@ -197,7 +202,7 @@ def test_without_bitsandbytes_the_reason_says_how_to_install_it() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["adamw_8bit", "paged_adamw", "paged_adamw_8bit"])
-def test_bitsandbytes_moves_weights_on_a_gpu(small: Any, lab: Any, name: str) -> None:
+def test_bitsandbytes_updates_weights_on_a_gpu(small: Any, lab: Any, name: str) -> None:
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")

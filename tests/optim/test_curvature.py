@@ -20,10 +20,10 @@ from expunge.optim.sophia import Sophia
 
 
 def regression(n: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Softmax regression in float64: W [V, D], inputs [n, D], and the Gauss-Newton diagonal of the mean cross-entropy.
+    """Softmax regression in float64: W [V, D], inputs [n, D], and the Gauss-Newton diagonal.
 
-    The logits are linear in W, so with J the Jacobian and A = diag(p) - p p^T, the diagonal at W[v, d] is
-    mean_i x_id^2 p_iv (1 - p_iv).
+    It is that of the mean cross-entropy. The logits are linear in W, so with J the Jacobian and A = diag(p) -
+    p p^T, the diagonal at W[v, d] is mean_i x_id^2 p_iv (1 - p_iv).
     """
     draw = torch.Generator().manual_seed(seed)
     W_VD = torch.randn(3, 2, generator=draw, dtype=torch.float64, requires_grad=True)
@@ -33,7 +33,7 @@ def regression(n: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     return W_VD, x_ND, diagonal_VD
 
 
-def test_the_gauss_newton_diagonal_is_the_jacobians() -> None:
+def test_the_gauss_newton_diagonal_equals_the_one_from_the_jacobian() -> None:
     W_VD, x_ND, diagonal_VD = regression(3)
     explicit_P = torch.zeros(6, dtype=torch.float64)
     for x_D in x_ND:
@@ -46,7 +46,7 @@ def test_the_gauss_newton_diagonal_is_the_jacobians() -> None:
 
 
 def test_gnb_is_unbiased_over_all_labels() -> None:
-    """All 3^3 ways to draw three labels, each with its probability: the mean of n ghat^2 is the diagonal, to rounding."""
+    """The mean of n ghat^2 over all 3^3 draws of three labels, by probability, is the diagonal."""
     W_VD, x_ND, diagonal_VD = regression(3)
     logp_NV = (x_ND @ W_VD.T).log_softmax(-1)
     mean_VD = torch.zeros_like(diagonal_VD)
@@ -58,8 +58,10 @@ def test_gnb_is_unbiased_over_all_labels() -> None:
 
 
 def test_sampled_cross_entropy_is_unbiased() -> None:
-    """1500 draws over 4 label positions, one masked position between them: every coordinate within 5 standard errors of the diagonal,
-    their sum within 8 %."""
+    """1500 draws over 4 label positions, with one masked position between them.
+
+    Every coordinate is within 5 standard errors of the diagonal, the sum within 8 %.
+    """
     W_VD, x_ND, diagonal_VD = regression(4)
     padded_ND = torch.cat([x_ND[:2], torch.full((1, 2), 50.0, dtype=torch.float64), x_ND[2:]])
     mask_BN = torch.tensor([[True, True, False, True, True]])
@@ -147,8 +149,8 @@ def step_of(model: nn.Module, batches: list[Any], number: int = 0) -> Step:
     return Step(number, closure=lambda keep=None: None, batches=lambda: iter(batches), seed=1)
 
 
-def test_rows_draw_by_themselves() -> None:
-    """Two rows with generators of their own draw what each draws alone."""
+def test_rows_draw_independently() -> None:
+    """Two rows with their own generators draw the same labels together as alone."""
     logits_BNV = torch.randn(2, 5, 7, generator=runtime.generator("rows"))
     mask_BN = torch.tensor([[1, 0, 1, 0, 0], [1, 1, 0, 0, 1]]).bool()
     together = sample_labels(logits_BNV, mask_BN, [runtime.generator("row", b) for b in range(2)])
@@ -177,7 +179,7 @@ def test_the_estimate_does_not_depend_on_micro_batches(small: Any, lab: Any, mod
 
 
 def test_hutchinson_through_a_model_is_u_h_u(small: Any, lab: Any) -> None:
-    """Against a central difference of gradients along u, in the direction the rule draws."""
+    """Against a central difference of gradients along u, the direction that the rule draws."""
     model, side = small(), lab.make_side(3, "difference")
     optimizer = Sophia(model.parameters(), betas=(0.9, 0.0), mode="hutchinson")
     SophiaCurvature(optimizer).on_step_begin(model, step_of(model, [{"forget": side}]))
@@ -197,7 +199,7 @@ def test_hutchinson_through_a_model_is_u_h_u(small: Any, lab: Any) -> None:
         assert float((h - expected).norm()) < 0.02 * float(expected.norm())
 
 
-def test_estimates_come_every_so_many_steps_and_from_chosen_sides(small: Any, lab: Any) -> None:
+def test_estimates_are_made_every_few_steps_and_on_the_chosen_sides(small: Any, lab: Any) -> None:
     model = small()
     batch = {"forget": lab.make_side(2, "a"), "retain": lab.make_side(3, "b")}
     optimizer = Sophia(model.parameters(), every=2)
@@ -213,7 +215,7 @@ def test_estimates_come_every_so_many_steps_and_from_chosen_sides(small: Any, la
     assert optimizer.param_groups[0]["bs"] == int(batch["retain"]["label_mask"].sum())
 
 
-def test_empirical_is_told_the_tokens_of_each_step(small: Any, lab: Any) -> None:
+def test_empirical_gets_the_number_of_tokens_of_each_step(small: Any, lab: Any) -> None:
     model = small()
     optimizer = Sophia(model.parameters(), mode="empirical")
     side = lab.make_side(2, "c")

@@ -22,7 +22,10 @@ from expunge.optim.threshold import top_share
 
 
 def test_scores_by_hand() -> None:
-    """theta = (2, -3), g_f = (.5, -1), g_r = (.001, .002), mu = .001: theta - g_r / mu = (1, -5), times g_f = (.5, 5)."""
+    """theta = (2, -3), g_f = (.5, -1), g_r = (.001, .002), mu = .001.
+
+    theta - g_r / mu = (1, -5), times g_f = (.5, 5).
+    """
     theta, g_f, g_r = torch.tensor([2.0, -3.0]), torch.tensor([0.5, -1.0]), torch.tensor([0.001, 0.002])
     assert scores.wagle(theta, g_f, g_r).tolist() == pytest.approx([0.5, 5.0])
     assert scores.wagle(theta, g_f, g_r, mu=0.002).tolist() == pytest.approx([0.75, 4.0])
@@ -33,7 +36,7 @@ def test_scores_by_hand() -> None:
 
 
 def test_the_top_share_by_hand() -> None:
-    """Five of ten: 9, 8, 7, and of the four 5s the first two in order, one in `a` and one in `b`."""
+    """Five of ten: 9, 8, 7, and the first two of the four 5s, one in `a` and one in `b`."""
     values = {"a": torch.tensor([[5.0, 9.0], [1.0, 0.0]]), "b": torch.tensor([8.0, 5.0, 5.0, 7.0, 5.0, 2.0])}
     chosen = top_share(values.__getitem__, ["a", "b"], 0.5)
     assert chosen["a"].tolist() == [[True, True], [False, False]]
@@ -66,7 +69,7 @@ def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("ratio", [0.0, -0.1, 1.1, math.nan, 1e-9])
-def test_a_ratio_that_cannot_be_is_refused(ratio: float) -> None:
+def test_an_impossible_ratio_is_refused(ratio: float) -> None:
     with pytest.raises(UserError, match="ratio"):
         top_share({"a": torch.ones(4)}.__getitem__, ["a"], ratio)
 
@@ -90,7 +93,7 @@ def test_mean_gradients_do_not_depend_on_batches(small: Any, lab: Any) -> None:
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_input_rms_counts_real_tokens_only(small: Any, lab: Any, tied: bool) -> None:
-    """Against inputs kept by hooks of the test's own, row by row without padding; junk in the padding changes nothing."""
+    """Against inputs from the test's own hooks, row by row without padding; junk as padding has no effect."""
     model, side = small(tie_word_embeddings=tied), lab.make_side(4, "rms")
     kept: dict[str, list[Tensor]] = {}
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
@@ -156,7 +159,7 @@ def test_wagle_from_a_model_is_the_formula(small: Any, lab: Any) -> None:
     assert lowest >= highest * (1 - 1e-4)
 
 
-def test_what_a_score_reads_must_be_there(small: Any, lab: Any) -> None:
+def test_data_that_a_score_needs_must_be_given(small: Any, lab: Any) -> None:
     with pytest.raises(UserError) as caught:
         build_mask(small(), scores.wagle)
     assert all(part in str(caught.value) for part in ("forget rows", "retain rows"))
@@ -181,7 +184,10 @@ def optimizers(model: nn.Module) -> dict[str, Callable[[], torch.optim.Optimizer
 
 @pytest.mark.parametrize("name", ["adamw", "adamw_fused", "sgd", "rmsprop", "adamax", "sophia", "sophia_off"])
 def test_frozen_weights_keep_their_bits(small: Any, lab: Any, name: str) -> None:
-    """Weight decay .5, momentum from two steps before the mask: the frozen keep their bits, every allowed one moves."""
+    """With weight decay .5 and momentum from two steps before the mask.
+
+    The frozen weights keep their bits; the allowed weights move.
+    """
     model = small()
     optimizer = optimizers(model)[name]()
     rules = [SophiaCurvature(optimizer)] if isinstance(optimizer, Sophia) else []
@@ -235,7 +241,7 @@ def test_the_clip_norm_counts_only_what_may_be_updated(small: Any, lab: Any) -> 
     assert found < 0.9 * whole
 
 
-def test_an_infinite_gradient_of_a_frozen_weight_is_nothing() -> None:
+def test_an_infinite_gradient_of_a_frozen_weight_has_no_effect() -> None:
     model = nn.Linear(3, 1, bias=False)
     mask = WeightMask({"weight": torch.tensor([[True, False, True]])}, {}, "")
     optimizer = torch.optim.AdamW(model.parameters(), 0.1)
@@ -307,9 +313,14 @@ def test_a_mask_round_trips_with_its_settings(small: Any, tmp_path: Path) -> Non
     path, mask = saved(small, tmp_path)
     read = WeightMask.load(path, small())
     assert all(torch.equal(read.allowed[name], allowed) for name, allowed in mask.allowed.items())
-    assert read.settings == mask.settings == {
-        "score": "expunge.optim.scores:magnitude", "options": {}, "ratio": 0.3, "params": None, "seed": 0,
-    }  # fmt: skip
+    assert read.settings == mask.settings
+    assert mask.settings == {
+        "score": "expunge.optim.scores:magnitude",
+        "options": {},
+        "ratio": 0.3,
+        "params": None,
+        "seed": 0,
+    }
     with safe_open(path, framework="pt") as file:
         head = json.loads(file.metadata()["mask"])
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bool}  # noqa: SIM118
@@ -319,9 +330,9 @@ def test_a_mask_round_trips_with_its_settings(small: Any, tmp_path: Path) -> Non
 
 def test_a_mask_of_another_model_is_refused(small: Any, tmp_path: Path) -> None:
     path, mask = saved(small, tmp_path)
-    with pytest.raises(UserError, match=f"made for the weights {mask.model}"):
+    with pytest.raises(UserError, match=f"made for weights with fingerprint {mask.model}"):
         WeightMask.load(path, small(1))
-    with pytest.raises(UserError, match=r"gate_proj.weight as \[24, 16\], the model as \[32, 16\]"):
+    with pytest.raises(UserError, match=r"gate_proj.weight: \[24, 16\] in .*, \[32, 16\] in the model"):
         WeightMask.load(path, small(intermediate_size=32))
     with pytest.raises(UserError, match=r"trains lm_head.weight, which .* does not have"):
         WeightMask.load(path, small(tie_word_embeddings=False))
@@ -331,16 +342,16 @@ def test_a_mask_of_another_model_is_refused(small: Any, tmp_path: Path) -> None:
         WeightMask.load(path, frozen)
 
 
-def test_what_is_no_mask_is_refused(small: Any, tmp_path: Path) -> None:
+def test_a_file_that_is_no_mask_is_refused(small: Any, tmp_path: Path) -> None:
     path, _ = saved(small, tmp_path)
     other = tmp_path / "other.safetensors"
     save_file({"a": torch.zeros(3)}, other)
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(path.read_bytes()[:100])
-    for file, said in ((tmp_path / "none", "no such mask"), (other, "not a mask"), (broken, "damaged")):
+    for file, said in ((tmp_path / "none", "no mask file"), (other, "not a mask"), (broken, "damaged")):
         with pytest.raises(UserError, match=said):
             WeightMask.load(file, small())
 
 
-def test_the_rule_is_found_by_the_mask(small: Any) -> None:
+def test_a_mask_gives_its_rule(small: Any) -> None:
     assert isinstance(build_mask(small(), scores.uniform).rule(), MaskRule)

@@ -45,7 +45,10 @@ def gradient(model: Quadratic, rule: StepRule, number: int = 0) -> list[float]:
 
 
 def test_sam_on_the_forget_terms_by_hand() -> None:
-    """theta = (1.5, 1): g_f = (3, 4), ||g_f|| = 5, rho = .5: delta = (.3, .4); g_f(theta + delta) = (3.6, 5.6); g_r(theta) = (.5, 3)."""
+    """theta = (1.5, 1): g_f = (3, 4), ||g_f|| = 5, rho = .5: delta = (.3, .4).
+
+    g_f(theta + delta) = (3.6, 5.6); g_r(theta) = (.5, 3).
+    """
     model = Quadratic(1.5, 1.0)
     rule = SAM(rho=0.5)
     assert gradient(model, rule) == pytest.approx([4.1, 8.6])
@@ -54,7 +57,10 @@ def test_sam_on_the_forget_terms_by_hand() -> None:
 
 
 def test_sam_on_all_terms_by_hand() -> None:
-    """theta = (1, .25): g = (2, 1) + (0, 3) = (2, 4); rho = sqrt(20): delta = (2, 4); g = (6, 17) + (2, 3) at (3, 4.25)."""
+    """theta = (1, .25): g = (2, 1) + (0, 3) = (2, 4); rho = sqrt(20): delta = (2, 4).
+
+    At (3, 4.25): g = (6, 17) + (2, 3).
+    """
     assert gradient(Quadratic(1.0, 0.25), SAM(rho=20**0.5, side=None)) == pytest.approx([8.0, 20.0])
 
 
@@ -68,7 +74,7 @@ def test_sam_shows_an_overflow_to_the_scaler() -> None:
 
 
 def test_smoothing_is_the_mean_over_the_noise() -> None:
-    """The gradient is linear: its mean over the draws is that at the mean of the draws, which the closure saw."""
+    """The gradient is linear, so its mean over the draws is the gradient at the mean of the draws."""
     model = Quadratic(1.5, 1.0)
     found = gradient(model, RandomSmoothing(sigma=0.3, samples=400))
     seen = torch.tensor([theta for side, theta in model.seen if theta != [1.5, 1.0]], dtype=torch.float64)
@@ -80,7 +86,7 @@ def test_smoothing_is_the_mean_over_the_noise() -> None:
     assert {side for side, theta in model.seen if theta != [1.5, 1.0]} == {"forget"}
 
 
-def test_noise_follows_from_seed_and_step() -> None:
+def test_noise_is_a_function_of_seed_and_step() -> None:
     first, again, other = (
         gradient(Quadratic(1.5, 1.0), RandomSmoothing(sigma=0.3), number) for number in (4, 4, 5)
     )
@@ -89,7 +95,7 @@ def test_noise_follows_from_seed_and_step() -> None:
 
 
 @pytest.mark.parametrize("rule", [SAM(rho=0.0), SAM(rho=0.0, side=None), RandomSmoothing(sigma=0.0)])
-def test_switched_off_is_the_optimizer_alone(small: Any, lab: Any, rule: StepRule) -> None:
+def test_a_disabled_rule_changes_nothing(small: Any, lab: Any, rule: StepRule) -> None:
     found = []
     for rules in ([], [rule]):
         model = small()
@@ -102,8 +108,8 @@ def test_switched_off_is_the_optimizer_alone(small: Any, lab: Any, rule: StepRul
 @pytest.mark.parametrize(
     "rule", [SAM(rho=0.05), SAM(rho=0.05, side=None), RandomSmoothing(sigma=0.01, samples=2)]
 )
-def test_weights_are_back_to_the_bit(small: Any, lab: Any, rule: StepRule) -> None:
-    """With a learning rate of 0 nothing but the rule could move a weight; with another one, the rule changes where they go."""
+def test_weights_are_restored_bit_for_bit(small: Any, lab: Any, rule: StepRule) -> None:
+    """With learning rate 0 only the rule could move a weight; with another rate the rule has an effect."""
     model = small()
     before = lab.weights(model)
     lab.train(model, torch.optim.SGD(model.parameters(), 0.0), [rule], 2)
@@ -114,7 +120,7 @@ def test_weights_are_back_to_the_bit(small: Any, lab: Any, rule: StepRule) -> No
     assert not lab.same_bits(lab.weights(model), lab.weights(plain))
 
 
-def test_weights_are_back_after_a_failure() -> None:
+def test_weights_are_restored_after_a_failure() -> None:
     model = Quadratic(1.5, 1.0)
     calls = []
 
@@ -138,6 +144,6 @@ def test_weights_are_back_after_a_failure() -> None:
         ({"random_smoothing": {"samples": 0}}, r"samples=0: must be a whole number of at least 1"),
     ],
 )
-def test_bad_values_are_refused(rule: dict[str, Any], said: str) -> None:
+def test_invalid_values_are_refused(rule: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         bound_alone(bind_rules, rule)

@@ -30,7 +30,7 @@ def test_a_step_by_hand() -> None:
     """lr .1, wd .5, b1 .5, b2 .9, rho .5, bs 4, theta = (1, 1), ghat = (1, 2), g = (2, -.2).
 
     h = .1 ghat^2 = (.1, .4); rho bs h = (.2, .8); theta (1 - .05) = .95; m = .5 g = (1, -.1).
-    |m| / (rho bs h) = (5, .125), clipped to (1, .125); theta = .95 - .1 * 1 = .85 and .95 + .1 * .125 = .9625.
+    |m| / (rho bs h) = (5, .125), clipped: (1, .125); theta = .95 - .1 * 1 = .85 and .95 + .1 * .125 = .9625.
     """
     p = parameter(1.0, 1.0)
     optimizer = Sophia([p], lr=0.1, betas=(0.5, 0.9), rho=0.5, weight_decay=0.5)
@@ -43,9 +43,19 @@ def test_a_step_by_hand() -> None:
 
 
 def retyped(
-    theta: np.ndarray, gradients: list[np.ndarray], estimates: dict[int, np.ndarray], *, lr: float, b1: float, b2: float, rho: float,
-    bs: int, wd: float, mode: str, twice: bool = False,
-) -> np.ndarray:  # fmt: skip
+    theta: np.ndarray,
+    gradients: list[np.ndarray],
+    estimates: dict[int, np.ndarray],
+    *,
+    lr: float,
+    b1: float,
+    b2: float,
+    rho: float,
+    bs: int,
+    wd: float,
+    mode: str,
+    twice: bool = False,
+) -> np.ndarray:
     """The formula of arXiv:2305.14342 in numpy, typed from the paper and not from the class."""
     theta, m, h = theta.copy(), np.zeros_like(theta), np.zeros_like(theta)
     for t, g in enumerate(gradients):
@@ -130,7 +140,7 @@ def test_off_is_sign_momentum_and_equals_a_hessian_never_updated() -> None:
     assert torch.allclose(p, reference, rtol=1e-6)
     assert torch.equal(p, q)
     assert off.win_rate == 0.0
-    assert "hessian" not in off.state[p], "what is not used is not held"
+    assert "hessian" not in off.state[p], "an unused state takes no memory"
 
 
 def test_momentum_twice_acts_as_the_square() -> None:
@@ -148,7 +158,7 @@ def test_momentum_twice_acts_as_the_square() -> None:
 
 
 def test_negative_curvature_counts_as_none() -> None:
-    """h = -1 is no curvature: the step is that of the sign."""
+    """h = -1 counts as no curvature: the step is that of sign momentum."""
     p = parameter(1.0)
     optimizer = Sophia([p], 0.1, weight_decay=0.0, mode="hutchinson")
     optimizer.update_hessian(diagonal={p: torch.tensor([-100.0], dtype=torch.float64)})
@@ -157,8 +167,11 @@ def test_negative_curvature_counts_as_none() -> None:
     assert p.item() == pytest.approx(0.9)
 
 
-def test_the_step_uses_the_tokens_it_is_told() -> None:
-    """h = .01, m = .035: rho bs h = .04 * 10 * .01 = .004 clips, with 1000 tokens .4 does not: .035 / .4 = .0875."""
+def test_the_step_uses_the_given_number_of_tokens() -> None:
+    """h = .01, m = .035: rho bs h = .04 * 10 * .01 = .004 clips.
+
+    With 1000 tokens it is .4 and does not clip: .035 / .4 = .0875.
+    """
     p = parameter(0.0)
     optimizer = Sophia([p], 1.0, weight_decay=0.0)
     give(p, 1.0)
@@ -168,7 +181,7 @@ def test_the_step_uses_the_tokens_it_is_told() -> None:
     assert optimizer.param_groups[0]["bs"] == 10
 
 
-def test_frozen_coordinates_are_not_counted_as_won() -> None:
+def test_frozen_coordinates_are_excluded_from_the_win_rate() -> None:
     p = parameter(1.0, 1.0, 1.0)
     optimizer = Sophia([p], mode="off")
     assert math.isnan(optimizer.win_rate)
@@ -228,7 +241,7 @@ def test_norms_and_biases_do_not_decay(small: Any) -> None:
     assert decayed == ["0.weight"]
 
 
-def test_bad_values_are_told_together() -> None:
+def test_invalid_values_are_reported_together() -> None:
     with pytest.raises(UserError) as caught:
         bound_alone(
             bind_optimizer, {"handler": "sophia", "rho": -1.0, "betas": [0.9, 1.0], "every": 0, "mode": "gbn"}
@@ -237,7 +250,7 @@ def test_bad_values_are_told_together() -> None:
     assert all(part in text for part in ("did you mean 'gnb'", "betas", "rho", "every"))
 
 
-def test_what_is_missing_is_told() -> None:
+def test_a_missing_or_wrong_estimate_is_reported() -> None:
     p = parameter(1.0)
     give(p, 1.0)
     for call in (

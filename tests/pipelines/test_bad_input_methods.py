@@ -59,7 +59,10 @@ def test_layer_pattern_that_matches_none_or_several(unlearn: Run) -> None:
 def test_mask_of_another_model(unlearn: Run, scratch: Path) -> None:
     made = unlearn("trainer=GradAscent", "mask=magnitude", *LORA, out=scratch / "masked")
     assert made.code == 0, made.stderr
-    refused(unlearn("mask=file", f"trainer.mask.path={made.out / 'mask.safetensors'}"), "is of another model")
+    refused(
+        unlearn("mask=file", f"trainer.mask.path={made.out / 'mask.safetensors'}"),
+        "was made for another model",
+    )
 
 
 def test_adapter_of_another_base(unlearn: Run, adapter: Path, start_model: Path, scratch: Path) -> None:

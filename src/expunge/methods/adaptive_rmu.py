@@ -1,4 +1,4 @@
-"""Adaptive RMU: the steering coefficient follows the length of the state that is steered."""
+"""Adaptive RMU: the steering coefficient is proportional to the norm of the steered state."""
 
 from __future__ import annotations
 
@@ -33,28 +33,28 @@ def adaptive_rmu(
     trainable_params_regex: str | Sequence[str] = (".*",),
     ratio: Ratio = "sequence",
 ) -> Tensor:
-    """Adaptive RMU: ||h(x_f) - scale ||h_ref(x_f)|| u||^2 / d, averaged over the tokens that count, then over sequences.
+    """Adaptive RMU: ||h(x_f) - scale ||h_ref(x_f)|| u||^2 / d, a mean over tokens, then over sequences.
 
-    As RMU with c = scale * ||h_ref||, so that one value does for layers whose states differ in length. The
-    authors' runs on WMDP (Zephyr-7B): scale 5, alpha 1200, `mlp.down_proj` of the layer that is read and the
-    two before it, 500 batches of 4, lr 5e-5; the layer varies from 3 to 31.
+    This is RMU with c = scale * ||h_ref||, so one value fits layers whose states have different norms. The
+    tokens that count are those of RMU. The authors' runs on WMDP (Zephyr-7B): scale 5, alpha 1200,
+    `mlp.down_proj` of the layer that is read and the two layers before it, 500 batches of 4, lr 5e-5; the
+    layer varies from 3 to 31.
 
-    Deviation from the authors' code: that takes one length for the whole run, the mean over all positions of
-    a topic's first batch, padding included, in the model in training, which no step has changed by then; here
-    each token's own length in the model before unlearning counts, and no value hangs on which batch came
-    first.
+    Deviation from the authors' code: it uses one norm for the whole run, the mean over all positions of a
+    topic's first batch, padding included, in the trained model before its first step. Here each token has its
+    own norm in the model before unlearning, so no value depends on which batch came first.
 
     Args:
         forget_hidden_BTD: [B, T, D] output of the module in the model.
         ref_forget_hidden_BTD: [B, T, D] in the model before unlearning.
         control_D: [D] the unit vector u.
         forget_mask_BT: [B, T] True = a label, at its own position.
-        forget_attention_mask_BT: [B, T] True = a token, no padding.
-        scale: multiple of a state's length that it is steered to.
+        forget_attention_mask_BT: [B, T] True = a token, not padding.
+        scale: the norm of a state's target, as a multiple of the state's norm.
         module_regex: matches the whole name of the module whose output is steered.
         trainable_params_regex: match the whole names of the parameters that are trained; the others are
             frozen.
-        ratio: what a sequence's sum is divided by.
+        ratio: the divisor of a sequence's sum.
 
     Returns:
         [B] per sequence, >= 0.

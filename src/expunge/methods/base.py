@@ -1,4 +1,4 @@
-"""What a loss is: a function of named quantities, with a record of how it is averaged and weighed."""
+"""What a loss is: a function of named quantities, with a record of how it is averaged and weighted."""
 
 from __future__ import annotations
 
@@ -15,36 +15,35 @@ from expunge.core.needs import Need, parse_need
 F = TypeVar("F", bound=Callable[..., Tensor])
 Kind = Literal["sequence", "token", "model"]
 REQUIRED = inspect.Parameter.empty
-"""The default of a hyper-parameter that has none."""
+"""Marks a hyper-parameter without a default."""
 
 
 @dataclass(frozen=True)
 class LossSpec:
-    """What the decorator and the signature say of a loss.
+    """What the decorator and the signature say about a loss.
 
     Attributes:
-        name: the function's name, which is also the term's name in the logs and the component's in `compat`.
+        name: the function's name; also the term's name in the logs and the component's name in `compat`.
         kind: "sequence" = returns [B], averaged over sequences; "token" = returns [B, N], averaged over label
-            tokens; "model" = a scalar of the parameters alone, counted once a step.
-        gamma: weight of the loss as a method's own term; None = the user has to give it.
+            tokens; "model" = a scalar of the parameters only, computed once per optimizer step.
+        gamma: weight of the loss as a method's own term; None = the user must give it.
         alpha: weight of the retain term.
-        retain: name of the retain term unless the configuration chooses another: nll, kl, embed_diff, none,
-            or its module:function.
+        retain: default retain term: nll, kl, embed_diff, none, or a module:function.
         paper: where the loss is defined.
         code: the authors' or the field's code, at a commit.
         needs: quantities it reads, in the order of its positional parameters.
-        hyper: its keyword-only parameters with their defaults; `REQUIRED` where there is none.
-        positive: the hyper-parameters that have to be above 0.
+        hyper: its keyword-only parameters with their defaults; `REQUIRED` = no default.
+        positive: the hyper-parameters that must be above 0.
         skip: the hyper-parameter that says how many leading labels of each row do not count; empty = all
             count.
-        places: the hyper-parameter that chooses the positions which are looked at, see
+        places: the hyper-parameter that chooses the positions that the loss reads, see
             `expunge.training.places`; empty = the labels.
-        objective: what holds the method's state, called with its terms and schedule; None = `Objective`.
-        schedule: name of the schedule of the weights unless the configuration chooses another.
-        extra: further terms of the method's own: (key of the weight, module:function) each; the default
-            weight is that loss's `gamma`.
+        objective: the class of a method with a state, called with terms and schedule; None = `Objective`.
+        schedule: name of the default schedule of the weights.
+        extra: further own terms of the method, each (key of the weight, module:function); the default weight
+            is the `gamma` of that loss.
         diagnostics: what to log beside the loss, by name: functions of the same quantities and
-            hyper-parameters that return a value a sequence [B].
+            hyper-parameters that return one value per sequence, [B].
     """
 
     name: str
@@ -66,17 +65,17 @@ class LossSpec:
 
     @property
     def side(self) -> str:
-        """The side whose label tokens or sequences the loss is averaged over: the first it names; empty for the kind "model"."""
+        """The side it is averaged over, which is the first side it names; empty for the kind "model"."""
         return self.needs[0].side
 
 
 class Loss(Protocol):
-    """A decorated loss: quantities in, a loss per sequence [B], per label token [B, N] or of the model [] out."""
+    """A decorated loss: maps quantities to a loss per sequence [B], per label token [B, N] or a scalar []."""
 
     spec: LossSpec
 
     def __call__(self, *quantities: Tensor, **hyper: Any) -> Tensor:
-        """The loss, not reduced over the batch; its values where there is no label are never looked at."""
+        """The loss, not reduced over the batch; values at positions without a label are ignored."""
 
 
 def loss(
@@ -99,27 +98,29 @@ def loss(
 
     Args:
         kind: "sequence", "token" or "model".
-        gamma: default weight of the term; None = required from the user.
+        gamma: default weight of the term; None = the user must give it.
         alpha: default weight of the retain term.
         retain: default retain term.
-        positive: hyper-parameters that have to be above 0.
+        positive: hyper-parameters that must be above 0.
         skip: the hyper-parameter that says how many leading labels of a row do not count.
-        places: the hyper-parameter that chooses the positions that are looked at.
+        places: the hyper-parameter that chooses the positions that the loss reads.
         objective: the class of a method with a state.
         schedule: default schedule of the weights.
-        extra: (key, module:function) of each further term of the method's own. `trainer.method_args.KEY` is
-            its weight, whose default is the `gamma` of that loss; it takes the method's hyper-parameters of
-            the same names. A literal: validation reads the source.
-        diagnostics: values a sequence [B] to log beside the loss, by name, each a function of the loss's own
-            parameters. The mean over the step's sequences is logged as `<loss>_<name>`, at no further pass.
+        extra: (key, module:function) of each further own term of the method. `trainer.method_args.KEY` is
+            its weight; the default is the `gamma` of that loss. The term takes the method's hyper-parameters
+            of the same names. Write it as a literal: validation reads the source without running it.
+        diagnostics: values per sequence [B] to log beside the loss, by name. Each is a function of the loss's
+            own parameters. The mean over the step's sequences is logged as `<loss>_<name>`, without a further
+            pass.
         paper: where it is defined.
         code: code at a commit.
 
     Returns:
-        A decorator that adds `.spec` and leaves the function otherwise as it is.
+        A decorator that adds `.spec` and does not change the function otherwise.
 
     Raises:
-        ValueError: a positional parameter is not a quantity, there is none, or one has a default.
+        ValueError: a positional parameter is not a quantity or has a default, or there is no positional
+            parameter.
     """
 
     def decorate(function: F) -> F:
@@ -132,7 +133,8 @@ def loss(
                 needs.append(parse_need(parameter.name))
             else:
                 raise ValueError(
-                    f"{parameter.name!r} of {function.__name__}: a quantity has no default, a hyper-parameter is keyword-only"
+                    f"{parameter.name!r} of {function.__name__}: "
+                    "a quantity has no default, a hyper-parameter is keyword-only"
                 )
         if not needs:
             raise ValueError(f"the loss {function.__name__} reads no quantity")
@@ -145,9 +147,23 @@ def loss(
                 f"{taken[0]!r} of {function.__name__} is a hyper-parameter and the weight of a further term"
             )
         spec = LossSpec(
-            function.__name__, kind, gamma, alpha, retain, paper, code, tuple(needs), MappingProxyType(hyper), positive, skip, places,
-            objective, schedule, extra, MappingProxyType(dict(diagnostics or {})),
-        )  # fmt: skip
+            name=function.__name__,
+            kind=kind,
+            gamma=gamma,
+            alpha=alpha,
+            retain=retain,
+            paper=paper,
+            code=code,
+            needs=tuple(needs),
+            hyper=MappingProxyType(hyper),
+            positive=positive,
+            skip=skip,
+            places=places,
+            objective=objective,
+            schedule=schedule,
+            extra=extra,
+            diagnostics=MappingProxyType(dict(diagnostics or {})),
+        )
         cast(Any, function).spec = spec
         return function
 

@@ -1,4 +1,4 @@
-"""CE-U, cross-entropy unlearning: towards the model's own distribution without the true token."""
+"""CE-U, cross-entropy unlearning: the target is the model's own distribution without the true token."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ def ceu(
     *,
     ignore_first_n_answer_tokens: int = 1,
 ) -> Tensor:
-    """CE-U: CE(softmax(z without the true token), p_theta) at each forget label but the first n of an answer.
+    """CE-U: CE(softmax(z without the true token), p_theta) at each forget label after an answer's first n.
 
-    L = -mean over those labels of sum_v q(v) log p_theta(v), q = softmax(z_theta, the true token's logit at
-    -inf) without gradient. The gradient in the logits is p_theta - q, which fades as the true token's
-    probability does: it does not diverge as ascent does.
+    L = -mean over those labels of sum_v q(v) log p_theta(v), where q is the softmax of z_theta with the true
+    token's logit set to -inf, without gradient. The gradient with respect to the logits is p_theta - q. It
+    vanishes with the true token's probability, so the loss does not diverge as gradient ascent does.
 
-    The first n labels are skipped as in the paper's training settings (a footnote): what an answer begins
-    with says little.
+    The first n labels are skipped as in the paper's training settings (a footnote): the beginning of an
+    answer carries little information.
 
     Args:
         forget_logits_BNV: [B, N, V] logits of the model.
         forget_label_BN: [B, N] labels.
-        ignore_first_n_answer_tokens: how many leading labels of a row do not count, neither in the sum nor in
-            the mean.
+        ignore_first_n_answer_tokens: number of leading labels of a row that count neither in the sum nor in
+            the number of tokens.
 
     Returns:
         [B, N] per label token, >= 0.

@@ -16,7 +16,7 @@ from expunge.methods.base import loss
 def cl(alternate_logp_BN: Tensor) -> Tensor:
     """CL: -log p(y_t) of each label of the alternate answer, a refusal; TOFU's "IdkNLL".
 
-    L = CE(alternate), averaged over the label tokens of the whole step. The forget answer itself is not read.
+    L = CE(alternate), averaged over the label tokens of the whole step. The forget answer is not read.
 
     Args:
         alternate_logp_BN: [B, N] log-probabilities of the labels, nats.

@@ -1,4 +1,4 @@
-"""How the gradients of a method's own terms and of the retain term are put together, where they are not simply added."""
+"""Ways other than addition to combine the gradients of a method's own terms and of the retain term."""
 
 from __future__ import annotations
 
@@ -9,13 +9,18 @@ from torch import Tensor
 
 
 class Combination(Protocol):
-    """Puts the gradients of one optimizer step together; may keep a state."""
+    """Combines the gradients of one optimizer step; may keep a state."""
 
     def __call__(self, own: Sequence[Tensor], retain: Sequence[Tensor]) -> list[Tensor]:
-        """The gradient to take, a tensor a parameter, of those of the own terms and of the retain term, each of the whole step."""
+        """The combined gradient, one tensor per parameter.
+
+        Args:
+            own: gradient of the own terms over the whole step, one tensor per parameter.
+            retain: gradient of the retain term over the whole step, likewise.
+        """
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint has to keep."""
+        """The state for a checkpoint."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what `state_dict` gave."""
+        """Restore the state that `state_dict` returned."""

@@ -1,4 +1,4 @@
-"""Direct preference optimization of an alternate answer over the forget answer; IdkDPO where the alternate is a refusal."""
+"""Direct preference optimization (DPO): prefer an alternate answer; IdkDPO if the alternate is a refusal."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def reward_rejected(
 
 
 def margin(*seq_logp_B: Tensor, beta: float) -> Tensor:
-    """How much the alternate answer's reward is above the forget answer's."""
+    """The alternate answer's reward minus the forget answer's."""
     return reward_chosen(*seq_logp_B, beta=beta) - reward_rejected(*seq_logp_B, beta=beta)
 
 
 def accuracy(*seq_logp_B: Tensor, beta: float) -> Tensor:
-    """1 where the alternate answer's reward is above the forget answer's, else 0."""
+    """1 if the alternate answer's reward is above the forget answer's, else 0."""
     return (margin(*seq_logp_B, beta=beta) > 0).float()
 
 
@@ -67,11 +67,11 @@ def dpo(
 ) -> Tensor:
     """DPO with the alternate answer preferred and the forget answer dispreferred.
 
-    L = -(2 / beta) log sigmoid(beta [log(p_theta / p_ref)(alternate) - log(p_theta / p_ref)(forget)]), log p
-    the SUM over label tokens: eq. 7 of arXiv:2305.18290 times 2 / beta. Descending it raises the alternate's
-    likelihood and lowers the forget answer's.
+    L = -(2 / beta) log sigmoid(beta [log(p_theta / p_ref)(alternate) - log(p_theta / p_ref)(forget)]), where
+    log p is the SUM over label tokens: eq. 7 of arXiv:2305.18290 times 2 / beta. Minimising it raises the
+    alternate's likelihood and lowers the forget answer's.
 
-    Deviation from DPO: the factor 2 / beta, which makes the scale that of NPO (as in arXiv:2404.05868 and the
+    Deviation from DPO: the factor 2 / beta, which gives it the scale of NPO (as in arXiv:2404.05868 and the
     field's code).
 
     Args:
@@ -82,8 +82,8 @@ def dpo(
         beta: inverse temperature, > 0.
 
     Returns:
-        [B] per sequence, >= 0; (2 / beta) ln 2 at the reference, and, with zero gradient, where alternate and
-        forget answer are equal.
+        [B] per sequence, >= 0; (2 / beta) ln 2 at the reference. If alternate and forget answer are equal,
+        the value is the same and the gradient is zero.
     """
     alternate_ratio_B = alternate_seq_logp_B - ref_alternate_seq_logp_B
     forget_ratio_B = forget_seq_logp_B - ref_forget_seq_logp_B

@@ -1,4 +1,4 @@
-"""ELM, erasure of language memory: towards what a novice would say, as the model itself tells experts and novices apart."""
+"""ELM, erasure of language memory: the target is the model's own distribution, shifted to a novice's."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NOVICE = "The following text is written by a novice, who knows nothing of {conce
 def beginnings(
     tokenizer: Any, concept: str, expert_prompt: str = EXPERT, novice_prompt: str = NOVICE
 ) -> dict[str, tuple[int, ...]]:
-    """The tokens of an expert's and of a novice's beginning, under `expert` and `novice`, without special ones."""
+    """The tokens of the `expert` and of the `novice` beginning, without special tokens."""
     texts = {"expert": expert_prompt, "novice": novice_prompt}
     return {
         name: tuple(tokenizer(text.replace("{concept}", concept), add_special_tokens=False)["input_ids"])
@@ -31,16 +31,16 @@ def beginnings(
 
 
 class ContextObjective(Objective):
-    """An objective that reads the forget rows behind two other beginnings as well: the sides `expert` and `novice`."""
+    """An objective that also reads the forget rows after two beginnings: the sides `expert` and `novice`."""
 
     prefixes: dict[str, tuple[int, ...]]
     bos: int | None
 
     def prepare(self, model: nn.Module, seed: int, tokenizer: Any = None) -> None:
-        """As `Objective.prepare`; encodes the two beginnings, if the erase term is there to read them.
+        """As `Objective.prepare`; also encodes the two beginnings if the erase term is present.
 
         Raises:
-            UserError: there is no tokenizer to encode them with.
+            UserError: no tokenizer is given.
         """
         super().prepare(model, seed, tokenizer)
         self.prefixes, self.bos = {}, None
@@ -49,8 +49,8 @@ class ContextObjective(Objective):
             return
         if tokenizer is None:
             raise UserError(
-                "ELM writes beginnings of its own, and has no tokenizer",
-                "give prepare() the model's tokenizer",
+                "ELM needs a tokenizer to encode its two beginnings, and none is given",
+                "pass the model's tokenizer to prepare()",
             )
         self.prefixes = beginnings(
             tokenizer, *(settings[name] for name in ("concept", "expert_prompt", "novice_prompt"))
@@ -58,17 +58,17 @@ class ContextObjective(Objective):
         self.bos = tokenizer.bos_token_id
 
     def derived(self, sides: Mapping[str, Side]) -> dict[str, Side]:
-        """The forget rows behind the two beginnings."""
+        """The forget rows after the two beginnings."""
         return {name: prefixed(sides["forget"], ids, self.bos) for name, ids in self.prefixes.items()}
 
 
 def prefixed(side: Side, ids: tuple[int, ...], bos: int | None) -> Side:
-    """Rows with tokens put before them, after a BOS that a row begins with. The labels stay the same tokens.
+    """Insert tokens at the beginning of rows, after a leading BOS. The labels stay the same tokens.
 
     Args:
         side: [B, T] tensors, padded on the right.
-        ids: the tokens to put there.
-        bos: the token that begins a text, where there is one.
+        ids: the tokens to insert.
+        bos: the token that begins a text, if the tokenizer has one.
 
     Returns:
         [B, T + len(ids)] tensors.
@@ -98,13 +98,15 @@ def prefixed(side: Side, ids: tuple[int, ...], bos: int | None) -> Side:
 
 
 def shifted(ref_BNV: Tensor, expert_BNV: Tensor, novice_BNV: Tensor, strength: float) -> Tensor:
-    """The shifted distribution: log p_ref(. | x) + strength (log p_ref(. | novice, x) - log p_ref(. | expert, x)), not normalised.
+    """The shifted log-distribution, not normalised.
+
+    log p_ref(. | x) + strength (log p_ref(. | novice, x) - log p_ref(. | expert, x))
 
     Args:
-        ref_BNV: [..., V] logits of the model before unlearning on the text as it is.
-        expert_BNV: [..., V] behind an expert's beginning.
-        novice_BNV: [..., V] behind a novice's.
-        strength: how far to go from the one to the other.
+        ref_BNV: [..., V] logits of the model before unlearning on the unchanged text.
+        expert_BNV: [..., V] after the expert's beginning.
+        novice_BNV: [..., V] after the novice's beginning.
+        strength: how far to shift from expert to novice.
 
     Returns:
         [..., V] in float32.
@@ -137,28 +139,29 @@ def elm(
     expert_prompt: str = EXPERT,
     novice_prompt: str = NOVICE,
 ) -> Tensor:
-    """ELM: CE(q, p_theta), q ~ p_ref(y | x) (p_ref(y | novice, x) / p_ref(y | expert, x))^eta, at each forget label; a fluency term beside.
+    """ELM: CE(q, p_theta) at each forget label, with a target q shifted to a novice's; plus a fluency term.
 
-    L = gamma CE(q, p_theta)(f) + fluency CE(a) + alpha KL(p_ref, p_theta)(r), a the answers that
-    `elm_fluency` reads; this function is the first term. The model before unlearning is read three times, on
-    the row as it is and behind each of two beginnings; q needs no other teacher. The retain term `kl` differs
-    from CE(p_ref, p_theta) on r by a constant; the authors' script takes p_ref's likeliest token as a hard
-    label unless told otherwise.
+    q ~ p_ref(y | x) (p_ref(y | novice, x) / p_ref(y | expert, x))^eta.
+    L = gamma CE(q, p_theta)(f) + fluency CE(a) + alpha KL(p_ref, p_theta)(r), where a are the answers that
+    `elm_fluency` reads; this function is the first term. The model before unlearning runs three times: on the
+    unchanged row and after each of the two beginnings; q needs no other teacher. The retain term `kl` differs
+    from CE(p_ref, p_theta) on r by a constant; by default the authors' script uses p_ref's likeliest token as
+    a hard label.
 
-    Deviations: eta is the same at all positions, where the authors' code lets it grow from 1 to eta along a
-    text (and divides all three logits by a temperature of 1.2); one wording of each beginning, where theirs
-    draws among ten; they train LoRA adapters.
+    Deviations: eta is the same at all positions; in the authors' code it grows from 1 to eta along a text
+    (and all three logits are divided by a temperature of 1.2). Each beginning has one wording; theirs draws
+    one of ten. They train LoRA adapters.
 
     Args:
         forget_logits_BNV: [B, N, V] logits of the model.
         ref_forget_logits_BNV: [B, N, V] of the model before unlearning.
-        ref_expert_logits_BNV: [B, N, V] the same behind the expert's beginning.
-        ref_novice_logits_BNV: [B, N, V] the same behind the novice's.
-        concept: what is to be forgotten, in words; has to be given.
-        eta: strength.
-        top_k: tokens that q keeps at each position; null = all.
-        expert_prompt: beginning of an expert's text, with `{concept}` in it.
-        novice_prompt: beginning of a novice's text.
+        ref_expert_logits_BNV: [B, N, V] the same after the expert's beginning.
+        ref_novice_logits_BNV: [B, N, V] the same after the novice's beginning.
+        concept: the topic to forget, in words; required.
+        eta: strength of the shift.
+        top_k: number of tokens that q keeps at each position; null = all.
+        expert_prompt: beginning of an expert's text; contains `{concept}`.
+        novice_prompt: beginning of a novice's text; likewise.
 
     Returns:
         [B, N] per label token, >= 0.
@@ -177,14 +180,14 @@ def elm(
     code="https://github.com/rohitgandikota/erasing-llm/blob/7d95c470439fdb487b3699e53cd8063b9f716198/trainscripts/erase.py",
 )
 def elm_fluency(alternate_logp_BN: Tensor) -> Tensor:
-    """ELM, its fluency term: -log p(y_t) of each label of an answer that changes the subject, as the model before unlearning wrote it.
+    """The fluency term of ELM: -log p(y_t) of each label of an answer that changes the subject.
 
-    Those answers are made beforehand (`procedures.novice`, the command `expunge alternates --novice-of`). A
-    weight of 1, as in the authors' script.
+    The model before unlearning wrote these answers in advance (`procedures.novice`, the command
+    `expunge alternates --novice-of`). The weight is 1, as in the authors' script.
 
-    Deviations from the authors' code: the answer's first token counts, where they leave it out, and so does
-    the end of the turn, which their texts do not have; the mean is over the label tokens of the whole step,
-    theirs over those of one text.
+    Deviations from the authors' code: the answer's first token counts here, they leave it out. The end of the
+    turn counts as well, their texts have none. The mean is over the label tokens of the whole step, theirs
+    over the tokens of one text.
 
     Args:
         alternate_logp_BN: [B, N] log-probabilities of the labels, nats.

@@ -1,4 +1,4 @@
-"""Fine-tuning: the cross entropy of the rows to learn, or, in unlearning, of the retain set alone."""
+"""Fine-tuning: the cross entropy of the rows to learn; in unlearning, of the retain set only."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from expunge.methods.base import loss
 def finetune(retain_logp_BN: Tensor) -> Tensor:
     """FT: -log p(y_t) of each retain label; the forget set is not read.
 
-    L = CE(r). In a fine-tuning run the training rows are the side `retain`. Deviation: the mean is over the
-    label tokens of the whole step.
+    L = CE(r). In a fine-tuning run the training rows are the side `retain`. Deviation from SOUL's code: the
+    mean is over the label tokens of the whole step.
 
     Args:
         retain_logp_BN: [B, N] log-probabilities of the labels, nats.

@@ -1,4 +1,4 @@
-"""KL as a method: away from the reference on the forget set, towards it on the retain set."""
+"""KL as a method: move away from the reference on the forget set, and towards it on the retain set."""
 
 from __future__ import annotations
 
@@ -29,19 +29,18 @@ def forget_kl(
     """The forget term of KL: -KL(ref || theta) of the next-token distributions at the forget labels.
 
     L = -gamma mean over forget labels of KL(ref || theta) + alpha mean over retain labels of KL(ref ||
-    theta). Unbounded below. Where theta is the reference, so at the first step of a run, both gradients are
-    zero up to rounding: a descent by this loss starts from noise.
-    `gamma` has to be given: a default of 0, as in public code, would forget nothing.
+    theta). Unbounded below. At the reference, so at the first step of a run, both gradients are zero up to
+    rounding: training with this loss starts from rounding noise.
+    `gamma` is required: with a default of 0, as in public code, the method would forget nothing.
 
-    Deviation from SOUL's code: its term is -sum p_theta log p_ref over all positions, padding included, the
-    divergence reversed and without
-    the entropy, whose gradient at the reference is not zero: `form="reverse_cross_entropy"` and `mask="all"`
-    (`compat=soul`).
+    Deviation from SOUL's code: its term is -sum p_theta log p_ref over all positions, padding included. This
+    is the reversed divergence without the entropy; its gradient at the reference is not zero.
+    `form="reverse_cross_entropy"` and `mask="all"` restore it (`compat=soul`).
 
     Args:
         forget_logits_BNV: [B, N, V] logits of the model.
         ref_forget_logits_BNV: [B, N, V] logits of the model before unlearning.
-        form: how far the two distributions are apart.
+        form: the distance between the two distributions.
         mask: what counts: the labels, or all positions, prompt and padding included.
 
     Returns:

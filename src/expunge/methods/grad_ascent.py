@@ -16,12 +16,12 @@ from expunge.methods.base import loss
 def grad_ascent(forget_logp_BN: Tensor) -> Tensor:
     """GradAscent: log p(y_t), that is minus the negative log-likelihood, of each forget label.
 
-    L = -CE(f) = mean over label tokens of log p_theta(y_t | y_<t). Unbounded below: nothing stops it but the
-    number of steps.
+    L = -CE(f) = mean over label tokens of log p_theta(y_t | y_<t). Unbounded below: only the number of steps
+    limits it.
 
     Source: the baseline "gradient ascent" of TOFU (arXiv:2401.06121). Deviation: the field averages each
-    micro-batch over its own tokens and then the micro-batches; here the mean is over the label tokens of the
-    whole step.
+    micro-batch over its own tokens, then averages the micro-batches; here the mean is over the label tokens
+    of the whole step.
 
     Args:
         forget_logp_BN: [B, N] log-probabilities of the labels, nats.

@@ -16,10 +16,10 @@ from expunge.methods.base import loss
     code="https://github.com/locuslab/open-unlearning/blob/f7656c77bbccb22215bea58199aee734ad7d641f/src/trainer/unlearn/grad_diff.py",
 )
 def grad_diff(forget_logp_BN: Tensor) -> Tensor:
-    """GradDiff, its forget term: log p(y_t) of each forget label, as in gradient ascent.
+    """The forget term of GradDiff: log p(y_t) of each forget label, as in gradient ascent.
 
-    L = gamma * (-CE(f)) + alpha * CE(r), each CE the mean over the label tokens of its side; the second term
-    is the retain term `nll` unless another is chosen.
+    L = gamma * (-CE(f)) + alpha * CE(r), where each CE is the mean over the label tokens of its side. The
+    second term is the retain term; its default is `nll`.
 
     Source: "gradient difference" of TOFU (arXiv:2401.06121; first in arXiv:2203.12817). Deviation: means are
     over the label tokens of the whole step, not means of micro-batch means.

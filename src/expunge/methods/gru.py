@@ -1,4 +1,4 @@
-"""GRU, gradient rectified unlearning: a step of forgetting that does not go against the retain set."""
+"""GRU, gradient rectified unlearning: a forget step without the part that conflicts with the retain set."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ from expunge.core.ranges import Share
 
 
 class GRU:
-    """Takes off the own gradient what points against the retain gradient.
+    """Removes from the own gradient the part that points against the retain gradient.
 
-    With g_u the gradient of the own terms and g_r the running mean of the retain term's, g_r <- ema g + (1 -
-    ema) g_r: g = g_u - min(0, <g_u, g_r>) / ||g_r||^2 g_r, the gradient nearest to g_u with <g, g_r> >= 0.
-    Where the two agree, g_u is taken as it
-    is. The retain gradient is never added: the retain set is kept by not going against it.
+    g_u is the gradient of the own terms. g_r is the running mean of the retain term's gradient g_t:
+    g_r <- ema g_t + (1 - ema) g_r. Result: g = g_u - min(0, <g_u, g_r>) / ||g_r||^2 g_r, the gradient nearest
+    to g_u with <g, g_r> >= 0. If the two do not conflict, g = g_u. The retain gradient is never added: it
+    only limits the direction of the step.
 
-    Source: arXiv:2503.09117; in code open-unlearning at 911e52a1cdd75e753e868b568257e5d2796af373,
-    src/trainer/unlearn/gru.py, whose
-    `gamma_gru` is `ema` here. Deviation: that starts the running mean at 0, so that the first g_r is ema
-    times too short, which the projection does not see, but the later ones mix it in as it is; here it starts
-    at the first gradient. Costs two gradients of memory.
+    Source: arXiv:2503.09117; code: open-unlearning at 911e52a1cdd75e753e868b568257e5d2796af373,
+    src/trainer/unlearn/gru.py, whose `gamma_gru` is `ema` here. Deviation: that code starts the running mean
+    at 0, so the first g_r is too small by the factor ema. The projection is invariant to this factor, but
+    later means are not. Here the mean starts at the first gradient. Cost: memory for two gradients.
 
     Args:
         ema: weight of the newest retain gradient in the running mean, above 0, at most 1; 1 = no memory.
@@ -34,7 +33,7 @@ class GRU:
         self.mean: list[Tensor] = []
 
     def __call__(self, own: Sequence[Tensor], retain: Sequence[Tensor]) -> list[Tensor]:
-        """The rectified gradient of a step, a tensor a parameter."""
+        """The rectified gradient of a step, one tensor per parameter."""
         if not self.mean:
             self.mean = [part.detach().clone() for part in retain]
         else:
@@ -52,7 +51,7 @@ class GRU:
         return {f"retain_gradient.{number}": part for number, part in enumerate(self.mean)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up the running mean."""
+        """Restore the running mean."""
         self.mean = [state[f"retain_gradient.{number}"] for number in range(len(state))]
 
 

@@ -1,4 +1,4 @@
-"""l1-sparse: fine-tuning on the retain set under a penalty on the absolute values of the weights."""
+"""l1-sparse: fine-tuning on the retain set with a penalty on the absolute values of the weights."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ from expunge.methods.base import loss
 def l1_sparse(parameters: Sequence[Tensor], *, alpha_l1: float = 0.0) -> Tensor:
     """The penalty alpha_l1 * sum |theta| over the parameters that are trained; the retain term is CE(r).
 
-    L = CE(r) + alpha_l1 ||theta||_1, once an optimizer step however many micro-batches it has. The forget set
-    is not read. The default of 0, as in SOUL's code, is plain fine-tuning on the retain set.
+    L = CE(r) + alpha_l1 ||theta||_1, with the penalty once per optimizer step for any number of
+    micro-batches. The forget set is not read. The default of 0, as in SOUL's code, is plain fine-tuning on
+    the retain set.
 
-    As in SOUL's code the penalty keeps its weight and is over the parameters that are trained. The authors'
-    own lets it fall in a straight line by epochs, which is `schedule=fade`, and takes it over all parameters:
+    As in SOUL's code, the weight of the penalty is constant, and the sum is over the parameters that are
+    trained. In the authors' code the weight falls linearly by epochs (`schedule=fade`), and the sum is over
+    all parameters:
     https://github.com/OPTML-Group/Unlearn-Sparse/blob/16a2dbc8d88f222e238556baca717cebb6269dc2/unlearn/FT.py.
 
     Args:

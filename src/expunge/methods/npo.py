@@ -9,7 +9,7 @@ from expunge.methods.base import loss
 
 
 def reward(forget_seq_logp_B: Tensor, ref_forget_seq_logp_B: Tensor, *, beta: float) -> Tensor:
-    """The forget answer's reward, beta log(p_theta / p_ref): 0 at first, below 0 once it is less likely."""
+    """The forget answer's reward, beta log(p_theta / p_ref): 0 at first, negative when it is less likely."""
     return beta * (forget_seq_logp_B - ref_forget_seq_logp_B)
 
 
@@ -24,15 +24,15 @@ def reward(forget_seq_logp_B: Tensor, ref_forget_seq_logp_B: Tensor, *, beta: fl
     code="https://github.com/licong-lin/negative-preference-optimization/blob/9e5f646b09bb5f1a6eed16085220ed1c3affa42d/TOFU/dataloader.py",
 )
 def npo(forget_seq_logp_B: Tensor, ref_forget_seq_logp_B: Tensor, *, beta: float = 0.1) -> Tensor:
-    """NPO: DPO with the forget answer as the dispreferred one and no preferred one.
+    """NPO: DPO with the forget answer as the dispreferred answer and no preferred answer.
 
     L = -(2 / beta) log sigmoid(-beta log(p_theta(y|x) / p_ref(y|x))), eq. 3 of arXiv:2404.05868, where log
     p(y|x) is the SUM over the label tokens. At the reference its gradient is that of +log p_theta(y|x), the
-    per-sequence sum, as it is everywhere for beta -> 0.
+    per-sequence sum. For beta -> 0 this holds everywhere.
 
-    Deviation from the authors' code: none in the formula. Other code in the field that is called NPO uses
-    batch-mean log-likelihoods or raw logits; this is the paper's. The retain term is `nll` (the paper's
-    NPO+RT) unless another is chosen.
+    Deviation from the authors' code: none in the formula. Other code in the field with the name NPO uses
+    batch-mean log-likelihoods or raw logits; this is the paper's form. The default retain term is `nll` (the
+    paper's NPO+RT).
 
     Args:
         forget_seq_logp_B: [B] log-probability of each forget answer under the model, nats.

@@ -1,4 +1,4 @@
-"""From a configuration to an objective: which losses, with which hyper-parameters and weights."""
+"""The objective that a configuration describes: which losses, with which hyper-parameters and weights."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class Term:
     """One summand of an objective.
 
     Attributes:
-        name: its name in the logs, unique in its objective.
+        name: its name in the logs, unique within the objective.
         loss: the function of quantities.
-        weight: what its mean is multiplied by; may change from step to step.
-        kwargs: hyper-parameters, bound.
+        weight: factor of its mean; may change from step to step.
+        kwargs: bound hyper-parameters.
         is_retain: whether it is the retain term.
         watched: whether it is computed even at weight 0, because its value is needed.
     """
@@ -53,12 +53,12 @@ class Term:
 
     @property
     def kind(self) -> Kind:
-        """What its mean is over."""
+        """What it is averaged over."""
         return self.loss.spec.kind
 
     @property
     def side(self) -> str:
-        """The side whose label tokens or sequences its mean is over."""
+        """The side whose label tokens or sequences it is averaged over."""
         return self.loss.spec.side
 
     @property
@@ -68,20 +68,20 @@ class Term:
 
     @property
     def places(self) -> str:
-        """The positions it looks at: "labels", or another of `expunge.training.places`."""
+        """The positions it reads: "labels", or another choice of `expunge.training.places`."""
         return str(self.kwargs[self.loss.spec.places]) if self.loss.spec.places else "labels"
 
     def __call__(self, quantities: Mapping[str, Any]) -> Tensor:
-        """The loss of quantities by name, [B], [B, N] or [], neither reduced nor weighted."""
+        """The loss from quantities by name: [B], [B, N] or [], neither reduced nor weighted."""
         return self.loss(*(quantities[need.name] for need in self.needs), **self.kwargs)
 
     @property
     def diagnostics(self) -> tuple[str, ...]:
-        """The names, in the logs, of what is logged beside its value."""
+        """The log names of the values that are logged beside the loss."""
         return tuple(f"{self.name}_{name}" for name in self.loss.spec.diagnostics)
 
     def diagnosed(self, quantities: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Its diagnostics by their names in the logs, each [B], without gradient."""
+        """Its diagnostics by log name, each [B], without gradient."""
         given = [quantities[need.name] for need in self.needs]
         with torch.no_grad():
             values = [function(*given, **self.kwargs) for function in self.loss.spec.diagnostics.values()]
@@ -92,10 +92,10 @@ class Objective:
     """A weighted sum of terms. A method with a state overrides the methods from `prepare` on.
 
     Args:
-        terms: the summands; those of weight 0 are dropped, never computed.
-        schedule: what the weights are multiplied by, from step to step; None = they stay.
-        combination: how the gradients of the method's own terms and of the retain term are put together; None
-            = added.
+        terms: the summands; a term of weight 0 is dropped and never computed.
+        schedule: gives the factors of the weights at each step; None = the weights stay constant.
+        combination: how the gradients of the method's own terms and of the retain term are combined; None =
+            they are added.
 
     Raises:
         UserError: nothing is left to optimise.
@@ -107,25 +107,25 @@ class Objective:
         self.terms = tuple(term for term in terms if term.weight != 0)
         if not self.terms:
             raise UserError(
-                "every term of the objective has weight 0: nothing to optimise",
-                "give trainer.method_args.gamma or alpha another value",
+                "every term of the objective has weight 0, so there is nothing to optimise",
+                "set trainer.method_args.gamma or trainer.method_args.alpha to a value other than 0",
             )
         self.schedule, self.combination = schedule, combination
         self._weights = [term.weight for term in self.terms]
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        """Every quantity that some term reads, each once."""
+        """The quantities that the terms read, each once."""
         return tuple(dict.fromkeys(need for term in self.terms for need in term.needs))
 
     @property
     def sides(self) -> tuple[str, ...]:
-        """The sides of the data that are read, each once."""
+        """The sides of the data that the terms read, each once."""
         return tuple(dict.fromkeys(need.data_side for need in self.needs if need.side))
 
     @property
     def elsewhere(self) -> dict[str, tuple[str, ...]]:
-        """The sides of the data that terms look at other places of than the labels, by these places."""
+        """For each choice of positions other than the labels: the sides of the data that are read there."""
         found: dict[str, dict[str, None]] = {}
         for term in self.terms:
             if term.places != "labels":
@@ -140,7 +140,7 @@ class Objective:
 
     @property
     def hidden(self) -> str | tuple[str, ...] | None:
-        """The regular expression (a tuple of several) of the modules whose output is read as `hidden_BTD` (`hidden_LBTD`)."""
+        """The pattern of the module read as `hidden_BTD`, or the patterns of those read as `hidden_LBTD`."""
         for term in self.terms:
             if any(need.hidden for need in term.needs):
                 pattern = term.kwargs["module_regex"]
@@ -148,19 +148,19 @@ class Objective:
         return None
 
     def prepare(self, model: nn.Module, seed: int, tokenizer: Any = None) -> None:
-        """Once before the optimizer is built: look for the modules that are read, and freeze the parameters that are not to move.
+        """Find the modules to read and freeze the parameters that must not move.
 
-        Where hidden states alone are read, the parameters of later layers cannot move; they are frozen as
-        well.
+        Called once, before the optimizer is built. If the objective reads only hidden states, the parameters
+        of later layers get no gradient; they are frozen as well.
 
         Args:
             model: the model to train, not wrapped yet.
-            seed: of the run; whatever is drawn comes from generators of it.
+            seed: of the run; the generators of all random draws are derived from it.
             tokenizer: of the model, for methods that write text of their own.
 
         Raises:
-            UserError: a pattern that matches no module or parameter, or several modules; it lists the near
-                ones.
+            UserError: a pattern matches no module or parameter, or several modules; the message lists similar
+                names.
         """
         if self.hidden is not None:
             modules_named(model, self.hidden)
@@ -173,15 +173,15 @@ class Objective:
             freeze_unreached(model, self.hidden)
 
     def given(self, device: torch.device) -> dict[str, Tensor]:
-        """The quantities that the objective itself keeps, such as `control_D`, on a device."""
+        """The quantities that the objective keeps, such as `control_D`, on a device."""
         return {}
 
     def derived(self, sides: Mapping[str, Side]) -> dict[str, Side]:
-        """Further sides of a batch, made of those that were collated; see `core.needs.SIDES`."""
+        """Further sides of a batch, made from the collated ones; see `core.needs.SIDES`."""
         return {}
 
     def begin_step(self, info: StepInfo) -> None:
-        """Called before each optimizer step: sets the terms' weights by the schedule."""
+        """Set the terms' weights by the schedule; called before each optimizer step."""
         if self.schedule is not None:
             factors = self.schedule(info)
             for term, weight in zip(self.terms, self._weights, strict=True):
@@ -189,27 +189,27 @@ class Objective:
 
     @property
     def listens(self) -> bool:
-        """Whether `on_micro_batch` is to be called, which makes each micro-batch wait for its values."""
+        """Whether `on_micro_batch` is called; each micro-batch then waits until its values are computed."""
         return False
 
     def on_micro_batch(self, values: Mapping[str, float]) -> None:
-        """Called after each micro-batch, where `listens`, with each term's mean over it on this rank."""
+        """Called after each micro-batch if `listens`, with each term's mean over it on this rank."""
 
     def on_step(self, values: Mapping[str, float]) -> None:
-        """Called after each optimizer step with every term's unweighted mean over the whole step, all ranks included."""
+        """Called after each optimizer step, with each term's unweighted mean over the step on all ranks."""
 
     def report(self) -> dict[str, float]:
-        """What a log record tells beside the terms' values: the weights, where they move."""
+        """What a log record holds besides the terms' values: the weights, if a schedule changes them."""
         return (
             {f"weight_{term.name}": term.weight for term in self.terms} if self.schedule is not None else {}
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint has to keep, tensors and JSON values."""
+        """The state for a checkpoint: tensors and JSON values."""
         return self.combination.state_dict() if self.combination is not None else {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what `state_dict` gave.
+        """Restore the state that `state_dict` returned.
 
         Raises:
             UserError: the state belongs to another objective.
@@ -218,8 +218,8 @@ class Objective:
             self.combination.load_state_dict(state)
         elif state:
             raise UserError(
-                f"the checkpoint holds a state ({', '.join(sorted(state))}) that this objective does not have",
-                "resume the same method",
+                f"the checkpoint holds a state ({', '.join(sorted(state))}) that this method does not have",
+                "resume with the method (trainer=...) that wrote the checkpoint",
             )
 
 
@@ -231,8 +231,8 @@ def build_objective(
     Args:
         handler: the method's loss as "module:function".
         method_args: see `config.method.bind_method`.
-        switches: the keyword arguments that `compat` sets for a loss, by its name; what `method_args` states
-            wins.
+        switches: the keyword arguments that `compat` sets for a loss, by its name; `method_args` takes
+            precedence.
 
     Raises:
         UserError: all faults together.
@@ -241,10 +241,10 @@ def build_objective(
 
 
 def objective_of(bound: Mapping[str, Bound]) -> Objective:
-    """The objective of a method that was bound, its own terms first.
+    """The objective of a bound method; its own terms come first.
 
     Args:
-        bound: of `config.method.bind_method`: loss, further terms, retain term, schedule, combination.
+        bound: from `config.method.bind_method`: loss, further terms, retain term, schedule, combination.
 
     Raises:
         UserError: a handler cannot be imported, or every weight is 0.
@@ -256,7 +256,7 @@ def objective_of(bound: Mapping[str, Bound]) -> Objective:
         terms.append(Term(name, found, weight, {**found.spec.hyper, **chosen.kwargs}, is_retain=is_retain))
     if RETAIN not in bound and "alpha" in bound[KEY].given:
         log.info(
-            "alpha=%s weighs a retain term, and %s runs without one here",
+            "alpha=%s has no effect: it is the weight of the retain term, and %s has no retain term here",
             bound[KEY].options["alpha"],
             terms[0].name,
         )

@@ -1,4 +1,4 @@
-"""PDU, primal-dual unlearning: flatten the logits of the forget set under a bound on the retain loss."""
+"""PDU, primal-dual unlearning: flatten the logits of the forget set, with a bound on the retain loss."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from expunge.methods.schedule import Schedule, StepInfo
 class DualObjective(Objective):
     """An objective whose retain weight is a dual multiplier: lambda <- max(0, lambda + eta (L_r - eps)).
 
-    L_r is the retain term's mean over an optimizer step, all micro-batches and ranks, or over an epoch's
-    steps. The multiplier starts at alpha, stays there for the warm-up epochs, is logged as `retain_weight`,
-    and kept in the checkpoint. At 0 the retain term is computed nonetheless, since its value may bring the
-    weight back.
+    L_r is the retain term's mean over an optimizer step (all micro-batches and ranks) or over an epoch's
+    steps. The multiplier starts at alpha and stays there for the warm-up epochs. It is logged as
+    `retain_weight` and saved in the checkpoint. The retain term is computed even if the multiplier is 0,
+    because its value may raise the multiplier again.
 
     Args:
-        terms: the method's own term first, whose hyper-parameters hold the dual's; then the retain term.
-        schedule: has to be None: the multiplier is the schedule.
+        terms: the method's own term, whose hyper-parameters include those of the multiplier; then the retain
+            term.
+        schedule: must be None: the multiplier is the schedule.
         combination: as for `Objective`.
 
     Raises:
-        UserError: there is no retain term, or a schedule.
+        UserError: there is no retain term, or there is a schedule.
     """
 
     def __init__(
@@ -40,12 +41,13 @@ class DualObjective(Objective):
         retain = [term for term in self.terms if term.is_retain]
         if not retain:
             raise UserError(
-                "PDU bounds a retain term, and has none here", "choose retain=nll and an alpha above 0"
+                "PDU bounds a retain term, and none is given",
+                "set trainer.method_args.retain=nll and an alpha above 0",
             )
         if schedule is not None:
             raise UserError(
-                "PDU's retain weight is its multiplier, which no schedule may move",
-                "take out schedule, or choose another method",
+                "PDU sets its retain weight itself, so it takes no schedule",
+                "remove trainer.method_args.schedule, or choose another method",
             )
         self.retain = retain[0]
         self.retain.watched = bool(self.settings["primal_dual"])
@@ -53,7 +55,7 @@ class DualObjective(Objective):
         self.info = StepInfo(0, 1, 0.0, 1.0)
 
     def begin_step(self, info: StepInfo) -> None:
-        """Where an epoch is over, and the multiplier moves by epochs: move it."""
+        """At the end of an epoch, update the multiplier if it is updated by epochs."""
         over = info.whole_epochs > self.info.whole_epochs
         self.info = info
         if over and self.settings["dual_update_upon"] == "epoch" and self.steps:
@@ -61,7 +63,7 @@ class DualObjective(Objective):
             self.sum, self.steps = 0.0, 0
 
     def on_step(self, values: Mapping[str, float]) -> None:
-        """Move the multiplier, or sum up for the epoch."""
+        """Update the multiplier, or add to the sum of the epoch."""
         if self.settings["dual_update_upon"] == "epoch":
             self.sum, self.steps = self.sum + values[self.retain.name], self.steps + 1
         elif self.settings["dual_unit"] == "step":
@@ -69,13 +71,13 @@ class DualObjective(Objective):
 
     @property
     def listens(self) -> bool:
-        """The field's way: the multiplier moves after each micro-batch of each rank by itself."""
+        """Whether each rank updates its own multiplier after each micro-batch, as in the field's code."""
         return bool(
             self.settings["dual_update_upon"] == "step" and self.settings["dual_unit"] == "micro_batch"
         )
 
     def on_micro_batch(self, values: Mapping[str, float]) -> None:
-        """Move the multiplier."""
+        """Update the multiplier."""
         self._ascend(values[self.retain.name])
 
     def report(self) -> dict[str, float]:
@@ -83,7 +85,7 @@ class DualObjective(Objective):
         return {**super().report(), "retain_weight": self.retain.weight}
 
     def state_dict(self) -> dict[str, Any]:
-        """The multiplier, and what the epoch has summed up."""
+        """The multiplier and the sum of the epoch so far."""
         return {
             **super().state_dict(),
             "retain_weight": self.retain.weight,
@@ -93,7 +95,7 @@ class DualObjective(Objective):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up the multiplier of a checkpoint.
+        """Restore the multiplier of a checkpoint.
 
         Raises:
             UserError: the checkpoint has none.
@@ -136,25 +138,25 @@ def pdu(
     dual_unit: Literal["step", "micro_batch"] = "step",
     mask: Literal["labels", "own"] = "labels",
 ) -> Tensor:
-    """PDU, its forget term: (max_v z - mean_v z)^2, logit margin flattening, where labels are predicted.
+    """The forget term of PDU: (max_v z - mean_v z)^2, logit margin flattening, where labels are predicted.
 
     min over theta, max over lambda >= 0 of mean over forget labels of (max z - mean z)^2 + lambda (CE(r) -
-    eps). The retain term's weight is lambda, which starts at alpha and moves as `DualObjective` says. For
-    TOFU: alpha 100, dual_step_size 5, retain_loss_eps 0.3.
+    eps). The retain term's weight is lambda; it starts at alpha and is updated by `DualObjective`. For TOFU:
+    alpha 100, dual_step_size 5, retain_loss_eps 0.3.
 
-    Deviations from the field's code, on purpose: that masks the logits at the labels' own positions, one late
-    (`mask="own"` brings it back), and moves lambda after each micro-batch of each rank by itself
-    (`dual_unit="micro_batch"`). With `dual_update_upon="epoch"` it evaluates the retain loss anew over all
-    pairs after an epoch; here the mean of the epoch's steps is taken, at no cost.
+    Deviations from the field's code, on purpose: it masks the logits at the labels' own positions, one
+    position late (`mask="own"` restores it). On each rank separately, it updates lambda after each
+    micro-batch (`dual_unit="micro_batch"`). With `dual_update_upon="epoch"` it evaluates the retain loss
+    again over all pairs after an epoch; here the mean of the epoch's steps is used, without extra cost.
 
     Args:
         forget_logits_BNV: [B, N, V] logits of the model.
-        retain_loss_eps: eps, what the retain loss may be, nats; has to be given.
-        primal_dual: whether the multiplier moves at all.
-        dual_step_size: eta, of the multiplier's ascent.
-        dual_update_upon: when it moves.
-        dual_warmup_epochs: epochs before it moves.
-        dual_unit: what a "step" is: of the optimizer, or a micro-batch.
+        retain_loss_eps: eps, the bound on the retain loss, nats; required.
+        primal_dual: whether the multiplier is updated at all.
+        dual_step_size: eta, the step size of the multiplier.
+        dual_update_upon: when the multiplier is updated.
+        dual_warmup_epochs: epochs before the first update.
+        dual_unit: what a "step" is: an optimizer step or a micro-batch.
         mask: where the logits are read: where labels are predicted, or at the labels themselves.
 
     Returns:

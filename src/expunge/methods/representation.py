@@ -10,17 +10,17 @@ from torch import Tensor
 from expunge.lm.logprobs import as_float32, masked_mean, masked_sum
 
 Ratio = Literal["sequence", "batch"]
-"""What the sum over a sequence's tokens is divided by: their number, or the harmonic mean of the numbers of the batch."""
+"""The divisor of a sum over a sequence's tokens: their number, or the harmonic mean over the batch."""
 
 
 def counted_tokens(mask_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
-    """The tokens whose hidden states count: the labels where a row has a prompt, all tokens where it is plain text.
+    """The tokens whose hidden states count: the labels of a row with a prompt, all tokens of plain text.
 
-    A row is plain text if all its tokens but the first are labels; then the first counts as well.
+    A row is plain text if all its tokens except the first are labels; then the first counts as well.
 
     Args:
         mask_BT: [B, T] True = a label, at its own position.
-        attention_mask_BT: [B, T] True = a token, no padding.
+        attention_mask_BT: [B, T] True = a token, not padding.
 
     Returns:
         [B, T] bool.
@@ -38,12 +38,12 @@ def squared_distance(
         hidden_BTD: [B, T, D] states.
         target_BTD: broadcast to [B, T, D].
         counted_BT: [B, T] True = counts.
-        ratio: "sequence" = each sum is divided by its own count; "batch" = by every count of the batch in
-            turn, and averaged, which is what dividing [B] by [B, 1] and taking the mean of the [B, B]
-            quotients comes to.
+        ratio: "sequence" = each sum is divided by its own count; "batch" = each sum is divided by every count
+            of the batch, and the quotients are averaged. This is what the field's code does when it divides
+            [B] by [B, 1] and takes the mean of the [B, B] quotients.
 
     Returns:
-        [B], >= 0; 0 where nothing counts.
+        [B], >= 0; 0 if no token counts.
     """
     difference_BTD = torch.where(
         counted_BT.unsqueeze(-1), as_float32(hidden_BTD) - as_float32(target_BTD), 0.0

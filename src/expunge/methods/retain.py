@@ -1,4 +1,4 @@
-"""Retain terms: what keeps the rest of the model's knowledge in place. They are losses like any other."""
+"""Retain terms: losses that preserve the rest of the model's knowledge."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from expunge.methods.base import loss
 from expunge.methods.representation import Ratio, counted_tokens, squared_distance
 
 Form = Literal["kl", "reverse_cross_entropy"]
-"""KL(ref || theta), or what SOUL's code computes under that name: -sum_v p_theta(v) log p_ref(v)."""
+"""KL(ref || theta), or what SOUL's code computes and calls KL: -sum_v p_theta(v) log p_ref(v)."""
 
 
 def distance(ref_logits_BNV: Tensor, logits_BNV: Tensor, form: Form) -> Tensor:
-    """How far a model's next-token distributions are from the reference's, [B, N], nats."""
+    """The distance of a model's next-token distributions from the reference's, [B, N], nats."""
     if form == "kl":
         return divergence.kl(ref_logits_BNV, logits_BNV)
     return divergence.cross_entropy(logits_BNV, ref_logits_BNV)
@@ -57,21 +57,20 @@ def kl(
 
     L_r = mean over label tokens of sum_v p_ref(v) (log p_ref(v) - log p_theta(v)).
 
-    Deviation from the field's code, on purpose: that sums over every position, prompt and padding included,
-    and divides by B * T, so that its value depends on how much padding a batch has. Here only label tokens
-    count; `mask="all"` brings the field's way back. SOUL's code computes -sum p_theta log p_ref there, the
-    divergence reversed and without the entropy, which a theta that puts all its mass on the reference's
-    likeliest token minimises, not the reference itself: `form="reverse_cross_entropy"` and `mask="all"`
-    (`compat=soul`).
+    Deviation from the field's code, on purpose: it sums over every position, prompt and padding included, and
+    divides by B * T, so its value depends on the amount of padding. Here only label tokens count;
+    `mask="all"` restores the field's way. SOUL's code computes -sum p_theta log p_ref there: the reversed
+    divergence without the entropy. Its minimum is not the reference but a theta that puts all its mass on the
+    reference's likeliest token. `form="reverse_cross_entropy"` and `mask="all"` restore it (`compat=soul`).
 
     Args:
         retain_logits_BNV: [B, N, V] logits of the model.
         ref_retain_logits_BNV: [B, N, V] logits of the model before unlearning.
-        form: how far the two distributions are apart.
+        form: the distance between the two distributions.
         mask: what counts: the labels, or all positions, prompt and padding included.
 
     Returns:
-        [B, N] per label token, >= 0 up to rounding, 0 where both models agree.
+        [B, N] per label token, >= 0 up to rounding, 0 if both models agree.
     """
     return distance(ref_retain_logits_BNV, retain_logits_BNV, form)
 
@@ -94,20 +93,20 @@ def embed_diff(
 
     L_r = mean over sequences of mean over tokens of ||h_theta - h_ref||^2 / d.
 
-    Deviation from the field's code, on purpose: that divides the [B] sums by counts of shape [B, 1], and
-    averages the [B, B] quotients; here each sequence is divided by its own count. `ratio="batch"` brings the
-    field's way back.
+    Deviation from the field's code, on purpose: it divides the [B] sums by counts of shape [B, 1] and
+    averages the [B, B] quotients. Here each sequence's sum is divided by its own count. `ratio="batch"`
+    restores the field's way.
 
     Args:
         retain_hidden_BTD: [B, T, D] output of the module in the model.
         ref_retain_hidden_BTD: [B, T, D] in the model before unlearning.
         retain_mask_BT: [B, T] True = a label, at its own position.
-        retain_attention_mask_BT: [B, T] True = a token, no padding.
-        module_regex: of the module whose output is read; null = the one that the method reads.
-        ratio: what a sequence's sum is divided by.
+        retain_attention_mask_BT: [B, T] True = a token, not padding.
+        module_regex: matches the whole name of the module whose output is read; null = the method's module.
+        ratio: the divisor of a sequence's sum.
 
     Returns:
-        [B] per sequence, >= 0, 0 where both models agree.
+        [B] per sequence, >= 0, 0 if both models agree.
     """
     counted_BT = counted_tokens(retain_mask_BT, retain_attention_mask_BT)
     return squared_distance(retain_hidden_BTD, ref_retain_hidden_BTD, counted_BT, ratio)

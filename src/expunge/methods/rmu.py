@@ -1,4 +1,4 @@
-"""RMU, representation misdirection for unlearning: hidden states of forget text are steered to a random direction."""
+"""RMU, representation misdirection for unlearning: steer hidden states of forget text to a random vector."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from expunge.models.outputs import unwrapped
 
 
 class ControlVector(Objective):
-    """An objective that keeps a random unit vector u, drawn once a run from the seed and stored with each checkpoint."""
+    """An objective with a random unit vector u, drawn once per run from the seed and saved in checkpoints."""
 
     control_D: Tensor | None = None
 
     def prepare(self, model: nn.Module, seed: int, tokenizer: Any = None) -> None:
-        """As `Objective.prepare`; draws u: uniform on [0, 1)^D, then normalised."""
+        """As `Objective.prepare`; also draws u: uniform on [0, 1)^D, then normalised."""
         super().prepare(model, seed, tokenizer)
         width = int(cast(Any, unwrapped(model)).config.get_text_config().hidden_size)
         control_D = torch.rand(width, generator=runtime.generator(seed, "control vector"))
@@ -39,7 +39,7 @@ class ControlVector(Objective):
         return {**super().state_dict(), **({} if self.control_D is None else {"control_D": self.control_D})}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up the control vector of a checkpoint.
+        """Restore the control vector of a checkpoint.
 
         Raises:
             UserError: the checkpoint has none.
@@ -73,27 +73,27 @@ def rmu(
     """RMU: ||h(x_f) - c u||^2 / d, averaged over the tokens that count, then over sequences.
 
     h is the OUTPUT of the module that `module_regex` names (`model.layers.7` = hidden_states[8] of
-    transformers), not shifted; u a unit vector drawn once a run. The labels count where a row has a prompt,
-    all tokens where it is plain text. The retain term `embed_diff` is the same distance between the model and
+    transformers), not shifted; u is a unit vector, drawn once per run. In a row with a prompt the labels
+    count, in plain text all tokens. The retain term `embed_diff` is the same distance between the model and
     the model before unlearning.
 
     Published for WMDP (Zephyr-7B): c 6.5, alpha 1200, layer 7, `mlp.down_proj` of layers 5 to 7, 150 batches
     of 4, lr 5e-5.
 
-    Deviations from the field's code, on purpose: that divides [B] sums by counts of shape [B, 1]
-    (`ratio="batch"` brings it back); and leaves gradients on for parameters that it does not train, which
-    then count in the norm that is clipped: here they are frozen.
+    Deviations from the field's code, on purpose: it divides [B] sums by counts of shape [B, 1]
+    (`ratio="batch"` restores it). It also computes gradients of parameters that it does not train, and they
+    count in the norm for clipping; here these parameters are frozen.
 
     Args:
         forget_hidden_BTD: [B, T, D] output of the module in the model.
         control_D: [D] the unit vector u.
         forget_mask_BT: [B, T] True = a label, at its own position.
-        forget_attention_mask_BT: [B, T] True = a token, no padding.
-        steering_coeff: c, the length of the vector that states are steered to.
+        forget_attention_mask_BT: [B, T] True = a token, not padding.
+        steering_coeff: c, the norm of the vector that states are steered to.
         module_regex: matches the whole name of the module whose output is steered.
         trainable_params_regex: match the whole names of the parameters that are trained; the others are
             frozen.
-        ratio: what a sequence's sum is divided by.
+        ratio: the divisor of a sequence's sum.
 
     Returns:
         [B] per sequence, >= 0.

@@ -1,4 +1,4 @@
-"""Circuit breakers (RR, representation rerouting): hidden states of forget text are turned away from where they were."""
+"""Circuit breakers (RR, representation rerouting): turn hidden states of forget text to other directions."""
 
 from __future__ import annotations
 
@@ -33,28 +33,27 @@ def rr(
     module_regex: str | Sequence[str] = (r"model\.layers\.9", r"model\.layers\.19"),
     trainable_params_regex: str | Sequence[str] = (".*",),
 ) -> Tensor:
-    """RR: relu(cos(h_theta, h_ref)), averaged over the modules and the tokens that count, then over sequences.
+    """RR: relu(cos(h_theta, h_ref)), a mean over the modules and the tokens that count, then over sequences.
 
     L = c_s relu(cos(h_theta, h_ref))(f) + c_r ||h_theta - h_ref||(r), c_s = gamma (1 - t), c_r = alpha t, t =
-    step / (2 * steps): the schedule `reroute`, half and half at the last step. At a right angle nothing
-    pushes any more. Where theta is the reference, so at the first step of a run without dropout, the cosine
-    is at its top and the gradient zero up to rounding: a descent starts from noise.
+    step / (2 * steps): the schedule `reroute`, with t = 1/2 at the last step. The gradient is zero for
+    vectors at a right angle. At the reference, so at the first step of a run without dropout, the cosine is
+    at its maximum and the gradient is zero up to rounding: training starts from rounding noise.
 
-    gamma = alpha = 10 are the authors' for Llama-3-8B, who train LoRA adapters (r 16, alpha 16, dropout .05)
-    on all layers up to the last that is read, lr 1e-4, 150 steps of 16; the modules are the outputs of layers
-    10 and 20 in their count, hidden_states of transformers.
+    gamma = alpha = 10 are the authors' values for Llama-3-8B. They train LoRA adapters (r 16, alpha 16,
+    dropout .05) on all layers up to the last that is read, lr 1e-4, 150 steps of 16. They read the outputs of
+    layers 10 and 20, counted as in hidden_states of transformers.
 
-    Deviations from the authors' code: means are per sequence, then over sequences, not over the batch's
-    tokens at once; where a row has a prompt its labels alone count, not the prompt; the retain term reads the
-    same modules, where they read the embeddings and every layer up to the last, and its mean leaves padding
-    out, which theirs counts as zeros.
+    Deviations from the authors' code: means are per sequence, then over sequences, not over all tokens of the
+    batch. In a row with a prompt only the labels count. The retain term reads the same modules; theirs reads
+    the embeddings and every layer up to the last. Its mean leaves out padding; theirs counts padding as 0.
 
     Args:
         forget_hidden_LBTD: [L, B, T, D] outputs of the modules in the model.
         ref_forget_hidden_LBTD: [L, B, T, D] in the model before unlearning.
         forget_mask_BT: [B, T] True = a label, at its own position.
-        forget_attention_mask_BT: [B, T] True = a token, no padding.
-        module_regex: each matches the whole name of one module.
+        forget_attention_mask_BT: [B, T] True = a token, not padding.
+        module_regex: patterns; each matches the whole name of one module.
         trainable_params_regex: match the whole names of the parameters that are trained; the others are
             frozen.
 
@@ -78,17 +77,17 @@ def rr_retain(
     *,
     module_regex: str | Sequence[str] | None = None,
 ) -> Tensor:
-    """The retain term of RR: ||h_theta - h_ref||, averaged over the modules and the tokens that count, then over sequences.
+    """The retain term of RR: ||h_theta - h_ref||, a mean over modules and tokens, then over sequences.
 
     Args:
         retain_hidden_LBTD: [L, B, T, D] outputs of the modules in the model.
         ref_retain_hidden_LBTD: [L, B, T, D] in the model before unlearning.
         retain_mask_BT: [B, T] True = a label, at its own position.
-        retain_attention_mask_BT: [B, T] True = a token, no padding.
-        module_regex: null = those that the method reads.
+        retain_attention_mask_BT: [B, T] True = a token, not padding.
+        module_regex: null = the method's modules.
 
     Returns:
-        [B] per sequence, >= 0; the gradient is 0 where both models agree exactly.
+        [B] per sequence, >= 0; the gradient is 0 if both models agree exactly.
     """
     counted_BT = counted_tokens(retain_mask_BT, retain_attention_mask_BT)
     difference_LBTD = _counted(retain_hidden_LBTD, counted_BT) - _counted(ref_retain_hidden_LBTD, counted_BT)

@@ -1,4 +1,4 @@
-"""SatImp: ascent weighted by saturation and importance of each token."""
+"""SatImp: gradient ascent, weighted by the saturation and importance of each token."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from expunge.methods.base import loss
     code="https://github.com/locuslab/open-unlearning/blob/19a6141d8baf4b1d25c3a888dd876a764d85def7/src/trainer/utils.py",
 )
 def satimp(forget_logp_BN: Tensor, *, beta1: float = 5.0, beta2: float = 1.0) -> Tensor:
-    """SatImp: p_t^beta1 (1 - p_t)^beta2 log p_t, the weights without gradient.
+    """SatImp: p_t^beta1 (1 - p_t)^beta2 log p_t; the factors before log p_t have no gradient.
 
     L = -mean over label tokens of p_t^beta1 (1 - p_t)^beta2 nll_t. With beta1 = beta2 = 0 it is gradient
     ascent. The weights gamma 1 and alpha 0.1 are the authors'; open-unlearning's configuration has gamma 0.1
@@ -24,8 +24,8 @@ def satimp(forget_logp_BN: Tensor, *, beta1: float = 5.0, beta2: float = 1.0) ->
 
     Args:
         forget_logp_BN: [B, N] log-probabilities of the labels, nats.
-        beta1: exponent of the saturation weight, which fades on what is forgotten already.
-        beta2: exponent of the importance weight, which fades on what is nearly certain.
+        beta1: exponent of the saturation weight, which is small for tokens that are already forgotten.
+        beta2: exponent of the importance weight, which is small for tokens that are nearly certain.
 
     Returns:
         [B, N] per label token, <= 0.

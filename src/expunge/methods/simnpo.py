@@ -1,4 +1,4 @@
-"""Simple negative preference optimization: NPO without a reference, on length-normalised log-probabilities."""
+"""SimNPO, simple negative preference optimization: length-normalised NPO without a reference."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def simnpo(
 ) -> Tensor:
     """SimNPO: NPO without a reference, on the mean instead of the sum over an answer's label tokens.
 
-    L = -(2 / beta) log sigmoid(beta (-log p_theta(y|x) / |y| - delta)), |y| the number of label tokens. For
-    beta -> 0 its gradient is that of +log p_theta(y|x) / |y|, the per-sequence mean.
+    L = -(2 / beta) log sigmoid(beta (-log p_theta(y|x) / |y| - delta)), where |y| is the number of label
+    tokens. For beta -> 0 its gradient is that of +log p_theta(y|x) / |y|, the per-sequence mean.
 
-    Deviation from the paper: it prints log sigmoid(-(beta / |y|) log p_theta(y|x) - gamma_paper), with the
-    margin outside beta; the authors' code, kept here, has it inside: gamma_paper = beta * delta. `gamma` is
-    the term's weight here, never the margin.
+    Deviation from the paper: the paper has log sigmoid(-(beta / |y|) log p_theta(y|x) - gamma_paper), with
+    the margin outside beta. The authors' code has it inside, and so does this function: gamma_paper = beta *
+    delta. Here `gamma` is the term's weight, never the margin.
 
     Args:
         forget_seq_logp_B: [B] log-probability of each forget answer, the sum over its label tokens, nats.
-        forget_len_B: [B] label tokens; a row without any counts as of length 1.
+        forget_len_B: [B] number of label tokens; a row without labels counts as length 1.
         beta: inverse temperature, > 0.
         delta: margin on the mean negative log-likelihood of a token, nats.
 

@@ -1,4 +1,4 @@
-"""UNDIAL: self-distillation towards the reference's distribution with the true token's logit lowered."""
+"""UNDIAL: self-distillation from the reference, with the true token's logit lowered."""
 
 from __future__ import annotations
 
@@ -33,25 +33,24 @@ def undial(
 
     L = -mean over label tokens of sum_v softmax(z_ref - beta onehot(y_t))(v) log p_theta(v).
 
-    Deviation from the field's code, on purpose: that averages over every position, prompt and padding
-    included, and where there is no label lowers the logit of the vocabulary's entry at -100. Here only label
-    tokens count; `mask="predictors"` brings the field's way back.
+    Deviation from the field's code, on purpose: it averages over every position, prompt and padding included.
+    At a position without a label it lowers the logit of the vocabulary entry with index -100. Here only label
+    tokens count; `mask="predictors"` restores the field's way.
 
     Args:
         forget_logits_BNV: [B, N, V] logits of the model.
         ref_forget_logits_BNV: [B, N, V] logits of the model before unlearning, the teacher.
         forget_label_BN: [B, N] labels.
-        beta: what is taken off the true token's logit, > 0 to forget.
-        mask: what counts: the labels, or all positions that have a successor, where the label is -100
-            wherever there is none.
+        beta: the amount subtracted from the true token's logit, > 0 to forget.
+        mask: what counts: the labels, or all positions that have a successor, with -100 as the label if there
+            is none.
 
     Returns:
         [B, N] per label token, >= 0.
     """
     teacher_BNV = as_float32(ref_forget_logits_BNV)
     lowered_BN1 = torch.full_like(teacher_BNV[..., :1], -beta)
-    # Labels of -100 occur with mask="predictors" alone, and mean the vocabulary's entry at -100, as in the
-    # field's code.
+    # A label of -100 occurs only with mask="predictors". As in the field's code it is used as an index.
     entry_BN = forget_label_BN % teacher_BNV.shape[-1]
     teacher_BNV = teacher_BNV.scatter_add(-1, entry_BN.unsqueeze(-1), lowered_BN1)
     return cross_entropy(teacher_BNV.detach(), forget_logits_BNV)

@@ -1,1 +1,1 @@
-"""How a step is taken: optimizers, rules around a step (SAM, smoothing, Sophia's curvature), weight masks."""
+"""How a step is made: optimizers, rules around a step (SAM, smoothing, Sophia's curvature), weight masks."""

@@ -1,4 +1,4 @@
-"""AdamW (arXiv:1711.05101): torch's fused one, and those of bitsandbytes that keep their state in 8 bits or in paged memory."""
+"""AdamW (arXiv:1711.05101): torch's, and those of bitsandbytes with their state in 8 bits or paged memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 FUSED_ON = ("cuda", "cpu", "mps", "xpu")
 TRIAL_SIZE = 4096
-"""Weights below this number are kept in 32 bits by bitsandbytes, whatever is asked."""
+"""For parameters with fewer weights, bitsandbytes always keeps the state in 32 bits."""
 
 
 def adamw(
@@ -27,14 +27,14 @@ def adamw(
     eps: NotNegative | None = None,
     fused: bool | None = None,
 ) -> torch.optim.Optimizer:
-    """AdamW as torch has it.
+    """AdamW of torch.
 
     Args:
         groups: parameter groups, with and without weight decay.
-        args: of the training.
+        args: training arguments.
         betas: decay of the two moments; None = `trainer.args.adam_beta1` and `adam_beta2`.
         eps: added to the denominator; None = `trainer.args.adam_epsilon`.
-        fused: one kernel for all parameters; None = where the device has it.
+        fused: one kernel for all parameters; None = yes, if the device supports it.
     """
     return torch.optim.AdamW(
         groups,
@@ -53,7 +53,7 @@ def adamw_8bit(
     betas: tuple[Decay, Decay] | None = None,
     eps: NotNegative | None = None,
 ) -> torch.optim.Optimizer:
-    """AdamW with moments in 8 bits (arXiv:2110.02861), by bitsandbytes; torch's AdamW, with a notice, where that cannot run."""
+    """AdamW of bitsandbytes with 8-bit moments (arXiv:2110.02861); else torch's AdamW, with a warning."""
     return _bitsandbytes("AdamW8bit", groups, args, betas, eps)
 
 
@@ -64,7 +64,7 @@ def paged_adamw(
     betas: tuple[Decay, Decay] | None = None,
     eps: NotNegative | None = None,
 ) -> torch.optim.Optimizer:
-    """AdamW whose moments move to the host's memory when the device's is full, by bitsandbytes; else as `adamw_8bit`."""
+    """AdamW of bitsandbytes whose moments move to host memory if device memory is full; same fallback."""
     return _bitsandbytes("PagedAdamW32bit", groups, args, betas, eps)
 
 
@@ -89,7 +89,7 @@ def _bitsandbytes(
     reason = why_not_bitsandbytes(name, _devices(groups))
     if reason:
         logger.warning(
-            "%s cannot be used: %s; taken as torch's AdamW, which takes the same step in full precision",
+            "%s cannot be used: %s; torch's AdamW is used instead, it makes the same step in full precision",
             name,
             reason,
         )
@@ -106,10 +106,10 @@ def _bitsandbytes(
 
 
 def why_not_bitsandbytes(name: str, devices: set[str]) -> str:
-    """Why an optimizer of bitsandbytes cannot move parameters on these devices; empty where it can.
+    """Why an optimizer of bitsandbytes cannot update parameters on these devices; empty if it can.
 
-    Which devices have which of them depends on bitsandbytes' version and build, and shows at the first step
-    only: one is tried.
+    The supported devices depend on the version and build of bitsandbytes and show only at the first step, so
+    one step is tried.
     """
     if importlib.util.find_spec("bitsandbytes") is None:
         return 'bitsandbytes is not installed (pip install "expunge[quantized]")'
@@ -119,9 +119,7 @@ def why_not_bitsandbytes(name: str, devices: set[str]) -> str:
         try:
             getattr(importlib.import_module("bitsandbytes").optim, name)([trial]).step()
         except (RuntimeError, NotImplementedError, ValueError, AttributeError, AssertionError) as error:
-            return (
-                f"bitsandbytes cannot take its step on {device}: {type(error).__name__}: {str(error)[:200]}"
-            )
+            return f"bitsandbytes cannot make a step on {device}: {type(error).__name__}: {str(error)[:200]}"
     return ""
 
 

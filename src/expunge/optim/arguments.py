@@ -1,4 +1,4 @@
-"""The part of the training's arguments that an optimizer reads."""
+"""The part of the training arguments that an optimizer reads."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class OptimizerArgs(Protocol):
-    """What `TrainingArguments` and anything like it says to an optimizer."""
+    """What an optimizer reads of `TrainingArguments` or a similar object."""
 
     @property
     def learning_rate(self) -> float: ...  # noqa: D102

@@ -1,4 +1,4 @@
-"""What the scores of weights read: mean gradients, the size of inputs, random numbers; and from a score to a mask."""
+"""Masks from scores, and what the scores read: mean gradients, the size of inputs, random numbers."""
 
 from __future__ import annotations
 
@@ -40,28 +40,28 @@ def build_mask(
     fingerprint: str | None = None,
     **options: Any,
 ) -> WeightMask:
-    """Score the trainable weights of a model and choose the top share, which may be updated; the others stay frozen.
+    """Score the trainable weights of a model; the top share may be updated, the others stay frozen.
 
     Args:
-        model: as it is before unlearning; it is left as it was found, without gradients.
+        model: the model before unlearning; its weights are not changed, its gradients are cleared.
         score: see `scores`.
         ratio: the share of the scored weights that may be updated.
-        forget: batches of the forget rows, on the model's device; needed by scores that read them, gone
-            through once for each quantity.
+        forget: batches of the forget rows, on the model's device; needed by scores that read them; iterated
+            once for each quantity.
         retain: batches of the retain rows.
         params: regular expression that a parameter's whole name must match to be scored; the others stay
-            frozen. None = all trainable ones.
+            frozen. None = all trainable parameters.
         seed: of random scores.
-        fingerprint: of the model, where it is known; else it is taken from the weights.
+        fingerprint: of the model, if known; else it is computed from the weights.
         **options: keyword-only parameters of the score.
 
     Returns:
         The mask, with its settings.
 
     Raises:
-        UserError: an unknown option, data that the score needs and that is not given, or nothing to score.
+        UserError: data that the score needs is missing, or there is nothing to score.
     """
-    reads = _bound(score, options, forget, retain)
+    reads = _reads(score, forget, retain)
     inner = unwrapped(model)
     parameters = {name: p for name, p in inner.named_parameters() if p.requires_grad}
     scored = {
@@ -78,12 +78,13 @@ def build_mask(
     names = [name for name in scored if all(name in found for found in quantities.values())]
     if not names:
         raise UserError(
-            "there is no weight to score", f"trainable are: {', '.join(list(parameters)[:5]) or 'none'}"
+            "the mask has no weight to score",
+            f"check the mask's params; trainable parameters: {', '.join(list(parameters)[:5]) or 'none'}",
         )
     left = [name for name in parameters if name not in names]
     if left:
         logger.info(
-            "%d of %d parameters are not scored by %s and stay frozen, such as %s",
+            "%d of %d parameters are not scored by %s and stay frozen, for example %s",
             len(left),
             len(parameters),
             score.__name__,
@@ -103,21 +104,26 @@ def build_mask(
     frozen = {name: torch.zeros_like(parameters[name], dtype=torch.bool) for name in left}
     allowed = {**frozen, **top_share(scores_of, names, ratio)}
     settings = {
-        "score": f"{score.__module__}:{score.__name__}", "options": _options(score, options),
-        "ratio": ratio, "params": params, "seed": seed,
-    }  # fmt: skip
+        "score": f"{score.__module__}:{score.__name__}",
+        "options": _options(score, options),
+        "ratio": ratio,
+        "params": params,
+        "seed": seed,
+    }
     return WeightMask(allowed, settings, fingerprint or model_fingerprint(inner))
 
 
 def mean_gradients(model: nn.Module, sides: Iterable[Side]) -> dict[str, Tensor]:
-    """Gradient of the mean cross-entropy over all label tokens of all batches, in float32: it does not depend on the size of the batches.
+    """Gradient of the mean cross-entropy over the label tokens of all batches, in float32.
+
+    It does not depend on the batch size.
 
     Args:
-        model: its gradients are dropped before and after.
+        model: its gradients are cleared before and after.
         sides: batches.
 
     Returns:
-        By name of each trainable parameter; 0 where it takes no part.
+        By name of each trainable parameter; 0 if the loss does not depend on it.
 
     Raises:
         UserError: the batches have no label token.
@@ -139,7 +145,7 @@ def mean_gradients(model: nn.Module, sides: Iterable[Side]) -> dict[str, Tensor]
         clear_gradients(model)
     if tokens == 0:
         raise UserError(
-            "the rows to score weights by have no label token", "check the split and the template"
+            "the rows for scoring weights have no label token", "check the split and the template"
         )
     for value in total.values():
         value.div_(tokens)
@@ -147,10 +153,10 @@ def mean_gradients(model: nn.Module, sides: Iterable[Side]) -> dict[str, Tensor]
 
 
 def input_rms(model: nn.Module, sides: Iterable[Side]) -> dict[str, Tensor]:
-    """Per weight of each Linear, sqrt(mean x^2) of the input that it multiplies, over all real tokens of all batches.
+    """Per weight of each Linear, sqrt(mean x^2) of its input over all tokens of all batches, without padding.
 
-    A weight that several modules share (tied embeddings) has its input as a Linear. A layer whose inputs are
-    not laid out [B, T, D] is left out, since it cannot be told which of them are padding.
+    For a weight that several modules share (tied embeddings), the input of the Linear counts. A layer whose
+    input does not have the shape [B, T, D] is left out, because its padding cannot be identified.
 
     Args:
         model: the model.
@@ -175,8 +181,7 @@ def input_rms(model: nn.Module, sides: Iterable[Side]) -> dict[str, Tensor]:
         sums[name] = sums[name] + square_D if name in sums else square_D
 
     linears = [m for m in model.modules() if isinstance(m, nn.Linear) and id(m.weight) in names]
-    # Before `label_outputs` registers its own hook, so that the vocabulary projection is seen at all
-    # positions, too.
+    # Registered before the hook of `label_outputs`, to see the vocabulary projection at all positions, too.
     handles = [module.register_forward_pre_hook(add) for module in linears]
     try:
         for side in sides:
@@ -195,13 +200,11 @@ def input_rms(model: nn.Module, sides: Iterable[Side]) -> dict[str, Tensor]:
     }
 
 
-def _bound(score: Score, options: Mapping[str, Any], forget: Any, retain: Any) -> list[str]:
-    """What the score reads, in order, once everything it needs is there."""
+def _reads(score: Score, forget: Any, retain: Any) -> list[str]:
+    """The names of what the score reads, in order; refuse a side that it needs and that is missing."""
     faults: list[Fault] = []
-    reads: list[str] = []
-    takes: list[str] = []
-    for parameter in inspect.signature(score).parameters.values():
-        (takes if parameter.kind is parameter.KEYWORD_ONLY else reads).append(parameter.name)
+    parameters = inspect.signature(score).parameters.values()
+    reads = [parameter.name for parameter in parameters if parameter.kind is not parameter.KEYWORD_ONLY]
     for side, given, quantities in (
         ("forget", forget, ("forget_grad_P", "input_rms_P")),
         ("retain", retain, ("retain_grad_P",)),
@@ -210,7 +213,7 @@ def _bound(score: Score, options: Mapping[str, Any], forget: Any, retain: Any) -
             faults.append(
                 Fault(
                     f"the mask {score.__name__} reads the {side} rows, and there are none",
-                    f"give data.{side}, or another mask",
+                    f"set data.{side}, or choose another mask",
                 )
             )
     if faults:
@@ -228,14 +231,14 @@ def _expression(pattern: str) -> re.Pattern[str]:
         return re.compile(pattern)
     except re.error as error:
         raise UserError(
-            f"the mask's params {pattern!r} is not a regular expression: {error}",
-            "write it as in Python's re module",
+            f"the mask's params={pattern!r} is not a regular expression: {error}",
+            "use the syntax of Python's re module",
         ) from error
 
 
 @contextmanager
 def _eval(model: nn.Module) -> Iterator[None]:
-    """Dropout off while open."""
+    """Switch dropout off inside the context."""
     training = model.training
     model.eval()
     try:

@@ -1,9 +1,9 @@
-"""From what a configuration binds to an optimizer and the rules about its step.
+"""The optimizer of a bound configuration, and the rules around its step.
 
-A training loop plugs this in at two places (see `rules` for what it calls when):
+A training loop uses it as follows (`rules` says which hook is called when):
 
-    factory = optimizer_factory(bound)               # None where nothing was chosen: trainer.args.optim states which
-    optimizer = factory(model, args)                 # instead of Trainer.create_optimizer
+    factory = optimizer_factory(bound)               # None = not chosen: trainer.args.optim applies
+    optimizer = factory(model, args)
     rules = build_rules(rules_of(bound), optimizer, mask)
     for rule in rules: rule.attach(model, optimizer)
 """
@@ -34,7 +34,7 @@ def build_optimizer(chosen: Bound, model: nn.Module, args: OptimizerArgs) -> tor
     Args:
         chosen: the factory with its options.
         model: the model, on its device.
-        args: learning rate, weight decay and Adam's constants: those of TrainingArguments.
+        args: learning rate, weight decay and Adam's constants, named as in TrainingArguments.
 
     Raises:
         UserError: the factory cannot be imported, or there is nothing to train.
@@ -48,24 +48,24 @@ def build_optimizer(chosen: Bound, model: nn.Module, args: OptimizerArgs) -> tor
 def optimizer_factory(
     bound: Mapping[str, Bound],
 ) -> Callable[[nn.Module, OptimizerArgs], torch.optim.Optimizer] | None:
-    """What builds the optimizer once model and arguments are there; None where nothing was chosen."""
+    """A function that builds the optimizer from model and arguments; None if no optimizer is configured."""
     return partial(build_optimizer, bound[OPTIMIZER]) if OPTIMIZER in bound else None
 
 
 def rules_of(bound: Mapping[str, Bound]) -> list[Bound]:
-    """The rules of a configuration, in its order."""
+    """The rules of a configuration, in their order there."""
     return [rule for key, rule in bound.items() if key.startswith(f"{RULE}.")]
 
 
 def build_rules(
     chosen: Sequence[Bound], optimizer: torch.optim.Optimizer, mask: WeightMask | None = None
 ) -> list[StepRule]:
-    """The rules about the step of an optimizer, in the order in which they are called.
+    """The rules around the step of an optimizer, in the order in which they are called.
 
     Args:
         chosen: the rules with their options.
-        optimizer: what was built; Sophia brings the rule that estimates its curvature.
-        mask: the mask the optimizer is held to.
+        optimizer: the built optimizer; Sophia adds the rule that estimates its curvature.
+        mask: the weights that the optimizer may change; None = all.
     """
     rules: list[StepRule] = [SophiaCurvature(optimizer)] if isinstance(optimizer, Sophia) else []
     rules += [rule.load()(**rule.kwargs) for rule in chosen]
@@ -81,15 +81,15 @@ def mask_of(
     seed: int = 0,
     fingerprint: str | None = None,
 ) -> WeightMask:
-    """The mask that a score makes.
+    """The mask from a score.
 
     Args:
-        chosen: the score with its options, and those of `attribution.build_mask` beside them.
-        model: as it is before unlearning, on its device.
-        forget: batches of the forget rows; gone through once for each quantity that the score reads.
+        chosen: the score with its options and those of `attribution.build_mask`.
+        model: the model before unlearning, on its device.
+        forget: batches of the forget rows; iterated once for each quantity that the score reads.
         retain: batches of the retain rows.
-        seed: of the run; a seed of the mask's own wins.
-        fingerprint: of the model, where it is known.
+        seed: of the run; the mask's own seed takes precedence.
+        fingerprint: of the model, if known.
 
     Raises:
         UserError: missing data, or nothing to score.

@@ -17,22 +17,23 @@ from expunge.optim.rules import Step, StepRule, clear_gradients, trainable
 from expunge.optim.sophia import Sophia
 
 CHUNK = 128
-"""Label positions whose distribution is summed up at once."""
+"""Number of label positions whose cumulative distributions are computed at once."""
 Draws = torch.Generator | Sequence[torch.Generator]
-"""Where random numbers come from: one generator for a batch, or one for each of its rows."""
+"""The source of random numbers: one generator for a batch, or one for each of its rows."""
 
 
 @torch.no_grad()
 def sample_labels(logits_BNV: Tensor, mask_BN: Tensor, generator: Draws) -> Tensor:
     """Draw a label at each label position from the softmax of its logits.
 
-    By the inverse of the distribution function, from one uniform number a position, drawn on the CPU: so the
-    draw depends on the generator alone and not on the device, and a token of probability 0 is never drawn.
+    The method is inversion of the distribution function, with one uniform number per position, drawn on the
+    CPU. So the draw depends only on the generator and not on the device, and a token of probability 0 is
+    never drawn.
 
     Args:
         logits_BNV: [B, N, V] logits.
         mask_BN: [B, N] bool, True = a label position.
-        generator: a CPU generator, or one a row.
+        generator: a CPU generator, or one per row.
 
     Returns:
         [B, N] int64 labels; 0 where masked.
@@ -58,16 +59,16 @@ def sample_labels(logits_BNV: Tensor, mask_BN: Tensor, generator: Draws) -> Tens
 
 
 def sampled_cross_entropy(logits_BNV: Tensor, mask_BN: Tensor, generator: Draws) -> Tensor:
-    """Mean cross-entropy of labels drawn from the model's own softmax, over the label positions; a scalar in nats.
+    """Mean cross-entropy over the label positions of labels drawn from the model's own softmax; scalar, nats.
 
-    The squared gradient of it, times the number of label positions, is the Gauss-Newton-Bartlett estimate:
-    its mean over the draws is the diagonal of the Gauss-Newton matrix of the mean cross-entropy
+    Its squared gradient, times the number of label positions, is the Gauss-Newton-Bartlett estimate. The mean
+    of this estimate over the draws is the diagonal of the Gauss-Newton matrix of the mean cross-entropy
     (arXiv:2305.14342, Algorithm 2).
 
     Args:
         logits_BNV: [B, N, V] logits, with graph.
         mask_BN: [B, N] bool, True = a label position.
-        generator: a CPU generator of its own, or one a row.
+        generator: a CPU generator for these draws only, or one per row.
     """
     return _sampled_sum(logits_BNV, mask_BN, generator) / mask_BN.sum().clamp(min=1)
 
@@ -89,7 +90,7 @@ def _uniform(mask_BN: Tensor, generator: Draws) -> Tensor:
 
 
 def rademacher(like: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
-    """For each tensor one of its shape, device and dtype, with coordinates +1 or -1 at even odds, drawn on the CPU."""
+    """Random signs: +1 or -1 with equal probability, in the shape, device and dtype of each tensor."""
     return [
         torch.randint(0, 2, tensor.shape, generator=generator, dtype=torch.int8)
         .mul_(2)
@@ -100,12 +101,12 @@ def rademacher(like: Sequence[Tensor], generator: torch.Generator) -> list[Tenso
 
 
 def hessian_product(loss: Tensor, parameters: Sequence[Tensor], vector: Sequence[Tensor]) -> list[Tensor]:
-    """H v, H the Hessian of a scalar with respect to `parameters`; 0 for those it does not depend on twice.
+    """H v, where H is the Hessian of a scalar in `parameters`; 0 for parameters without a second derivative.
 
     Args:
         loss: a scalar, with graph.
         parameters: the parameters.
-        vector: v, a tensor a parameter.
+        vector: v, one tensor per parameter.
     """
     gradient = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
     dot = sum(
@@ -122,21 +123,20 @@ def hessian_product(loss: Tensor, parameters: Sequence[Tensor], vector: Sequence
 class SophiaCurvature(StepRule):
     """Estimates the curvature for Sophia before every `every`-th step, on the step's own micro-batches.
 
-    The curvature is that of the mean cross-entropy over the label tokens of the step (all micro-batches, all
-    ranks) and not that of the
-    unlearning loss: a loss that is maximised is concave where the cross-entropy is convex, and h could then
-    not slow anything down.
+    It is the curvature of the mean cross-entropy over the label tokens of the step (all micro-batches, all
+    ranks), not of the unlearning loss. A loss that is maximised is concave where the cross-entropy is convex;
+    then h could not slow down any coordinate.
 
     Args:
-        optimizer: whose h is kept.
-        sides: the sides whose label tokens count; None = all that the micro-batches have.
+        optimizer: the optimizer whose h is updated.
+        sides: the sides whose label tokens count; None = all sides of the micro-batches.
     """
 
     def __init__(self, optimizer: Sophia, sides: Sequence[str] | None = None) -> None:
         self.optimizer, self.sides = optimizer, sides
 
     def on_step_begin(self, model: nn.Module, step: Step) -> None:
-        """Say how many label tokens the step has, and estimate where an estimate is due.
+        """Pass the number of label tokens of the step to the optimizer, and make an estimate if one is due.
 
         Raises:
             UserError: the weights are sharded.
@@ -144,7 +144,7 @@ class SophiaCurvature(StepRule):
         optimizer = self.optimizer
         due = optimizer.hessian_due(step.number)
         if not due and optimizer.mode != "empirical":
-            # bs stays that of the last estimate, which it belongs to.
+            # bs belongs to the last estimate and stays unchanged.
             return
         local = sum(_tokens(side) for batch in step.batches() for _, side in self._of(batch))
         tokens = int(step.all_sum(torch.tensor(local)).item())
@@ -156,13 +156,13 @@ class SophiaCurvature(StepRule):
         inner = unwrapped(model)
         if any(hasattr(parameter, "full_tensor") for parameter in inner.parameters()):
             raise UserError(
-                f"Sophia in mode {optimizer.mode!r} cannot estimate over sharded weights",
-                "use DDP, or mode=empirical",
+                f"Sophia in mode {optimizer.mode!r} cannot estimate the curvature of sharded weights",
+                "use DDP, or trainer.optimizer.mode=empirical",
             )
         (self._gnb if optimizer.mode == "gnb" else self._hutchinson)(inner, step, tokens)
 
     def metrics(self) -> dict[str, float]:
-        """`win_rate` = share of unclipped coordinates."""
+        """`win_rate`: share of unclipped coordinates."""
         return {"win_rate": self.optimizer.win_rate}
 
     def _of(self, batch: Batch) -> list[tuple[str, Side]]:
@@ -187,11 +187,11 @@ class SophiaCurvature(StepRule):
 
     def _hutchinson(self, model: nn.Module, step: Step, tokens: int) -> None:
         parameters = trainable(model)
-        # The same direction on all ranks: the ranks' products then add up to that of the whole step.
+        # All ranks use the same direction, so the sum of their products is the product of the whole step.
         vector = rademacher(parameters, runtime.generator(step.seed, "hutchinson", step.number))
         total = [torch.zeros_like(as_float32(parameter)) for parameter in parameters]
         for side in (side for batch in step.batches() for _, side in self._of(batch)):
-            # The fused attention kernels have no second derivative.
+            # Fused attention kernels have no second derivative.
             with sdpa_kernel(SDPBackend.MATH), step.autocast():
                 outputs = label_outputs(model, side)
                 nll = (
@@ -209,10 +209,10 @@ class SophiaCurvature(StepRule):
 
 
 def _row_generators(step: Step, number: int, name: str, batch: Batch) -> Draws:
-    """A generator for each row of a side, named by the rows that the pair is of: a step draws the same labels however it is cut up.
+    """A generator for each row of a side, so that a step draws the same labels for any micro-batch size.
 
-    The rows of all sides name it, since a retain row may be in a step more than once and its copies are to be
-    drawn apart.
+    Its seed includes the rows of all sides of the pair: a retain row may occur in a step more than once, and
+    its copies get different draws.
     """
     if (
         not all("row" in side for side in batch.values())

@@ -1,4 +1,4 @@
-"""Which parameters weight decay applies to."""
+"""The parameters that weight decay applies to."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from expunge.core.errors import UserError
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """The trainable parameters in two groups: with weight decay, and without it (norms and biases).
 
-    A norm is told by its class's name (LayerNorm, RMSNorm, Gemma2RMSNorm, ...), a bias by its own. The order
-    within a group is that of `named_parameters`, as transformers' Trainer has it, so optimizer states are
-    interchangeable.
+    A norm is recognised by the name of its class (LayerNorm, RMSNorm, Gemma2RMSNorm, ...), a bias by the name
+    of the parameter. The order within a group is that of `named_parameters`, as in transformers' Trainer, so
+    optimizer states are interchangeable.
 
     Args:
         model: the model; frozen parameters are left out.

@@ -1,4 +1,4 @@
-"""A mask over weights: those it does not allow keep their bits, whatever the optimizer does to the others."""
+"""A mask over weights: the weights that it does not allow stay the same bit for bit under any optimizer."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class WeightMask:
     """Which weights may be updated.
 
     Attributes:
-        allowed: by parameter's name a bool tensor of its shape, True = may be updated.
+        allowed: by the name of a parameter, a bool tensor of its shape, True = may be updated.
         settings: how it was made: score, options, ratio, seed; plain values.
-        model: fingerprint of the model it was made for.
+        model: fingerprint of the model that it was made for.
     """
 
     def __init__(self, allowed: Mapping[str, Tensor], settings: Mapping[str, Any], model: str) -> None:
@@ -35,16 +35,16 @@ class WeightMask:
 
     @property
     def num_allowed(self) -> int:
-        """Weights that may be updated."""
+        """Number of weights that may be updated."""
         return sum(int(allowed.sum()) for allowed in self.allowed.values())
 
     @property
     def num_weights(self) -> int:
-        """Weights the mask is over."""
+        """Number of weights that the mask covers."""
         return sum(allowed.numel() for allowed in self.allowed.values())
 
     def save(self, path: Path) -> None:
-        """Write the mask as safetensors of bools, with settings and fingerprint in its metadata."""
+        """Write the mask as a safetensors file of bools, with settings and fingerprint in its metadata."""
         head = {
             "settings": self.settings,
             "model": self.model,
@@ -61,15 +61,18 @@ class WeightMask:
 
         Args:
             path: a file that `save` wrote.
-            model: as it is before unlearning.
-            fingerprint: of the model, where it is known; else it is taken from the weights.
+            model: the model before unlearning.
+            fingerprint: of the model, if known; else it is computed from the weights.
 
         Raises:
-            UserError: no such file, not a mask, or a mask of another model: other names, other shapes or
-                other weights, told together.
+            UserError: the file does not exist, is not a mask, or is the mask of another model. All different
+                names, shapes or weights are reported together.
         """
         if not path.is_file():
-            raise UserError(f"no such mask: {path}", f"looked in {path.parent.resolve()}")
+            raise UserError(
+                f"there is no mask file {path}",
+                f"check the path; the folder searched is {path.parent.resolve()}",
+            )
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
@@ -78,17 +81,17 @@ class WeightMask:
                 tensor.dtype is not torch.bool for tensor in allowed.values()
             ):
                 raise UserError(
-                    f"{path} is not a mask over weights", "a mask is what this tool saves as mask.safetensors"
+                    f"{path} is not a mask over weights", "give a mask.safetensors that expunge wrote"
                 )
             head = json.loads(metadata["mask"])
             mask = cls(allowed, head["settings"], head["model"])
         except (SafetensorError, KeyError, ValueError) as error:
-            raise UserError(f"the mask {path} is damaged: {error}", "make it anew") from error
+            raise UserError(f"the mask {path} is damaged: {error}", "create the mask again") from error
         mask.check(model, fingerprint, str(path))
         return mask
 
     def check(self, model: nn.Module, fingerprint: str | None = None, source: str = "the mask") -> None:
-        """Refuse a model that the mask was not made for.
+        """Refuse a model that is not the mask's model.
 
         Raises:
             UserError: names, shapes or weights differ.
@@ -100,48 +103,48 @@ class WeightMask:
             faults.append(
                 Fault(
                     f"{source} has {name}, which the model does not train",
-                    f"the nearest is {near[0]}" if near else "",
+                    f"the nearest name is {near[0]}" if near else "",
                 )
             )
         faults += [
             Fault(
                 f"the model trains {name}, which {source} does not have",
-                "a mask is made with the same adapter and the same frozen parameters",
+                "create the mask with the same adapter and the same frozen parameters",
             )
             for name in sorted(set(parameters) - set(self.allowed))
         ]
         faults += [
-            Fault(f"{source} has {name} as {list(self.allowed[name].shape)}, the model as {list(p.shape)}")
+            Fault(f"{name}: {list(self.allowed[name].shape)} in {source}, {list(p.shape)} in the model")
             for name, p in parameters.items()
             if name in self.allowed and self.allowed[name].shape != p.shape
         ]
         if not faults and (found := fingerprint or model_fingerprint(unwrapped(model))) != self.model:
             faults.append(
                 Fault(
-                    f"{source} was made for the weights {self.model}, the model's are {found}",
+                    f"{source} was made for weights with fingerprint {self.model}, the model has {found}",
                     "names and shapes agree",
                 )
             )
         if faults:
             hidden = [Fault(f"... and {len(faults) - 5} more")] if len(faults) > 5 else []
             advice = Fault(
-                f"{source} is of another model",
-                "give the mask that was made for this model, or make it anew with its score",
+                f"{source} was made for another model",
+                "give the mask that was made for this model, or create it again from its score",
             )
             raise UserError.of([advice, *faults[:5], *hidden])
 
     def rule(self) -> MaskRule:
-        """The rule that holds an optimizer to this mask."""
+        """The rule that makes an optimizer respect this mask."""
         return MaskRule(self)
 
 
 class MaskRule(StepRule):
-    """Holds an optimizer to a mask. Place it behind the rules that change gradients.
+    """Makes an optimizer respect a mask. Place it after the rules that change gradients.
 
-    Gradients of frozen weights are set to 0 before clipping, so that the clip norm counts only the others,
-    and moments stay 0. Weight decay, momentum from before the mask and whatever else an optimizer does are
-    undone by writing the frozen weights back after its step: their bits do not change, with any torch
-    optimizer. Their values are held only during the step, when activations are not.
+    Gradients of frozen weights are set to 0 before clipping, so the clip norm counts only the other weights
+    and the moments stay 0. After the optimizer's step the frozen weights are written back. This undoes weight
+    decay, earlier momentum and anything else: with any torch optimizer they stay the same bit for bit. Their
+    values are stored only during the step, when no activations are in memory.
     """
 
     def __init__(self, mask: WeightMask) -> None:
@@ -150,7 +153,7 @@ class MaskRule(StepRule):
         self._values: list[Tensor] = []
 
     def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Register the hooks about the optimizer's step."""
+        """Register the hooks around the optimizer's step."""
         parameters = dict(unwrapped(model).named_parameters())
         self._held = [
             (parameters[name], ~allowed)
@@ -165,7 +168,7 @@ class MaskRule(StepRule):
         self._clear()
 
     def metrics(self) -> dict[str, float]:
-        """Nothing: the mask does not change."""
+        """No values: the mask does not change."""
         return {}
 
     @torch.no_grad()
@@ -173,7 +176,7 @@ class MaskRule(StepRule):
         self._held = [(parameter, frozen.to(parameter.device)) for parameter, frozen in self._held]
         for parameter, frozen in self._held:
             if parameter.grad is not None:
-                # Filled and not multiplied: 0 times an infinite gradient is not 0.
+                # Not a multiplication: 0 times an infinite gradient is not 0.
                 parameter.grad.masked_fill_(frozen, 0.0)
 
     def _hold(self) -> None:

@@ -1,4 +1,4 @@
-"""Gradients at weights that are moved for a moment and then put back to the bit."""
+"""Temporarily moved weights, restored bit for bit afterwards."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 def moved(
     parameters: Sequence[nn.Parameter], offset: Callable[[int, nn.Parameter], Tensor]
 ) -> Iterator[None]:
-    """While open, each parameter has `offset(index, parameter)` added; afterwards it holds the very bits it held before.
+    """Add `offset(index, parameter)` to each parameter inside the context; restore it bit for bit afterwards.
 
-    The weights are copied, since adding and subtracting an offset does not give them back in floating point.
+    The weights are copied, because adding and then subtracting an offset is not exact in floating point.
     """
     with torch.no_grad():
         kept = [parameter.detach().clone() for parameter in parameters]
@@ -31,7 +31,7 @@ def moved(
 
 
 def chosen(side: str | None) -> tuple[Callable[[str], bool] | None, Callable[[str], bool] | None]:
-    """Which terms are computed at moved weights, and which at the weights as they are; None = all, or none of them."""
+    """Two filters by side: terms at moved weights (None = all), terms at unmoved weights (None = none)."""
     if side is None:
         return None, None
     return (lambda name: name == side), (lambda name: name != side)

@@ -16,14 +16,14 @@ class RandomSmoothing(StepRule):
     """Averages the forget terms' gradient over weights with Gaussian noise (RS of arXiv:2502.05374).
 
     The step's gradient is the mean over `samples` draws delta ~ N(0, sigma^2 I) of the gradient of the terms
-    on `side` at theta + delta, plus that of all other terms at theta. The draw follows from (seed, step,
-    sample), so ranks share it and a resumed run repeats it. Weights are back to the bit before the optimizer
-    moves them; sigma = 0 changes nothing. Cost: `samples` more passes over the terms on `side`; where
-    the step cannot keep their gradient apart (see `SAM`), one more over the others.
+    on `side` at theta + delta, plus the gradient of all other terms at theta. The draw is a function of
+    (seed, step, sample), so all ranks share it and a resumed run repeats it. The weights are restored bit for
+    bit before the optimizer's step; sigma = 0 changes nothing. Cost: `samples` more passes over the terms on
+    `side`. If the step cannot keep their gradient separate (see `SAM`), one more pass over the other terms.
 
     Args:
         sigma: standard deviation of the noise.
-        samples: draws a step.
+        samples: draws per step.
         side: terms averaged over this side are smoothed; None = all.
     """
 
@@ -32,12 +32,12 @@ class RandomSmoothing(StepRule):
         self.apart = side if self.sigma else None
 
     def on_backward_done(self, model: nn.Module, step: Step) -> None:
-        """Put the averaged gradient in place of the gradient as it is."""
+        """Replace the gradient by the averaged gradient."""
         if self.sigma == 0:
             return
         smoothed, others = chosen(self.side)
         parameters = trainable(model)
-        # What `.grad` holds is of the other terms, where the step has kept these apart.
+        # If the step kept the terms of `side` separate, `.grad` is the gradient of the other terms.
         kept = step.take_apart() is not None
         rest = [parameter.grad if kept else None for parameter in parameters]
         clear_gradients(model)
@@ -79,6 +79,6 @@ class RandomSmoothing(StepRule):
 
 
 def _on(device: torch.device, *parts: int | str) -> torch.Generator:
-    """A generator on a device: noise for a whole model is slow to draw on the CPU."""
+    """A generator on the device, because drawing noise for a whole model on the CPU is slow."""
     digest = hashlib.sha256("\0".join(str(part) for part in parts).encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") % (2**63 - 1))

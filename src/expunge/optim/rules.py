@@ -1,18 +1,18 @@
-"""What may happen around an optimizer's step, and what a training loop hands to it.
+"""Rules around an optimizer's step, and what a training loop passes to them.
 
-A loop that offers rules does, for each optimizer step:
+For each optimizer step, the loop does:
 
-    for rule in rules: rule.on_step_begin(model, step)       # gradients are empty; the weights must be left as they were found
+    for rule in rules: rule.on_step_begin(model, step)       # no gradients yet; keep the weights as they are
     ... forward and backward of all micro-batches ...
-    for rule in rules: rule.on_backward_done(model, step)    # gradients are complete, not clipped; may be replaced or masked
+    for rule in rules: rule.on_backward_done(model, step)    # complete, not clipped; a rule may change them
     ... clip, optimizer.step(), zero_grad ...
 
-and once, when the optimizer exists and before anything wraps it: `for rule in rules: rule.attach(model,
-optimizer)`. What `metrics` gives is logged. Rules run in the order of the list; a mask comes last, so that it
-sees the gradient that the optimizer will see.
+Once, when the optimizer exists and before anything wraps it: `for rule in rules: rule.attach(model,
+optimizer)`. The values of `metrics` are logged. Rules run in the order of the list; a mask comes last, so it
+sees the same gradient as the optimizer.
 
-Rules keep nothing from one step to the next: all that they draw comes from (seed, step number), so a resumed
-run needs no state of theirs.
+Rules keep no state between steps: all random draws are functions of (seed, step number), so a resumed run
+needs no state of a rule.
 """
 
 from __future__ import annotations
@@ -29,14 +29,16 @@ from expunge.lm.labels import Batch
 
 
 class Closure(Protocol):
-    """Adds the gradient of the step's loss at the present weights to `.grad`."""
+    """Adds the gradient of the step's loss at the current weights to `.grad`."""
 
     def __call__(self, keep: Callable[[str], bool] | None = None) -> None:
-        """Forward and backward of all micro-batches of the step, gradients exchanged between ranks; nothing is logged or zeroed.
+        """Forward and backward of all micro-batches of the step, with gradients exchanged between ranks.
+
+        Nothing is logged, and no gradient is set to zero.
 
         Args:
-            keep: takes the side that a term is averaged over; only terms for which it is true are computed,
-                and nothing is done where there is none. None = all.
+            keep: takes the side that a term is averaged over and returns whether to compute the term. If no
+                term is left, nothing happens. None = all terms.
         """
 
 
@@ -54,13 +56,13 @@ class Step:
 
     Attributes:
         number: optimizer steps done before this one.
-        closure: computes gradients anew.
-        batches: the micro-batches of the step on this rank, on the device, those that count only.
+        closure: computes gradients again.
+        batches: the micro-batches of the step on this rank, on the device; only those that count.
         seed: of the run.
         all_sum: sums a tensor over the ranks.
         autocast: context of a forward pass.
-        take_apart: the gradient of the terms on the side that the rule's `apart` names, a tensor for each
-            trainable parameter, where the step has kept it out of `.grad`; else None, and `.grad` is whole.
+        take_apart: the gradient of the terms on the side `apart` of the rule, one tensor per trainable
+            parameter, if the step kept it out of `.grad`. Else None, and `.grad` is the whole gradient.
     """
 
     number: int
@@ -73,46 +75,46 @@ class Step:
 
 
 class StepRule:
-    """Does nothing; subclasses override what they need.
+    """A rule that does nothing; subclasses override what they need.
 
     Attributes:
-        apart: the side whose terms' gradient `on_backward_done` would have kept apart; None = none.
+        apart: the side whose gradient the rule wants separately in `on_backward_done`; None = no side.
     """
 
     apart: str | None = None
 
     def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Called once, with the optimizer itself (not what accelerate makes of it)."""
+        """Called once, with the optimizer itself (not accelerate's wrapper)."""
 
     def on_step_begin(self, model: nn.Module, step: Step) -> None:
-        """Called before the first forward pass of a step; gradients are empty, and must be so afterwards."""
+        """Called before the first forward pass of a step; there must be no gradients afterwards."""
 
     def on_backward_done(self, model: nn.Module, step: Step) -> None:
         """Called after the last backward pass of a step, before clipping."""
 
     def metrics(self) -> dict[str, float]:
-        """Values of the last step to log, by name."""
+        """Values of the last step for the log, by name."""
         return {}
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters that an optimizer moves, shared ones once."""
+    """The trainable parameters; shared parameters occur once."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def apart_of(rules: Sequence[StepRule]) -> str | None:
-    """The side whose gradient is kept apart: the first rule's, unless another asks as well."""
+    """The side whose gradient is kept separate: the first rule's, if no other rule asks for one."""
     asked = [rule.apart is not None for rule in rules]
     return rules[0].apart if asked[:1] == [True] and sum(asked) == 1 else None
 
 
 def clear_gradients(model: nn.Module) -> None:
-    """Drop all gradients."""
+    """Set all gradients to None."""
     for parameter in model.parameters():
         parameter.grad = None
 
 
 def add_gradients(parameters: Sequence[nn.Parameter], found: Sequence[Tensor]) -> None:
-    """Add a gradient, a tensor for each parameter, to `.grad`."""
+    """Add a gradient, one tensor per parameter, to `.grad`."""
     for parameter, gradient in zip(parameters, found, strict=True):
         parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient

@@ -14,17 +14,19 @@ from expunge.optim.rules import Step, StepRule, add_gradients, clear_gradients, 
 
 
 class SAM(StepRule):
-    """Takes the forget terms' gradient where they are worst within a ball about the weights (arXiv:2502.05374; SAM: arXiv:2010.01412).
+    """Evaluates the forget terms' gradient at the worst weights within a ball (to first order).
 
-    With g the gradient of the terms on `side` at theta and delta = rho g / ||g|| over all trainable
-    parameters, the step's gradient is that of these terms at theta + delta plus that of all other terms at
-    theta. Weights are back to the bit before the optimizer moves them; rho = 0 changes nothing. Cost: one
-    more pass over the terms on `side`. Where the step cannot keep their gradient apart (gradients that are
-    combined, DeepSpeed, another such rule), one more over them and one over the others.
+    Source: arXiv:2502.05374; SAM: arXiv:2010.01412.
+
+    g is the gradient of the terms on `side` at theta, and delta = rho g / ||g||, over all trainable
+    parameters. The step's gradient is that of these terms at theta + delta plus that of all other terms at
+    theta. The weights are restored bit for bit before the optimizer's step; rho = 0 changes nothing. Cost:
+    one more pass over the terms on `side`. If the step cannot keep their gradient separate (combined
+    gradients, DeepSpeed, another such rule): one pass more over them and one over the other terms.
 
     Args:
         rho: radius of the ball, in the 2-norm over all trainable parameters.
-        side: terms averaged over this side are sharpness-aware; None = all, which is SAM as first published.
+        side: terms averaged over this side are sharpness-aware; None = all, which is the original SAM.
     """
 
     def __init__(self, *, rho: NotNegative = 0.01, side: str | None = "forget") -> None:
@@ -33,7 +35,7 @@ class SAM(StepRule):
         self._norm = math.nan
 
     def on_backward_done(self, model: nn.Module, step: Step) -> None:
-        """Put the gradient at the moved weights in place of the gradient as it is."""
+        """Replace the gradient by the gradient at the moved weights."""
         if self.rho == 0:
             return
         perturbed, others = chosen(self.side)
@@ -55,14 +57,13 @@ class SAM(StepRule):
             ):
                 step.closure(perturbed)
         elif kept is not None:
-            # There is no direction, or mixed precision has overflowed: the scaler has to see that and skip
-            # the step.
+            # No direction, or an overflow of mixed precision: the scaler must see it and skip the step.
             add_gradients(parameters, kept)
         if kept is None and others is not None:
             step.closure(others)
 
     def metrics(self) -> dict[str, float]:
-        """`sam_grad_norm` = norm of the gradient at the weights as they are, of the terms that are sharpness-aware."""
+        """`sam_grad_norm`: norm of the sharpness-aware terms' gradient at the unmoved weights."""
         return {} if math.isnan(self._norm) else {"sam_grad_norm": self._norm}
 
 
@@ -71,5 +72,5 @@ def _norm(gradients: list[Tensor]) -> float:
         return 0.0
     with torch.no_grad():
         norm = get_total_norm([gradient.float() for gradient in gradients])
-        # A sharded norm is a sum over the shards that has yet to be taken.
+        # The norm of sharded gradients is a partial result; this sums it over the shards.
         return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)

@@ -18,14 +18,14 @@ def sgd(
     dampening: float = 0.0,
     nesterov: bool = False,
 ) -> torch.optim.Optimizer:
-    """SGD as torch has it. Its weight decay is added to the gradient, not apart from it as AdamW's.
+    """SGD of torch. Weight decay is added to the gradient; AdamW applies it separately.
 
     Args:
         groups: parameter groups, with and without weight decay.
-        args: of the training.
+        args: training arguments.
         momentum: decay of the velocity.
         dampening: share of the gradient that is left out of the velocity.
-        nesterov: look ahead along the velocity.
+        nesterov: whether to use Nesterov's momentum.
     """
     return torch.optim.SGD(
         groups,

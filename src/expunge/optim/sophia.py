@@ -1,4 +1,4 @@
-"""Sophia: sign momentum, slowed down along coordinates of high curvature."""
+"""Sophia: sign momentum with smaller steps along coordinates of high curvature."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def sophia(
 
     Args:
         groups: parameter groups, with and without weight decay.
-        args: of the training.
+        args: training arguments.
         betas: decay of the momentum and of the curvature; SOUL's runs use (0.9, 0.95).
         rho: scale of the curvature; SOUL's runs use 0.03 to 0.04.
         mode: see `Sophia`.
@@ -50,28 +50,28 @@ def sophia(
 
 
 class Sophia(torch.optim.Optimizer):
-    """Sophia (arXiv:2305.14342, Algorithm 3), in the form of its authors' code as SOUL (arXiv:2404.18239) uses it.
+    """Sophia (arXiv:2305.14342, Algorithm 3), in the form of the authors' code that SOUL uses.
 
-    A step, all products per coordinate:
+    SOUL: arXiv:2404.18239. One step, all products per coordinate:
 
         theta *= 1 - lr wd
         m = b1 m + (1 - b1) g
         theta -= lr sign(m) min(1, |m| / (rho bs h + 1e-15))
 
-    Every `every` steps, apart from the step, `update_hessian` moves h, from ghat, the gradient of the mean
-    cross-entropy of labels that are sampled from the model's own softmax: h = b2 h + (1 - b2) ghat^2. bs
-    ghat^2, with bs the number of label tokens in that mean, is the Gauss-Newton-Bartlett estimate of the
+    Every `every` steps, separately from the step, `update_hessian` updates h from ghat, the gradient of the
+    mean cross-entropy of labels that are sampled from the model's own softmax: h = b2 h + (1 - b2) ghat^2.
+    With bs the number of label tokens in that mean, bs ghat^2 is the Gauss-Newton-Bartlett estimate of the
     Gauss-Newton diagonal.
 
-    Modes, which say what h is:
+    The mode says what h is:
         gnb: as above.
-        hutchinson: h = b2 h + (1 - b2) u (H u), u = +-1 (Sophia-H). H is of a mean already, so bs is 1; where
-        h is negative it counts as 0.
+        hutchinson: h = b2 h + (1 - b2) u (H u), u = +-1 (Sophia-H). H is already that of a mean, so bs is 1;
+            a negative h counts as 0.
         empirical: h = b2 h + (1 - b2) g^2 with the step's own gradient, at each step, before h is used. This
             is neither the Gauss-Newton matrix nor the Fisher matrix; it is what SOUL's code does.
-        off: h = 0, that is sign momentum (for |m| >= 1e-15). Code that never updates the Hessian is this.
+        off: h = 0, that is sign momentum (for |m| >= 1e-15). Code that never updates the Hessian does this.
 
-    m and h are float32 where parameters are in half precision, else in the parameters' dtype.
+    m and h are float32 if the parameters are in half precision, else they have the parameters' dtype.
 
     Args:
         params: parameters or groups.
@@ -81,9 +81,9 @@ class Sophia(torch.optim.Optimizer):
         weight_decay: wd.
         mode: one of the four.
         every: steps between two estimates of h in the modes gnb and hutchinson.
-        soul_compat: apply the momentum line twice a step, as SOUL's code does: b1 then acts as b1^2 (0.9 as
+        soul_compat: apply the momentum line twice per step, as SOUL's code does: b1 then acts as b1^2 (0.9 as
             0.81).
-        bs: label tokens of a mean; `update_hessian` and `step` can say it as well.
+        bs: number of label tokens in the mean; `update_hessian` and `step` can set it as well.
     """
 
     def __init__(
@@ -115,10 +115,10 @@ class Sophia(torch.optim.Optimizer):
 
     @property
     def win_rate(self) -> float:
-        """Share of coordinates that the last step did not clip, of those with momentum; NaN before the first step.
+        """Share of coordinates that the last step did not clip; NaN before the first step.
 
-        Coordinates with m = 0 do not move and are counted neither way: weights that a mask freezes and rows
-        of unseen tokens.
+        Coordinates with m = 0 do not move and are excluded: weights that a mask freezes and rows of unseen
+        tokens.
         """
         if not self._moving:
             return float("nan")
@@ -130,26 +130,26 @@ class Sophia(torch.optim.Optimizer):
         return float(unclipped / moving) if moving else float("nan")
 
     def hessian_due(self, step: int) -> bool:
-        """Whether the curvature is to be estimated before a step (steps count from 0): at 0, every, 2 every, ..."""
+        """Whether an estimate is due before a step, counted from 0: at the steps 0, every, 2 every, ..."""
         return self.mode in ("gnb", "hutchinson") and step % self.every == 0
 
     def set_batch_tokens(self, bs: int) -> None:
-        """Say how many label tokens the mean of the gradient is over."""
+        """Set the number of label tokens that the gradient is averaged over."""
         for group in self.param_groups:
             group["bs"] = int(bs)
 
     @torch.no_grad()
     def update_hessian(self, bs: int | None = None, diagonal: Mapping[Tensor, Tensor] | None = None) -> None:
-        """Move h towards a new estimate.
+        """Update h with a new estimate.
 
         Args:
-            bs: label tokens of the mean whose gradient `.grad` holds; kept for the steps that follow. Needed
-                once in mode gnb.
+            bs: number of label tokens in the mean whose gradient is in `.grad`; used for the next steps as
+                well. Needed once in mode gnb.
             diagonal: the estimate u (H u) by parameter, in mode hutchinson. In mode gnb the estimate is
                 `.grad` squared.
 
         Raises:
-            UserError: the mode takes no estimate, or what it needs is not given.
+            UserError: the mode takes no estimate, or what the mode needs is not given.
         """
         if self.mode not in ("gnb", "hutchinson"):
             raise UserError(
@@ -158,8 +158,8 @@ class Sophia(torch.optim.Optimizer):
             )
         if (self.mode == "hutchinson") != (diagonal is not None):
             raise UserError(
-                f"Sophia in mode {self.mode!r} was given the estimate of another",
-                "gnb reads .grad, hutchinson a diagonal",
+                f"Sophia in mode {self.mode!r} was given an estimate for another mode",
+                "mode gnb reads .grad and takes no diagonal; mode hutchinson needs the diagonal",
             )
         if bs is not None:
             self.set_batch_tokens(bs)
@@ -184,11 +184,11 @@ class Sophia(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float], bs: int | None = None) -> float: ...
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None, bs: int | None = None) -> float | None:
-        """Take a step.
+        """Make a step.
 
         Args:
-            closure: recomputes loss and gradient, as in torch.
-            bs: label tokens a mean is over, for this step; else what was said last.
+            closure: computes loss and gradient again, as in torch.
+            bs: number of label tokens in the mean, for this step; None = the last value that was set.
 
         Returns:
             What the closure returned.
@@ -209,7 +209,7 @@ class Sophia(torch.optim.Optimizer):
         given = bs if bs is not None else None if self.mode == "hutchinson" else group["bs"]
         if given is None and self.mode == "empirical":
             raise _no_bs(self.mode)
-        # In the other modes h is still 0 where no number of tokens has been said.
+        # In the other modes, h is still 0 as long as no number of tokens has been set.
         return 1 if given is None else int(given)
 
     def _move(self, p: Tensor, grad: Tensor, group: Mapping[str, Any], scale: float) -> None:
@@ -245,16 +245,17 @@ class Sophia(torch.optim.Optimizer):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, but m and h keep the dtype they were saved in, which torch would lower to that of half-precision parameters.
+        """As in torch, but m and h keep their saved dtype; torch would cast them to the parameters' dtype.
 
         Raises:
-            UserError: the state is of another mode, so its h means something else.
+            UserError: the state was saved in another mode, so its h means something else.
         """
         modes = {group.get("mode") for group in state_dict["param_groups"]}
         if modes != {self.mode}:
+            saved = ", ".join(sorted(map(str, modes)))
             raise UserError(
-                f"the optimizer's state is of Sophia in mode {', '.join(sorted(map(str, modes)))}, the run's mode is {self.mode}",
-                f"resume with trainer.optimizer.mode={next(iter(modes))}, or start anew",
+                f"the optimizer state was saved by Sophia in mode {saved}, but this run has mode {self.mode}",
+                f"resume with trainer.optimizer.mode={saved}, or start a new run",
             )
         super().load_state_dict(state_dict)
         places = [place for group in state_dict["param_groups"] for place in group["params"]]
@@ -266,6 +267,6 @@ class Sophia(torch.optim.Optimizer):
 
 def _no_bs(mode: str) -> UserError:
     return UserError(
-        f"Sophia in mode {mode!r} does not know how many label tokens a mean is over",
-        "give bs, or call set_batch_tokens",
+        f"Sophia in mode {mode!r} needs the number of label tokens in the mean, and it is not set",
+        "pass bs, or call set_batch_tokens",
     )

@@ -1,4 +1,4 @@
-"""The top share of many scores, exactly, without sorting them and without holding them in one tensor."""
+"""The exact top share of many scores, without sorting them and without storing them in one tensor."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from torch import Tensor
 from expunge.core.errors import UserError
 
 CHUNK = 1 << 22
-"""Scores counted at once."""
+"""Number of scores counted at once."""
 HALF = 1 << 16
 
 
 def top_share(score: Callable[[str], Tensor], names: Sequence[str], ratio: float) -> dict[str, Tensor]:
     """Choose the `round(ratio * total)` highest scores over all parameters.
 
-    Non-negative float32 numbers are ordered as their bits are. One histogram of the upper 16 bits finds where
-    the threshold lies, a second one, of the lower 16 bits there, finds the threshold itself. Scores equal to
-    it are taken in the order of `names` and of places until the number is reached, so the choice is the same
-    on every machine.
+    Non-negative float32 numbers have the same order as their bits. A histogram of the upper 16 bits finds the
+    bin of the threshold; a second histogram, of the lower 16 bits in that bin, finds the threshold. Scores
+    equal to the threshold are taken in the order of `names` and of their positions until the number is
+    reached, so the choice is the same on every machine.
 
     Args:
-        score: the scores of a parameter by name, any shape, not negative; called three times a name, so that
-            all need not be held at once.
+        score: gives the scores of a parameter by name, any shape, not negative. Called three times per name,
+            so that not all scores are in memory at once.
         names: the parameters.
         ratio: the share, above 0 and at most 1.
 
     Returns:
-        By name a bool tensor of the scores' shape, on their device, True = chosen.
+        By name, a bool tensor of the scores' shape, on their device, True = chosen.
 
     Raises:
         UserError: a score that is not finite, or a ratio that chooses nothing.
     """
     if not 0 < ratio <= 1:
         raise UserError(
-            f"the ratio of the mask is {ratio!r}",
+            f"the ratio of the mask is {ratio!r}, outside its range",
             "give the share of weights that may be updated: above 0, at most 1",
         )
     upper, total = torch.zeros(HALF, dtype=torch.long), 0
@@ -46,7 +46,7 @@ def top_share(score: Callable[[str], Tensor], names: Sequence[str], ratio: float
             total += len(bits)
     wanted = round(ratio * total)
     if wanted == 0:
-        raise UserError(f"a ratio of {ratio} of {total} weights chooses none", "give a larger ratio")
+        raise UserError(f"the mask's ratio {ratio} of {total} weights selects none", "give a larger ratio")
     bin_, above = _crossing(upper, wanted)
     lower = torch.zeros(HALF, dtype=torch.long)
     for name in names:
@@ -70,7 +70,7 @@ def top_share(score: Callable[[str], Tensor], names: Sequence[str], ratio: float
 
 
 def _crossing(count: Tensor, wanted: int) -> tuple[int, int]:
-    """The highest bin down to which at least `wanted` are counted, and how many lie above it."""
+    """The highest bin such that it and the bins above hold at least `wanted`; and the count above it."""
     from_top = count.flip(0).cumsum(0)
     place = int(torch.searchsorted(from_top, wanted))
     return len(count) - 1 - place, int(from_top[place - 1]) if place else 0
@@ -82,8 +82,8 @@ def _bits(values: Tensor, name: str) -> list[Tensor]:
     if not bool(torch.isfinite(flat).all()):
         raise UserError(
             f"a score of {name} is not finite",
-            "the gradient overflowed or the weights are damaged; score in float32",
+            "the gradient overflowed or the weights are damaged; compute the scores in float32",
         )
     assert bool((flat >= 0).all()), f"a score of {name} is negative"
-    # -0.0 would be the smallest integer.
+    # Adding 0.0 turns -0.0, whose bits are the smallest integer, into 0.0.
     return [part.view(torch.int32).long() for part in torch.split(flat + 0.0, CHUNK)] if len(flat) else []
