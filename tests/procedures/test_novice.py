@@ -228,7 +228,7 @@ def test_invalid_settings_and_empty_answers_are_reported(
 
 
 def test_from_the_command_line_to_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """`expunge alternates --novice-of` writes the file for the terms of ELM; conflicting options are refused."""
+    """`expunge alternates --novice-of` writes the file for ELM; conflicting options are refused."""
     common = ["experiment=unlearn/mini/default", "task_name=x", f"paths.output_dir={tmp_path / 'run'}"]
     make = ["alternates", *common, "--output", str(tmp_path / "novice.json"), "--max-new-tokens", "2"]
     for options, words in (

@@ -97,7 +97,7 @@ def test_labels_of_models_are_those_of_each_row_alone(tiny_model: Any, rows: Dat
 
 
 def test_targets_are_learnt_with_the_rows_as_input(tiny_model: Any, rows: Dataset) -> None:
-    """The model learns the log-probability of the target after the tokens of the row; label masks are kept."""
+    """The trained log-probability is that of the target after the tokens of the row; label masks are kept."""
     labels = [[7 + number] * sum(item.label_mask) for number, item in enumerate(rows.encoded)]
     changed = with_targets(rows, labels)
     assert [item.input_ids for item in changed.encoded] == [item.input_ids for item in rows.encoded]

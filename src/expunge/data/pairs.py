@@ -127,14 +127,13 @@ class PairedDataset(TorchDataset[dict[str, Encoded]]):
     """Forget and retain examples side by side; as long as the anchor side.
 
     Item i is `{"forget": ..., "retain": ..., "alternate": ...}`, restricted to the sides in `sides`. With
-    only one data set, an item has only that side.
+    only one data set, an item has only the sides of that data set.
 
     Args:
         forget: the forget side; None if nothing reads it.
         retain: the retain side; None if nothing reads it.
         pairs: required if both sides are given.
         sides: the sides to return; None = all available sides.
-        anchor: the side that an epoch runs over if `pairs` is None.
 
     Raises:
         UserError: a side in `sides` is not given, the forget data has no alternates, or the pairs belong to
@@ -147,7 +146,6 @@ class PairedDataset(TorchDataset[dict[str, Encoded]]):
         retain: Dataset | None = None,
         pairs: Pairs | None = None,
         sides: Collection[str] | None = None,
-        anchor: SideName = "forget",
     ) -> None:
         self._examples = _sides(forget, retain, sides)
         self._pairs = pairs if forget is not None and retain is not None else None

@@ -62,7 +62,7 @@ def refusal_lines(idk_path: str | None, rows: RowSet, data_root: Path | None) ->
                 "set idk_path to a text file with one refusal per line",
             )
         log.warning(
-            "no file of refusals for %r: looked for %s; uses the %d built-in lines",
+            "no file of refusals for %r: looked for %s; using the %d built-in lines",
             rows.name,
             where,
             len(OWN),

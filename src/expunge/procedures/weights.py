@@ -25,7 +25,7 @@ BESIDE = ("config.json", "generation_config.json")
 
 
 def negated(theta: Tensor, tuned: Tensor, scale: float) -> Tensor:
-    """theta - scale (tuned - theta), in float32 (float64 if one input is), rounded once to theta's dtype.
+    """Compute theta - scale (tuned - theta), in float32 (or float64), rounded once to the dtype of theta.
 
     Args:
         theta: a weight of the start model, of any shape. Integers and booleans are not trained and are
