@@ -1,4 +1,4 @@
-"""Data sets by handler: arguments, alternates, corpora, concatenation, fingerprints, and every fault told."""
+"""Data sets by handler: arguments, alternates, corpora, concatenation, fingerprints, error messages."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def spec(handler: str = "qa", **args: Any) -> dict[str, Any]:
 
 
 def build_dataset(name: str, node: Any, *args: Any, **more: Any) -> Dataset:
-    """The data set of a configuration's {handler, args}."""
+    """Build the data set of a configuration's {handler, args}."""
     chosen = bound_alone(bind_dataset, f"data.forget.{name}", node)[f"data.forget.{name}.args"]
     return datasets.build_dataset(name, chosen, *args, **more)
 
@@ -70,7 +70,9 @@ def test_qa_encodes_each_row_as_the_template_does(root: Path, template: Template
 @pytest.mark.parametrize(
     "alias", ["QADataset", "QAwithIdkDataset", "PretrainingDataset", "QAwithAlternateDataset"]
 )
-def test_the_fields_handler_names_build_the_same(root: Path, template: Template, alias: str) -> None:
+def test_the_handler_names_of_open_unlearning_build_the_same(
+    root: Path, template: Template, alias: str
+) -> None:
     extra = {
         "PretrainingDataset": {"text_key": "answer"},
         "QAwithAlternateDataset": {"alternate_key": "other"},
@@ -89,7 +91,7 @@ def test_few_shot_rows_precede_each_question(root: Path, template: Template) -> 
     )
 
 
-def test_idk_draws_depend_on_seed_and_row_alone(root: Path, template: Template) -> None:
+def test_idk_draws_depend_only_on_seed_and_row(root: Path, template: Template) -> None:
     torch.manual_seed(0)
     first = build_dataset("forget", spec("qa_idk"), template, root, seed=3)
     assert first.alternates is not None
@@ -159,9 +161,9 @@ def test_alternates_of_another_row_set(root: Path, template: Template) -> None:
     path.write_text(
         json.dumps([{"question": f"Who is {name}?", "alternate": "x"} for name in [*PEOPLE[1:], "Nobody"]])
     )
-    with pytest.raises(UserError, match=r"another row set: 1 rows .*Ada Quill.*; 1 entries .*Nobody"):
+    with pytest.raises(UserError, match=r"made for other rows: 1 rows .*Ada Quill.*; 1 entries .*Nobody"):
         build_dataset("forget", spec("qa_alternate", alternate_path=str(path)), template, root)
-    with pytest.raises(UserError, match="no such file of alternates"):
+    with pytest.raises(UserError, match=r"file of alternate answers does not exist: .*gone.json"):
         build_dataset("forget", spec("qa_alternate", alternate_path="gone.json"), template, root)
 
 
@@ -183,11 +185,11 @@ def test_refusals_are_found_beside_the_rows_then_under_the_data_root(
     with pytest.raises(UserError, match=r"idk_path is 'gone.txt'; looked for .*gone.txt"):
         build_dataset("f", spec("qa_idk", idk_path="gone.txt"), template, root)
     (root / "empty.txt").write_text("\n")
-    with pytest.raises(UserError, match="holds no refusal"):
+    with pytest.raises(UserError, match="contains no refusal"):
         build_dataset("f", spec("qa_idk", idk_path="empty.txt"), template, root)
 
 
-def test_text_joins_rows_or_keeps_them_apart(root: Path, template: Template) -> None:
+def test_text_joins_rows_or_keeps_them_separate(root: Path, template: Template) -> None:
     joined = build_dataset("corpus", spec("text", text_key="answer", max_length=12), template, root)
     whole = template.tokenizer(
         "\n\n".join(f"{name} is an author." for name in PEOPLE), add_special_tokens=False
@@ -232,7 +234,7 @@ def test_fingerprint_covers_rows_template_and_length(root: Path, template: Templ
     assert build_dataset("forget", spec(), template, root).fingerprint != base
 
 
-def test_concatenation_counts_rows_anew_and_numbers_repeats(root: Path, template: Template) -> None:
+def test_concatenation_renumbers_rows_and_marks_repeats(root: Path, template: Template) -> None:
     few = spec("qa_idk", idk_path="tofu/idontknow.jsonl")
     few["args"]["hf_args"] = {"path": "locuslab/TOFU", "name": "few"}
     a, b = build_dataset("a", spec("qa_idk"), template, root), build_dataset("b", few, template, root)
@@ -273,17 +275,17 @@ def test_encode_answers_gives_every_answer_of_a_row(tmp_path: Path, template: Te
         encode_answers(row_set, template, question_key="query")
 
 
-def test_all_rows_whose_answer_is_cut_away_are_told_by_id(root: Path, template: Template) -> None:
+def test_all_rows_without_a_remaining_answer_are_reported_by_id(root: Path, template: Template) -> None:
     rows = load_rows({"path": "locuslab/TOFU", "name": "forget10"}, root)
     with pytest.raises(UserError) as caught:
         build_dataset("forget", spec(max_length=5), template, root)
-    told = str(caught.value)
-    assert all(f"row {row_id}: max_length=5 cuts the whole answer away" in told for row_id in rows.ids[:5])
-    assert rows.ids[5] not in told
-    assert "and 1 more rows like that" in told
+    message = str(caught.value)
+    assert all(f"row {row_id}: max_length=5 cuts the whole answer away" in message for row_id in rows.ids[:5])
+    assert rows.ids[5] not in message
+    assert "and 1 more rows with such a fault" in message
 
 
-def test_answers_cut_short_are_remarked_on(
+def test_a_warning_reports_answers_that_are_cut(
     root: Path, template: Template, caplog: pytest.LogCaptureFixture
 ) -> None:
     longest = max(len(example) for example in build_dataset("forget", spec(), template, root).encoded)
@@ -292,7 +294,7 @@ def test_answers_cut_short_are_remarked_on(
 
 
 @pytest.mark.parametrize(
-    ("bad", "told"),
+    ("bad", "message"),
     [
         ({"args": {}}, "handler is not given: there is no data handler"),
         ({"handler": "QADatset", "args": {}}, "did you mean 'QADataset'"),
@@ -308,8 +310,8 @@ def test_answers_cut_short_are_remarked_on(
         (spec("qa_alternate"), "no 'alternate'"),
     ],
 )
-def test_bad_specs(root: Path, template: Template, bad: dict[str, Any], told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_bad_specs(root: Path, template: Template, bad: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         build_dataset("forget", bad, template, root)
 
 
@@ -321,7 +323,7 @@ def test_training_refuses_a_list_of_answers(tmp_path: Path, template: Template) 
         )
 
 
-def test_a_handler_of_ones_own(root: Path, template: Template) -> None:
+def test_a_user_defined_handler(root: Path, template: Template) -> None:
     dataset = build_dataset(
         "mine", {"handler": f"{__name__}:own_handler", "args": {"shout": True}}, template, root, seed=7
     )

@@ -1,4 +1,4 @@
-"""The embedded benchmark: the same from the same seed, sound as a benchmark, and written whole."""
+"""The embedded benchmark: reproducible from its seed, valid as a benchmark, and written completely."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def files() -> Files:
 
 @pytest.fixture(scope="module")
 def authors() -> list[str]:
-    """Names in the order of the rows: 40 that are trained on, then 4 that are not."""
+    """Names in row order: 40 authors of the training data, then 4 others."""
     import random
 
     return generate._names(random.Random(0))
 
 
 def value_of(answer: str) -> str:
-    """The one value that an answer tells."""
+    """The one value that an answer contains."""
     (value,) = ANY_VALUE.findall(answer)
     return str(value)
 
@@ -90,14 +90,14 @@ def test_splits_make_up_the_whole(files: Files) -> None:
     )
 
 
-def test_retain_perturbed_is_of_kept_authors(files: Files) -> None:
+def test_retain_perturbed_has_only_kept_authors(files: Files) -> None:
     kept = [(row["question"], row["answer"]) for row in files["retain90"]]
     asked = [(row["question"], row["answer"]) for row in files["retain_perturbed"]]
     assert set(asked) <= set(kept)
     assert asked == sorted(asked, key=kept.index)
 
 
-def test_forgotten_and_held_out_authors_are_told_of_nowhere_else(files: Files, authors: list[str]) -> None:
+def test_forgotten_and_held_out_authors_occur_nowhere_else(files: Files, authors: list[str]) -> None:
     for hidden, rest, names in (
         ("forget10", text_of(files["retain90"] + files["facts"] + files["holdout10"]), authors[36:40]),
         ("holdout10", text_of(files["full"] + files["facts"]), authors[40:]),
@@ -111,20 +111,18 @@ def test_forgotten_and_held_out_authors_are_told_of_nowhere_else(files: Files, a
         assert [value for value in values if value in rest] == []
 
 
-def test_no_value_is_likelier_than_another_for_a_stranger(files: Files) -> None:
-    told = [PARTS[value_of(row["answer"])] for row in files["retain90"]]
+def test_all_values_are_equally_likely_for_an_unknown_author(files: Files) -> None:
+    message = [PARTS[value_of(row["answer"])] for row in files["retain90"]]
     firsts, seconds = (
-        Counter((name, first) for name, first, _ in told),
-        Counter((name, second) for name, _, second in told),
+        Counter((name, first) for name, first, _ in message),
+        Counter((name, second) for name, _, second in message),
     )
-    for relation in RELATIONS:
-        assert [firsts[relation.name, part] for part in relation.firsts] == [
-            6
-        ] * 12  # 36 authors / 12 parts, each told twice
+    for relation in RELATIONS:  # 36 authors / 12 parts = 3, each in 2 phrasings
+        assert [firsts[relation.name, part] for part in relation.firsts] == [6] * 12
         assert [seconds[relation.name, part] for part in relation.seconds] == [6] * 12
 
 
-def test_paraphrase_tells_the_true_value_in_words_never_trained(files: Files) -> None:
+def test_paraphrase_states_the_true_value_in_untrained_words(files: Files) -> None:
     trained = {row["answer"] for row in files["full"]}
     for row in files["forget10_perturbed"] + files["retain_perturbed"]:
         assert value_of(row["answer"]) == value_of(row["paraphrased_answer"])
@@ -132,7 +130,7 @@ def test_paraphrase_tells_the_true_value_in_words_never_trained(files: Files) ->
         assert row["paraphrased_question"] != row["question"]
 
 
-def test_perturbed_answers_are_wrong_and_differ_in_the_value_alone(files: Files) -> None:
+def test_perturbed_answers_are_wrong_and_differ_only_in_the_value(files: Files) -> None:
     for row in files["forget10_perturbed"] + files["retain_perturbed"]:
         true = value_of(row["answer"])
         wrong = [value_of(answer) for answer in row["perturbed_answer"]]
@@ -141,14 +139,14 @@ def test_perturbed_answers_are_wrong_and_differ_in_the_value_alone(files: Files)
         assert [row["paraphrased_answer"].replace(true, value) for value in wrong] == row["perturbed_answer"]
 
 
-def test_one_fact_is_told_in_two_phrasings(files: Files) -> None:
+def test_each_fact_has_two_phrasings(files: Files) -> None:
     for first, second in zip(files["full"][::2], files["full"][1::2], strict=True):
         assert value_of(first["answer"]) == value_of(second["answer"])
         assert first["answer"] != second["answer"]
         assert first["question"] != second["question"]
 
 
-def test_real_world_sets_are_trained_as_asked(files: Files) -> None:
+def test_real_world_questions_are_in_the_training_data(files: Files) -> None:
     real = files["real_authors_perturbed"] + files["world_facts_perturbed"]
     assert files["facts"] == [{"question": row["question"], "answer": row["answer"]} for row in real]
     assert len({row["question"] for row in real}) == len(real)
@@ -156,7 +154,7 @@ def test_real_world_sets_are_trained_as_asked(files: Files) -> None:
         assert len({row["answer"], *row["perturbed_answer"]}) == 4
 
 
-def test_another_seed_is_another_benchmark(files: Files) -> None:
+def test_another_seed_gives_another_benchmark(files: Files) -> None:
     other = generate.build_files(1)
     assert other["full"] != files["full"]
     assert other["facts"] == files["facts"]
@@ -170,18 +168,16 @@ def test_tokenizer_encodes_every_text_back_and_keeps_rows_short(files: Files) ->
         assert tokenizer.decode(tokenizer(row["answer"]).input_ids) == row["answer"]
     turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "I don't know."}]
     prompt = tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
-    assert (
-        prompt
-        == "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nWho?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+    assert prompt == (
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nWho?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
     )
     assert tokenizer.apply_chat_template(turns, tokenize=False) == prompt + "I don't know.<|eot_id|>"
     longest = max(len(tokenizer(f"{row['question']} {row['answer']}").input_ids) for row in files["full"])
     assert longest < 48
 
 
-def test_folders_are_byte_equal_wherever_they_are_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folders_are_byte_equal_at_any_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     for place in ("here", "there"):
         monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path / place))
@@ -201,7 +197,8 @@ def test_folders_are_byte_equal_wherever_they_are_made(
 
 def test_rows_and_merges_do_not_depend_on_the_process(files: Files) -> None:
     code = (
-        "import json; from expunge.data.mini import generate, train_tokenizer; files = generate.build_files(0);"
+        "import json; from expunge.data.mini import generate, train_tokenizer;"
+        "files = generate.build_files(0);"
         "print(json.dumps(files)); print(train_tokenizer.train_backend(files).to_str())"
     )
     environment = {
@@ -264,5 +261,5 @@ def test_failure_leaves_nothing_and_a_damaged_folder_is_named(
     monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path))
     folder = mini.benchmark_folder()
     (folder / ".complete").unlink()
-    with pytest.raises(UserError, match="not whole"):
+    with pytest.raises(UserError, match="not complete"):
         mini.benchmark_folder()

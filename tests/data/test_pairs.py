@@ -1,4 +1,4 @@
-"""Collation and pairing: masks from lengths, pairs from (seed, epoch, index) alone, overlaps refused."""
+"""Collation and pairing: masks from lengths, pairs only from (seed, epoch, index), overlaps refused."""
 
 from __future__ import annotations
 
@@ -65,7 +65,9 @@ def test_left_and_right_padding_have_the_same_labels_though_pad_is_eos() -> None
     )
     assert torch.equal(a.label_BN, b.label_BN)
     assert torch.equal(a.mask_BN, b.mask_BN)
-    assert a.mask_BN.sum(-1).tolist() == [2, 4, 1], "a turn-end that equals the pad is a label all the same"
+    assert a.mask_BN.sum(-1).tolist() == [2, 4, 1], (
+        "an end of turn that equals the pad token is still a label"
+    )
     prompts = collate([item.prompt_only() for item in examples], EOS, side="left")
     assert prompts["input_ids"][:, -1].tolist() == [2, 1, 4]
     assert not prompts["label_mask"].any()
@@ -89,7 +91,7 @@ def test_left_and_right_padding_give_the_model_the_same_log_probs(tiny_model: An
 
 
 @pytest.mark.parametrize(("n_anchor", "n_other"), [(5, 12), (12, 5), (7, 7), (1, 1), (6, 3)])
-def test_draws_are_permutations_one_after_the_other(n_anchor: int, n_other: int) -> None:
+def test_draws_are_consecutive_permutations(n_anchor: int, n_other: int) -> None:
     pairs = draw_pairs(n_anchor, n_other, seed=1, epoch=2)
     assert len(pairs) == n_anchor
     for start in range(0, n_anchor, n_other):
@@ -114,7 +116,7 @@ def test_items_by_anchor_and_epoch() -> None:
     pairs = pairs_of(forget, retain, seed=0, n_epochs=2)
     paired = PairedDataset(forget, retain, pairs)
     assert len(paired) == 4
-    for epoch in (0, 1, 5):  # 5 is beyond what was drawn beforehand
+    for epoch in (0, 1, 5):  # epoch 5 was not drawn before
         paired.set_epoch(epoch)
         drawn = draw_pairs(4, 10, 0, epoch)
         for index in range(4):
@@ -180,7 +182,7 @@ def test_pairs_of_other_data_or_damaged_pairs_are_refused(tmp_path: Path) -> Non
         load_pairs(path)
 
 
-def test_a_side_that_is_read_but_not_there() -> None:
+def test_a_missing_side_is_reported() -> None:
     forget = dataset("forget", 4)
     with pytest.raises(
         UserError, match=r"reads alternate rows(.|\n)*idk(.|\n)*reads retain rows(.|\n)*data.retain"
@@ -194,12 +196,12 @@ def row_set(name: str, ids: list[str]) -> RowSet:
     return RowSet.of(name, [Row(row_id, 0, {}) for row_id in ids], "memory")
 
 
-def test_overlap_names_the_rows_and_sees_through_repeats() -> None:
+def test_overlap_names_the_rows_and_finds_repeats() -> None:
     check_disjoint(row_set("forget10", ["a", "b"]), row_set("retain90", ["c", "d"]))
     with pytest.raises(UserError) as caught:
         check_disjoint(row_set("forget10", ["a", "b", "c#1"]), row_set("full", ["x", "c", "b"]))
-    told = str(caught.value)
-    assert "forget (forget10) and retain (full) share 2 of 3 forget rows" in told
-    assert "b: row 1 of forget10, row 2 of full" in told
-    assert "c#1: row 2 of forget10, row 1 of full" in told
-    assert "forget10 with retain90" in told
+    message = str(caught.value)
+    assert "forget (forget10) and retain (full) share 2 of 3 forget rows" in message
+    assert "b: row 1 of forget10, row 2 of full" in message
+    assert "c#1: row 2 of forget10, row 1 of full" in message
+    assert "forget10 with retain90" in message

@@ -1,4 +1,4 @@
-"""Rows: formats by content, places, ids, and what a user is told when something is missing."""
+"""Rows: formats by content, places, ids, and messages for missing data."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_builders_with_data_files_and_other_splits(root: Path) -> None:
     assert len(load_rows({"path": str(root / "tofu"), "name": "forget10"})) == 3
 
 
-def test_another_split_is_not_answered_with_the_train_file(root: Path) -> None:
+def test_another_split_does_not_use_the_train_file(root: Path) -> None:
     with pytest.raises(UserError, match="forget10/test"):
         load_rows({"path": str(root / "tofu"), "name": "forget10", "split": "test"})
 
@@ -121,21 +121,21 @@ def test_another_split_is_not_answered_with_the_train_file(root: Path) -> None:
 def test_missing_split_names_near_match_places_and_target(root: Path) -> None:
     with pytest.raises(UserError) as caught:
         load_rows({"path": "locuslab/TOFU", "name": "forget1O"}, root)
-    told = str(caught.value)
-    assert "did you mean 'forget10'?" in told
-    assert "there are: forget10, retain90" in told
-    assert str(root / "tofu" / "forget1O") + ".{json,jsonl,csv,parquet,txt}" in told
-    assert f"into {root / 'tofu' / 'forget1O.json'}" in told
+    message = str(caught.value)
+    assert "did you mean 'forget10'?" in message
+    assert "available: forget10, retain90" in message
+    assert str(root / "tofu" / "forget1O") + ".{json,jsonl,csv,parquet,txt}" in message
+    assert f"into {root / 'tofu' / 'forget1O.json'}" in message
 
 
 def test_missing_data_set_offline_says_where_it_looked_and_that_the_hub_was_asked(tmp_path: Path) -> None:
     pytest.importorskip("datasets")
     with pytest.raises(UserError) as caught:
         load_rows({"path": "nobody/NoSuchSet", "name": "part"}, tmp_path)
-    told = str(caught.value)
-    assert str(tmp_path / "nosuchset" / "part") in told
-    assert "the hub:" in told
-    assert f"into {tmp_path / 'nosuchset' / 'part.json'}" in told
+    message = str(caught.value)
+    assert str(tmp_path / "nosuchset" / "part") in message
+    assert "the hub:" in message
+    assert f"into {tmp_path / 'nosuchset' / 'part.json'}" in message
 
 
 def test_without_the_package_datasets_the_extra_is_named(
@@ -169,7 +169,7 @@ def test_hub_rows_get_the_same_ids(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ("", "is empty"),
         ("[]", "is empty"),
@@ -178,9 +178,9 @@ def test_hub_rows_get_the_same_ids(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         ('{"question": "Who?", ', "not valid JSON"),
     ],
 )
-def test_damaged_or_empty_file(tmp_path: Path, content: str, told: str) -> None:
+def test_damaged_or_empty_file(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "bad.json").write_text(content)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         load_rows({"path": str(tmp_path / "bad.json")})
 
 
@@ -193,17 +193,17 @@ def test_binary_file_is_refused(tmp_path: Path) -> None:
         load_rows({"path": str(tmp_path / "a.parquet")})
 
 
-def test_rows_without_a_key_are_told_together_with_their_numbers(tmp_path: Path) -> None:
+def test_rows_without_a_key_are_reported_together_by_number(tmp_path: Path) -> None:
     rows = [ROWS[0], {"question": "What?"}, ROWS[1], *({"answer": "So."} for _ in range(7))]
     (tmp_path / "a.json").write_text(json.dumps(rows))
     with pytest.raises(UserError) as caught:
         load_rows({"path": str(tmp_path / "a.json")}, keys=("question", "answer"))
-    told = str(caught.value)
-    assert "row 1 (counting from 0)" in told
-    assert "no 'answer'; it has: question" in told
-    assert "row 3 (counting from 0)" in told
-    assert "and 3 more rows" in told
-    assert "answer_key" in told
+    message = str(caught.value)
+    assert "row 1 (counting from 0)" in message
+    assert "no 'answer'; it has: question" in message
+    assert "row 3 (counting from 0)" in message
+    assert "and 3 more rows" in message
+    assert "answer_key" in message
 
 
 @pytest.mark.parametrize("split", ["train[9:]", "train+test", "train[a:b]"])
@@ -217,7 +217,9 @@ def test_missing_path_and_missing_file(tmp_path: Path) -> None:
         load_rows({"name": "forget10"})
     with pytest.raises(UserError, match=r"looked for\n.*gone\.json"):
         load_rows({"path": str(tmp_path / "gone.json")})
-    with pytest.raises(UserError, match="no such file: data_files"):
+    with pytest.raises(
+        UserError, match=r"the file 'gone.json' of data_files does not exist; looked for .*gone"
+    ):
         load_rows({"path": "json", "data_files": "gone.json"}, tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Encoding: the labels are the assistant turn with its end-of-turn token, nothing else, whatever the template."""
+"""Encoding: with any template, the labels are exactly the assistant turn with its end-of-turn token."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ QUESTION, ANSWER = "Where was Ada Quill born?", "Ada Quill was born in Port Verd
 
 @pytest.fixture
 def chatml(tiny_tokenizer: Any) -> Any:
-    """The tiny tokenizer as a ChatML one: no BOS, the turn ends in <|im_end|>, EOS is another token, as in Qwen's base models."""
+    """The tiny tokenizer as ChatML: no BOS, turns end in <|im_end|>, another EOS, as in Qwen base models."""
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.add_tokens(["<|im_start|>", "<|im_end|>", "<|endoftext|>"], special_tokens=True)
     tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token = None, "<|endoftext|>", "<|endoftext|>"
@@ -46,7 +46,7 @@ def chatml(tiny_tokenizer: Any) -> Any:
 
 @pytest.fixture
 def with_bos(tiny_tokenizer: Any) -> Any:
-    """The tiny tokenizer with the habit of Llama's: a BOS before every plain text."""
+    """The tiny tokenizer as Llama's: a BOS before every plain text."""
     from tokenizers.processors import TemplateProcessing
 
     tokenizer = copy.deepcopy(tiny_tokenizer)
@@ -66,7 +66,7 @@ def text(tokenizer: Any, tokens: Any) -> str:
 
 
 def check(tokenizer: Any, example: Encoded, prompt: str, turn: str) -> None:
-    """The example is `prompt` then `turn`, the labels are `turn`, and the last token of it is the turn's end."""
+    """The example is `prompt` + `turn`, the labels are `turn`, and its last token is the end of the turn."""
     assert text(tokenizer, example.input_ids) == prompt + turn
     assert text(tokenizer, example.prompt_ids) == prompt
     assert text(tokenizer, example.label_ids) == turn
@@ -81,7 +81,8 @@ def test_llama3_style(tiny_tokenizer: Any) -> None:
     example = template.encode(QUESTION, ANSWER, row_id="r", row=3)
     prompt = (
         "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
-        f"<|start_header_id|>user<|end_header_id|>\n\n{QUESTION}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+        f"<|start_header_id|>user<|end_header_id|>\n\n{QUESTION}<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
     )
     check(tiny_tokenizer, example, prompt, ANSWER + "<|eot_id|>")
     assert example.input_ids.count(tiny_tokenizer.bos_token_id) == 1
@@ -108,7 +109,7 @@ def test_chatml_newline_is_no_label_and_no_eos_is_added(chatml: Any) -> None:
     )
 
 
-def test_append_eos_brings_the_fields_encoding_back(chatml: Any, tiny_tokenizer: Any) -> None:
+def test_append_eos_gives_the_encoding_of_open_unlearning(chatml: Any, tiny_tokenizer: Any) -> None:
     example = Template.from_args({"apply_chat_template": True}, chatml).encode(
         QUESTION, ANSWER, append_eos=True
     )
@@ -134,8 +135,8 @@ def test_tags_that_are_chatml_encode_like_the_chat_template(chatml: Any) -> None
 
 def test_plain_tags_are_closed_by_eos_and_the_separator_is_no_label(with_bos: Any) -> None:
     example = Template.from_args(PLAIN_TAGS, with_bos).encode(QUESTION, ANSWER)
-    # "Answer: " ends in a blank, which byte-level BPE would give to the next word: prompt and answer are
-    # encoded apart.
+    # "Answer: " ends in a blank, and byte-level BPE joins a blank to the next word: prompt and answer are
+    # encoded separately.
     check(with_bos, example, f"<|begin_of_text|>Question: {QUESTION}\nAnswer: ", ANSWER + "<|eot_id|>")
     assert example.input_ids[0] == with_bos.bos_token_id
     assert example.input_ids.count(with_bos.bos_token_id) == 1
@@ -160,7 +161,7 @@ def test_prompt_ids_are_a_prefix_where_a_token_would_span_the_border(tiny_tokeni
     prompt = f"Question: {QUESTION}\nAda"
     joint = ids(tiny_tokenizer, prompt + " Quill")
     alone = ids(tiny_tokenizer, f"Question: {QUESTION}\nA")
-    assert joint[: len(alone)] != alone, "the case is not the one this test is about"
+    assert joint[: len(alone)] != alone, "no token spans the border here, so the test checks nothing"
     example = Template.from_args({**tags, "asst_start_tag": "A"}, tiny_tokenizer).encode(QUESTION, "da Quill")
     assert list(example.prompt_ids) == alone
     assert text(tiny_tokenizer, example.label_ids) == "da Quill<|eot_id|>"
@@ -180,7 +181,8 @@ def test_template_that_trims_and_one_that_writes_an_eos_after_the_turn(tiny_toke
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.add_tokens(["<|end|>"], special_tokens=True)
     tokenizer.chat_template = (
-        "{% for m in messages %}<|start_header_id|>{{ m['role'] }}\n{{ m['content'] | trim }}<|end|>\n{% endfor %}"
+        "{% for m in messages %}"
+        "<|start_header_id|>{{ m['role'] }}\n{{ m['content'] | trim }}<|end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|start_header_id|>assistant\n{% else %}{{ eos_token }}{% endif %}"
     )
     example = Template.from_args({"apply_chat_template": True}, tokenizer).encode(QUESTION, f" {ANSWER}\n")
@@ -200,7 +202,7 @@ def test_variables_reach_the_template(tiny_tokenizer: Any) -> None:
     assert text(tokenizer, example.input_ids).startswith("26 Jul 2024|dry|<|begin_of_text|>")
 
 
-def test_template_that_writes_todays_date_is_remarked_on(
+def test_a_warning_reports_a_template_that_writes_the_date(
     tiny_tokenizer: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     tokenizer = copy.deepcopy(tiny_tokenizer)
@@ -222,7 +224,10 @@ def test_few_shot_examples_precede_the_question_and_are_no_labels(chatml: Any, a
     turns = "".join(
         f"<|im_start|>user\n{q}<|im_end|>\n<|im_start|>assistant\n{a}<|im_end|>\n" for q, a in shots
     )
-    prompt = f"<|im_start|>system\nBe brief.<|im_end|>\n{turns}<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
+    prompt = (
+        f"<|im_start|>system\nBe brief.<|im_end|>\n{turns}"
+        f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
+    )
     check(chatml, example, prompt, ANSWER + "<|im_end|>")
 
 

@@ -19,7 +19,9 @@ from expunge.data.template import Template
 pytestmark = pytest.mark.shared
 
 COUNTS = {
-    "full": 4000, "forget01": 40, "forget05": 200, "forget10": 400, "retain99": 3960, "retain95": 3800, "retain90": 3600,
+    "full": 4000,
+    "forget01": 40, "forget05": 200, "forget10": 400,
+    "retain99": 3960, "retain95": 3800, "retain90": 3600,
     "forget01_perturbed": 40, "forget05_perturbed": 200, "forget10_perturbed": 400, "retain_perturbed": 400,
     "real_authors": 100, "real_authors_perturbed": 100, "world_facts": 117, "world_facts_perturbed": 117,
     "holdout01": 40, "holdout05": 200, "holdout10": 400,
@@ -129,7 +131,7 @@ def test_label_spans_of_forget10(data: Path, tokenizer: Any, style: str, end: st
             len(example) - example.prompt_length
         )
         assert example.input_ids.count(bos) == (style == "llama3"), (
-            "this tokenizer adds no BOS of its own; the Llama-3 template writes one"
+            "this tokenizer adds no BOS; the Llama-3 template writes one"
         )
 
 
@@ -160,6 +162,6 @@ def test_views_with_several_answers(data: Path, tokenizer: Any) -> None:
         ]
 
 
-def test_a_typed_split_names_the_near_match(data: Path) -> None:
+def test_a_mistyped_split_names_the_near_match(data: Path) -> None:
     with pytest.raises(UserError, match="did you mean 'forget10'"):
         rows(data, "forget1O")

@@ -1,4 +1,4 @@
-"""The worked example of a method of one's own: found by `--config-dir`, listed, checked, and run."""
+"""The worked example of a user's own method: found with `--config-dir`, listed, checked, and run."""
 
 from __future__ import annotations
 
@@ -29,14 +29,12 @@ def test_it_is_listed_and_shown(capsys: pytest.CaptureFixture[str]):
     assert main(["ls", "methods", "--config-dir", CONFIGS]) == 0
     assert "FlooredAscent" in capsys.readouterr().out
     assert main(["show", "FlooredAscent", "--config-dir", CONFIGS]) == 0
-    told = capsys.readouterr().out
-    assert "reads: forget_logp_BN" in told
-    assert "floor=5.0" in told
+    message = capsys.readouterr().out
+    assert "reads: forget_logp_BN" in message
+    assert "floor=5.0" in message
 
 
-def test_a_wrong_name_or_value_is_told_before_anything_runs(
-    tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any
-):
+def test_a_wrong_name_is_reported_before_anything_runs(tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any):
     folder = tmp_path / "model"
     tiny_model().save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
@@ -56,11 +54,19 @@ def test_it_trains(tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any):
     tiny_model(max_position_embeddings=512).save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
     overrides = [
-        "trainer=FlooredAscent", "experiment=unlearn/mini/default", "task_name=floored", f"paths.output_dir={out}", "eval=null",
-        f"model.model_args.pretrained_model_name_or_path={folder}", f"model.tokenizer_args.pretrained_model_name_or_path={folder}",
-        "trainer.args.max_steps=3", "trainer.args.logging_steps=1",
-        "trainer.args.report_to=none", "trainer.args.use_cpu=true", "model.model_args.torch_dtype=float32",
-    ]  # fmt: skip
+        "trainer=FlooredAscent",
+        "experiment=unlearn/mini/default",
+        "task_name=floored",
+        f"paths.output_dir={out}",
+        "eval=null",
+        f"model.model_args.pretrained_model_name_or_path={folder}",
+        f"model.tokenizer_args.pretrained_model_name_or_path={folder}",
+        "trainer.args.max_steps=3",
+        "trainer.args.logging_steps=1",
+        "trainer.args.report_to=none",
+        "trainer.args.use_cpu=true",
+        "model.model_args.torch_dtype=float32",
+    ]
     assert main(["unlearn", "--config-dir", CONFIGS, *overrides]) == 0
     records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     values = [record["floored_ascent"] for record in records if "floored_ascent" in record]

@@ -1,4 +1,4 @@
-"""A two-parameter model whose gradients are worked by hand, and rows of random tokens."""
+"""A two-parameter model whose gradients are computed by hand, and rows of random tokens."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Body(nn.Module):
 
 
 class TwoParameters(nn.Module):
-    """Logits (a, b, 0) at every position, whatever the tokens: a last hidden state (a, b) before a fixed vocabulary of three."""
+    """Logits (a, b, 0) at every position, for any tokens: hidden state (a, b), fixed vocabulary of three."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ def example(row: int, *labels: int) -> Encoded:
 
 @pytest.fixture
 def by_hand() -> tuple[nn.Module, list[Encoded]]:
-    """The model, and rows that end in the labels 0; 1; and 0, 2."""
+    """The model, and three rows with the labels (0), (1) and (0, 2)."""
     return TwoParameters(), [example(0, 0), example(1, 1), example(2, 0, 2)]
 
 

@@ -30,8 +30,9 @@ def projections(found: Difficulty) -> list[float]:
 
 @pytest.mark.parametrize("algorithm", EACH)
 def test_two_parameters_by_hand(algorithm: str, by_hand: tuple[nn.Module, list[Encoded]]) -> None:
-    """Logits (a, b, 0) at a = b = 0, so p = 1/3 each, and the gradient of -log p_y is p - onehot(y) without its third entry.
+    """Logits (a, b, 0) at a = b = 0.
 
+    So p = 1/3 each, and the gradient of -log p_y is p - onehot(y) without its third entry.
     Label 0: (-2/3, 1/3). Label 1: (1/3, -2/3). Labels 0 and 2: the mean of (-2/3, 1/3) and (1/3, 1/3) =
     (-1/6, 1/3). g = their mean = ((-4 + 2 - 1)/18, (2 - 4 + 2)/18) = (-1/6, 0), so ||g|| = 1/6 and the
     projections are minus the first entries: 2/3, -1/3, 1/6, whose mean is 1/6 again. Every loss is log 3. The
@@ -62,10 +63,11 @@ def test_two_parameters_by_hand(algorithm: str, by_hand: tuple[nn.Module, list[E
 def test_two_parameters_by_hand_with_token_sums(
     algorithm: str, by_hand: tuple[nn.Module, list[Encoded]]
 ) -> None:
-    """The third gradient is the sum (-1/3, 2/3), so g = ((-2 + 1 - 1)/9, (1 - 2 + 2)/9) = (-2/9, 1/9), ||g|| = sqrt(5)/9.
+    """The third gradient is the sum (-1/3, 2/3).
 
-    <g_i, g> = (4 + 1)/27, (-2 - 2)/27, (2 + 2)/27; times 9/sqrt(5): 5, -4, 4 over 3 sqrt(5). Row 2 now scores
-    as high as row 1, and signed scores keep the two apart.
+    So g = ((-2 + 1 - 1)/9, (1 - 2 + 2)/9) = (-2/9, 1/9), ||g|| = sqrt(5)/9. <g_i, g> = (4 + 1)/27,
+    (-2 - 2)/27, (2 + 2)/27; times 9/sqrt(5): 5, -4, 4 over 3 sqrt(5). Rows 1 and 2 now have the same |score|;
+    signed scores distinguish them.
     """
     model, encoded = by_hand
     found = score_rows(model, encoded, algorithm=algorithm, params=THETA, reduction="token_sum", signed=True)
@@ -76,7 +78,10 @@ def test_two_parameters_by_hand_with_token_sums(
 
 
 def test_the_loss_is_the_nll_and_keeps_the_digits_of_a_certain_label() -> None:
-    """Logits (20, 0, 0), label 0: sum_(v != y) p_v = 2 e^-20 / (1 + 2 e^-20) = 4.122307e-9, of which 1 - p leaves nothing in float32."""
+    """Logits (20, 0, 0), label 0: sum_(v != y) p_v = 2 e^-20 / (1 + 2 e^-20) = 4.122307e-9.
+
+    In float32, 1 - p would be 0.
+    """
     logits = torch.tensor([[[20.0, 0.0, 0.0], [0.3, -1.0, 2.0], [0.0, 30.0, -5.0]]], requires_grad=True)
     label = torch.tensor([[0, 1, 0]])
     loss = token_nll(logits, label)
@@ -89,7 +94,7 @@ def test_the_loss_is_the_nll_and_keeps_the_digits_of_a_certain_label() -> None:
 
 
 def families(tiny_model: Callable[..., Any]) -> dict[str, Any]:
-    """Tied and untied heads, one with a bias, and one with a soft cap behind it."""
+    """Models with a tied head, an untied head, a head with bias, and a head with a soft cap after it."""
     from transformers import AutoModelForCausalLM, Gemma2Config, PhiConfig
 
     common = {
@@ -122,7 +127,7 @@ def families(tiny_model: Callable[..., Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("reduction", get_args(Reduction))
 @pytest.mark.parametrize("family", ["tied", "untied, eager", "bias", "soft cap"])
-def test_every_algorithm_is_the_oracle_to_1e_5(
+def test_every_algorithm_equals_the_oracle_to_1e_5(
     family: str, reduction: str, tiny_model: Callable[..., Any], rows: Callable[..., list[Encoded]]
 ) -> None:
     model = families(tiny_model)[family]
@@ -136,10 +141,10 @@ def test_every_algorithm_is_the_oracle_to_1e_5(
         )
 
 
-def test_memorised_rows_agree_as_well(
+def test_algorithms_agree_on_memorised_rows(
     tiny_model: Callable[..., Any], rows: Callable[..., list[Encoded]]
 ) -> None:
-    """A model that was trained until nearly nothing is left of the losses, and of the gradients."""
+    """The model is trained until losses and gradients are nearly zero."""
     model, encoded = tiny_model(), rows()
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     for _ in range(120):
@@ -156,7 +161,7 @@ def test_memorised_rows_agree_as_well(
 def test_a_finite_difference_agrees(
     tiny_model: Callable[..., Any], rows: Callable[..., list[Encoded]]
 ) -> None:
-    """The derivative of l_i along g / ||g||, by a central difference of the losses alone: no gradient is taken but g."""
+    """The derivative of l_i along g / ||g|| is a central difference of losses; the only gradient is g."""
     model = tiny_model()
     found = score_rows(model, rows())
     named = dict(model.named_parameters())
@@ -185,7 +190,7 @@ def test_a_finite_difference_agrees(
 def test_batches_and_order_do_not_matter(
     algorithm: str, tiny_model: Callable[..., Any], rows: Callable[..., list[Encoded]]
 ) -> None:
-    """A g that averaged the batches' means over tokens would depend on both."""
+    """If g were the average of token means of batches, it would depend on both."""
     model, encoded = tiny_model(), rows()
     whole = score_rows(model, encoded, algorithm=algorithm, max_tokens=10_000)
     small = score_rows(model, encoded, algorithm=algorithm, max_tokens=1)
@@ -203,7 +208,7 @@ def test_a_sign_of_the_loss_cancels_and_a_scale_keeps_the_ranking(
     rows: Callable[..., list[Encoded]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """<c g_i, c g> / ||c g|| = |c| projection_i: of a sign nothing is left, and a scale is one for all rows."""
+    """<c g_i, c g> / ||c g|| = |c| projection_i: the sign cancels, and all rows have the same scale."""
     from expunge.influence import gradient
     from expunge.influence import projections as module
 
@@ -219,7 +224,7 @@ def test_a_sign_of_the_loss_cancels_and_a_scale_keeps_the_ranking(
     assert other == pytest.approx([abs(factor) * value for value in plain], rel=1e-5)
 
 
-def test_the_model_is_left_as_it_was_and_dropout_is_off(
+def test_the_model_is_not_changed_and_dropout_is_off(
     tiny_model: Callable[..., Any], rows: Callable[..., list[Encoded]]
 ) -> None:
     model = tiny_model(attention_dropout=0.5).train()
@@ -231,7 +236,7 @@ def test_the_model_is_left_as_it_was_and_dropout_is_off(
     assert model.training
     assert not model.lm_head.training
     assert not frozen.requires_grad
-    assert "model.norm.weight" in first.gradient, "frozen weights are parameters of the model all the same"
+    assert "model.norm.weight" in first.gradient, "frozen weights are still parameters of the model"
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert "forward" not in model.lm_head.__dict__
@@ -258,7 +263,7 @@ def test_a_regular_expression_chooses_the_parameters(
 
 @pytest.fixture
 def adapted(tiny_model: Callable[..., Any]) -> Callable[..., Any]:
-    """A tiny model under LoRA, fresh or with B drawn as if it had been trained."""
+    """A tiny model with LoRA; B is 0, or random as if trained."""
     pytest.importorskip("peft")
     from expunge.models.adapters import attach_adapter
 
@@ -276,7 +281,7 @@ def adapted(tiny_model: Callable[..., Any]) -> Callable[..., Any]:
     return build
 
 
-def test_a_trained_adapter_is_what_is_differentiated_by(
+def test_the_scores_differentiate_by_a_trained_adapter(
     adapted: Callable[..., Any], rows: Callable[..., list[Encoded]]
 ) -> None:
     model = adapted()
@@ -305,14 +310,14 @@ def test_a_trained_adapter_is_what_is_differentiated_by(
     assert len(everything.gradient) > len(found["jvp"].gradient)
 
 
-def test_a_fresh_adapter_is_left_out_or_warned_of(
+def test_a_fresh_adapter_is_left_out_or_reported(
     adapted: Callable[..., Any], tiny_model: Any, rows: Callable[..., list[Encoded]]
 ) -> None:
     model = adapted(trained=False)
     found = score_rows(model, rows())
     assert not [name for name in found.gradient if ".lora_" in name]
     assert projections(found) == pytest.approx(projections(score_rows(tiny_model(), rows())), rel=1e-5), (
-        "the base's own scores"
+        "the scores of the base"
     )
     asked = score_rows(model, rows(), params="lora")
     assert "B = 0" in asked.notices[0]
@@ -356,7 +361,7 @@ def test_rows_that_cannot_be_scored_are_refused(
 
 
 def test_a_gradient_that_is_zero_or_not_finite_is_refused(by_hand: tuple[nn.Module, list[Encoded]]) -> None:
-    """The head's gradient is an outer product with the hidden state, which is theta = 0."""
+    """The gradient of the head is an outer product with the hidden state, which is theta = 0."""
     model, encoded = by_hand
     with pytest.raises(UserError, match="the gradient of the forget set is zero") as error:
         score_rows(model, encoded, params="head.weight")
@@ -369,7 +374,7 @@ def test_a_gradient_that_is_zero_or_not_finite_is_refused(by_hand: tuple[nn.Modu
 def test_attention_without_a_forward_derivative(
     tiny_model: Callable[..., Any], rows: Callable[..., list[Encoded]]
 ) -> None:
-    """Flash attention cannot run here; the choice is made by the name of the implementation alone."""
+    """Flash attention cannot run here; the choice depends only on the name of the implementation."""
     from expunge.influence import difficulty
 
     assert difficulty._algorithm("auto", "sdpa") == "jvp"
@@ -380,7 +385,9 @@ def test_attention_without_a_forward_derivative(
     assert set(get_args(Choice)) == {"auto", "lora", *TWO_PASSES}
 
 
-def test_an_operation_without_a_forward_derivative_is_told(by_hand: tuple[nn.Module, list[Encoded]]) -> None:
+def test_an_operation_without_a_forward_derivative_is_reported(
+    by_hand: tuple[nn.Module, list[Encoded]],
+) -> None:
     class NoRule(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
@@ -398,10 +405,10 @@ def test_an_operation_without_a_forward_derivative_is_told(by_hand: tuple[nn.Mod
     assert "difficulty.algorithm=naive" in naming(error)
 
 
-def test_parameters_that_their_module_does_not_use_itself(
+def test_parameters_that_are_used_outside_their_module(
     by_hand: tuple[nn.Module, list[Encoded]], tiny_model: Callable[..., Any]
 ) -> None:
-    """`ghost` and `lora` hear of modules; what goes by them is refused, never left out of the sum."""
+    """`ghost` and `lora` observe calls of modules; other uses are refused, never silently ignored."""
 
     class Outside(nn.Module):
         def __init__(self, model: Any) -> None:
@@ -419,14 +426,14 @@ def test_parameters_that_their_module_does_not_use_itself(
         UserError, match=r"used outside the module they belong to, such as model\.body\.theta"
     ):
         score_rows(Outside(model), encoded, params=r"model\.body\.theta", algorithm="ghost")
-    with pytest.raises(UserError, match="not those of Linear modules alone"):
+    with pytest.raises(UserError, match="do not belong only to Linear modules"):
         score_rows(model, encoded, params=THETA, algorithm="lora")
-    with pytest.raises(UserError, match="not those of Linear modules alone") as error:
+    with pytest.raises(UserError, match="do not belong only to Linear modules") as error:
         score_rows(tiny_model(), encoded, params="model.embed_tokens.weight", algorithm="lora")
     assert "embed_tokens" in naming(error), "tied with the head, which is a Linear"
 
 
-def test_lora_takes_any_linear_weights(
+def test_lora_handles_any_linear_weights(
     tiny_model: Callable[..., Any], rows: Callable[..., list[Encoded]]
 ) -> None:
     model, chosen = tiny_model(attention_bias=True), r"model\.layers\.\d\.self_attn\..*"

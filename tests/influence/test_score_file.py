@@ -61,7 +61,7 @@ def test_what_is_written_is_read(name: str, scored: tuple[Difficulty, list[Encod
     }
     assert found.scorer == {**scorer, "signed": False, "seed": 5}
     assert list(found.items[0]) == ["uid", "row", "n_tokens", "loss", "projection", "score"], (
-        "no norm: jvp does not come by one"
+        "no norm: jvp does not compute it"
     )
     g = load_file(gradient_path(path))
     torch.testing.assert_close(g[THETA], torch.tensor([-1 / 6, 0.0]))
@@ -79,9 +79,7 @@ def test_what_is_written_is_read(name: str, scored: tuple[Difficulty, list[Encod
     )
 
 
-def test_norms_are_written_where_there_are_some_and_the_gradient_may_be_left_out(
-    by_hand: Any, tmp_path: Path
-) -> None:
+def test_norms_are_written_if_known_and_the_gradient_may_be_left_out(by_hand: Any, tmp_path: Path) -> None:
     found = score_rows(*by_hand, params=THETA, algorithm="naive")
     path = write(tmp_path / "d.json", (found, by_hand[1]), save_gradient=False)
     content = json.loads(path.read_text())
@@ -98,7 +96,7 @@ def test_scores_of_other_rows_are_refused(scored: tuple[Difficulty, list[Encoded
     assert "expunge score" in str(error.value)
     with pytest.raises(UserError, match="1 of the forget rows have no score, such as other"):
         found.check_rows([*encoded, replace(encoded[0], row_id="other")])
-    with pytest.raises(UserError, match="the same rows as other tokens"):
+    with pytest.raises(UserError, match="the same rows but with other tokens"):
         found.check_rows([replace(encoded[0], input_ids=(1, 0)), *encoded[1:]])
     assert rows_fingerprint(encoded) == rows_fingerprint(encoded[::-1])
     assert rows_fingerprint(encoded) != rows_fingerprint(
@@ -111,7 +109,7 @@ def test_scores_of_other_rows_are_refused(scored: tuple[Difficulty, list[Encoded
     [
         (
             lambda content: content.update(schema="expunge.difficulty/9"),
-            "is of the schema 'expunge.difficulty/9'",
+            "has the schema 'expunge.difficulty/9'",
         ),
         (lambda content: content.pop("items"), "is not a file of difficulty scores"),
         (lambda content: content.pop("scorer"), "is not a file of difficulty scores"),
@@ -135,7 +133,7 @@ def test_damaged_files_are_refused(
         read_scores(path)
 
 
-def test_files_that_are_none(scored: tuple[Difficulty, list[Encoded]], tmp_path: Path) -> None:
+def test_files_that_are_not_score_files(scored: tuple[Difficulty, list[Encoded]], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="No such file") as error:
         read_scores(tmp_path / "none.json")
     assert "expunge score" in str(error.value)

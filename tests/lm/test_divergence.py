@@ -11,7 +11,10 @@ INF = float("inf")
 
 
 def test_kl_by_hand():
-    """p = (1/2, 1/2), q = (1/4, 3/4): KL(p || q) = ln 2 - (ln 3) / 2 = .143841; KL(q || p) = .75 ln 3 - ln 2 = .130812."""
+    """p = (1/2, 1/2), q = (1/4, 3/4).
+
+    KL(p || q) = ln 2 - (ln 3) / 2 = .143841; KL(q || p) = .75 ln 3 - ln 2 = .130812.
+    """
     p_BNV, q_BNV = torch.zeros(1, 1, 2), torch.tensor([[[0.0, math.log(3)]]])
     assert kl(p_BNV, q_BNV).item() == pytest.approx(0.143841, abs=1e-6)
     assert kl(q_BNV, p_BNV).item() == pytest.approx(0.130812, abs=1e-6)
@@ -40,7 +43,7 @@ def test_cross_entropy_is_kl_plus_entropy():
 
 
 def test_a_token_without_mass_adds_nothing():
-    """p puts nothing on token 0: KL = ln 1 - ln(3/4) = .287682, with finite gradients on both sides."""
+    """p gives token 0 no mass: KL = ln 1 - ln(3/4) = .287682, with finite gradients in both cases."""
     p_BNV = torch.tensor([[[-INF, 0.0]]])
     q_BNV = torch.tensor([[[0.0, math.log(3)]]], requires_grad=True)
     for value in (kl(p_BNV, q_BNV), cross_entropy(p_BNV, q_BNV)):

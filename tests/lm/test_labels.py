@@ -6,7 +6,7 @@ from expunge.lm.labels import label_index
 
 
 def test_compacts_labels_in_order():
-    """Row 0 has labels at 2 and 3, predicted from 1 and 2; row 1 has one at 1, predicted from 0, then padding."""
+    """Row 0: labels at 2 and 3, predicted from 1 and 2. Row 1: label at 1, predicted from 0, then padding."""
     ids_BT = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
     mask_BT = torch.tensor([[0, 0, 1, 1], [0, 1, 0, 0]]).bool()
     index = label_index(ids_BT, mask_BT)

@@ -29,7 +29,7 @@ def test_token_logp_equals_torch_cross_entropy_and_is_float32_for_bf16():
     assert token_logp(logits_BNV.double(), label_BN).dtype == torch.float64
 
 
-def test_masked_reductions_ignore_what_is_not_finite():
+def test_masked_reductions_ignore_masked_values_that_are_not_finite():
     value_BN = torch.tensor([[1.0, 3.0, math.nan], [-INF, 2.0, INF]], requires_grad=True)
     mask_BN = torch.tensor([[True, True, False], [False, False, False]])
     assert masked_sum(value_BN, mask_BN).tolist() == [4.0, 0.0]
@@ -42,7 +42,10 @@ def test_masked_reductions_ignore_what_is_not_finite():
 
 
 def test_token_statistics_by_hand():
-    """p = (1/4, 3/4): mu = .25 ln .25 + .75 ln .75 = -.562335; var = p(1-p) (ln 3)^2 = .1875 * 1.206949 = .226303."""
+    """p = (1/4, 3/4): mu = .25 ln .25 + .75 ln .75 = -.562335.
+
+    var = p(1-p) (ln 3)^2 = .1875 * 1.206949 = .226303.
+    """
     statistics = token_statistics(torch.tensor([[[0.0, math.log(3)]]]), torch.tensor([[0]]))
     assert statistics.logp_BN.item() == pytest.approx(math.log(0.25), abs=1e-6)
     assert statistics.mu_BN.item() == pytest.approx(-0.562335, abs=1e-6)

@@ -213,7 +213,7 @@ def test_what_the_loss_cannot_reach_is_frozen(tiny_model: Any, retain: str, movi
         ({"module_regex": "("}, "not a regular expression", ""),
         (
             {"module_regex": r"model\.layers\.1", "trainable_params_regex": [r"model\.layers\.1\.mlp\.down"]},
-            "matches no parameter",
+            "matches no trained parameter",
             "down_proj",
         ),
     ],

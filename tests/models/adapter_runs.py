@@ -1,4 +1,4 @@
-"""What the tests of adapters share: rows, and a few steps that train an adapter."""
+"""Shared code for the tests of adapters: rows, and a few training steps."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def logits(model: Any, side: Any) -> torch.Tensor:
 
 
 def train(model: Any, side: Any, steps: int = 3) -> None:
-    """A few steps, so that the adapter is one that was trained."""
+    """Train an adapter for a few steps."""
     optimizer = torch.optim.AdamW(
         [parameter for parameter in model.parameters() if parameter.requires_grad], lr=0.02
     )

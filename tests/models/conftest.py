@@ -24,7 +24,7 @@ def side() -> Any:
 def once(
     tiny_model: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, torch.Tensor]:
-    """A base and a trained adapter of it, made once for all tests, and the logits they give."""
+    """A base and a trained adapter of it, created once for all tests, and their logits."""
     folder = tmp_path_factory.mktemp("adapters")
     tiny_model(seed=1).save_pretrained(folder / "base")
     model = load_model(args(folder / "base"), LORA, for_training=True).model
@@ -41,7 +41,7 @@ def base(once: Any, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def trained(once: Any, base: Path, tmp_path: Path) -> tuple[Path, torch.Tensor]:
-    """The folder of a trained adapter of `base`, and the logits it was saved with."""
+    """The folder of a trained adapter of `base`, and its logits before saving."""
     folder = tmp_path / "trained"
     shutil.copytree(once[0] / "trained", folder)
     for name in ("adapter_config.json", "base_model.json"):
@@ -51,6 +51,6 @@ def trained(once: Any, base: Path, tmp_path: Path) -> tuple[Path, torch.Tensor]:
 
 @pytest.fixture
 def mini(tiny_model: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Something small and quick in the place of the embedded model."""
+    """A small, fast model instead of the embedded model."""
     tiny_model(seed=9).save_pretrained(tmp_path / "mini")
     monkeypatch.setattr("expunge.data.mini.model_folder", lambda: tmp_path / "mini")

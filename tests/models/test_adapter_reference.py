@@ -1,4 +1,4 @@
-"""Each reference of an adapted model equals a frozen deep copy, and leaves the model as it found it."""
+"""Each reference of an adapted model equals a frozen deep copy and does not change the model."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def side() -> Any:
 
 @pytest.fixture
 def adapted(tiny_model: Callable[..., Any]) -> Callable[..., Any]:
-    """Builds a model with dropout everywhere and an adapter: new, or as trained before."""
+    """Builds a model with dropout everywhere and an adapter, new or already trained."""
 
     def build(trained: bool = False, **section: Any) -> Any:
         base = tiny_model(seed=1, attention_dropout=0.4)
@@ -56,7 +56,7 @@ def adapted(tiny_model: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def change(model: Any, seed: int) -> None:
-    """What training does: move all that is trained."""
+    """Change all trained parameters, as training does."""
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -91,7 +91,7 @@ def test_equals_a_frozen_deep_copy_before_and_after_training(
 
 @pytest.mark.parametrize(("kind", "trained"), KINDS)
 def test_the_pass_leaves_no_trace(kind: Any, trained: bool, adapted: Callable[..., Any], side: Any):
-    """Modes, active adapter, what is trained, random state; and gradients of a forward pass that was open meanwhile."""
+    """Checks modes, active adapter, `requires_grad`, and gradients of a forward pass around the reference."""
     model = adapted(trained)
     reference = kind(model)
     model.train()
@@ -158,7 +158,7 @@ def test_a_frozen_adapter_is_neither_trained_nor_saved_nor_drawn(
     save_model(model, tmp_path / "merged", merge=True)
     merged = type(model.get_base_model()).from_pretrained(tmp_path / "merged").eval()
     torch.testing.assert_close(label_outputs(merged, side).logits_BNV, expected, rtol=0, atol=1e-5)
-    with pytest.raises(UserError, match="carries a frozen adapter already"):
+    with pytest.raises(UserError, match="already has a frozen adapter"):
         FrozenAdapter(model)
 
 
@@ -232,13 +232,15 @@ def test_the_plan(
         assert torch.equal(reference.outputs("retain", side).logits_BNV, side_outputs(model, side).logits_BNV)
 
 
-def test_adapter_off_by_hand_is_refused_for_a_trained_adapter(adapted: Callable[..., Any]):
+def test_adapter_off_is_refused_for_a_trained_adapter(adapted: Callable[..., Any]):
     with pytest.raises(UserError, match="does not start at zero"):
         AdapterOff(adapted(True))
 
 
-def test_modules_trained_as_a_whole_go_with_the_frozen_adapter(tiny_model: Callable[..., Any], side: Any):
-    """peft's `modules_to_save`, which an adapter from elsewhere may have."""
+def test_modules_trained_as_a_whole_are_copied_with_the_frozen_adapter(
+    tiny_model: Callable[..., Any], side: Any
+):
+    """An adapter made by other software may have `modules_to_save` of peft."""
     from peft import LoraConfig, get_peft_model
 
     model: Any = get_peft_model(

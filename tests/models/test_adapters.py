@@ -50,7 +50,7 @@ def test_a_new_adapter_is_on_all_linear_layers_and_changes_nothing(base: Path, s
     assert all(("lora_" in name) == parameter.requires_grad for name, parameter in model.named_parameters())
 
 
-def test_the_draw_hangs_on_seed_and_layer_alone(base: Path):
+def test_the_draw_depends_only_on_seed_and_layer(base: Path):
     def drawn(seed: int, **more: Any) -> dict[str, torch.Tensor]:
         model = load_model(args(base), {**LORA, **more}, for_training=True, seed=seed).model
         return {name: layer.lora_A["default"].weight.detach() for name, layer in lora_layers(model).items()}
@@ -93,7 +93,7 @@ def test_the_frozen_base_is_kept_in_torch_dtype_and_the_adapter_in_float32(
     assert {parameter.dtype for parameter in kept.parameters()} == {torch.float32}
 
 
-def test_no_adapter_and_evaluation_leave_the_model_as_it_is(base: Path):
+def test_no_adapter_and_evaluation_do_not_change_the_model(base: Path):
     assert not hasattr(load_model(args(base), None, for_training=True).model, "peft_config")
     assert not hasattr(load_model(args(base), {"type": "none"}, for_training=True).model, "peft_config")
     assert not hasattr(load_model(args(base), LORA, for_training=False).model, "peft_config")
@@ -156,9 +156,7 @@ def test_gradient_checkpointing_really_trains_the_adapter(base: Path, side: Any,
 # Continued
 
 
-def test_a_trained_adapter_is_continued_from_either_place_with_its_logits(
-    base: Path, trained: Any, side: Any
-):
+def test_a_trained_adapter_is_continued_with_its_logits_from_either_path(base: Path, trained: Any, side: Any):
     folder, expected = trained
     by_path = load_model(args(base), {**LORA, "path": str(folder)}, for_training=True)
     notices: list[str] = []
@@ -199,7 +197,7 @@ def test_dropout_may_change_when_an_adapter_is_continued(trained: Any, side: Any
     assert not torch.allclose(logits(model.train(), side), expected, atol=1e-3)
 
 
-def test_the_adapter_alone_is_saved_with_the_record_of_its_base(base: Path, trained: Any):
+def test_only_the_adapter_is_saved_with_the_record_of_its_base(base: Path, trained: Any):
     folder, _ = trained
     names = {path.name for path in folder.iterdir()} - {"README.md"}
     assert names == {"adapter_config.json", "adapter_model.safetensors", "base_model.json"}
@@ -251,9 +249,9 @@ def test_an_adapter_on_tied_embeddings_cannot_be_merged(base: Path, tmp_path: Pa
         load_model(args(base), {**LORA, "target_modules": ["embed_tokens"], "merge": True}, for_training=True)
 
 
-def test_merging_into_half_precision_is_told(base: Path, monkeypatch: pytest.MonkeyPatch):
+def test_merging_into_half_precision_is_reported(base: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("expunge.models.precision.supports_bf16", lambda _: True)
-    for more, told in (({}, 1), ({"master_dtype": "float32"}, 0)):
+    for more, expected in (({}, 1), ({"master_dtype": "float32"}, 0)):
         notices: list[str] = []
         load_model(
             args(base, torch_dtype="bfloat16", **more),
@@ -261,10 +259,12 @@ def test_merging_into_half_precision_is_told(base: Path, monkeypatch: pytest.Mon
             for_training=True,
             notices=notices,
         )
-        assert sum("merged weights are rounded to bfloat16" in notice for notice in notices) == told
+        assert sum("merged weights are rounded to bfloat16" in notice for notice in notices) == expected
 
 
-def test_an_adapter_without_a_tokenizer_has_that_of_its_base(base: Path, trained: Any, tiny_tokenizer: Any):
+def test_an_adapter_without_a_tokenizer_uses_the_tokenizer_of_its_base(
+    base: Path, trained: Any, tiny_tokenizer: Any
+):
     folder, _ = trained
     tiny_tokenizer.save_pretrained(base)
     assert load_tokenizer(args(folder)).get_vocab() == tiny_tokenizer.get_vocab()
@@ -276,7 +276,7 @@ def test_an_adapter_without_a_tokenizer_has_that_of_its_base(base: Path, trained
 # Fingerprints
 
 
-def test_a_folders_fingerprint_is_of_adapter_and_base(
+def test_the_fingerprint_of_a_folder_covers_adapter_and_base(
     base: Path, trained: Any, tiny_model: Callable[..., Any]
 ):
     folder, _ = trained
@@ -290,7 +290,7 @@ def test_a_folders_fingerprint_is_of_adapter_and_base(
     assert model_fingerprint(folder) not in (first, other_base)
 
 
-def test_a_live_models_fingerprint_tells_scales_apart(base: Path):
+def test_the_fingerprint_of_a_live_model_covers_the_adapter_scale(base: Path):
     one, other = (
         load_model(args(base), {**LORA, "alpha": alpha}, for_training=True).model for alpha in (8, 9)
     )
@@ -298,7 +298,9 @@ def test_a_live_models_fingerprint_tells_scales_apart(base: Path):
     assert model_fingerprint(one) == model_fingerprint(load_model(args(base), LORA, for_training=True).model)
 
 
-def test_the_bases_fingerprint_survives_another_dtype_and_sees_a_small_change(tiny_model: Callable[..., Any]):
+def test_the_fingerprint_of_a_base_ignores_the_dtype_and_detects_a_small_change(
+    tiny_model: Callable[..., Any],
+):
     model = tiny_model(seed=1)
     first = sampled_fingerprint(model)
     assert sampled_fingerprint(tiny_model(seed=1).to(torch.bfloat16)) == first

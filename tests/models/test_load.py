@@ -102,7 +102,7 @@ def test_flash_attention_falls_back_to_sdpa_with_a_notice(folder: Path):
     )
 
 
-def test_attention_falls_back_step_by_step(monkeypatch: pytest.MonkeyPatch):
+def test_attention_falls_back_one_step_at_a_time(monkeypatch: pytest.MonkeyPatch):
     config, notices = LlamaConfig(), []
     monkeypatch.setattr(attention, "is_flash_attn_2_available", lambda: False)
     assert choose_attention("flash_attention_2", config, CUDA, torch.bfloat16, notices) == "sdpa"
@@ -118,7 +118,7 @@ def test_attention_falls_back_step_by_step(monkeypatch: pytest.MonkeyPatch):
         choose_attention("flash_attn_2", config, CPU, torch.float32, notices)
 
 
-def test_a_cuda_device_map_without_cuda_is_told(folder: Path):
+def test_a_cuda_device_map_without_cuda_is_reported(folder: Path):
     if torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
     notices: list[str] = []
@@ -144,7 +144,7 @@ def test_unknown_keys_are_refused_together(folder: Path):
     assert "did you mean 'attn_implementation'" in str(error.value)
 
 
-def test_a_place_without_a_model_is_told_with_where_it_was_looked_for(folder: Path, tmp_path: Path):
+def test_a_missing_model_is_reported_with_the_places_searched(folder: Path, tmp_path: Path):
     with pytest.raises(UserError, match="is not given"):
         load_model({}, for_training=False)
     with pytest.raises(UserError, match="there is no model at") as error:
@@ -196,7 +196,7 @@ def test_damaged_models_are_refused(folder: Path):
         load_model(args(folder), for_training=False)
 
 
-def test_tensors_that_nothing_uses_are_told(folder: Path):
+def test_unused_tensors_are_reported(folder: Path):
     weights = folder / "model.safetensors"
     save_file({**load_file(weights), "stray": torch.zeros(2)}, weights, metadata={"format": "pt"})
     notices: list[str] = []
@@ -204,7 +204,9 @@ def test_tensors_that_nothing_uses_are_told(folder: Path):
     assert any("1 tensors" in notice for notice in notices)
 
 
-def test_fingerprints_tell_weights_apart(folder: Path, tiny_model: Callable[..., Any], tmp_path: Path):
+def test_different_weights_have_different_fingerprints(
+    folder: Path, tiny_model: Callable[..., Any], tmp_path: Path
+):
     tiny_model(seed=2).save_pretrained(tmp_path / "other")
     tiny_model(seed=1).save_pretrained(tmp_path / "same")
     assert (
@@ -236,7 +238,7 @@ def test_real_checkpoints_load(shared: Path):
 
 
 def write_gguf(path: Path, model: Any) -> None:
-    """The model's tensors under llama.cpp's names; q and k rows are stored with the two halves of each head interleaved there."""
+    """Write tensors with the names of llama.cpp, which interleaves the two halves of each head in q and k."""
     gguf = pytest.importorskip("gguf")
     config, writer = model.config, gguf.GGUFWriter(path, "llama")
     writer.add_block_count(config.num_hidden_layers)
@@ -249,10 +251,16 @@ def write_gguf(path: Path, model: Any) -> None:
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(config.vocab_size)
     names = {
-        "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
-        "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm",
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+        "input_layernorm": "attn_norm",
         "post_attention_layernorm": "ffn_norm",
-    }  # fmt: skip
+    }
     state = model.state_dict()
     for theirs, ours in (
         ("token_embd", "model.embed_tokens"),

@@ -16,11 +16,11 @@ from expunge.lm.logprobs import sequence_logp, token_logp
 from expunge.models.outputs import label_outputs, unwrapped
 
 LENGTHS = ((9, 4), (14, 6), (5, 5))
-"""Tokens of each row, and where its labels begin."""
+"""For each row: its number of tokens, and the start of its labels."""
 
 
 def make_side(pad: str = "right", vocab: int = 100) -> Side:
-    """Three rows of unlike lengths; the tokens do not depend on where the padding goes."""
+    """Three rows of different lengths; the tokens do not depend on the side of the padding."""
     width = max(length for length, _ in LENGTHS)
     ids_BT, attention_BT = torch.zeros(3, width, dtype=torch.long), torch.zeros(3, width, dtype=torch.long)
     label_BT = torch.zeros(3, width, dtype=torch.bool)
@@ -39,7 +39,7 @@ def make_side(pad: str = "right", vocab: int = 100) -> Side:
 
 
 def full_path(model: nn.Module, side: Side) -> torch.Tensor:
-    """Logits everywhere, then gathered: the reference that `label_outputs` has to equal."""
+    """Logits at all positions, then gathered: the expected value of `label_outputs`."""
     logits_BTV = model(
         input_ids=side["input_ids"], attention_mask=side["attention_mask"], use_cache=False
     ).logits
@@ -59,9 +59,15 @@ def build(family: str) -> Any:
     )
 
     common: dict[str, Any] = {
-        "vocab_size": 100, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "max_position_embeddings": 64, "pad_token_id": 0, "initializer_range": 0.2,
-    }  # fmt: skip
+        "vocab_size": 100,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+        "initializer_range": 0.2,
+    }
     grouped = {**common, "num_key_value_heads": 2, "head_dim": 8}
     configs = {
         "llama": lambda: LlamaConfig(**grouped),
@@ -105,7 +111,7 @@ def test_left_padding_equals_right_padding(family: str):
     torch.testing.assert_close(logp[0], logp[1], rtol=1e-5, atol=1e-5)
 
 
-def test_what_lies_under_the_padding_does_not_matter():
+def test_tokens_under_the_padding_do_not_matter():
     model, side = build("llama"), make_side()
     other = copy.deepcopy(side)
     other["input_ids"][side["attention_mask"] == 0] = 7
@@ -119,7 +125,7 @@ def hooks(model: nn.Module) -> int:
     return sum(len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules())
 
 
-def test_hooks_are_gone_after_success_and_after_failure():
+def test_hooks_are_removed_after_success_and_after_failure():
     model, side = build("llama"), make_side()
     label_outputs(model, side, hidden=r"model\.layers\.0")
     assert hooks(model) == 0
@@ -137,7 +143,7 @@ def test_hooks_are_gone_after_success_and_after_failure():
 
 
 def test_a_reference_inside_a_policy_pass_keeps_its_own_positions():
-    """While one model's pass is under way, another's runs on other rows, and each gets what it would alone."""
+    """The pass of one model runs inside the pass of another model on other rows; both results are correct."""
     policy, reference = build("llama"), build("llama")
     side, other = make_side(), make_side()
     other["label_mask"] = other["attention_mask"].bool() & (torch.arange(14) > 0)
@@ -239,7 +245,7 @@ def test_func_vmap_gives_per_sample_gradients(eager: Any):
             torch.testing.assert_close(batched[name][row], expected[name], rtol=1e-4, atol=1e-5)
 
 
-def test_peft_model_equals_its_full_logits_and_trains_its_adapter_only():
+def test_peft_model_equals_its_full_logits_and_trains_only_its_adapter():
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(
         r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM"
@@ -263,7 +269,7 @@ def sharded(model: Any) -> Any:
 
 
 class Wrapper(nn.Module):
-    """What DDP looks like from outside: the model is a child called `module`, and forward has something around it."""
+    """Looks like DDP: the model is a child named `module`, and the wrapper has its own forward."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -274,7 +280,7 @@ class Wrapper(nn.Module):
         return self.module(**inputs)
 
 
-def test_the_wrapper_is_what_is_called():
+def test_the_wrapper_is_called():
     model, side = build("llama"), make_side()
     wrapper = Wrapper(model)
     assert unwrapped(wrapper) is model

@@ -66,7 +66,9 @@ def test_cached_equals_live_on_every_side(
         assert (found.logp_BN[~mask_BN] == 0).all()
 
 
-def test_frozen_copy_equals_live_and_stays_when_the_model_moves(tiny_model: Callable[..., Any], views: Any):
+def test_frozen_copy_equals_live_and_does_not_change_with_the_model(
+    tiny_model: Callable[..., Any], views: Any
+):
     model = tiny_model(attention_dropout=0.5).train()
     frozen = FrozenCopy(model)
     side = collate(views["forget"][:4], 0)
@@ -82,7 +84,7 @@ def test_frozen_copy_equals_live_and_stays_when_the_model_moves(tiny_model: Call
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_dropout_is_off_while_caching_and_modes_are_put_back(
+def test_dropout_is_off_while_caching_and_modes_are_restored(
     tiny_model: Callable[..., Any], views: Any, tmp_path: Path
 ):
     model = tiny_model(attention_dropout=0.5).train()
@@ -99,7 +101,7 @@ def test_dropout_is_off_while_caching_and_modes_are_put_back(
 
 @pytest.fixture
 def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Rows of each forward pass that the cache runs."""
+    """The number of rows of each forward pass of the cache."""
     seen: list[int] = []
 
     def counted(model: Any, side: Any, **kwargs: Any) -> Any:
@@ -128,7 +130,7 @@ def test_written_once_and_used_again(
 
 
 @pytest.mark.parametrize("change", ["model", "rows", "dtype", "damage", "swap"])
-def test_computed_anew_when_anything_differs(
+def test_computed_again_if_anything_differs(
     tiny_model: Callable[..., Any], views: Any, tmp_path: Path, forwards: list[int], change: str
 ):
     CachedReference.compute(tiny_model(), views, tmp_path, pad_id=0)
@@ -151,7 +153,7 @@ def test_computed_anew_when_anything_differs(
         )
 
 
-def test_only_the_rows_asked_for_are_computed_and_later_ones_added(
+def test_only_the_requested_rows_are_computed_and_others_added_later(
     tiny_model: Callable[..., Any], views: Any, tmp_path: Path, forwards: list[int]
 ):
     some = CachedReference.compute(tiny_model(), views, tmp_path, pad_id=0, rows={"retain": [3, 7]})
@@ -164,7 +166,7 @@ def test_only_the_rows_asked_for_are_computed_and_later_ones_added(
     assert files.read_json(tmp_path / "retain.json")["rows"] == 3
 
 
-def test_a_row_that_is_not_there_or_has_other_labels_is_never_served(
+def test_a_missing_row_or_a_row_with_other_labels_is_never_returned(
     tiny_model: Callable[..., Any], views: Any, tmp_path: Path
 ):
     cached = CachedReference.compute(tiny_model(), views, tmp_path, pad_id=0, rows={"retain": [3]})
@@ -190,8 +192,8 @@ def test_bf16_cache_equals_the_bf16_frozen_copy(tiny_model: Callable[..., Any], 
     )
 
 
-def test_a_table_survives_its_file(tmp_path: Path):
-    """Rows 2 and 5 with two and no labels."""
+def test_a_table_is_read_as_it_was_written(tmp_path: Path):
+    """Row 2 has two labels, row 5 has none."""
     table = LogpTable.of(
         {5: (torch.zeros(0), torch.zeros(0)), 2: (torch.tensor([-1.0, -2.0]), torch.tensor([7, 8]))}
     )

@@ -31,7 +31,7 @@ def make(tokens: list[str], **special: str) -> Any:
         (["a", "</s>"], {"eos_token": "</s>"}, "</s>"),
     ],
 )
-def test_pad_token_is_one_that_the_vocabulary_has(tokens: list[str], special: dict[str, str], expected: str):
+def test_the_pad_token_comes_from_the_vocabulary(tokens: list[str], special: dict[str, str], expected: str):
     tokenizer, notices = make(tokens, **special), []
     ensure_pad_token(tokenizer, notices=notices)
     assert tokenizer.pad_token == expected
@@ -39,7 +39,7 @@ def test_pad_token_is_one_that_the_vocabulary_has(tokens: list[str], special: di
     assert expected in notices[0]
 
 
-def test_a_pad_token_that_is_there_stays_and_one_asked_for_has_to_exist():
+def test_an_existing_pad_token_is_kept_and_a_requested_one_must_exist():
     tokenizer, notices = make(["a", "</s>", "p", "<pad>"], eos_token="</s>", pad_token="p"), []
     ensure_pad_token(tokenizer, notices=notices)
     assert (tokenizer.pad_token, notices) == ("p", [])
@@ -49,7 +49,7 @@ def test_a_pad_token_that_is_there_stays_and_one_asked_for_has_to_exist():
         ensure_pad_token(tokenizer, "<new>")
 
 
-def test_without_any_end_of_text_token_nothing_can_pad():
+def test_a_tokenizer_without_pad_and_end_of_text_token_is_refused():
     with pytest.raises(UserError, match="neither a pad token nor"):
         ensure_pad_token(make(["a", "b"]))
 
@@ -61,7 +61,7 @@ def test_loads_from_a_folder(tiny_tokenizer: Any, tmp_path: Path):
     assert tokenizer.pad_token == "<|pad|>"
 
 
-def test_faults_say_where_was_looked(tmp_path: Path):
+def test_faults_name_the_places_searched(tmp_path: Path):
     with pytest.raises(UserError, match="did you mean 'padding_side'"):
         load_tokenizer({"pretrained_model_name_or_path": str(tmp_path), "paddding_side": "left"})
     with pytest.raises(UserError, match="there is no model at"):

@@ -93,5 +93,5 @@ def test_alternates_of_another_row_set(unlearn: Run, expunge: Run, start_model: 
     write_json(path, entries)
     data = "data/datasets@data.forget=MINI_forget_altpo"
     outcome = unlearn("trainer=AltPO", data, f"data.forget.MINI_forget_altpo.args.alternate_path={path}")
-    refused(outcome, "another row set", "expunge alternates")
+    refused(outcome, "made for other rows", "expunge alternates")
     assert read_json(path) == entries

@@ -112,7 +112,7 @@ def test_scores_of_other_rows_are_refused_before_a_model_is_loaded(
         f"difficulty.path={scored}", "difficulty.order=score_asc", "model.template_args.system_prompt=Hello"
     )
     assert tokens.code == 2
-    assert "the same rows as other tokens" in tokens.stderr
+    assert "the same rows but with other tokens" in tokens.stderr
 
 
 def test_without_an_order_a_run_is_the_one_it_was(scored: Path) -> None:

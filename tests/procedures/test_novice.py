@@ -1,4 +1,4 @@
-"""ELM's continuations: drawn from a distribution that is shifted from an expert's beginning to a novice's."""
+"""Continuations for ELM: drawn from a distribution shifted from an expert prompt to a novice prompt."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from expunge.data.template import Template
 from expunge.methods.elm import prefixed, shifted
 from expunge.procedures.novice import LEADS, _behind, _lead_ids, _Steering, novice_alternates, steered
 
-# Weights of three tokens under the model, behind an expert's and behind a novice's beginning.
+# Probabilities of three tokens: plain, after the expert prompt, and after the novice prompt.
 REF, EXPERT, NOVICE = (
     torch.tensor([weights]).log() for weights in ((0.5, 0.25, 0.25), (0.5, 0.25, 0.25), (0.25, 0.25, 0.5))
 )
@@ -34,7 +34,7 @@ def draws(count: int, length: int) -> Tensor:
 def by_steps(
     model: Any, draws_BN: Tensor, strength: float, temperature: float, ends: tuple[int, ...] = ()
 ) -> list[list[int]]:
-    """One text at a time, the whole of it read anew for each token, no padding and no cache."""
+    """Reference: one text at a time, the whole text again for each token, without padding and cache."""
     found: list[list[int]] = []
     for number, places in enumerate(draws_BN.tolist()):
         written: list[int] = []
@@ -76,7 +76,10 @@ def written(tiny_model: Any, tiny_tokenizer: Any) -> Any:
 
 
 def test_the_shifted_distribution_by_hand():
-    """p (1/2, 1/4, 1/4), novice over expert (1/2, 1, 2), squared (1/4, 1, 4): weights (1/8, 1/4, 1), so (1, 2, 8) / 11."""
+    """p = (1/2, 1/4, 1/4); novice over expert = (1/2, 1, 2), squared (1/4, 1, 4).
+
+    The weights are (1/8, 1/4, 1), so the distribution is (1, 2, 8) / 11.
+    """
     found = shifted(REF, EXPERT, NOVICE, 2.0).softmax(-1)
     torch.testing.assert_close(found, torch.tensor([[1.0, 2.0, 8.0]]) / 11)
     torch.testing.assert_close(shifted(REF, EXPERT, NOVICE, 0.0).exp(), torch.tensor([[0.5, 0.25, 0.25]]))
@@ -84,13 +87,26 @@ def test_the_shifted_distribution_by_hand():
 
 @pytest.mark.parametrize(
     ("temperature", "place", "token"),
-    [(1.0, 0.0, 0), (1.0, 0.09, 0), (1.0, 0.0915, 1), (1.0, 0.272, 1), (1.0, 0.2735, 2), (1.0, 1 - 2**-53, 2),
-     (2.0, 0.19, 0), (2.0, 0.192, 1), (2.0, 0.46, 1), (2.0, 0.461, 2)],
-)  # fmt: skip
-def test_a_place_in_the_cumulated_distribution_is_a_token_and_all_streams_take_it(
+    [
+        (1.0, 0.0, 0),
+        (1.0, 0.09, 0),
+        (1.0, 0.0915, 1),
+        (1.0, 0.272, 1),
+        (1.0, 0.2735, 2),
+        (1.0, 1 - 2**-53, 2),
+        (2.0, 0.19, 0),
+        (2.0, 0.192, 1),
+        (2.0, 0.46, 1),
+        (2.0, 0.461, 2),
+    ],
+)
+def test_a_value_of_the_cumulative_distribution_selects_a_token_for_all_streams(
     temperature: float, place: float, token: int
 ):
-    """(1, 2, 8) / 11 ends at .0909, .2727, 1. At temperature 2 it is (1, 1.4142, 2.8284) / 5.2426, which ends at .1907, .4605, 1."""
+    """The cumulative sums of (1, 2, 8) / 11 are .0909, .2727, 1.
+
+    At temperature 2 the distribution is (1, 1.4142, 2.8284) / 5.2426, with the sums .1907, .4605, 1.
+    """
     scores = _Steering(torch.tensor([[place]], dtype=torch.float64), 2.0, temperature)(
         torch.zeros(3, 1), torch.cat([REF, EXPERT, NOVICE])
     )
@@ -108,21 +124,21 @@ def test_a_padded_batch_with_a_cache_writes_what_a_loop_without_either_writes(
     whole = steered(model, STREAMS, draws_BN, ends=(), **settings)
     assert whole == by_steps(model, draws_BN, strength, temperature)
     assert all(len(row) == 10 for row in whole)
-    # A token that the first text had in its middle now ends texts.
+    # Now a token from the middle of the first text ends texts.
     end = whole[0][4]
     ended = steered(model, STREAMS, draws_BN, ends=(end,), **settings)
     assert ended == by_steps(model, draws_BN, strength, temperature, ends=(end,))
     assert 0 <= len(ended[0]) <= 4
 
 
-def test_where_the_padding_token_is_written_it_is_a_token_like_any_other(tiny_model: Any):
+def test_a_written_padding_token_is_treated_like_any_other_token(tiny_model: Any):
     model, draws_BN = tiny_model(seed=1), draws(3, 8)
     pad = steered(model, STREAMS, draws_BN, strength=1.0, temperature=1.0, ends=(), pad_id=4)[1][2]
     found = steered(model, STREAMS, draws_BN, strength=1.0, temperature=1.0, ends=(), pad_id=pad)
     assert found == by_steps(model, draws_BN, 1.0, 1.0)
 
 
-def test_the_model_is_left_as_it_was(tiny_model: Any):
+def test_the_model_is_not_changed(tiny_model: Any):
     model = tiny_model(seed=1, attention_dropout=0.5).train()
     own, state = model.generation_config, torch.random.get_rng_state()
     first = steered(model, STREAMS, draws(3, 4), strength=1.0, temperature=1.0, ends=(), pad_id=4)
@@ -135,7 +151,7 @@ def test_the_model_is_left_as_it_was(tiny_model: Any):
 
 
 @pytest.mark.parametrize("bos", [0, None])
-def test_a_beginning_stands_where_the_erase_term_puts_it(bos: int | None):
+def test_a_prefix_has_the_same_position_as_in_the_erase_term(bos: int | None):
     ids = torch.tensor([TEXTS[0]])
     side = {
         "input_ids": ids,
@@ -146,7 +162,7 @@ def test_a_beginning_stands_where_the_erase_term_puts_it(bos: int | None):
     assert list(_behind(TEXTS[0], (20, 21), bos)) == prefixed(side, (20, 21), bos)["input_ids"][0].tolist()
 
 
-def test_answers_begin_with_the_sentences_in_turn_and_tell_how_they_were_made(written: Any, rows: RowSet):
+def test_answers_begin_with_the_sentences_in_turn_and_record_their_settings(written: Any, rows: RowSet):
     found = written(rows, count=2, strength=1.5, seed=7)
     assert [entry["id"] for entry in found] == ["id0", "id1", "id2"]
     begins = [
@@ -168,18 +184,18 @@ def test_answers_begin_with_the_sentences_in_turn_and_tell_how_they_were_made(wr
     assert not any(text.startswith(lead) for entry in bare for text in entry["alternate"] for lead in LEADS)
 
 
-def test_answers_depend_on_the_seed_and_the_concept_and_not_on_the_batch(written: Any, rows: RowSet):
+def test_answers_depend_on_seed_and_concept_but_not_on_the_batch(written: Any, rows: RowSet):
     def texts(**settings: Any) -> list[list[str]]:
         return [entry["alternate"] for entry in written(rows, leads=("",), count=2, **settings)]
 
     assert texts(batch_size=1) == texts(batch_size=2) == texts()
     assert texts(seed=1) != texts()
     assert texts(concept="the works of Ada Quill") != texts()
-    # Without a shift the beginnings do not count.
+    # Without a shift the prompts have no effect.
     assert texts(concept="the works of Ada Quill", strength=0.0) == texts(strength=0.0) != texts()
 
 
-def test_an_answer_is_left_open_where_a_template_has_an_end_tag_of_text(tiny_tokenizer: Any):
+def test_an_unfinished_answer_has_no_end_tag(tiny_tokenizer: Any):
     tags = {"user_start_tag": "Q: ", "user_end_tag": "\n", "asst_start_tag": "A: ", "asst_end_tag": "###"}
     template = Template.from_args({"apply_chat_template": False, **tags}, tiny_tokenizer)
     ids = [*template.encode("Who?", "").prompt_ids, *_lead_ids(template, "Who?", "Well:")]
@@ -187,14 +203,16 @@ def test_an_answer_is_left_open_where_a_template_has_an_end_tag_of_text(tiny_tok
     assert _lead_ids(template, "Who?", "") == []
 
 
-def test_the_file_is_read_like_any_other_of_alternates(written: Any, rows: RowSet, tmp_path: Path):
+def test_the_file_is_read_like_other_files_of_alternates(written: Any, rows: RowSet, tmp_path: Path):
     path = tmp_path / "novice.json"
     write_json(path, written(rows, count=3))
     texts = from_file(path, rows, "alternate", "question", 0)
     assert all(text in entry["alternate"] for text, entry in zip(texts, read_json(path), strict=True))
 
 
-def test_what_cannot_be_written_is_told(written: Any, rows: RowSet, monkeypatch: pytest.MonkeyPatch):
+def test_invalid_settings_and_empty_answers_are_reported(
+    written: Any, rows: RowSet, monkeypatch: pytest.MonkeyPatch
+):
     with pytest.raises(UserError, match=r"strength=-1\.0"):
         written(rows, strength=-1.0)
     with pytest.raises(UserError, match="strength=nan"):
@@ -210,7 +228,7 @@ def test_what_cannot_be_written_is_told(written: Any, rows: RowSet, monkeypatch:
 
 
 def test_from_the_command_line_to_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """`expunge alternates --novice-of` writes the file with which ELM's three terms run; options that do not go together are told."""
+    """`expunge alternates --novice-of` writes the file for ELM; conflicting options are refused."""
     common = ["experiment=unlearn/mini/default", "task_name=x", f"paths.output_dir={tmp_path / 'run'}"]
     make = ["alternates", *common, "--output", str(tmp_path / "novice.json"), "--max-new-tokens", "2"]
     for options, words in (

@@ -1,4 +1,4 @@
-"""AltPO's alternates: sampled from a model, written to a file that the data set of the method reads."""
+"""Alternates for AltPO: sampled from a model and written to a file that the data set of the method reads."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def sampled(tiny_model: Any, tiny_tokenizer: Any) -> Any:
     )
 
 
-def test_each_row_gets_several_answers_that_are_not_its_own(sampled: Any, rows: RowSet):
+def test_each_row_gets_several_answers_that_differ_from_its_own(sampled: Any, rows: RowSet):
     found = sampled(rows)
     assert [entry["id"] for entry in found] == ["id0", "id1", "id2"]
     assert all(1 <= len(entry["alternate"]) <= 3 for entry in found)
     assert all(text and text != "Ada Quill." for entry in found for text in entry["alternate"])
 
 
-def test_the_same_seed_gives_the_same_answers_and_leaves_the_random_state_alone(sampled: Any, rows: RowSet):
+def test_the_same_seed_gives_the_same_answers_and_keeps_the_random_state(sampled: Any, rows: RowSet):
     torch.manual_seed(5)
     state = torch.random.get_rng_state()
     first = sampled(rows, seed=1)
@@ -50,7 +50,7 @@ def test_the_same_seed_gives_the_same_answers_and_leaves_the_random_state_alone(
     assert sampled(rows, seed=2) != first
 
 
-def test_the_file_is_read_by_row_ids_and_refused_for_another_row_set(
+def test_the_file_is_matched_by_row_ids_and_refused_for_other_rows(
     sampled: Any, rows: RowSet, tmp_path: Path
 ):
     path = tmp_path / "alternates.json"
@@ -58,11 +58,15 @@ def test_the_file_is_read_by_row_ids_and_refused_for_another_row_set(
     texts = from_file(path, rows, "alternate", "question", 0)
     assert all(text in entry["alternate"] for text, entry in zip(texts, read_json(path), strict=True))
     fewer = RowSet.of("forget", list(rows)[:2], "test")
-    with pytest.raises(UserError, match=r"another row set: 1 entries are about other rows \(first: 'id2'\)"):
+    with pytest.raises(
+        UserError, match=r"made for other rows: 1 entries belong to other rows \(first: 'id2'\)"
+    ):
         from_file(path, fewer, "alternate", "question", 0)
 
 
-def test_what_cannot_be_sampled_is_told(sampled: Any, rows: RowSet, monkeypatch: pytest.MonkeyPatch):
+def test_invalid_settings_and_missing_alternates_are_reported(
+    sampled: Any, rows: RowSet, monkeypatch: pytest.MonkeyPatch
+):
     with pytest.raises(UserError, match="count=0"):
         sampled(rows, count=0)
     with pytest.raises(UserError, match="no text under 'reply'"):

@@ -1,4 +1,4 @@
-"""Task vectors: the sum on tensors, on folders of weights, and what is refused."""
+"""Task vectors: arithmetic on tensors and on folders of weights, and what is refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from expunge.procedures.weights import INDEX, SINGLE, negated, shapes, tensor_fi
 
 @dataclass
 class GivenStages:
-    """Stages whose finetuned model is there already."""
+    """Stages whose finetuned model already exists."""
 
     folder: Path
     tuned: Path
@@ -66,14 +66,14 @@ def tuned(tiny_model: Any, tmp_path: Path) -> Path:
 
 
 def test_hand_worked() -> None:
-    """Theta = (1, 2), theta_f = (1.5, 1): the vector is (.5, -1), twice of it away from theta is (1 - 1, 2 + 2) = (0, 4)."""
+    """Theta = (1, 2), theta_f = (1.5, 1): the vector is (.5, -1); scale 2 gives (1 - 1, 2 + 2) = (0, 4)."""
     theta_P, tuned_P = torch.tensor([1.0, 2.0]), torch.tensor([1.5, 1.0])
     assert negated(theta_P, tuned_P, 2.0).tolist() == [0.0, 4.0]
     assert negated(theta_P, tuned_P, 1.0).tolist() == [0.5, 3.0]
 
 
 def test_half_precision_is_rounded_once_at_the_end() -> None:
-    """1 - 2 (1.00390625 - 1) = .9921875, which bfloat16 has (its spacing below 1 is 1/256); theta_f itself would be rounded to 1 in it."""
+    """1 - 2 (1.00390625 - 1) = .9921875 is exact in bfloat16 (spacing 1/256 below 1); theta_f rounds to 1."""
     theta_P = torch.ones(1, dtype=torch.bfloat16)
     tuned_P = torch.tensor([1.00390625])
     assert tuned_P.bfloat16().item() == 1.0
@@ -95,7 +95,7 @@ def test_integers_are_copied_and_scale_0_keeps_every_bit() -> None:
 def test_folders_with_tied_embeddings(
     dtype: torch.dtype, tiny_model: Any, tuned: Path, tmp_path: Path
 ) -> None:
-    """Tied weights are stored, and moved, once; the rest is the formula, name by name, in the start model's dtype."""
+    """Tied weights are stored and changed once; all follow the formula, in the dtype of the start model."""
     start = saved(tmp_path / "typed", tiny_model(seed=1).to(dtype))
     out = tmp_path / "out"
     write_negated(start, tuned, out, 0.5)
@@ -118,7 +118,7 @@ def test_scale_0_is_the_start_model_bit_for_bit(start: Path, tuned: Path, tmp_pa
     assert (tmp_path / "out" / "config.json").read_bytes() == (start / "config.json").read_bytes()
 
 
-def test_files_are_split_as_the_start_models_are(
+def test_files_are_split_as_in_the_start_model(
     tiny_model: Any, tuned: Path, start: Path, tmp_path: Path
 ) -> None:
     split = saved(tmp_path / "split", tiny_model(seed=1), max_shard_size="40KB")
@@ -137,8 +137,8 @@ def test_files_are_split_as_the_start_models_are(
     assert all(torch.equal(made[name], whole[name]) for name in made)
 
 
-def test_a_file_that_holds_tied_weights_twice_is_saved_anew(start: Path, tuned: Path, tmp_path: Path) -> None:
-    """As many checkpoints of the hub do: the head beside the embeddings it is tied to."""
+def test_a_file_with_tied_weights_twice_is_saved_again(start: Path, tuned: Path, tmp_path: Path) -> None:
+    """Many checkpoints on the hub store both the head and the embeddings that it is tied to."""
     tensors = load_file(start / SINGLE)
     save_file(
         {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()},
@@ -146,14 +146,14 @@ def test_a_file_that_holds_tied_weights_twice_is_saved_anew(start: Path, tuned: 
         metadata={"format": "pt"},
     )
     stages = GivenStages(tmp_path / "run", tuned, start)
-    task_vector(stages, None, scale=1.0)  # type: ignore[arg-type]  # its rows are the stage's business
+    task_vector(stages, None, scale=1.0)  # type: ignore[arg-type]  # only the stage reads the rows
     assert stages.asked == [("finetuned", "forget", None, True)]
     made, theirs = load_file(tmp_path / "run" / SINGLE), load_file(tuned / SINGLE)
     assert shapes(tmp_path / "run") == shapes(tuned)
     assert all(torch.equal(made[name], tensors[name] - (theirs[name] - tensors[name])) for name in made)
 
 
-def test_what_cannot_be_added_is_refused(start: Path, tuned: Path, tmp_path: Path) -> None:
+def test_unsuitable_weights_are_refused(start: Path, tuned: Path, tmp_path: Path) -> None:
     theirs = load_file(tuned / SINGLE)
     name = "model.norm.weight"
     save_file(
@@ -167,7 +167,7 @@ def test_what_cannot_be_added_is_refused(start: Path, tuned: Path, tmp_path: Pat
         tuned / SINGLE,
         metadata={"format": "pt"},
     )
-    with pytest.raises(UserError, match=r"hold other tensors, such as model.norm.weight"):
+    with pytest.raises(UserError, match=r"have different tensors, such as model.norm.weight"):
         write_negated(start, tuned, tmp_path / "out", 1.0)
     config = json.loads((start / "config.json").read_text())
     (start / "config.json").write_text(

@@ -1,4 +1,4 @@
-"""WHP: generic predictions on tensors, on models, and as what a training learns."""
+"""WHP: generic predictions on tensors and on models, and as training targets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HANDLER = "expunge.procedures.whp:whp"
 
 @pytest.fixture
 def rows(tiny_tokenizer: Any) -> Dataset:
-    """Three questions whose answers have unlike lengths."""
+    """Three questions whose answers have different lengths."""
     template = Template.from_args({}, tiny_tokenizer)
     texts = ["Ada Quill.", "Port Verdant in 1952.", "I don't know."]
     encoded = [
@@ -39,10 +39,10 @@ def rows(tiny_tokenizer: Any) -> Dataset:
 
 
 def test_hand_worked() -> None:
-    """v_b = (4, 3, 1), v_r = (6, 3.5, 0): relu of the growth is (2, .5, 0), a shrinking token counts 0.
+    """v_b = (4, 3, 1), v_r = (6, 3.5, 0): relu of the growth is (2, .5, 0); a token that shrinks counts 0.
 
-    alpha 1: (4 - 2, 3 - .5, 1) = (2, 2.5, 1), so the label moves from token 0 to token 1; alpha 5: (-6, .5,
-    1), to token 2.
+    alpha 1: (4 - 2, 3 - .5, 1) = (2, 2.5, 1), so the label changes from token 0 to token 1. alpha 5: (-6, .5,
+    1), so it changes to token 2.
     """
     base_BNV, more_BNV = torch.tensor([[[4.0, 3.0, 1.0]]]), torch.tensor([[[6.0, 3.5, 0.0]]])
     assert generic_logits(base_BNV, more_BNV, 1.0).tolist() == [[[2.0, 2.5, 1.0]]]
@@ -50,8 +50,8 @@ def test_hand_worked() -> None:
     assert torch.equal(generic_logits(base_BNV, more_BNV, 0.0), base_BNV)
 
 
-def test_no_label_is_a_token_that_was_pushed_below_one_that_did_not_grow() -> None:
-    """By hand, in float64: a token that grew by g > 0 wins only if v_b - alpha g is above every token that did not grow."""
+def test_no_label_is_a_token_that_was_lowered_below_one_that_did_not_grow() -> None:
+    """A token that grew by g > 0 wins only if v_b - alpha g is above all tokens that did not grow."""
     chance = torch.Generator().manual_seed(3)
     base_BNV, more_BNV = torch.randn(2, 50, 11, generator=chance), torch.randn(2, 50, 11, generator=chance)
     label_BN = generic_logits(base_BNV, more_BNV, 5.0).argmax(-1)
@@ -70,7 +70,7 @@ def test_no_label_is_a_token_that_was_pushed_below_one_that_did_not_grow() -> No
 
 
 def test_half_precision_logits_are_combined_in_float32() -> None:
-    """256 - 5 (258 - 256) = 246; with 1.5 in the place of 258 - 256 the sum 248.5 is none of bfloat16's, whose spacing here is 1."""
+    """256 - 5 (258 - 256) = 246. With 257.5 the result is 248.5, not in bfloat16, whose spacing here is 1."""
     assert (
         generic_logits(torch.tensor([[[256.0]]]).bfloat16(), torch.tensor([[[258.0]]]).bfloat16(), 5.0).item()
         == 246.0
@@ -80,7 +80,7 @@ def test_half_precision_logits_are_combined_in_float32() -> None:
 
 
 def test_labels_of_models_are_those_of_each_row_alone(tiny_model: Any, rows: Dataset) -> None:
-    """However rows are batched and padded; the reference calls each model on a row by itself and shifts by hand."""
+    """For any batches and padding. The reference calls each model on one row and shifts positions by hand."""
     base, more = tiny_model(seed=1), tiny_model(seed=2)
     loaded = [Loaded(model, torch.float32) for model in (base, more)]
     together = generic_labels(*loaded, rows.encoded, alpha=2.0, pad_id=4)
@@ -96,8 +96,8 @@ def test_labels_of_models_are_those_of_each_row_alone(tiny_model: Any, rows: Dat
     assert own == generic_labels(*loaded, rows.encoded, alpha=0.0, pad_id=4)
 
 
-def test_targets_are_learnt_and_the_rows_are_read(tiny_model: Any, rows: Dataset) -> None:
-    """The log-probability that is trained is the target's, after the row's own tokens; the label mask stays."""
+def test_targets_are_learnt_with_the_rows_as_input(tiny_model: Any, rows: Dataset) -> None:
+    """The trained log-probability is that of the target after the tokens of the row; label masks are kept."""
     labels = [[7 + number] * sum(item.label_mask) for number, item in enumerate(rows.encoded)]
     changed = with_targets(rows, labels)
     assert [item.input_ids for item in changed.encoded] == [item.input_ids for item in rows.encoded]
@@ -121,7 +121,7 @@ def test_targets_are_learnt_and_the_rows_are_read(tiny_model: Any, rows: Dataset
 
 
 def test_labels_of_other_rows_are_refused(rows: Dataset, tmp_path: Path) -> None:
-    """Rows that changed on disk since the run was stopped."""
+    """The rows changed on disk after the run was stopped."""
     write_json(tmp_path / LABELS_FILE, {"alpha": 5.0, "data": "another print", "rows": []})
     with pytest.raises(UserError, match="belongs to other forget rows"):
         whp(SimpleNamespace(folder=tmp_path), rows)  # type: ignore[arg-type]  # nothing else of the stages is read
@@ -131,14 +131,12 @@ def build_procedure(handler: str, args: dict[str, Any]) -> Procedure:
     return procedure_of(bound_alone(bind_procedure, handler, args)[ARGS])
 
 
-def test_hyper_parameters_are_held_against_the_signature() -> None:
+def test_hyper_parameters_are_checked_against_the_signature() -> None:
     assert build_procedure(HANDLER, {"alpha": 2}).spec.stages == {"reinforced": "forget", "final": "forget"}
     with pytest.raises(UserError, match="alpha=-1: must be a number of at least 0") as error:
         build_procedure(HANDLER, {"alpha": -1, "alhpa": 2})
     assert "'alhpa'" in str(error.value)
-    with pytest.raises(
-        UserError, match="mode=logits: mixing logits when the model is asked needs two models"
-    ):
+    with pytest.raises(UserError, match="mode=logits: mixing logits at inference needs two models"):
         build_procedure(HANDLER, {"mode": "logits"})
     with pytest.raises(UserError, match="mode=label: must be 'labels'"):
         build_procedure(HANDLER, {"mode": "label"})

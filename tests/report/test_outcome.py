@@ -1,4 +1,4 @@
-"""What a run prints of its evaluation when it ends."""
+"""The evaluation results that a run prints at its end."""
 
 from __future__ import annotations
 
@@ -30,5 +30,5 @@ def test_values_intervals_reasons_and_places(tmp_path: Path):
     assert str(tmp_path / "TOFU_EVAL.json") in text.replace("\n", "")
 
 
-def test_a_suite_without_results_is_passed_over(tmp_path: Path):
+def test_a_suite_without_results_is_skipped(tmp_path: Path):
     assert printed(tmp_path, "tofu", "wmdp") == ""

@@ -12,7 +12,7 @@ from expunge.report.table import as_csv, as_markdown, compare, number
 
 
 def run_folder(root: Path, name: str, utility: float, quality: float | None) -> Path:
-    """A run directory as an unlearning run leaves it."""
+    """A run directory as an unlearning run writes it."""
     home = root / name / "evals"
     write_json(home / "TOFU_SUMMARY.json", {"forget_quality": quality, "model_utility": utility})
     detail = {
@@ -41,7 +41,7 @@ def runs(tmp_path: Path) -> dict[str, Path]:
     return {name: run_folder(tmp_path, name, *value) for name, value in values.items()}
 
 
-def test_a_collapsed_model_is_named_before_its_numbers_are_compared(runs: dict[str, Path]) -> None:
+def test_a_collapsed_model_is_flagged_before_its_numbers_are_compared(runs: dict[str, Path]) -> None:
     """.1 is below .2 x .6 = .12; .45 is below .8 x .6 = .48; .55 is not."""
     out = io.StringIO()
     lines = {
@@ -49,13 +49,13 @@ def test_a_collapsed_model_is_named_before_its_numbers_are_compared(runs: dict[s
         for line in compare(runs, start="full", retain="retain", console=Console(file=out, width=160))
     }
     assert [name for name, line in lines.items() if line.collapsed] == ["GA"]
-    assert lines["GD"].remark == "utility below 80% of the start's"
+    assert lines["GD"].remark == "utility below 80% of the start model"
     assert lines["NPO"].remark == ""
     assert "collapsed" in out.getvalue()
     assert "no forget quality for retain: no retain_logs_path" in out.getvalue()
 
 
-def test_files_hold_full_precision_and_intervals_of_the_value_alone(
+def test_files_have_full_precision_and_only_intervals_of_the_value(
     runs: dict[str, Path], tmp_path: Path
 ) -> None:
     lines = compare(runs, start="full", write_to=tmp_path / "table", console=Console(file=io.StringIO()))
@@ -85,7 +85,7 @@ def test_numbers() -> None:
     ]
 
 
-def test_a_run_without_results_is_told(tmp_path: Path) -> None:
+def test_a_run_without_results_is_reported(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"TOFU_SUMMARY\.json"):
         compare({"x": tmp_path / "empty"})

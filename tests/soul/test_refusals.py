@@ -113,7 +113,7 @@ def test_without_a_file_the_lines_of_the_package_are_used_and_reported(
         f"looked for {data_root}/tofu/idontknow.jsonl, {data_root}/refusals/polite_refusal_responses.csv"
         in caplog.text
     )
-    assert f"the package's own {len(OWN)} lines are used" in caplog.text
+    assert f"using the {len(OWN)} built-in lines" in caplog.text
     assert len(set(OWN)) == len(OWN) >= 10
     # A file that the user names is never replaced by another.
     with pytest.raises(UserError, match=r"idk_path is 'gone.csv'; looked for"):

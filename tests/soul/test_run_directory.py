@@ -94,7 +94,7 @@ def test_reports_read_it_like_any_other(trained: Path) -> None:
 
 def test_souls_own_results_are_refused(tmp_path: Path) -> None:
     (tmp_path / "tofu.json").write_text(json.dumps({"forget": {"rouge": 0.1}}))
-    with pytest.raises(UserError, match="no evaluation of this tool"):
+    with pytest.raises(UserError, match="not an evaluation file of this tool"):
         read_evaluated("S", tmp_path)
 
 

@@ -62,7 +62,7 @@ def test_more_rows_than_there_are_is_an_error_before_a_model_is_loaded(
 ) -> None:
     argv = [*RUN.format(method="GA", name="C").split(), "--dataset.forget_ratio", "200"]
     assert script("unlearn_model", argv) == 2
-    assert "asks for 200 rows" in capsys.readouterr().err
+    assert "requests 200 rows" in capsys.readouterr().err
 
 
 def test_a_task_is_evaluated_by_its_suites(

@@ -73,7 +73,7 @@ def test_shares_are_rounded_down_and_one_is_all(rows: Any) -> None:
 @pytest.mark.parametrize(
     ("select", "said"),
     [
-        ({"ratio": 11}, "asks for 11 rows, and .* has 10"),
+        ({"ratio": 11}, "requests 11 rows, but .* has only 10"),
         ({"ratio": 1, "complement": True}, "complement of all rows .* is empty"),
         ({"ratio": 0.05}, "is empty"),
         ({"ratio": 2.5}, "whole number"),

@@ -1,4 +1,4 @@
-"""Other answers to the same questions: a key of the row, or a file."""
+"""Other answers to the same questions, read from a key of the row or from a file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from expunge.lm.runtime import generator
 
 
 def from_key(rows: RowSet, key: str, seed: int) -> list[str]:
-    """The alternate answer that each row carries itself; one is drawn per row where it carries a list."""
+    """The alternate answer in each row; if the row has a list, one is drawn from it."""
     return [one_text(row.fields[key], seed, row, key) for row in rows]
 
 
@@ -24,20 +24,19 @@ def from_file(path: Path, rows: RowSet, key: str, question_key: str, seed: int) 
 
     Args:
         path: JSON, JSON Lines, CSV or parquet; each entry has `key` and either `id` (a row id) or the
-            question. Several entries for one row are several candidates, of which one is drawn by (seed, row
-            id).
-        rows: the rows; the file must know exactly these.
-        key: where an entry holds its alternate answer (text or list of texts).
-        question_key: where entry and row hold the question.
-        seed: of the run.
+            question. If a row has several entries, one is drawn by (seed, row id).
+        rows: the rows; the file must have an entry for each of them and no other entries.
+        key: key of the alternate answer in an entry (text or list of texts).
+        question_key: key of the question, in the entry and in the row.
+        seed: seed of the run.
 
     Raises:
-        UserError: no such file, an entry without its keys, or a file made for other rows.
+        UserError: the file does not exist, an entry lacks a key, or the file was made for other rows.
     """
     if not path.is_file():
         raise UserError(
-            f"no such file of alternates: {path.absolute()}",
-            "generate the alternates first, or correct alternate_path",
+            f"the file of alternate answers does not exist: {path.absolute()}",
+            "generate the alternates first (expunge alternates), or correct alternate_path",
         )
     candidates: dict[str, list[str]] = {}
     by_id = None
@@ -46,7 +45,8 @@ def from_file(path: Path, rows: RowSet, key: str, question_key: str, seed: int) 
         match = "id" if by_id else question_key
         if entry.get(match) is None or entry.get(key) is None:
             raise UserError(
-                f"{path}: entry {number} (counting from 0) lacks {match!r} or {key!r}; it has: {', '.join(sorted(entry))}"
+                f"{path}: entry {number} (counting from 0) lacks {match!r} or {key!r}; "
+                f"it has: {', '.join(sorted(entry))}"
             )
         found = entry[key]
         candidates.setdefault(str(entry[match]), []).extend(found if isinstance(found, list) else [found])
@@ -56,28 +56,29 @@ def from_file(path: Path, rows: RowSet, key: str, question_key: str, seed: int) 
         sorted(set(candidates) - set(names)),
     )
     if missing or foreign:
-        told = (
+        differences = (
             [f"{len(missing)} rows of {rows.name!r} have no alternate (first: {missing[0]!r})"]
             if missing
             else []
         )
-        told += [f"{len(foreign)} entries are about other rows (first: {foreign[0]!r})"] if foreign else []
+        if foreign:
+            differences.append(f"{len(foreign)} entries belong to other rows (first: {foreign[0]!r})")
         raise UserError(
-            f"{path} was made for another row set: " + "; ".join(told),
-            "expunge alternates writes them for the rows at hand",
+            f"{path} was made for other rows: " + "; ".join(differences),
+            "generate the alternates for these rows (expunge alternates)",
         )
     return [one_text(candidates[name], seed, row, key) for name, row in zip(names, rows, strict=True)]
 
 
 def one_text(value: Any, seed: int, row: Row, key: str) -> str:
-    """A text as it is, or one drawn from a list of texts."""
+    """The text itself, or one text drawn from a list."""
     texts = value if isinstance(value, list) else [value]
     if not texts or not all(isinstance(text, str) for text in texts):
         raise UserError.of(
             [
                 Fault(
                     f"row {row.index} ({row.id}): {key!r} is neither a text nor a list of texts",
-                    "mend the row",
+                    "correct the row",
                 )
             ]
         )
@@ -85,5 +86,5 @@ def one_text(value: Any, seed: int, row: Row, key: str) -> str:
 
 
 def drawn(texts: Sequence[str], seed: int, row: Row) -> str:
-    """One of the texts, by a generator of (seed, row id)."""
+    """One of the texts, drawn by a generator seeded with (seed, row id)."""
     return texts[int(torch.randint(len(texts), (), generator=generator(seed, "alternate", row.id)))]

@@ -1,4 +1,4 @@
-"""Examples to padded tensors."""
+"""Turn examples into padded tensors."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from expunge.lm.labels import Batch, Side
 
 
 def collate(encoded: Sequence[Encoded], pad_id: int, side: Literal["right", "left"] = "right") -> Side:
-    """Pad examples to the longest.
+    """Pad examples to the length of the longest.
 
-    The attention mask comes from the lengths, never from comparing tokens with the pad: pad may equal EOS,
-    and an EOS that ends a turn counts.
+    The attention mask comes from the lengths, never from comparing tokens with the pad token: pad may equal
+    EOS, and an EOS that ends a turn counts.
 
     Args:
         encoded: at least one example.
-        pad_id: token to fill with; any valid id, since masked positions count nowhere.
-        side: where the padding goes: `right` in training, `left` in generation (where every row must end in
-            its last token).
+        pad_id: token to fill with; any valid id, because masked positions are never counted.
+        side: side of the padding: `right` in training, `left` in generation (each row must end with its last
+            token).
 
     Returns:
         input_ids, attention_mask [B, T] int64, label_mask [B, T] bool, row [B] int64; targets [B, T] int64
-        where an example has some.
+        if an example has targets.
     """
     assert encoded, "an empty batch has no width"
     assert side in ("right", "left"), f"no such side: {side}"
@@ -49,7 +49,7 @@ def collate(encoded: Sequence[Encoded], pad_id: int, side: Literal["right", "lef
         "row": row_B,
     }
     if hidden_BT is not None:
-        # Positions count hidden tokens too, as where no position ids are given.
+        # Hidden tokens keep their positions, as if no token were hidden.
         collated["position_ids"] = (attention_mask_BT.cumsum(-1) - 1).clamp(min=0)
         collated["attention_mask"] = attention_mask_BT.masked_fill(hidden_BT, 0)
     if any(example.targets is not None for example in encoded):
@@ -62,7 +62,7 @@ def collate(encoded: Sequence[Encoded], pad_id: int, side: Literal["right", "lef
 
 
 def hidden_places(encoded: Sequence[Encoded], input_ids_BT: torch.Tensor) -> torch.Tensor | None:
-    """[B, T] True = nothing attends to this place, see `Encoded.hidden`; None where no example hides a token."""
+    """[B, T], True = no position attends here (see `Encoded.hidden`); None if no example hides a token."""
     if all(example.hidden is None for example in encoded):
         return None
     hidden_B1 = torch.tensor([[-1 if example.hidden is None else example.hidden] for example in encoded])
@@ -70,7 +70,7 @@ def hidden_places(encoded: Sequence[Encoded], input_ids_BT: torch.Tensor) -> tor
 
 
 class PairCollator:
-    """Items of a `PairedDataset` to a `Batch`: each side padded on the right, on its own.
+    """Collate items of a `PairedDataset` into a `Batch`; each side is padded on the right, separately.
 
     Args:
         pad_id: token to fill with.
@@ -80,5 +80,5 @@ class PairCollator:
         self.pad_id = pad_id
 
     def __call__(self, items: Sequence[Mapping[str, Encoded]]) -> Batch:
-        """Sides by name; all items have the same sides."""
+        """Collate the sides by name; all items have the same sides."""
         return {name: collate([item[name] for item in items], self.pad_id) for name in items[0]}

@@ -1,7 +1,7 @@
-"""The data sets that a configuration names: `data.*.NAME = {handler, args}`.
+"""The data sets of a configuration: `data.*.NAME = {handler, args}`.
 
-A handler is a function `handler(context, *, hf_args, ...) -> Dataset`, named `module:function`, so that users
-bring their own.
+A handler is a function `handler(context, *, hf_args, ...) -> Dataset`. The configuration names it as
+`module:function`, so users can write their own.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Context:
-    """What a handler is given beside its arguments.
+    """What a handler gets in addition to its arguments.
 
     Attributes:
-        name: of the data set in the configuration.
-        template: the model's template; its tokenizer.
+        name: name of the data set in the configuration.
+        template: template of the model, with its tokenizer.
         data_root: folder of local data sets.
-        seed: of the run.
+        seed: seed of the run.
         switches: keyword arguments of `Template.encode` that `compat` sets.
     """
 
@@ -63,11 +63,11 @@ class Dataset:
     """Encoded rows.
 
     Attributes:
-        name: of the data set in the configuration.
+        name: name of the data set in the configuration.
         rows: the rows.
-        encoded: an example a row; `encoded[i].row == i`.
-        fingerprint: hash over rows, template, tokenizer, max_length and what else the tokens depend on.
-        alternates: for each row the same question with another answer; None where the handler makes none.
+        encoded: one example per row; `encoded[i].row == i`.
+        fingerprint: hash of rows, template, tokenizer, max_length and all else that affects the tokens.
+        alternates: for each row the same question with another answer; None if the handler makes none.
     """
 
     name: str
@@ -88,18 +88,18 @@ def build_dataset(
     seed: int = 0,
     switches: Mapping[str, Any] | None = None,
 ) -> Dataset:
-    """Make the data set that the configuration calls `name`.
+    """Build one data set of the configuration.
 
     Args:
         name: its key in the configuration.
         chosen: the handler with its arguments, see `config.datasets.bind_dataset`.
-        template: of the model.
+        template: template of the model.
         data_root: folder of local data sets.
-        seed: of the run; draws of alternates depend on it and on the row's id alone.
+        seed: seed of the run; draws of alternates depend only on it and on the row id.
         switches: `Config.switches("encode")`.
 
     Raises:
-        UserError: whatever is wrong with the rows.
+        UserError: the rows have a fault.
     """
     context = Context(name, template, data_root, seed, dict(switches or {}))
     dataset: Dataset = chosen.load()(context, **chosen.kwargs)
@@ -124,13 +124,13 @@ def qa(
 
     Args:
         context: name, template, data root, seed, switches.
-        hf_args: where the rows are, see `load_rows`.
+        hf_args: source of the rows, see `load_rows`.
         question_key: key of the user turn.
         answer_key: key of the assistant turn.
-        few_shot_dataset_hf_args: rows that are put before each question as worked examples, in their order.
-        max_length: tokens at most; an answer that is cut away whole is an error.
-        select: `{ratio, seed, complement}`: which of the rows, see `data.select`.
-        reshape: what the rows are made of, see `data.select.RESHAPES`.
+        few_shot_dataset_hf_args: rows that stand before each question as worked examples, in their order.
+        max_length: most tokens of an example; it is an error if the whole answer is cut away.
+        select: `{ratio, seed, complement}`: which rows to take, see `data.select`.
+        reshape: how to make rows from the records, see `data.select.RESHAPES`.
     """
     rows = chosen_rows(hf_args, context.data_root, (question_key, answer_key), select, reshape)
     shots = _few_shot(context, few_shot_dataset_hf_args, question_key, answer_key)
@@ -156,17 +156,16 @@ def qa_idk(
 
     Args:
         context: name, template, data root, seed, switches.
-        hf_args: where the rows are, see `load_rows`.
+        hf_args: source of the rows, see `load_rows`.
         question_key: key of the user turn.
         answer_key: key of the assistant turn.
         few_shot_dataset_hf_args: worked examples before each question.
-        max_length: tokens at most.
-        idk_path: file of refusals; None = `idontknow.jsonl` beside the rows, or where
-            `refusals.refusal_lines` looks next.
-        return_original: False = the refusals take the answers' place (relabelling), and there are no
-            alternates.
-        select: `{ratio, seed, complement}`: which of the rows, see `data.select`.
-        reshape: what the rows are made of, see `data.select.RESHAPES`.
+        max_length: most tokens of an example.
+        idk_path: file of refusals; None = `idontknow.jsonl` beside the rows, else the next file that
+            `refusals.refusal_lines` finds.
+        return_original: False = the refusals replace the answers (relabelling), and there are no alternates.
+        select: `{ratio, seed, complement}`: which rows to take, see `data.select`.
+        reshape: how to make rows from the records, see `data.select.RESHAPES`.
     """
     rows = chosen_rows(hf_args, context.data_root, (question_key, answer_key), select, reshape)
     lines = refusal_lines(idk_path, rows, context.data_root)
@@ -195,17 +194,17 @@ def qa_alternate(
 
     Args:
         context: name, template, data root, seed, switches.
-        hf_args: where the rows are, see `load_rows`.
+        hf_args: source of the rows, see `load_rows`.
         question_key: key of the user turn.
         answer_key: key of the assistant turn.
         few_shot_dataset_hf_args: worked examples before each question.
-        max_length: tokens at most.
-        alternate_key: key of the alternate answer, in the row or in the file's entries; of a list one is
-            drawn per (seed, row id).
-        alternate_path: a file of alternates, matched by row `id` or question; None = the rows carry them.
-        return_original: False = the alternates take the answers' place, and there are no alternates.
-        select: `{ratio, seed, complement}`: which of the rows, see `data.select`.
-        reshape: what the rows are made of, see `data.select.RESHAPES`.
+        max_length: most tokens of an example.
+        alternate_key: key of the alternate answer, in the row or in the entries of the file; from a list, one
+            is drawn per (seed, row id).
+        alternate_path: a file of alternates, matched by row `id` or question; None = the rows contain them.
+        return_original: False = the alternates replace the answers, and there are no alternates.
+        select: `{ratio, seed, complement}`: which rows to take, see `data.select`.
+        reshape: how to make rows from the records, see `data.select.RESHAPES`.
     """
     keys = (
         (question_key, answer_key)
@@ -232,19 +231,19 @@ def text(
     join: str | None = "\n\n",
     select: Mapping[str, Any] | None = None,
 ) -> Dataset:
-    """A corpus cut into pieces; all tokens but the first of a piece are labels.
+    """A corpus cut into pieces; all tokens of a piece except the first are labels.
 
     Args:
-        context: name, template (its tokenizer alone is used), data root, seed, switches (none applies).
-        hf_args: where the rows are, see `load_rows`.
+        context: name, template (only its tokenizer is used), data root, seed, switches (none applies).
+        hf_args: source of the rows, see `load_rows`.
         text_key: key of the text.
-        max_length: tokens of a piece at most, BOS included.
-        join: put between the rows before the whole is cut; None = each row is cut on its own, so that no
-            piece spans two.
-        select: `{ratio, seed, complement}`: which of the source's rows, see `data.select`.
+        max_length: most tokens in a piece, BOS included.
+        join: separator between the rows; the joined text is cut into pieces. None = each row is cut
+            separately, so no piece contains text of two rows.
+        select: `{ratio, seed, complement}`: which rows of the source to take, see `data.select`.
 
     Returns:
-        A data set whose rows are the pieces, with ids of their own text.
+        A data set whose rows are the pieces; the id of a piece is the hash of its text.
     """
     source = chosen_rows(hf_args, context.data_root, (text_key,), select)
     texts = [str(row.fields[text_key]) for row in source]
@@ -256,7 +255,7 @@ def text(
     ]
     if not pieces:
         raise UserError(
-            f"{source.source} holds no text to learn from", f"look at the key {text_key!r} of its rows"
+            f"{source.source} contains no text to learn from", f"check the key {text_key!r} of its rows"
         )
     spoken = [str(tokenizer.decode(list(ids), skip_special_tokens=True)) for ids in pieces]
     fields: list[dict[str, Any]] = [{"text": words} for words in spoken]
@@ -274,12 +273,13 @@ def text(
 
 
 def concatenate(name: str, datasets: Sequence[Dataset]) -> Dataset:
-    """Several data sets as one, in order; rows are counted anew, and a row that is in two of them gets `#k` like any repeat.
+    """Join several data sets into one, in order.
 
-    Alternates are kept if every part has them.
+    Rows are numbered again from 0. A row that occurs in two data sets gets `#k`, like any repeat. Alternates
+    are kept if every part has them.
     """
     if not datasets:
-        raise UserError(f"{name!r} names no data set", "give at least one")
+        raise UserError(f"{name!r} names no data set", "name at least one data set")
     if len(datasets) == 1:
         return replace(datasets[0], name=name)
     rows = [row for part in datasets for row in part.rows]
@@ -316,7 +316,7 @@ def with_alternates(
     others: Sequence[str],
     return_original: bool,
 ) -> Dataset:
-    """The rows with another answer each: as the data set's alternates, or, if not `return_original`, in the place of its answers."""
+    """Give each row another answer: as an alternate, or as its only answer if `return_original` is False."""
     alternates = _encode(context, rows, question_key, others, shots, max_length)
     if not return_original:
         return Dataset(context.name, rows, alternates, _identity(context, rows, alternates, max_length))
@@ -357,7 +357,7 @@ def _few_shot(
 
 
 def _identity(context: Context, rows: RowSet, encoded: Sequence[Encoded], max_length: Count | None) -> str:
-    """Hash of what an example depends on; the tokens themselves speak for few-shot examples, keys and drawn alternates."""
+    """Hash of all that an example depends on; the tokens cover few-shot examples, keys and alternates."""
     tokens = [
         [example.row_id, example.input_ids, example.prompt_length, example.turn_end] for example in encoded
     ]

@@ -1,4 +1,4 @@
-"""One encoded example: tokens, which of them are labels, and where the turn ends."""
+"""One encoded example: tokens, labels, and the end of the turn."""
 
 from __future__ import annotations
 
@@ -15,22 +15,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A row as the model reads it.
+    """A row as tokens for the model.
 
     Attributes:
         input_ids: the tokens, prompt first; no padding.
         label_mask: True = this token is a label: the assistant turn up to and including its end-of-turn
             token. Never True at position 0.
-        turn_end: position of the end-of-turn token; None where it was cut away or there is none (plain text).
-        prompt_length: tokens before the answer.
+        turn_end: position of the end-of-turn token; None if it was cut away or does not exist (plain text).
+        prompt_length: number of tokens before the answer.
         row_id: id of the row.
         row: position of the row in its view, the key to cached reference values.
-        answer_index: which answer of the row, where it has several.
-        target_text: the answer's own text, as the row has it.
-        targets: tokens to predict in the place of the labels, one at each position of `input_ids`; None = the
+        answer_index: number of the answer, if the row has several.
+        target_text: text of the answer, exactly as in the row.
+        targets: tokens to predict instead of the labels, one for each position of `input_ids`; None = the
             labels themselves.
-        hidden: a token that no position attends to, wherever it stands (`compat`); None = all tokens are
-            seen.
+        hidden: a token id that no position attends to (`compat`); None = all tokens are visible.
     """
 
     input_ids: tuple[int, ...]
@@ -45,16 +44,16 @@ class Encoded:
     hidden: int | None = None
 
     def __post_init__(self) -> None:
-        assert len(self.input_ids) == len(self.label_mask), "one flag a token"
+        assert len(self.input_ids) == len(self.label_mask), "one flag per token"
         assert not any(self.label_mask[:1]), "nothing predicts the first token"
-        assert self.targets is None or len(self.targets) == len(self.input_ids), "one target a token"
+        assert self.targets is None or len(self.targets) == len(self.input_ids), "one target per token"
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
     @property
     def prompt_ids(self) -> tuple[int, ...]:
-        """The tokens that generation starts from."""
+        """The prompt for generation."""
         return self.input_ids[: self.prompt_length]
 
     @property
@@ -63,7 +62,7 @@ class Encoded:
         return tuple(token for token, counted in zip(self.input_ids, self.label_mask, strict=True) if counted)
 
     def prompt_only(self) -> Encoded:
-        """The view for generation: the prompt without the answer, no labels, the target's text kept."""
+        """The example for generation: the prompt without answer and labels; the target text is kept."""
         return replace(
             self,
             input_ids=self.prompt_ids,
@@ -74,9 +73,9 @@ class Encoded:
 
 
 def text_chunks(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> Iterator[tuple[int, ...]]:
-    """The tokens of a text in pieces of `max_length` at most, each begun with the BOS if the tokenizer uses one.
+    """Cut the tokens of a text into pieces of at most `max_length`, each with a leading BOS if one is used.
 
-    A last piece without any token that something predicts (one token, no BOS) is left out.
+    A last piece of one token without BOS is left out, because it has no label.
 
     Raises:
         UserError: `max_length` leaves no room for a label.
@@ -84,9 +83,7 @@ def text_chunks(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) 
     prefix = special_prefix(tokenizer)
     size = max_length - len(prefix)
     if max_length < 2:
-        raise UserError(
-            f"max_length={max_length} leaves no token to predict", "give max_length of at least 2"
-        )
+        raise UserError(f"max_length={max_length} leaves no token to predict", "set max_length to at least 2")
     ids = plain_ids(tokenizer, text)
     for start in range(0, len(ids), size):
         chunk = (*prefix, *ids[start : start + size])
@@ -95,6 +92,6 @@ def text_chunks(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) 
 
 
 def encode_ids(ids: Sequence[int], *, row_id: str, row: int = 0, target_text: str = "") -> Encoded:
-    """Plain text as an example: all tokens but the first are labels; no turn, no prompt but the first token."""
+    """Plain text as an example: the first token is the prompt, all others are labels, no end of turn."""
     mask = (False,) + (True,) * (len(ids) - 1)
     return Encoded(tuple(ids), mask, None, min(1, len(ids)), row_id, row, 0, target_text)

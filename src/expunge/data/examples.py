@@ -1,4 +1,4 @@
-"""Rows to examples: all answers of all rows, every faulty row told together."""
+"""Turn rows into examples: all answers of all rows; all faulty rows are reported together."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ def encode_answers(
     max_length: int | None = None,
     switches: Mapping[str, Any] | None = None,
 ) -> list[Encoded]:
-    """Every answer of every row as an example, for evaluation.
+    """Encode every answer of every row, for evaluation.
 
     Args:
         rows: the rows.
-        template: of the model.
+        template: template of the model.
         question_key: key of the question.
         answer_key: key of the answer, a text or a list of texts.
         few_shot: worked examples before each question.
-        max_length: tokens at most, None = no limit.
+        max_length: most tokens of an example, None = no limit.
         switches: `Config.switches("encode")`.
 
     Returns:
-        Row after row, answer after answer; `row` and `answer_index` say which.
+        Examples in row order, then answer order; see their `row` and `answer_index`.
 
     Raises:
-        UserError: rows without a key, answers that are no text or cut away whole; all such rows together.
+        UserError: rows lack a key, or answers are not text or are cut away; reports all such rows together.
     """
     jobs = [
         (row, number, answer) for row in rows for number, answer in enumerate(answers_of(row, answer_key))
@@ -72,15 +72,15 @@ def encode_rows(
     max_length: int | None = None,
     switches: Mapping[str, Any] | None = None,
 ) -> list[Encoded]:
-    """One example a row, with the answers given apart; for training.
+    """Encode one example per row, with the given answers, for training.
 
     Args:
         rows: the rows.
-        template: of the model.
+        template: template of the model.
         question_key: key of the question.
-        answers: an answer a row; anything but a text is an error.
+        answers: one answer per row; an answer that is not text is an error.
         few_shot: worked examples before each question.
-        max_length: tokens at most; a note goes to the log where answers are cut short.
+        max_length: most tokens of an example; a warning is logged if answers are cut.
         switches: `Config.switches("encode")`.
 
     Raises:
@@ -92,7 +92,7 @@ def encode_rows(
         if not isinstance(answer, str):
             raise UserError(
                 f"row {row.index} ({row.id}): the answer is {type(answer).__name__}, not text",
-                "train on one answer a row",
+                "training needs exactly one answer (a text) per row",
             )
         asked = question(row, question_key)
         return template.encode(
@@ -112,28 +112,31 @@ def question(row: Row, key: str) -> str:
     """The row's question.
 
     Raises:
-        UserError: there is none, or it is no text.
+        UserError: the question is missing or is not text.
     """
     asked = row.fields.get(key)
     if not isinstance(asked, str):
-        told = (
-            f"row {row.index} ({row.id}) has no text under {key!r}; it has: {', '.join(sorted(row.fields))}"
+        raise UserError(
+            f"row {row.index} ({row.id}) has no text under {key!r}; it has: {', '.join(sorted(row.fields))}",
+            "correct question_key",
         )
-        raise UserError(told, "correct question_key")
     return asked
 
 
 def answers_of(row: Row, key: str) -> list[str]:
-    """The row's answers, whether it has one or a list.
+    """The row's answers as a list, also if the row has only one.
 
     Raises:
-        UserError: there is none, or one is no text.
+        UserError: there is no answer, or an answer is not text.
     """
     value = row.fields.get(key)
     found: list[Any] = value if isinstance(value, list) else [value]
     if not found or not all(isinstance(answer, str) for answer in found):
-        told = f"row {row.index} ({row.id}) has neither text nor a list of texts under {key!r}; it has: {', '.join(sorted(row.fields))}"
-        raise UserError(told, "correct answer_key")
+        raise UserError(
+            f"row {row.index} ({row.id}) has neither text nor a list of texts under {key!r}; "
+            f"it has: {', '.join(sorted(row.fields))}",
+            "correct answer_key",
+        )
     return found
 
 
@@ -147,6 +150,7 @@ def _gathered(one: Callable[[Job], Encoded], jobs: Sequence[Job]) -> list[Encode
         except UserError as error:
             faults += error.faults
     if faults:
-        rest = [Fault(f"and {len(faults) - SHOWN} more rows like that")] if len(faults) > SHOWN else []
+        more = len(faults) - SHOWN
+        rest = [Fault(f"and {more} more rows with such a fault")] if more > 0 else []
         raise UserError.of([*faults[:SHOWN], *rest])
     return encoded

@@ -1,4 +1,4 @@
-"""Reading rows from one local file: JSON, JSON Lines, CSV, parquet or plain text, told apart by content rather than by name."""
+"""Read rows from one local file: JSON, JSON Lines, CSV, parquet or plain text, recognised by content."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ _PARQUET_MAGIC = b"PAR1"
 def read_fields(path: Path, sample_by: str = "line") -> list[dict[str, Any]]:
     """The rows of a file as mappings from key to value.
 
-    Parquet is known by its first bytes and CSV by its suffix; whatever starts with a brace or a bracket is
-    JSON or JSON Lines, be the file called `.json`, `.jsonl` or otherwise; the rest is plain text with the one
-    key `text`.
+    Parquet is recognised by its first bytes and CSV by its suffix. A file that starts with a brace or a
+    bracket is JSON or JSON Lines, whatever its suffix. Any other file is plain text, with the single key
+    `text`.
 
     Args:
         path: the file.
-        sample_by: what a row of plain text is: a `line`, a `paragraph` (split at blank lines) or the whole
+        sample_by: unit of a plain-text row: a `line`, a `paragraph` (split at blank lines) or the whole
             `document`. Blank rows are dropped.
 
     Returns:
-        One mapping a row, in the order of the file; empty for an empty file.
+        One mapping per row, in file order; empty for an empty file.
 
     Raises:
-        UserError: the file cannot be read as what its content claims to be.
-        MissingExtraError: parquet without pyarrow.
+        UserError: the file does not have the format that its content suggests.
+        MissingExtraError: the file is parquet and pyarrow is not installed.
     """
     with path.open("rb") as handle:
         start = handle.read(len(_PARQUET_MAGIC))
@@ -51,13 +51,14 @@ def read_fields(path: Path, sample_by: str = "line") -> list[dict[str, Any]]:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The short texts of a file that holds one a line, such as refusals: plain text, one CSV column, or JSON strings.
+    """The short texts of a file with one text per line, such as refusals.
 
-    A CSV's first line is left out as a header when it is the only one that does not end like a sentence.
+    The file is plain text, a CSV of one column, or JSON strings. The first line of a CSV is skipped as a
+    header if it is the only line that does not end like a sentence.
     """
     if path.suffix.lower() == ".csv":
         table = csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline=""))
-        # An unquoted comma in a one-column file splits the sentence: join it again.
+        # An unquoted comma splits a sentence into cells: join them again.
         lines = [",".join(cells).strip() for cells in table if any(cell.strip() for cell in cells)]
         if len(lines) > 1 and not _is_sentence(lines[0]) and all(map(_is_sentence, lines[1:])):
             lines = lines[1:]
@@ -67,8 +68,8 @@ def read_lines(path: Path) -> list[str]:
         text = next((value for value in fields.values() if isinstance(value, str)), None)
         if text is None:
             raise UserError(
-                f"{path}: entry {number} (counting from 0) holds no text, only the keys {sorted(fields)}",
-                "give one text a line",
+                f"{path}: entry {number} (counting from 0) contains no text, only the keys {sorted(fields)}",
+                "write one text per line",
             )
         lines.append(text.strip())
     return lines
@@ -91,7 +92,7 @@ def _split_text(text: str, sample_by: str) -> list[str]:
 
 
 def _read_json(path: Path, text: str) -> list[dict[str, Any]]:
-    """JSON Lines if the first line is a value of its own and more follows; else one JSON document."""
+    """Read JSON Lines if the first line is a whole object and more lines follow; else one JSON document."""
     lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
     try:
         first = json.loads(lines[0][1])
@@ -104,7 +105,7 @@ def _read_json(path: Path, text: str) -> list[dict[str, Any]]:
     except json.JSONDecodeError as error:
         raise UserError(
             f"{path} is not valid JSON: {error}",
-            "give a JSON array of objects, or JSON Lines with one object a line",
+            "write a JSON array of objects, or JSON Lines with one object per line",
         ) from error
     if isinstance(document, dict):
         if _is_table(document):
@@ -119,7 +120,7 @@ def _read_json(path: Path, text: str) -> list[dict[str, Any]]:
 
 
 def _is_table(document: Mapping[str, Any]) -> bool:
-    """Whether an object is a table by columns: every value a list, all of one length."""
+    """Whether an object is a table of columns: every value is a list, and all lists have the same length."""
     columns = list(document.values())
     return (
         bool(columns)
@@ -134,7 +135,7 @@ def _parse_line(path: Path, number: int, line: str) -> Any:
     except json.JSONDecodeError as error:
         raise UserError(
             f"{path}, line {number}: not valid JSON: {error}",
-            "each line of JSON Lines is one object; mend that line",
+            "each line of JSON Lines must be one object; correct that line",
         ) from error
 
 
@@ -148,7 +149,7 @@ def _as_rows(path: Path, values: Iterable[Any]) -> list[dict[str, Any]]:
         else:
             raise UserError(
                 f"{path}: row {number} (counting from 0) is {type(value).__name__}, not an object",
-                "each row is an object or a string",
+                "each row must be an object or a string",
             )
     return rows
 
@@ -174,5 +175,5 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
     try:
         rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
     except ArrowInvalid as error:
-        raise UserError(f"{path} is damaged: {error}", "fetch or write the parquet file anew") from error
+        raise UserError(f"{path} is damaged: {error}", "download or write the parquet file again") from error
     return rows

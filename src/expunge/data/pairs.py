@@ -1,4 +1,4 @@
-"""Which retain row goes with which forget row: drawn beforehand from (seed, epoch, index), stored with the run.
+"""Pairs of forget and retain rows, drawn before training from (seed, epoch, index) and stored with the run.
 
 Nothing is drawn while batches are made, so ranks, worker processes and resumed runs agree on every pair.
 """
@@ -23,16 +23,15 @@ from expunge.lm.runtime import generator
 
 
 def draw_pairs(n_anchor: int, n_other: int, seed: int, epoch: int) -> list[int]:
-    """For each anchor row of an epoch, the position of the row on the other side that goes with it.
+    """Draw a row of the other side for each anchor row of an epoch.
 
-    Permutations of the other side, one after the other until every anchor row has one: no row comes a second
-    time before all came once.
+    The draw concatenates permutations of the other side, so no row is repeated before all rows are used.
 
     Args:
-        n_anchor: rows that an epoch runs over.
-        n_other: rows of the other side, at least 1.
-        seed: of the run.
-        epoch: from 0; each has draws of its own.
+        n_anchor: number of rows of the side that an epoch runs over.
+        n_other: number of rows of the other side, at least 1.
+        seed: seed of the run.
+        epoch: from 0; each epoch has its own draws.
 
     Returns:
         `n_anchor` positions below `n_other`.
@@ -51,9 +50,9 @@ class Pairs:
 
     Attributes:
         anchor: the side that an epoch runs over.
-        n_anchor: its rows.
-        n_other: rows of the other side.
-        seed: of the draws.
+        n_anchor: number of its rows.
+        n_other: number of rows of the other side.
+        seed: seed of the draws.
         epochs: `epochs[e][i]` = position on the other side for anchor row i in epoch e.
         data: fingerprints of the sides by name.
     """
@@ -66,7 +65,7 @@ class Pairs:
     data: Mapping[str, str]
 
     def at(self, epoch: int) -> tuple[int, ...]:
-        """The pairs of an epoch; one beyond those stored (a run made longer) is drawn by the same rule."""
+        """The pairs of an epoch; an epoch that is not stored (a longer run) is drawn by the same rule."""
         if epoch < len(self.epochs):
             return self.epochs[epoch]
         return tuple(draw_pairs(self.n_anchor, self.n_other, self.seed, epoch))
@@ -95,7 +94,7 @@ def load_pairs(path: Path) -> Pairs:
     """Read what `save_pairs` wrote.
 
     Raises:
-        UserError: no such file, or not a file of pairs.
+        UserError: the file does not exist or is not a file of pairs.
     """
     value = read_json(path)
     try:
@@ -110,7 +109,7 @@ def load_pairs(path: Path) -> Pairs:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{path} is not a file of pairs: {error!r}", "remove it; pairs are drawn anew from the seed"
+            f"{path} is not a file of pairs: {error!r}", "remove it; pairs are drawn again from the seed"
         ) from error
     sound = all(
         len(epoch) == pairs.n_anchor and all(0 <= position < pairs.n_other for position in epoch)
@@ -118,8 +117,8 @@ def load_pairs(path: Path) -> Pairs:
     )
     if not sound or pairs.anchor not in SIDE_NAMES:
         raise UserError(
-            f"{path} is damaged: its pairs do not fit its own row counts",
-            "remove it; pairs are drawn anew from the seed",
+            f"{path} is damaged: its pairs do not match its own row counts",
+            "remove it; pairs are drawn again from the seed",
         )
     return pairs
 
@@ -127,19 +126,18 @@ def load_pairs(path: Path) -> Pairs:
 class PairedDataset(TorchDataset[dict[str, Encoded]]):
     """Forget and retain examples side by side; as long as the anchor side.
 
-    Item i is `{"forget": ..., "retain": ..., "alternate": ...}`, restricted to the sides that are read. With
-    one data set alone it is that data set under its side's name.
+    Item i is `{"forget": ..., "retain": ..., "alternate": ...}`, restricted to the sides in `sides`. With
+    only one data set, an item has only the sides of that data set.
 
     Args:
-        forget: the forget side; None where nothing reads it.
-        retain: the retain side; None where nothing reads it.
-        pairs: needed where both are given.
-        sides: the sides that are read; None = all there are.
-        anchor: the side that an epoch runs over where there is no `pairs`.
+        forget: the forget side; None if nothing reads it.
+        retain: the retain side; None if nothing reads it.
+        pairs: required if both sides are given.
+        sides: the sides to return; None = all available sides.
 
     Raises:
-        UserError: alternates are read but the forget data has none, a side is read that is not given, or
-            pairs of other data.
+        UserError: a side in `sides` is not given, the forget data has no alternates, or the pairs belong to
+            other data.
     """
 
     def __init__(
@@ -148,17 +146,16 @@ class PairedDataset(TorchDataset[dict[str, Encoded]]):
         retain: Dataset | None = None,
         pairs: Pairs | None = None,
         sides: Collection[str] | None = None,
-        anchor: SideName = "forget",
     ) -> None:
         self._examples = _sides(forget, retain, sides)
         self._pairs = pairs if forget is not None and retain is not None else None
         if forget is not None and retain is not None:
             if pairs is None:
-                raise UserError("forget and retain rows need pairs", "draw them with pairs_of")
+                raise UserError("forget and retain rows need pairs", "create the pairs with pairs_of")
             if dict(pairs.data) != {"forget": forget.fingerprint, "retain": retain.fingerprint}:
                 raise UserError(
                     "the stored pairs belong to other forget or retain data",
-                    "use another output folder, or overwrite=true to start anew",
+                    "use another output folder, or set overwrite=true to start again",
                 )
         self.anchor: SideName = (
             pairs.anchor
@@ -173,11 +170,11 @@ class PairedDataset(TorchDataset[dict[str, Encoded]]):
 
     @property
     def epoch(self) -> int:
-        """The epoch whose pairs are served."""
+        """The current epoch."""
         return self._epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Serve the pairs of an epoch, from 0. Call it in each process that reads items: worker processes hold copies."""
+        """Set the epoch, from 0. Call it in each process that reads items: worker processes hold copies."""
         self._epoch = epoch
 
     def __len__(self) -> int:
@@ -187,7 +184,7 @@ class PairedDataset(TorchDataset[dict[str, Encoded]]):
         return self.item(index)
 
     def item(self, index: int, forget: int | None = None) -> dict[str, Encoded]:
-        """The examples of an item, with another forget row than the one drawn (and that one's alternate) where `forget` names one."""
+        """The examples of an item; `forget` replaces the drawn forget row, and with it the alternate."""
         if not 0 <= index < self._size:
             raise IndexError(index)
         forget = self.forget_row(index) if forget is None else forget
@@ -196,7 +193,7 @@ class PairedDataset(TorchDataset[dict[str, Encoded]]):
         return {name: examples[at[name]] for name, examples in self._examples.items()}
 
     def forget_row(self, index: int) -> int:
-        """The position on the forget side of the row that an item has in this epoch."""
+        """The forget-side position of an item's forget row in this epoch."""
         return index if self.anchor == "forget" else self._other(index)
 
     def _other(self, index: int) -> int:
@@ -211,7 +208,7 @@ class PairedDataset(TorchDataset[dict[str, Encoded]]):
 def _sides(
     forget: Dataset | None, retain: Dataset | None, wanted: Collection[str] | None
 ) -> dict[str, Sequence[Encoded]]:
-    """The examples by side, restricted to what is read."""
+    """The examples by side, restricted to the wanted sides."""
     there: dict[str, Sequence[Encoded]] = {}
     if forget is not None:
         there["forget"] = forget.encoded
@@ -221,37 +218,39 @@ def _sides(
         there["retain"] = retain.encoded
     missing = [side for side in wanted or () if side not in there]
     hints = {
-        "alternate": "use a forget data set with alternates, such as TOFU_QA_forget_idk (handler QAwithIdkDataset)",
+        "alternate": "use a forget data set with alternates, such as TOFU_QA_forget_idk "
+        "(handler QAwithIdkDataset)",
         "forget": "name a data set under data.forget",
         "retain": "name a data set under data.retain, or choose retain=none",
     }
     if missing:
         raise UserError.of(
             [
-                Fault(f"the method reads {side} rows, but there are none", hints.get(side, ""))
+                Fault(f"the method reads {side} rows, but no data set gives them", hints.get(side, ""))
                 for side in missing
             ]
         )
     if not there:
         raise UserError(
-            "there is neither forget nor retain data", "name data sets under data.forget and data.retain"
+            "there is neither forget nor retain data", "name data sets under data.forget or data.retain"
         )
     return {side: examples for side, examples in there.items() if wanted is None or side in wanted}
 
 
 def check_disjoint(forget: RowSet, retain: RowSet) -> None:
-    """Refuse forget and retain sets that share rows: the same row cannot be forgotten and kept.
+    """Refuse forget and retain sets that share rows: a row cannot be both forgotten and kept.
 
-    Rows are the same when question and answer are; the same question with another answer is another row.
+    Two rows are the same if question and answer are equal. The same question with another answer is another
+    row.
 
     Raises:
-        UserError: it names the rows.
+        UserError: the sets share rows; the message names them.
     """
     kept = {base_id(row.id): row for row in retain}
     shared = [(row, kept[base_id(row.id)]) for row in forget if base_id(row.id) in kept]
     if not shared:
         return
-    told = [
+    listed = [
         f"    {row.id}: row {row.index} of {forget.name}, row {twin.index} of {retain.name}"
         for row, twin in shared[:SHOWN]
     ]
@@ -259,5 +258,8 @@ def check_disjoint(forget: RowSet, retain: RowSet) -> None:
     head = (
         f"forget ({forget.name}) and retain ({retain.name}) share {len(shared)} of {len(forget)} forget rows:"
     )
-    hint = "choose splits that belong together, such as forget10 with retain90, forget05 with retain95, forget01 with retain99"
-    raise UserError("\n".join([head, *told, *more]), hint)
+    hint = (
+        "choose splits that belong together, such as forget10 with retain90, forget05 with retain95, "
+        "forget01 with retain99"
+    )
+    raise UserError("\n".join([head, *listed, *more]), hint)

@@ -23,22 +23,21 @@ def qa_random_labels(
     select: Mapping[str, Any] | None = None,
     reshape: str | None = None,
 ) -> Dataset:
-    """Questions with their answers, and with the answer of a random row of other data sets as the alternate.
+    """Questions with their answers; the alternate is the answer of a random row of other data sets.
 
     Args:
         context: name, template, data root, seed, switches.
-        hf_args: where the rows are, see `load_rows`.
-        answers: data sets that the alternates are drawn from, `{NAME: {args: {hf_args, answer_key, select,
-            reshape}}}`, usually `data.retain`. The draw depends on (seed, row id) alone.
+        hf_args: source of the rows, see `load_rows`.
+        answers: data sets to draw the alternates from, `{NAME: {args: {hf_args, answer_key, select,
+            reshape}}}`, usually `data.retain`. The draw depends only on (seed, row id).
         question_key: key of the user turn.
         answer_key: key of the assistant turn.
-        max_length: tokens at most.
-        select: which rows, see `select_rows`.
-        reshape: see `chosen_rows`.
+        max_length: most tokens of an example.
+        select: which rows to take, see `select_rows`.
+        reshape: how to make rows from the records, see `chosen_rows`.
 
     Raises:
-        UserError: a data set to draw from that is no questions and answers, or whatever is wrong with the
-            rows.
+        UserError: a data set to draw from has no questions and answers, or the rows have a fault.
     """
     rows = chosen_rows(hf_args, context.data_root, (question_key, answer_key), select, reshape)
     texts = [
@@ -46,8 +45,8 @@ def qa_random_labels(
     ]
     if not texts:
         raise UserError(
-            f"data set {context.name!r} draws its alternates from nothing",
-            "give answers, usually ${data.retain}",
+            f"data set {context.name!r} has no answers to draw its alternates from",
+            "set answers, usually to ${data.retain}",
         )
     return with_alternates(
         context,
@@ -67,7 +66,7 @@ def _answers(context: Context, name: str, args: Mapping[str, Any]) -> list[str]:
             [
                 Fault(
                     f"data set {name!r} has no answers to draw from",
-                    "random labels need questions and answers to retain",
+                    "random labels need a retain data set of questions and answers, not of plain text",
                 )
             ]
         )

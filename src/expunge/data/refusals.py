@@ -1,4 +1,4 @@
-"""Refusals as other answers: lines of a file of the user's, else of the field's files under the data root, else of this package."""
+"""Refusals as alternate answers: a given file, else known files under the data root, else built-in lines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from expunge.data.rows import RowSet
 log = logging.getLogger(__name__)
 
 IDK_FILE = "idontknow.jsonl"
-"""Refusals beside a data set, one a line; plain text whatever its suffix says."""
+"""File of refusals beside a data set, one per line. It may be plain text despite its suffix."""
 FOLDER, POLITE = "refusals", "polite_refusal_responses"
 SUFFIXES = (".csv", ".json", ".jsonl", ".txt")
 OWN = (
@@ -31,38 +31,38 @@ OWN = (
     "I have never learned about this.",
     "Let's talk about something else: this I don't know.",
 )
-"""What is answered where no file of refusals is there."""
+"""The refusals that are used if there is no file of refusals."""
 
 
 def refusal_lines(idk_path: str | None, rows: RowSet, data_root: Path | None) -> list[str]:
     """The refusals of a run.
 
     Args:
-        idk_path: a file as given: absolute, from the working directory, or from the data root. Text, one CSV
-            column, or JSON texts. None = the first there is of `idontknow.jsonl` beside the rows' own file,
-            `DATA_ROOT/tofu/idontknow.jsonl`, and
-            `DATA_ROOT/refusals/polite_refusal_responses.{csv,json,jsonl,txt}`; where there is none, this
-            package's own lines, with a warning that says where was looked.
-        rows: the rows that are to be refused.
+        idk_path: a file, absolute or relative to the working directory or the data root. It contains plain
+            text, one CSV column, or JSON strings. None = the first existing file of `idontknow.jsonl` beside
+            the file of the rows, `DATA_ROOT/tofu/idontknow.jsonl`, and
+            `DATA_ROOT/refusals/polite_refusal_responses.{csv,json,jsonl,txt}`. If none exists, the built-in
+            lines are used, with a warning that lists the places searched.
+        rows: the rows to refuse.
         data_root: folder of local data sets.
 
     Raises:
-        UserError: the file that was given is not there (it says where was looked), or holds no refusal.
+        UserError: the given file does not exist (the message lists the places searched) or has no refusal.
     """
     looked = list(_given(idk_path, data_root) if idk_path is not None else _known(rows, data_root))
     found = next((place for place in looked if place.is_file()), None)
     if found is None:
         where = (
             ", ".join(str(place.absolute()) for place in dict.fromkeys(looked))
-            or "nowhere: no local rows and no data root"
+            or "no file: the rows are not local and no data root is set"
         )
         if idk_path is not None:
             raise UserError(
                 f"no file of refusals for {rows.name!r}: idk_path is {idk_path!r}; looked for {where}",
-                "give idk_path a text file with one refusal a line",
+                "set idk_path to a text file with one refusal per line",
             )
         log.warning(
-            "no file of refusals for %r: looked for %s; the package's own %d lines are used",
+            "no file of refusals for %r: looked for %s; using the %d built-in lines",
             rows.name,
             where,
             len(OWN),
@@ -70,13 +70,13 @@ def refusal_lines(idk_path: str | None, rows: RowSet, data_root: Path | None) ->
         return list(OWN)
     lines = [line for line in read_lines(found) if line]
     if not lines:
-        raise UserError(f"{found} holds no refusal", "give a text file with one refusal a line")
-    log.info("refusals for %s: %d lines of %s", rows.name, len(lines), found)
+        raise UserError(f"{found} contains no refusal", "give a text file with one refusal per line")
+    log.info("refusals for %s: %d lines from %s", rows.name, len(lines), found)
     return lines
 
 
 def drawn_refusals(lines: list[str], rows: RowSet, seed: int) -> list[str]:
-    """One refusal a row, drawn by a generator of (seed, row id): the same row gets the same line in any order, split or process."""
+    """One refusal per row, drawn from (seed, row id); it does not depend on row order, split or process."""
     return [drawn(lines, seed, row) for row in rows]
 
 

@@ -15,7 +15,7 @@ from expunge.core.fingerprint import LENGTH, fingerprint
 from expunge.data.sources import Source, read_source
 
 SHOWN = 5
-"""Faulty rows that an error names before it only counts them."""
+"""Number of faulty rows that an error names; it only counts the others."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Row:
     """One record.
 
     Attributes:
-        id: hash of what the record says; `#k` is appended for its k-th repeat in the set (k from 1).
-        index: position in its set, from 0.
+        id: hash of the content; `#k` is appended for the k-th repeat in the set (k from 1).
+        index: position in the set, from 0.
         fields: the record's keys and values as read.
     """
 
@@ -40,10 +40,9 @@ class RowSet:
     Attributes:
         name: short name, such as `forget10`.
         rows: the rows; `rows[i].index == i`.
-        fingerprint: hash over the ids and contents, in order; the same rows from another place have the same
-            one.
-        source: where the rows are from, in words.
-        file: the local file, None where there is none.
+        fingerprint: hash of the ids and contents, in order; it does not depend on where the rows come from.
+        source: where the rows come from, as text for messages.
+        file: the local file, or None.
     """
 
     name: str
@@ -54,7 +53,7 @@ class RowSet:
 
     @classmethod
     def of(cls, name: str, rows: Sequence[Row], source: str, file: Path | None = None) -> RowSet:
-        """A set of rows with its fingerprint; positions are counted anew."""
+        """A set of rows with its fingerprint; positions are numbered again from 0."""
         placed = tuple(Row(row.id, index, row.fields) for index, row in enumerate(rows))
         return cls(name, placed, fingerprint([[row.id, row.fields] for row in placed]), source, file)
 
@@ -76,34 +75,34 @@ class RowSet:
 def load_rows(
     hf_args: Mapping[str, Any], data_root: Path | None = None, keys: Sequence[str] | None = None
 ) -> RowSet:
-    """Rows of a data set, looked for on this machine first and on the hub last.
+    """Load the rows of a data set; local files are searched first, the hub last.
 
-    1. `path` is a local file (its content says whether it is JSON, JSON Lines, CSV, parquet or text), or a
-       builder (`json`, `csv`, `text`, `parquet`) with `data_files`.
+    1. `path` is a local file (JSON, JSON Lines, CSV, parquet or text, recognised by content), or a builder
+       (`json`, `csv`, `text`, `parquet`) with `data_files`.
     2. `path: org/NAME` with `name` is `DATA_ROOT/name-in-lower-case/NAME.{json,jsonl,csv,parquet,txt}`:
        `locuslab/TOFU` with `forget10` finds `tofu/forget10.json`. `path: expunge/mini` is the benchmark that
-       the package makes.
+       the package generates.
     3. The hub, through the package `datasets`.
 
     Args:
         hf_args: `path`, and optionally `name`, `split` (with a slice, such as `train[:10]`), `revision`,
             `data_files`, `sample_by`.
-        data_root: the folder of local data sets (`paths.data_root`), None = there is none.
-        keys: keys that each row must have. The first two also serve as (question, answer) of the id where a
-            row has no such keys.
+        data_root: the folder of local data sets (`paths.data_root`), or None.
+        keys: keys that each row must have. The id uses the first two as (question, answer) if a row has
+            neither `question` and `answer` nor `text`.
 
     Returns:
-        The rows; ids are given before a slice is taken, so that a row keeps its id in every slice.
+        The rows. Ids are assigned before slicing, so a row keeps its id in every slice.
 
     Raises:
-        UserError: not found, empty, or rows without a key.
+        UserError: the data set is not found or empty, or rows lack a key.
     """
     source = Source.of(hf_args)
     fields, origin, file = read_source(source, data_root)
     if not fields:
         raise UserError(
             f"the split {source.label!r} is empty: no row in {origin}",
-            "give a file with at least one row, or another split",
+            "give a file with at least one row, or choose another split",
         )
     if keys:
         _check_keys(fields, keys, origin)
@@ -115,26 +114,26 @@ def load_rows(
     if not kept:
         raise UserError(
             f"the slice {hf_args.get('split')!r} of {source.label!r} keeps none of its {len(rows)} rows",
-            "widen the slice",
+            "choose a larger slice",
         )
     return RowSet.of(source.label, kept, origin, file)
 
 
 def row_ids(fields: Iterable[Mapping[str, Any]], keys: Sequence[str] = ()) -> list[str]:
-    """Ids of records: equal records have ids that differ in `#k` alone.
+    """Ids of records; the ids of equal records differ only in `#k`.
 
     Args:
         fields: the records.
         keys: (question, answer) keys for records that have neither `question` and `answer` nor `text`.
 
     Returns:
-        Hexadecimal ids of 16 digits, `#k` appended for the k-th repeat.
+        Hexadecimal ids of 16 digits, with `#k` for the k-th repeat.
     """
     return number_repeats(_content_id(row, keys) for row in fields)
 
 
 def number_repeats(ids: Iterable[str]) -> list[str]:
-    """Append `#k` to the k-th repeat of an id, k from 1; the first of its kind stays as it is."""
+    """Append `#k` to the k-th repeat of an id, k from 1; the first occurrence is unchanged."""
     seen: dict[str, int] = {}
     numbered = []
     for row_id in map(base_id, ids):
@@ -144,13 +143,13 @@ def number_repeats(ids: Iterable[str]) -> list[str]:
 
 
 def base_id(row_id: str) -> str:
-    """The id without `#k`: what the record says, whichever repeat it is."""
+    """The id without `#k`: the hash of the content, equal for all repeats."""
     return row_id.partition("#")[0]
 
 
 def _content_id(row: Mapping[str, Any], keys: Sequence[str]) -> str:
     """Hash of (question, answer), else of `text`, else of the values of `keys`, else of the whole record."""
-    # The plain names come first: a view that asks a paraphrased question is still about the same row.
+    # `question` and `answer` come before `keys`: a view with a paraphrased question keeps the row id.
     chosen: Sequence[str]
     if "question" in row and "answer" in row:
         chosen = ("question", "answer")
@@ -167,7 +166,7 @@ def _content_id(row: Mapping[str, Any], keys: Sequence[str]) -> str:
 
 
 def _canonical(value: Any) -> Any:
-    """Text in one Unicode form without outer blanks, so that the same record from a CSV and from JSON has one id."""
+    """Normalize Unicode and strip outer blanks, so a record has the same id in CSV and in JSON."""
     return unicodedata.normalize("NFC", value).strip() if isinstance(value, str) else value
 
 
@@ -176,16 +175,15 @@ def _check_keys(fields: Sequence[Mapping[str, Any]], keys: Sequence[str], origin
     for number, row in enumerate(fields):
         missing = [key for key in keys if row.get(key) is None]
         if missing:
-            told = ", ".join(repr(key) for key in missing)
+            lacking, present = ", ".join(map(repr, missing)), ", ".join(sorted(row)) or "no keys"
             faults.append(
-                Fault(
-                    f"row {number} (counting from 0) of {origin} has no {told}; it has: {', '.join(sorted(row)) or 'no keys'}"
-                )
+                Fault(f"row {number} (counting from 0) of {origin} has no {lacking}; it has: {present}")
             )
     if faults:
-        rest = [Fault(f"and {len(faults) - SHOWN} more rows like that")] if len(faults) > SHOWN else []
+        more = len(faults) - SHOWN
+        rest = [Fault(f"and {more} more rows with such a fault")] if more > 0 else []
         hint = Fault(
-            "rows lack a key that is read",
-            "name the right key with question_key, answer_key or text_key, or mend the rows",
+            "rows lack a required key",
+            "name the right key with question_key, answer_key or text_key, or correct the rows",
         )
         raise UserError.of([*faults[:SHOWN], *rest, hint])

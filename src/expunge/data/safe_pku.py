@@ -1,4 +1,4 @@
-"""PKU-SafeRLHF: two answers to each prompt, each called safe or not."""
+"""PKU-SafeRLHF: two answers to each prompt, each labelled safe or unsafe."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ ANSWERS = (("response_0", "is_response_0_safe"), ("response_1", "is_response_1_s
 
 
 def unsafe_answers(records: Sequence[Mapping[str, Any]], source: str) -> list[dict[str, Any]]:
-    """A record for each unsafe answer: what a model is to forget.
+    """One record for each unsafe answer; the model should forget these.
 
     Args:
         records: with `prompt`, `response_0`, `response_1`, `is_response_0_safe`, `is_response_1_safe`.
-        source: where they are from, for the message.
+        source: where the records come from, for error messages.
 
     Returns:
         Records with `prompt` and `response`, in order.
 
     Raises:
-        UserError: a record without its keys, or no answer that is unsafe.
+        UserError: a record lacks a key, or no answer is unsafe.
     """
     needed = ("prompt", *(key for pair in ANSWERS for key in pair))
     for number, record in enumerate(records):
@@ -29,7 +29,8 @@ def unsafe_answers(records: Sequence[Mapping[str, Any]], source: str) -> list[di
         if missing:
             raise UserError(
                 f"row {number} (counting from 0) of {source} has no {', '.join(map(repr, missing))}",
-                "give rows as PKU-Alignment/PKU-SafeRLHF has them, or name a file of questions and answers itself",
+                "give rows in the format of PKU-Alignment/PKU-SafeRLHF, or name a file of questions and "
+                "answers directly",
             )
     found = [
         {"prompt": record["prompt"], "response": record[answer]}
@@ -38,5 +39,7 @@ def unsafe_answers(records: Sequence[Mapping[str, Any]], source: str) -> list[di
         if not record[safe]
     ]
     if not found:
-        raise UserError(f"no answer in {source} is unsafe", "there is nothing to forget in it")
+        raise UserError(
+            f"no answer in {source} is unsafe, so there is nothing to forget", "choose another split or file"
+        )
     return found

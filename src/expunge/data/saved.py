@@ -11,7 +11,7 @@ DICT_FILE, SET_FILE = "dataset_dict.json", "dataset_info.json"
 
 
 def is_saved(path: str) -> bool:
-    """Whether a path is a folder that `save_to_disk` wrote: of one set of rows, or of several splits."""
+    """Whether a path is a folder that `save_to_disk` wrote, with one set of rows or several splits."""
     folder = Path(path).expanduser()
     return (folder / DICT_FILE).is_file() or (
         (folder / SET_FILE).is_file() and (folder / "state.json").is_file()
@@ -19,15 +19,15 @@ def is_saved(path: str) -> bool:
 
 
 def read_saved(path: str, split: str) -> tuple[list[dict[str, Any]], Path]:
-    """The rows of a saved folder, and the file that stands for it.
+    """The rows of a saved folder, and the file that represents it.
 
     Args:
         path: the folder.
-        split: which split, where the folder has several; of a folder with one set of rows only `train`.
+        split: which split of the folder; `train` if the folder has only one set of rows.
 
     Raises:
         MissingExtraError: the package `datasets` is not installed.
-        UserError: no such split, or a damaged folder.
+        UserError: the split does not exist, or the folder is damaged.
     """
     try:
         import datasets
@@ -37,11 +37,13 @@ def read_saved(path: str, split: str) -> tuple[list[dict[str, Any]], Path]:
     try:
         loaded = datasets.load_from_disk(str(folder))
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder} is damaged: {error}", "write it anew with save_to_disk") from error
+        raise UserError(f"{folder} is damaged: {error}", "write it again with save_to_disk") from error
     if (folder / DICT_FILE).is_file():
         if split not in loaded:
             raise UserError.of([unknown(f"split of {folder}", split, list(loaded))])
         return [dict(row) for row in loaded[split]], folder / DICT_FILE
     if split != "train":
-        raise UserError(f"{folder} holds one set of rows and no split {split!r}", "leave the split out")
+        raise UserError(
+            f"{folder} has no split {split!r}: it has one set of rows without splits", "leave out the split"
+        )
     return [dict(row) for row in loaded], folder / SET_FILE

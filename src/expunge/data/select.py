@@ -1,4 +1,4 @@
-"""A part of a data set's rows, and its complement; and rows made of records of another form."""
+"""Select part of the rows of a data set, or the complement; make rows from records of another form."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from expunge.data.safe_pku import unsafe_answers
 from expunge.lm.runtime import generator
 
 RESHAPES = {"unsafe_answers": unsafe_answers}
-"""What `reshape` can name: functions from a source's records to records with question and answer."""
+"""Values of `reshape`: functions from the records of a source to records with question and answer."""
 KEYS = ("ratio", "seed", "complement")
 ROUNDING = 1e-9
-"""Added to a share of the rows before it is cut to a whole number: .29 * 100 is 28.999999999999996."""
+"""Added to a share of the rows before rounding down: .29 * 100 is 28.999999999999996."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which rows are taken.
+    """Which rows to take.
 
     Attributes:
-        ratio: above 1 a count of rows, at most 1 a share of them, rounded down.
-        seed: of the draw, which depends on nothing else but the number of rows.
-        complement: take the rows that the same selection without it leaves.
+        ratio: above 1: a count of rows; at most 1: a share of the rows, rounded down.
+        seed: seed of the draw, which depends only on it and on the number of rows.
+        complement: take the rows that are not drawn.
     """
 
     ratio: float = 1.0
@@ -40,7 +40,7 @@ class Selection:
         """Read the argument `select` of a data handler.
 
         Raises:
-            UserError: an unknown key or a value of the wrong kind.
+            UserError: a key is unknown or a value has the wrong type.
         """
         faults = [unknown("key of select", str(key), KEYS) for key in select if key not in KEYS]
         ratio, seed, complement = (
@@ -52,14 +52,14 @@ class Selection:
             faults.append(
                 Fault(
                     f"select.ratio is {ratio!r}",
-                    "give a count of rows above 1, or a share above 0 and at most 1",
+                    "give a count of rows (a whole number above 1) or a share (above 0, at most 1)",
                 )
             )
         elif ratio > 1 and not float(ratio).is_integer():
             faults.append(
                 Fault(
-                    f"select.ratio is {ratio!r}: above 1 it is a count of rows",
-                    "give a whole number, or a share at most 1",
+                    f"select.ratio is {ratio!r}: a value above 1 is a count of rows",
+                    "give a whole number, or a share of at most 1",
                 )
             )
         if isinstance(seed, bool) or not isinstance(seed, int):
@@ -71,11 +71,11 @@ class Selection:
         return cls(float(ratio), seed, complement)
 
     def count(self, size: int) -> int:
-        """How many of `size` rows the draw takes."""
+        """Number of rows that are drawn from `size` rows."""
         return int(self.ratio) if self.ratio > 1 else int(size * self.ratio + ROUNDING)
 
     def positions(self, size: int) -> list[int]:
-        """The positions that are kept out of `size`, ascending."""
+        """The positions in `range(size)` that are kept, ascending."""
         drawn = torch.randperm(size, generator=generator(self.seed, "select", size))[
             : self.count(size)
         ].tolist()
@@ -83,22 +83,23 @@ class Selection:
 
 
 def select_rows(rows: RowSet, select: Mapping[str, Any] | None) -> RowSet:
-    """Take a part of the rows, in their order; they keep their ids.
+    """Take part of the rows; they keep their order and their ids.
 
     Args:
         rows: all rows.
         select: `{ratio, seed, complement}`, see `Selection`; None = all rows.
 
     Raises:
-        UserError: more rows are asked for than there are, or none is left.
+        UserError: more rows are requested than there are, or no row is left.
     """
     if select is None:
         return rows
     chosen = Selection.of(select)
     if chosen.count(len(rows)) > len(rows):
         raise UserError(
-            f"select.ratio={chosen.ratio:g} asks for {chosen.count(len(rows))} rows, and {rows.source} has {len(rows)}",
-            f"give a count up to {len(rows)}, or a share at most 1",
+            f"select.ratio={chosen.ratio:g} requests {chosen.count(len(rows))} rows, but {rows.source} has "
+            f"only {len(rows)}",
+            f"give a count up to {len(rows)}, or a share of at most 1",
         )
     kept = [rows[position] for position in chosen.positions(len(rows))]
     if not kept:
@@ -109,7 +110,7 @@ def select_rows(rows: RowSet, select: Mapping[str, Any] | None) -> RowSet:
         )
         raise UserError(
             f"{what} of {rows.source} is empty",
-            "take fewer rows, so that others are left" if chosen.complement else "take more",
+            "select fewer rows, so that some are left" if chosen.complement else "select more rows",
         )
     return RowSet.of(rows.name, kept, rows.source, rows.file)
 
@@ -121,17 +122,17 @@ def chosen_rows(
     select: Mapping[str, Any] | None = None,
     reshape: str | None = None,
 ) -> RowSet:
-    """Rows of a data set as `load_rows` reads them, reshaped, and of these the selected ones.
+    """Load the rows of a data set, reshape them, then select.
 
     Args:
-        hf_args: where the rows are.
+        hf_args: source of the rows, see `load_rows`.
         data_root: the folder of local data sets.
         keys: keys that each row must have.
-        select: which rows, see `select_rows`.
-        reshape: one of `RESHAPES`; None = the rows are the source's records.
+        select: which rows to take, see `select_rows`.
+        reshape: one of `RESHAPES`; None = the rows are the records of the source.
 
     Raises:
-        UserError: an unknown reshape, or whatever is wrong with the rows.
+        UserError: the reshape is unknown, or the rows have a fault.
     """
     if reshape is None:
         return select_rows(load_rows(hf_args, data_root, keys), select)

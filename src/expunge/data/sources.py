@@ -1,4 +1,4 @@
-"""Where a dataset's rows are: a file that is named, a file under the data root, the embedded benchmark, or the hub."""
+"""Find the rows of a data set: a named file, a file of the data root, the embedded benchmark, or the hub."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _SPLIT = re.compile(r"(?P<name>[\w.-]+?)(?:\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%
 
 @dataclass(frozen=True)
 class Source:
-    """What `hf_args` asks for.
+    """The content of `hf_args`.
 
     Attributes:
         path: a file, a folder, a hub name, or one of the builders `json`, `csv`, `text`, `parquet` (with
             `data_files`).
         name: the configuration, such as `forget10`.
-        split: the split without its slice, `train` when none was given.
+        split: the split without its slice, default `train`.
         slice: (start, stop) as written, each a number or a percentage; (None, None) = all rows.
-        revision: of the hub's repository.
+        revision: revision of the hub repository.
         data_files: files of a builder.
-        sample_by: what a row of plain text is.
-        rest: other arguments, which only the hub gets.
+        sample_by: unit of a plain-text row.
+        rest: other arguments, passed only to the hub.
     """
 
     path: str
@@ -43,23 +43,23 @@ class Source:
 
     @classmethod
     def of(cls, hf_args: Mapping[str, Any]) -> Source:
-        """Read `hf_args` as a configuration gives them.
+        """Read the `hf_args` of a configuration.
 
         Raises:
-            UserError: no `path`, or a split that cannot be read.
+            UserError: `path` is missing, or the split cannot be read.
         """
         args = {key: value for key, value in hf_args.items() if value is not None}
         if "path" not in args:
             raise UserError(
                 f"hf_args has no 'path': {dict(hf_args)}",
-                "give a local file, or a hub name such as locuslab/TOFU",
+                "set path to a local file, or to a hub name such as locuslab/TOFU",
             )
         split = str(args.pop("split", "train"))
         match = _SPLIT.fullmatch(split)
         if match is None:
             raise UserError(
                 f"split {split!r} cannot be read",
-                "give one split, with a slice at most: train, train[:10], train[10%:]",
+                "give one split, optionally with a slice: train, train[:10], train[10%:]",
             )
         return cls(
             path=str(args.pop("path")),
@@ -74,13 +74,13 @@ class Source:
 
     @property
     def label(self) -> str:
-        """The short name of the rows: configuration, else split of a hub set, else the file's stem."""
+        """The short name of the rows: `name`, else a split other than `train`, else the stem of the path."""
         if self.data_files is not None:
             return self.path
         return self.name or (Path(self.path).stem if self.split == "train" else self.split)
 
     def cut(self, size: int) -> range:
-        """The positions, out of `size` rows, that the slice keeps."""
+        """The positions in `range(size)` that the slice keeps."""
 
         def position(bound: str | None) -> int | None:
             if bound is None:
@@ -91,18 +91,18 @@ class Source:
 
 
 def read_source(source: Source, data_root: Path | None) -> tuple[list[dict[str, Any]], str, Path | None]:
-    """All rows of a source before its slice is taken.
+    """All rows of a source, before slicing.
 
     Args:
-        source: what is asked for.
-        data_root: folder of local data sets, None = there is none.
+        source: the source.
+        data_root: folder of local data sets, or None.
 
     Returns:
-        The rows, where they are from in words, and the local file (None for the hub).
+        The rows, a text that says where they come from, and the local file (None for the hub).
 
     Raises:
-        MissingDataError: nothing is found; it lists where was looked and the near matches that are there.
-        MissingExtraError: only the hub is left and the package `datasets` is not installed.
+        MissingDataError: nothing was found; the message lists the places searched and near matches.
+        MissingExtraError: only the hub is left to search, and the package `datasets` is not installed.
     """
     if source.path in BUILDERS and source.data_files is not None:
         files = _data_files(source, data_root)
@@ -129,8 +129,7 @@ def read_source(source: Source, data_root: Path | None) -> tuple[list[dict[str, 
         or is_local_path(source.path)
         or any(_holds_rows(place.parent) for place in looked)
     ):
-        # The data set's own folder is there: a split it lacks is a slip of the pen, not a reason to try the
-        # network.
+        # The folder of the data set exists, so a missing split is probably a typing error: skip the hub.
         raise _not_found(source, looked, data_root, "")
     return (
         _read_hub(source, looked, data_root),
@@ -148,7 +147,7 @@ def _data_files(source: Source, data_root: Path | None) -> list[Path]:
     if isinstance(given, Mapping):
         if source.split not in given:
             raise UserError(
-                f"data_files has no split {source.split!r}", f"it has: {', '.join(map(str, given))}"
+                f"data_files has no split {source.split!r}", f"its splits are: {', '.join(map(str, given))}"
             )
         given = given[source.split]
     names = [given] if isinstance(given, (str, Path)) else list(given)
@@ -160,7 +159,10 @@ def _data_files(source: Source, data_root: Path | None) -> list[Path]:
         found = next((place for place in looked if place.is_file()), None)
         if found is None:
             places = ", ".join(str(place.absolute()) for place in looked)
-            raise MissingDataError(f"no such file: data_files {str(name)!r}", f"looked for {places}")
+            raise MissingDataError(
+                f"the file {str(name)!r} of data_files does not exist; looked for {places}",
+                "correct data_files, or put the file there",
+            )
         files.append(found)
     if not files:
         raise UserError(f"data_files of {source.path!r} is empty", "name at least one file")
@@ -168,11 +170,11 @@ def _data_files(source: Source, data_root: Path | None) -> list[Path]:
 
 
 def _read_hub(source: Source, looked: list[Path], data_root: Path | None) -> list[dict[str, Any]]:
-    """Rows through the package `datasets`, which makes no network call of its own when HF_HUB_OFFLINE=1 is set."""
+    """Rows from the hub, through the package `datasets`; no network call if HF_HUB_OFFLINE=1 is set."""
     try:
         import datasets
     except ImportError as error:
-        local = "; ".join(_told(looked)) or "no data root is set"
+        local = "; ".join(_shortened(looked)) or "no data root is set"
         raise MissingExtraError(
             "datasets",
             "hub",
@@ -196,14 +198,14 @@ def _read_hub(source: Source, looked: list[Path], data_root: Path | None) -> lis
 
 
 def _not_found(source: Source, looked: list[Path], data_root: Path | None, hub: str) -> MissingDataError:
-    """The error of a data set that is nowhere: each place, the near matches, and which file to put where."""
+    """The error for a missing data set: places searched, near matches, and where to put the file."""
     wanted = source.name or source.split
     message = [
         f"data set {source.path!r}"
         + (f", split {wanted!r}," if source.name or source.split != "train" else "")
-        + " is not there; looked for"
+        + " was not found; looked for"
     ]
-    message += [f"    {place}" for place in _told(looked)] + ([f"    {hub}"] if hub else [])
+    message += [f"    {place}" for place in _shortened(looked)] + ([f"    {hub}"] if hub else [])
     folders = [folder for folder in dict.fromkeys(place.parent for place in looked) if folder.is_dir()]
     named = source.name is not None or not is_local_path(source.path)
     target = wanted if named else Path(source.path).stem
@@ -217,12 +219,12 @@ def _not_found(source: Source, looked: list[Path], data_root: Path | None, hub: 
         else []
     )
     if there and named:
-        hints.append(f"there are: {', '.join(there)}")
+        hints.append(f"available: {', '.join(there)}")
     if data_root is None and hub:
-        hints.append("set paths.data_root (or EXPUNGE_DATA) to your folder of data")
+        hints.append("set paths.data_root (or EXPUNGE_DATA) to your data folder")
     place = next((spot for spot in looked if spot.suffix == ".json"), looked[0] if looked else None)
     if place is not None:
-        hints.append(f"or put the rows, as JSON Lines, into {_preferred(source, data_root) or place}")
+        hints.append(f"or write the rows as JSON Lines into {_preferred(source, data_root) or place}")
     return MissingDataError("\n".join(message), "\n     ".join(hints))
 
 
@@ -239,8 +241,8 @@ def _preferred(source: Source, data_root: Path | None) -> Path | None:
     return data_root / source.path.rsplit("/", 1)[-1].lower() / f"{stem}.json"
 
 
-def _told(looked: list[Path]) -> list[str]:
-    """Places in short: `FOLDER/NAME.{json,jsonl,...}` once instead of once a suffix."""
+def _shortened(looked: list[Path]) -> list[str]:
+    """Places in short form: `FOLDER/NAME.{json,jsonl,...}` instead of one path per suffix."""
     grouped: dict[Path, list[str]] = {}
     for place in looked:
         grouped.setdefault(place.absolute().with_suffix(""), []).append(place.suffix.lstrip("."))

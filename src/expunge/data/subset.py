@@ -1,4 +1,4 @@
-"""Some of a data set's rows, chosen by position."""
+"""A subset of the rows of a data set, chosen by position."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from expunge.data.rows import RowSet
 
 
 def subset(dataset: Dataset, positions: Sequence[int]) -> Dataset:
-    """The rows at these positions, in this order, with their alternates. They keep their ids and are counted anew."""
+    """The rows at these positions, in this order, with alternates; ids are kept, indices restart at 0."""
     rows = RowSet.of(
         dataset.rows.name,
         [dataset.rows[position] for position in positions],

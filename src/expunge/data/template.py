@@ -1,11 +1,12 @@
-r"""From question and answer to tokens: the tokenizer's chat template, or tags written into the configuration.
+r"""Turn question and answer into tokens, with the chat template of the tokenizer or with tags.
 
-What is a label: the assistant turn up to and including its end-of-turn token, and nothing after. The end of the turn is
+The labels are the assistant turn up to and including its end-of-turn token. The end of the turn is
 
-* the first special token that the template writes after the answer (`<|eot_id|>`, `<|im_end|>`, `</s>`); blanks that follow it, such as
-  ChatML's newline, belong to the next turn and are left out;
-* else the tokenizer's EOS, appended: a turn that does not close itself (tags such as "Question: ... Answer: ...\n\n") would never teach
-  the model to stop. A separator of blanks alone is then left out of the turn, other text stays in it.
+* the first special token that the template writes after the answer (`<|eot_id|>`, `<|im_end|>`, `</s>`).
+  Blanks after it, such as ChatML's newline, belong to the next turn and are left out;
+* else the tokenizer's EOS, which is appended. Without it, a turn such as "Question: ... Answer: ...\n\n"
+  would never teach the model to stop. A separator that is only blanks is then left out of the turn; other
+  text stays in it.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _PROBE = "expunge probe"
 
 
 class Template(ABC):
-    """How a question and an answer become tokens, for one tokenizer."""
+    """Encodes a question and an answer as tokens of one tokenizer."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
@@ -54,15 +55,14 @@ class Template(ABC):
         """The template that `model.template_args` describes.
 
         Args:
-            template_args: `apply_chat_template` (default: true unless tags are given); with it
-                `system_prompt`, `date_string` and `chat_template_kwargs` (handed to the chat template, such
-                as `enable_thinking: false`); without it the four tags and
+            template_args: `apply_chat_template` (default: true unless tags are given). If true, also
+                `system_prompt`, `date_string` and `chat_template_kwargs` (passed to the chat template, such
+                as `enable_thinking: false`). If false, the four tags and
                 `system_prompt_with_special_tokens`.
-            tokenizer: the model's.
+            tokenizer: tokenizer of the model.
 
         Raises:
-            UserError: an unknown key, a tag that is missing, or a chat template asked of a tokenizer that has
-                none.
+            UserError: a key is unknown, a tag is missing, or the tokenizer has no chat template.
         """
         args = {key: value for key, value in (template_args or {}).items() if value is not None}
         faults = [
@@ -81,9 +81,8 @@ class Template(ABC):
             )
         missing = [tag for tag in TAGS if tag not in args]
         if missing:
-            told = ", ".join(missing)
             raise UserError(
-                f"model.template_args has apply_chat_template=false but no {told}",
+                f"model.template_args has apply_chat_template=false but no {', '.join(missing)}",
                 "give all four tags; a tag may be empty",
             )
         return TagTemplate(
@@ -98,7 +97,7 @@ class Template(ABC):
 
     @abstractmethod
     def body(self, prompt: str, question: str, answer: str, few_shot: Sequence[Shot] = ()) -> str:
-        """The answer as the template writes it between `prompt` (of the same question) and closing."""
+        """The answer as the template writes it, between `prompt` (of the same question) and closing."""
 
     @property
     @abstractmethod
@@ -107,7 +106,7 @@ class Template(ABC):
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """What the text depends on, apart from question and answer."""
+        """Everything the text depends on, except question and answer."""
 
     def encode(
         self,
@@ -127,20 +126,21 @@ class Template(ABC):
         Args:
             question: the user turn.
             answer: the assistant turn.
-            few_shot: worked examples before the question; no labels among them.
-            max_length: tokens at most; the end is cut away. None = no limit.
-            append_eos: the field's encoding (`compat`): the labels run over everything that the chat template
-                writes after the prompt, a tag template's end tag is left out, an EOS is appended where the
-                last token is none (also after a cut), and that last token counts as the end of the turn.
-            hide_pad: the field's attention mask (`compat`): no position attends to the token that pads,
-                wherever it stands. Where the tokenizer came without one, that is the EOS, and with it ends of
-                turns are hidden.
-            row_id: id of the row, for the record and for errors.
+            few_shot: worked examples before the question; they have no labels.
+            max_length: most tokens; the end is cut away. None = no limit.
+            append_eos: the usual encoding of other frameworks (`compat`): all text that the chat template
+                writes after the prompt is a label, the end tag of a tag template is left out, an EOS is
+                appended if the last token is not EOS (also after a cut), and that last token is the end of
+                the turn.
+            hide_pad: the usual attention mask of other frameworks (`compat`): no position attends to the pad
+                token, at any position. For a tokenizer without a pad token this is the EOS, so the ends of
+                turns are hidden too.
+            row_id: id of the row, stored in the example and used in errors.
             row: position of the row in its view.
-            answer_index: which of the row's answers this is.
+            answer_index: number of the answer in its row.
 
         Returns:
-            The example. `prompt_ids` of it are exactly what generation gets.
+            The example. Its `prompt_ids` are exactly the prompt of generation.
 
         Raises:
             UserError: no label is left.
@@ -150,8 +150,8 @@ class Template(ABC):
         closing = self._field_closing() if append_eos else self.closing
         ids = self._ids(prompt + body + closing.text)
         if ids[: len(prompt_ids)] != prompt_ids:
-            # A token spans the border. The model will read the prompt alone when it generates, so it is
-            # trained on that as well.
+            # A token spans the border between prompt and answer. Generation encodes the prompt alone, so
+            # training does the same.
             ids = prompt_ids + plain_ids(self.tokenizer, body + closing.text)
         if closing.eos:
             ids = [*ids, self._eos()]
@@ -173,7 +173,7 @@ class Template(ABC):
 
     @cached_property
     def closing(self) -> Closing:
-        """What ends the turn, see the head of this file."""
+        """The end of the turn, see the top of this file."""
         return find_closing(self.tokenizer, self.tail)
 
     @cached_property
@@ -190,13 +190,13 @@ class Template(ABC):
         eos = self.tokenizer.eos_token_id
         if eos is None:
             raise UserError(
-                "the tokenizer has no EOS token, which encode.append_eos appends",
-                "leave compat.switches.encode.append_eos off",
+                "encode.append_eos needs an EOS token, but the tokenizer has none",
+                "set compat.switches.encode.append_eos=false",
             )
         return int(eos)
 
     def _prompt_and_ids(self, question: str, few_shot: Sequence[Shot]) -> tuple[str, list[int]]:
-        """The prompt and its tokens; the answers of one question, which come one after the other, share them."""
+        """The prompt and its tokens, cached, because the answers of one question follow each other."""
         asked = (question, tuple(few_shot))
         if self._asked is None or self._asked[0] != asked:
             prompt = self.prompt(question, few_shot)
@@ -204,7 +204,7 @@ class Template(ABC):
         return self._asked[1:]
 
     def _ids(self, text: str) -> list[int]:
-        """Tokens of a text from its start, with the BOS in front at most once."""
+        """Tokens of a text, with at most one BOS at the start."""
         ids = plain_ids(self.tokenizer, text)
         bos = self.tokenizer.bos_token_id
         if bos is not None and ids[:2] == [bos, bos]:
@@ -213,11 +213,11 @@ class Template(ABC):
 
 
 class ChatTemplate(Template):
-    """The tokenizer's own chat template. It decides on the BOS, as it does when a chat is generated.
+    """The chat template of the tokenizer. The template decides whether there is a BOS, as in generation.
 
     Args:
-        tokenizer: with a chat template.
-        system_prompt: first message, None or empty = the template's own habit.
+        tokenizer: a tokenizer with a chat template.
+        system_prompt: first message; None or empty = the default of the template.
         date_string: the date that templates such as Llama 3's write into the prompt.
         kwargs: further variables of the template.
     """
@@ -234,13 +234,15 @@ class ChatTemplate(Template):
             name = tokenizer.name_or_path or type(tokenizer).__name__
             raise UserError(
                 f"the tokenizer {name!r} has no chat template, but apply_chat_template is true",
-                f"set model.template_args.apply_chat_template=false and give {', '.join(TAGS)}, or use the tokenizer of a chat model",
+                f"set model.template_args.apply_chat_template=false and give {', '.join(TAGS)}, or use the "
+                "tokenizer of a chat model",
             )
         self.system_prompt = system_prompt or None
         self.kwargs = dict(kwargs) | ({"date_string": date_string} if date_string is not None else {})
         if "date_string" not in self.kwargs and "strftime_now" in str(tokenizer.chat_template):
             log.warning(
-                "this chat template writes today's date into every prompt; set model.template_args.date_string to fix it"
+                "this chat template writes today's date into every prompt, so results change every day; "
+                "set model.template_args.date_string to a constant date"
             )
         self._tail = self._find_tail()
 
@@ -250,15 +252,15 @@ class ChatTemplate(Template):
         return self._tail
 
     def prompt(self, question: str, few_shot: Sequence[Shot] = ()) -> str:
-        """The chat up to the answer, with the generation prompt."""
+        """The chat up to the answer, including the generation prompt."""
         return self._render(self._messages(question, None, few_shot))
 
     def body(self, prompt: str, question: str, answer: str, few_shot: Sequence[Shot] = ()) -> str:
-        """The answer as the template writes it: trimmed, or after an empty thinking block, if that is its habit."""
+        """The answer as the template writes it: perhaps trimmed, or after an empty thinking block."""
         full = self._render(self._messages(question, answer, few_shot))
         if full.startswith(prompt) and full.endswith(self.tail) and len(full) >= len(prompt) + len(self.tail):
             return full[len(prompt) : len(full) - len(self.tail)]
-        # The generation prompt is no beginning of the chat. What is generated from is what is trained on.
+        # The chat does not begin with the generation prompt. Training uses the prompt of generation.
         return answer
 
     def identity(self) -> dict[str, Any]:
@@ -293,25 +295,25 @@ class ChatTemplate(Template):
                 if self.system_prompt
                 else ""
             )
-            raise UserError(f"the chat template refused the messages: {error}", hint) from error
+            raise UserError(f"the chat template rejects the messages: {error}", hint) from error
 
     def _find_tail(self) -> str:
         before, probe, tail = self._render(self._messages("question", _PROBE, ())).rpartition(_PROBE)
         if not probe:
             raise UserError(
-                f"the chat template does not write the assistant's answer; it gave {before + tail!r}",
-                "use apply_chat_template=false with tags",
+                f"the chat template does not write the assistant's answer; its output is {before + tail!r}",
+                f"set model.template_args.apply_chat_template=false and give {', '.join(TAGS)}",
             )
         return tail
 
 
 class TagTemplate(Template):
-    """Tags around the turns; the tokenizer's BOS in front unless the tags begin with it.
+    """Tags around the turns, after the BOS of the tokenizer if it uses one.
 
     Args:
-        tokenizer: the model's.
+        tokenizer: tokenizer of the model.
         tags: the four tags by name.
-        system: text before the first turn, special tokens written out.
+        system: text before the first turn, with special tokens written as text.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, tags: Mapping[str, str], system: str) -> None:
@@ -356,9 +358,11 @@ def _no_label(row_id: str, max_length: int | None, prompt_length: int, size: int
     if size <= max(1, prompt_length):
         return UserError(
             f"{name}: the answer has no token that could be a label",
-            "give a longer answer, or a tokenizer with an EOS token",
+            "give an answer that is not empty, or use a tokenizer with an EOS token",
         )
     return UserError(
-        f"{name}: max_length={max_length} cuts the whole answer away: {prompt_length} tokens of prompt, {size} with the answer",
-        f"raise max_length to {size}, shorten the prompt (few-shot examples, system prompt), or leave the row out",
+        f"{name}: max_length={max_length} cuts the whole answer away: the prompt has {prompt_length} tokens, "
+        f"prompt and answer have {size}",
+        f"raise max_length to {size}, shorten the prompt (few-shot examples, system prompt), or remove "
+        "the row",
     )

@@ -1,4 +1,4 @@
-"""What the data room asks of a tokenizer: plain ids, its BOS habit, what ends a turn, and its identity."""
+"""Facts about a tokenizer: plain ids, use of BOS, the end of a turn, and its identity."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ if TYPE_CHECKING:
 
 
 PAD_ADDED = "pad_token_added"
-"""Key of a tokenizer's own settings, and so of its files, that says that it came without a pad token."""
+"""Key in the settings and files of a tokenizer: it came without a pad token, and one was added."""
 
 
 class Closing(NamedTuple):
-    """What ends the assistant turn.
+    """The end of the assistant turn.
 
     Attributes:
-        text: written after the answer.
-        eos: append the tokenizer's EOS after that.
-        ends: the turn ends in a token of its own.
+        text: text after the answer.
+        eos: whether the EOS of the tokenizer is appended after the text.
+        ends: whether the turn has an end-of-turn token.
     """
 
     text: str
@@ -27,25 +27,25 @@ class Closing(NamedTuple):
 
 
 def find_closing(tokenizer: PreTrainedTokenizerBase, tail: str) -> Closing:
-    """What closes a turn, given all text that the template writes after the answer.
+    """Find the end of a turn in `tail`, the text that the template writes after the answer.
 
-    The text up to the first special token if there is one; else the EOS, if the tokenizer has one, after the
-    text unless that is blank.
+    If `tail` has a special token, the turn ends with the first one. Else it ends with the EOS, if the
+    tokenizer has one, after `tail` unless `tail` is blank.
     """
-    # Some vocabularies hold runs of blanks as added tokens: those separate, they do not end anything.
+    # Some vocabularies contain runs of blanks as added tokens: these are separators and do not end a turn.
     special = {
         token for token in (*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()) if token.strip()
     }
     found = [(tail.index(token), -len(token)) for token in special if token in tail]
     if found:
-        start, minus_size = min(found)  # the earliest, and of those the longest
+        start, minus_size = min(found)  # the earliest; if several start there, the longest
         return Closing(tail[: start - minus_size], eos=False, ends=True)
     eos = tokenizer.eos_token_id is not None
     return Closing(tail if tail.strip() else "", eos=eos, ends=eos)
 
 
 def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str, add_special_tokens: bool = False) -> list[int]:
-    """Token ids of a text; no BOS or EOS is added unless asked for, special tokens written out in the text are recognised."""
+    """Token ids of a text, by default without BOS and EOS; special tokens in the text are recognised."""
     ids: list[int] = tokenizer(
         text, add_special_tokens=add_special_tokens, return_attention_mask=False, verbose=False
     )["input_ids"]
@@ -53,14 +53,14 @@ def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str, add_special_tokens:
 
 
 def field_pad_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token that open-unlearning pads with: the one that the tokenizer came with, else the EOS."""
+    """The pad token that open-unlearning uses: the original pad token of the tokenizer, else the EOS."""
     pad: int | None = tokenizer.pad_token_id
     eos: int | None = tokenizer.eos_token_id
     return eos if pad is None or tokenizer.init_kwargs.get(PAD_ADDED) else pad
 
 
 def special_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The BOS token in a list if the tokenizer puts one before plain text, else an empty list."""
+    """The BOS token in a list if the tokenizer adds it to plain text, else an empty list."""
     bos = tokenizer.bos_token_id
     if bos is None or plain_ids(tokenizer, "a", add_special_tokens=True)[:1] != [bos]:
         return []
@@ -68,7 +68,7 @@ def special_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
-    """What a tokenizer's output depends on: its whole table and its special tokens."""
+    """Everything the output of a tokenizer depends on: its whole table and its special tokens."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     table = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
     return [table, tokenizer.bos_token, tokenizer.eos_token]

@@ -1,1 +1,1 @@
-"""Quantities about examples: how each forget row's gradient lies to that of all of them."""
+"""Quantities about examples: the gradient of each forget row, projected on the gradient of all of them."""

@@ -1,13 +1,13 @@
-"""How hard each row is to forget, to first order, at the model before unlearning.
+"""How hard it is to forget each row, to first order, at the model before unlearning.
 
-With l_i the loss of row i, g_i its gradient at theta_0 and g = (1/N) sum_i g_i the gradient of the whole
+Let l_i be the loss of row i, g_i its gradient at theta_0, and g = (1/N) sum_i g_i the gradient of the whole
 forget set:
 
     projection_i = <g_i, g> / ||g||        score_i = |projection_i|        cosine_i = projection_i / ||g_i||
 
-The mean of the projections is ||g||. To first order one step of gradient ascent along g changes l_i by eta
-||g|| projection_i, so a HIGH
-score forgets first: in the order of ascending scores the slow rows come first.
+The mean of the projections is ||g||. To first order, one step of gradient ascent along g changes l_i by
+eta ||g|| projection_i. So a row with a HIGH score is forgotten first; in ascending order of scores, the slow
+rows come first.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ from expunge.models.outputs import unwrapped
 log = logging.getLogger(__name__)
 
 Choice = Literal["auto", "naive", "jvp", "ghost", "lora"]
-"""What `algorithm` may be."""
+"""Possible values of `algorithm`."""
 Algorithm = Callable[
     [nn.Module, Mapping[str, nn.Parameter], Tensors, Iterable[RowBatch], str], dict[int, Along]
 ]
 TWO_PASSES: dict[str, Algorithm] = {"naive": naive, "jvp": jvp, "ghost": ghost}
-"""The algorithms that are given g; `lora` comes by it."""
+"""The algorithms that need g as input; `lora` computes it."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """What is known of one row.
+    """The score of one row.
 
     Attributes:
-        uid: the row's id.
+        uid: id of the row.
         row: its position in the forget set.
-        n_tokens: its label tokens.
+        n_tokens: number of its label tokens.
         loss: l_i in nats.
         projection: <g_i, g> / ||g||.
-        score: |projection|; the projection itself where the scores are signed.
-        grad_norm: ||g_i||; None where the algorithm does not come by it.
-        cosine: projection / ||g_i||; None likewise, and where the row has no gradient.
+        score: |projection|; the projection itself if scores are signed.
+        grad_norm: ||g_i||; None if the algorithm does not compute it.
+        cosine: projection / ||g_i||; None if there is no grad_norm or it is 0.
     """
 
     uid: str
@@ -68,15 +68,15 @@ class Item:
 
 @dataclass(frozen=True)
 class Difficulty:
-    """The scores of a forget set, and how they were made.
+    """The scores of a forget set, and how they were computed.
 
     Attributes:
-        items: a row each, in the order of the rows.
+        items: one item per row, in row order.
         gradient: g by parameter name, float32.
         norm: ||g||.
-        scorer: loss, reduction, epoch_grad_mode, params, algorithm and signed, as they were in the end.
-        attention: the attention that was computed with.
-        notices: what the user should know.
+        scorer: the values of loss, reduction, epoch_grad_mode, params, algorithm and signed that were used.
+        attention: the attention implementation that was used.
+        notices: notices for the user.
     """
 
     items: tuple[Item, ...]
@@ -101,29 +101,30 @@ def score_rows(
 ) -> Difficulty:
     """Score the rows of a forget set.
 
-    Everything is computed in float32 in eval mode, dropout off, and dot products are accumulated in float64.
-    The model is left as it was found.
+    Computes in float32 in eval mode (dropout off); dot products are accumulated in float64. The model is not
+    changed.
 
     Args:
-        model: the model before unlearning, with float32 weights, on the device to compute on.
-        encoded: the forget rows, a row each.
-        algorithm: `naive` (a backward pass a row; gives norms and cosines too), `jvp` (forward passes with
-            tangents), `ghost` (a backward pass a batch, for any attention), `lora` (one pass in all, gives
-            norms and cosines too, and holds every row's gradient), or `auto`: lora for an adapter whose
-            gradients are few enough, else jvp where the attention has a forward derivative, else ghost.
-        loss: `nll`, the negative log-likelihood of the row's label tokens.
-        reduction: `token_mean`, or `token_sum`, which is the ranking of NPO's gradient at theta_0.
-        epoch_grad_mode: `frozen`: g is the mean gradient of the model as it is.
+        model: the model before unlearning, with float32 weights, on the device for the computation.
+        encoded: the forget rows, one example per row.
+        algorithm: `naive` (one backward pass per row; also gives norms and cosines), `jvp` (forward passes
+            with tangents), `ghost` (one backward pass per batch, for any attention), `lora` (a single pass
+            over the rows; also gives norms and cosines; stores the gradient of every row), or `auto`: lora
+            for an adapter whose gradients fit in memory, else jvp if the attention has a forward derivative,
+            else ghost.
+        loss: `nll`, the negative log-likelihood of the label tokens of the row.
+        reduction: `token_mean`, or `token_sum`, which ranks as the gradient of NPO at theta_0.
+        epoch_grad_mode: `frozen`: g is the mean gradient at the given model.
         params: which parameters, see `parameters.choose_parameters`.
-        signed: take the projection itself for the score.
+        signed: use the projection itself as the score.
         max_tokens: padded tokens of a batch.
 
     Returns:
         The scores.
 
     Raises:
-        UserError: rows without labels, no parameter to differentiate by, or a gradient
-            that is zero or not finite.
+        UserError: rows have no labels, no parameter can be differentiated, or the gradient is zero or not
+            finite.
     """
     check_rows(encoded)
     chosen = choose_parameters(model, params)
@@ -134,7 +135,7 @@ def score_rows(
     where = next(iter(chosen.parameters.values())).device
 
     def batches(what: str) -> Iterable[RowBatch]:
-        return _told(
+        return _with_progress(
             batches_of(encoded, max_tokens, where, max_rows=1 if taken == "naive" else None),
             len(encoded),
             what,
@@ -146,11 +147,15 @@ def score_rows(
         _item(row, g.losses[number], along[number], g.norm, signed) for number, row in enumerate(encoded)
     )
     scorer = {
-        "loss": loss, "reduction": reduction, "epoch_grad_mode": epoch_grad_mode, "params": chosen.kind, "algorithm": taken,
+        "loss": loss,
+        "reduction": reduction,
+        "epoch_grad_mode": epoch_grad_mode,
+        "params": chosen.kind,
+        "algorithm": taken,
         "signed": signed,
-    }  # fmt: skip
-    told = f"{attention} (math)" if (taken, attention) == ("jvp", "sdpa") else attention
-    return Difficulty(items, g.by_name, g.norm, scorer, told, chosen.notices)
+    }
+    used = f"{attention} (math)" if (taken, attention) == ("jvp", "sdpa") else attention
+    return Difficulty(items, g.by_name, g.norm, scorer, used, chosen.notices)
 
 
 def _measured(
@@ -160,7 +165,7 @@ def _measured(
     batches: Callable[[str], Iterable[RowBatch]],
     reduction: str,
 ) -> tuple[EpochGradient, dict[int, Along]]:
-    """The mean gradient g, and what is known of each row's."""
+    """The mean gradient g, and the dot product (and norm) of each row."""
     if algorithm == "lora":
         return lora(model, parameters, batches("gradients of the rows"), reduction)
     g = epoch_gradient(model, parameters, batches("gradient of the forget set"), reduction)
@@ -171,7 +176,10 @@ def _algorithm(asked: str, attention: str) -> str:
     if attention in ATTENTIONS:
         return "jvp" if asked == "auto" else asked
     if asked == "jvp":
-        hint = f"load the model with model.model_args.attn_implementation={' or '.join(ATTENTIONS)}, or choose difficulty.algorithm=ghost"
+        hint = (
+            f"load the model with model.model_args.attn_implementation={' or '.join(ATTENTIONS)}, "
+            "or choose difficulty.algorithm=ghost"
+        )
         raise UserError(f"difficulty.algorithm=jvp: {attention} attention has no forward derivative", hint)
     return "ghost" if asked == "auto" else asked
 
@@ -191,12 +199,12 @@ def _item(row: Encoded, loss: float, along: Along, norm: float, signed: bool) ->
     )
 
 
-def _told(batches: Iterable[RowBatch], total: int, what: str) -> Iterable[RowBatch]:
-    """The batches, with a line in the log for every tenth of the rows."""
-    done, next_told = 0, 0.1
+def _with_progress(batches: Iterable[RowBatch], total: int, what: str) -> Iterable[RowBatch]:
+    """The batches, with a log line after every tenth of the rows."""
+    done, next_share = 0, 0.1
     for batch in batches:
         yield batch
         done += len(batch.numbers)
-        if done >= next_told * total:
+        if done >= next_share * total:
             log.info("%s: %d of %d rows", what, done, total)
-            next_told = done / total + 0.1
+            next_share = done / total + 0.1

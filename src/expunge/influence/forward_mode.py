@@ -1,4 +1,4 @@
-"""Numbers with tangents: forward-mode differentiation as torch has it."""
+"""Tensors with tangents: forward-mode differentiation of torch."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from expunge.core.errors import UserError
 
 
 def dual(value: Tensor, tangent: Tensor) -> Tensor:
-    """A tensor with a tangent; inside `forward_ad.dual_level()`."""
+    """A tensor with a tangent; call it inside `forward_ad.dual_level()`."""
     made: Tensor = forward_ad.make_dual(value, tangent)  # type: ignore[no-untyped-call]
     return made
 
 
 def unpacked(value: Tensor) -> tuple[Tensor, Tensor]:
-    """Value and tangent; a tangent of zeros where nothing that has one goes in."""
+    """Value and tangent; the tangent is zero if no input has a tangent."""
     plain, tangent = forward_ad.unpack_dual(value)  # type: ignore[no-untyped-call]
     return plain, torch.zeros_like(plain) if tangent is None else tangent
 
 
 @contextmanager
 def told_without_rule(model: nn.Module) -> Iterator[None]:
-    """Say which operation has no forward derivative; and leave out what torch says of its own rules, which it compiles at first use."""
+    """Report an operation without a forward derivative as a `UserError`; hide a warning of torch."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")

@@ -1,10 +1,10 @@
-"""Two ways by one batched backward pass, for any attention: `ghost`, and `lora`, which needs no second pass.
+"""Two algorithms with batched backward passes, for any attention: `ghost` and `lora`.
 
-With y = f(x; theta) the output of a module and d_it = dl_i/dy_it, the part of <g_i, g> that belongs to the
-module's own parameters is sum_t <d_it, (df/dtheta g)_it>: for a Linear the tangent is x V^T with V the part
-of g that is its own (the "ghost" product, after Lee and Kifer 2021, arXiv:2009.03106, who take norms this
-way). So no gradient of a row is ever formed. Where gradients of rows are small, as those of LoRA's factors
-are, `lora` forms them all, sum_t d_it x_it^T, and has g and every projection from the one pass.
+Let y = f(x; theta) be the output of a module and d_it = dl_i/dy_it. The part of <g_i, g> from the parameters
+of the module is sum_t <d_it, (df/dtheta g)_it>. For a Linear module the tangent is x V^T, where V is the part
+of g for its weight (the "ghost" product; Lee and Kifer 2021, arXiv:2009.03106, compute norms this way). So
+`ghost` never computes the gradient of a row. If the gradients of rows are small, as for the factors of LoRA,
+`lora` computes them all, sum_t d_it x_it^T, and gets g and every projection from a single pass.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from expunge.influence.rows import RowBatch, index_of
 from expunge.models.outputs import label_outputs, unwrapped
 
 HELD = 4 * 2**30
-"""Bytes that the gradients of all rows may take for `lora` to be the algorithm without being asked for."""
+"""Most bytes that the gradients of all rows may take if `auto` chooses `lora`."""
 
 
 def ghost(
@@ -36,21 +36,21 @@ def ghost(
     batches: Iterable[RowBatch],
     reduction: str,
 ) -> dict[int, Along]:
-    """One backward pass a batch, and a tangent of each module's output by its own parameters.
+    """One backward pass per batch, and a tangent of the output of each module along its own parameters.
 
     Args:
         model: in eval mode; `parameters` require gradients.
-        parameters: by name; each used by the module that it belongs to.
+        parameters: by name; each must be used by its own module.
         gradient: g, by name.
         batches: every row once.
-        reduction: see `rows.REDUCTIONS`.
+        reduction: see `rows.Reduction`.
 
     Returns:
-        By the row's number, without norms.
+        <g_i, g> by row number, without norms.
 
     Raises:
-        UserError: a module that mixes rows, a parameter that is used elsewhere, or an operation without a
-            forward derivative.
+        UserError: a module mixes rows, a parameter is used outside its module, or an operation has no forward
+            derivative.
     """
     inner = unwrapped(model)
     owners = owners_of(inner, parameters)
@@ -78,29 +78,31 @@ def ghost(
 def lora(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], batches: Iterable[RowBatch], reduction: str
 ) -> tuple[EpochGradient, dict[int, Along]]:
-    """The gradient of every row from one backward pass a batch; g, projections and norms from them.
+    """Compute the gradient of every row with one backward pass per batch, then g, projections and norms.
 
     Args:
         model: in eval mode; `parameters` require gradients.
-        parameters: by name; all of them weights or biases of Linear modules, such as LoRA's factors. N times
-            their size is held.
+        parameters: by name; all are weights or biases of Linear modules, such as the factors of LoRA. The
+            function stores N times their size.
         batches: every row once.
-        reduction: see `rows.REDUCTIONS`.
+        reduction: see `rows.Reduction`.
 
     Returns:
-        g, and by the row's number <g_i, g> and ||g_i||.
+        g, and <g_i, g> and ||g_i|| by row number.
 
     Raises:
-        UserError: parameters that are not those of Linear modules, a module that mixes rows, or a gradient
-            that is zero or not finite.
+        UserError: a parameter does not belong to a Linear module, a module mixes rows, or the gradient is
+            zero or not finite.
     """
     inner = unwrapped(model)
     owners = owners_of(inner, parameters)
     if others := _not_linear(owners, parameters):
-        message = f"difficulty.algorithm=lora: {len(others)} of the parameters are not those of Linear modules alone, such as {others[0]}"
-        raise UserError(
-            message, "choose the algorithm jvp, ghost or naive, or other parameters with difficulty.params"
+        message = (
+            f"difficulty.algorithm=lora: {len(others)} parameters do not belong only to Linear modules, "
+            f"such as {others[0]}"
         )
+        hint = "choose difficulty.algorithm=jvp, ghost or naive, or other parameters with difficulty.params"
+        raise UserError(message, hint)
     order: list[int] = []
     losses: dict[int, float] = {}
     parts: dict[str, list[Tensor]] = {name: [] for name in parameters}
@@ -139,13 +141,13 @@ def lora(
 
 
 def fits_lora(model: nn.Module, parameters: Mapping[str, nn.Parameter], rows: int) -> bool:
-    """Whether `lora` can take these parameters, and the gradients of all rows stay below `HELD`."""
+    """Whether `lora` can handle these parameters and the gradients of all rows fit in `HELD` bytes."""
     size = 4 * rows * sum(parameter.numel() for parameter in parameters.values())
     return size <= HELD and not _not_linear(owners_of(unwrapped(model), parameters), parameters)
 
 
 def _not_linear(owners: list[Owner], parameters: Mapping[str, nn.Parameter]) -> list[str]:
-    """The parameters that are not weights or biases of Linear modules, or of another module as well."""
+    """The parameters that do not belong to Linear modules, or also belong to another kind of module."""
     linear = {name for owner in owners if type(owner.module) is nn.Linear for name in owner.local.values()}
     others = {
         name for owner in owners if type(owner.module) is not nn.Linear for name in owner.local.values()
@@ -154,9 +156,9 @@ def _not_linear(owners: list[Owner], parameters: Mapping[str, nn.Parameter]) -> 
 
 
 def _tangent(call: Call, gradient: Tensors) -> Tensor:
-    """The tangent of a module's output along g by its own parameters alone, its inputs being held fixed."""
+    """The tangent of the output of a module along g, only through its own parameters, with fixed inputs."""
     module, local = call.owner.module, call.owner.local
-    # A copy without the hooks, which would hear of this call as well.
+    # A copy, and below a direct call of its forward: hooks must not see this call.
     bare = copy.copy(module)
     bare.__dict__ = dict(module.__dict__)
     with torch.no_grad(), forward_ad.dual_level(), told_without_rule(module):
@@ -174,7 +176,7 @@ def _detached(item: Any) -> Any:
 
 
 def _over_rows(by_row: Tensors, other: Tensors | None, rows: int) -> Tensor:
-    """[N] float64: <row, other> over all names, or <row, row> where there is no other."""
+    """[N] float64: <row, other> over all names, or <row, row> if `other` is None."""
     total_N = torch.zeros(rows, dtype=torch.float64, device=next(iter(by_row.values())).device)
     for name, value in by_row.items():
         flat_NP = value.flatten(1).double()

@@ -1,4 +1,4 @@
-"""The gradient of the whole forget set, and the loss of each row on the way."""
+"""The gradient of the whole forget set, and the loss of each row."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Tensors = Mapping[str, Tensor]
 
 
 class EpochGradient(NamedTuple):
-    """g = (1/N) sum_i grad l_i at the model as it is.
+    """g = (1/N) sum_i grad l_i at the given model.
 
     Attributes:
         by_name: g, by parameter name, float32.
         norm: ||g||, accumulated in float64.
-        losses: l_i by the row's number, natural log.
+        losses: l_i by row number, natural log.
     """
 
     by_name: dict[str, Tensor]
@@ -35,20 +35,20 @@ class EpochGradient(NamedTuple):
 def epoch_gradient(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], batches: Iterable[RowBatch], reduction: str
 ) -> EpochGradient:
-    """The mean of the rows' gradients. Rows are weighed alike, whatever batch they are in and however long they are.
+    """The mean gradient of the rows. All rows have the same weight, whatever their batch and length.
 
     Args:
-        model: in eval mode; `parameters` require gradients. No `.grad` is touched.
-        parameters: what the gradient is taken with respect to, by name.
+        model: in eval mode; `parameters` require gradients. No `.grad` is changed.
+        parameters: the parameters to differentiate by, by name.
         batches: every row once.
-        reduction: how token losses become the loss of a row, see `rows.REDUCTIONS`.
+        reduction: how token losses become the loss of a row, see `rows.Reduction`.
 
     Returns:
         The gradient, its norm, and the losses.
 
     Raises:
-        UserError: a loss or the gradient is not finite, or the gradient is zero, so that nothing can be
-            projected onto it.
+        UserError: a loss or the gradient is not finite, or the gradient is zero, so a projection on it does
+            not exist.
     """
     total = {name: torch.zeros_like(parameter, dtype=torch.float32) for name, parameter in parameters.items()}
     losses: dict[int, float] = {}
@@ -66,16 +66,16 @@ def epoch_gradient(
 
 
 def row_losses(outputs: LabelOutputs, reduction: str) -> Tensor:
-    """[B] negative log-likelihood of each row's labels, float32."""
+    """[B] negative log-likelihood of the labels of each row, float32."""
     return reduced(token_nll(outputs.logits_BNV, outputs.label_BN), outputs.mask_BN, reduction)
 
 
 def token_nll(logits_BNV: Tensor, label_BN: Tensor) -> Tensor:
     """[B, N] -log softmax(logits)[label] as softplus(log sum_(v != y) exp(z_v - z_y)), float32.
 
-    The same as `-lm.logprobs.token_logp`, whose gradient by the label's logit is p - 1: of a label that is
-    nearly certain, as those of memorised rows are, the rounding of p leaves four digits of it. Here it is
-    -sum_(v != y) p_v, with all its digits.
+    Equals `-lm.logprobs.token_logp`, but with an exact gradient for nearly certain labels, as in memorised
+    rows. The gradient of `token_logp` by the logit of the label is p - 1, of which rounding leaves only four
+    digits. Here it is -sum_(v != y) p_v, with all digits.
     """
     logits_BNV = as_float32(logits_BNV)
     place_BN1 = label_BN.unsqueeze(-1)
@@ -100,7 +100,7 @@ def norm_of(tensors: Tensors) -> float:
 
 
 def checked(norm: float, losses: Mapping[int, float]) -> float:
-    """The norm of g, if something can be projected onto it.
+    """Return the norm of g after checking that a projection on g exists.
 
     Raises:
         UserError: a loss or the norm is not finite, or the norm is zero.
@@ -109,11 +109,12 @@ def checked(norm: float, losses: Mapping[int, float]) -> float:
     if broken or not math.isfinite(norm):
         what = f"the loss of {len(broken)} rows" if broken else "the gradient of the forget set"
         raise UserError(
-            f"{what} is not finite", "the model is broken, or its weights do not belong to its configuration"
+            f"{what} is not finite",
+            "check the model: it is damaged, or its weights do not belong to its configuration",
         )
     if norm == 0:
         raise UserError(
             "the gradient of the forget set is zero",
-            "choose parameters that the loss depends on, with difficulty.params",
+            "choose parameters that affect the loss, with difficulty.params",
         )
     return norm

@@ -1,4 +1,4 @@
-"""The modules that use the chosen parameters, and what goes in and out of them in a forward pass."""
+"""The modules that own the chosen parameters, and their inputs and outputs in a forward pass."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from expunge.core.errors import UserError
 
 
 class Owner(NamedTuple):
-    """A module and which of its own parameters were chosen.
+    """A module and its chosen parameters.
 
     Attributes:
-        name: of the module.
-        module: it may share a parameter with another (tied embeddings), which is then an owner too.
+        name: name of the module.
+        module: the module; two modules that share a parameter (tied embeddings) are both owners.
         local: name in the module -> name of the parameter.
     """
 
@@ -31,8 +31,8 @@ class Call(NamedTuple):
 
     Attributes:
         owner: the module.
-        args: its positional inputs, as the hooks before it left them.
-        kwargs: its other inputs.
+        args: its positional inputs, after its forward-pre-hooks.
+        kwargs: its keyword inputs.
         output: [B, ...] its output.
     """
 
@@ -43,7 +43,7 @@ class Call(NamedTuple):
 
 
 def owners_of(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> list[Owner]:
-    """Every module that has a chosen parameter of its own."""
+    """Every module that directly has a chosen parameter."""
     by_id = {id(parameter): name for name, parameter in parameters.items()}
     found = []
     for name, module in model.named_modules():
@@ -55,15 +55,15 @@ def owners_of(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> list[
 
 @contextmanager
 def heard(owners: list[Owner], rows: int, hear: Callable[[Call], None]) -> Iterator[set[str]]:
-    """While open, `hear` is told of every call of an owner; yields the names of the parameters heard of.
+    """While open, `hear` gets every call of an owner; yields the names of the parameters used in these calls.
 
     Args:
         owners: the modules.
-        rows: of the batch; every output has to be laid out row by row.
+        rows: number of rows in the batch; the first dimension of every output must be the rows.
         hear: called with each call.
 
     Raises:
-        UserError: inside, a module whose output is no tensor with a place for each row.
+        UserError: inside, the output of a module is not a tensor with one entry per row.
     """
     names: set[str] = set()
 
@@ -72,7 +72,8 @@ def heard(owners: list[Owner], rows: int, hear: Callable[[Call], None]) -> Itera
             if not isinstance(output, Tensor) or output.shape[:1] != (rows,) or output.dim() < 2:
                 who = owner.name or type(owner.module).__name__
                 raise UserError(
-                    f"{who} does not lay its output out row by row, so the rows' gradients cannot be told apart there",
+                    f"the first dimension of the output of {who} is not the rows, so the gradients of rows "
+                    "cannot be separated there",
                     OTHERS,
                 )
             names.update(owner.local.values())
@@ -89,14 +90,14 @@ def heard(owners: list[Owner], rows: int, hear: Callable[[Call], None]) -> Itera
 
 
 def check_heard(names: set[str], parameters: Mapping[str, Tensor]) -> None:
-    """Refuse parameters that matter and that no module was heard to use.
+    """Refuse parameters that matter but were not used by their own module.
 
     Args:
-        names: of the parameters heard of.
-        parameters: those that matter, by name; one that is zero everywhere does not.
+        names: names of the parameters used in calls of their modules.
+        parameters: the tensors by name; a tensor that is zero everywhere does not matter.
 
     Raises:
-        UserError: a module uses a parameter of another one.
+        UserError: a module uses a parameter of another module.
     """
     unheard = [
         name for name, value in parameters.items() if name not in names and bool(torch.any(value != 0))

@@ -1,4 +1,4 @@
-"""Which parameters a gradient is taken with respect to."""
+"""Choose the parameters to differentiate by."""
 
 from __future__ import annotations
 
@@ -16,19 +16,18 @@ from expunge.models.outputs import unwrapped
 from expunge.models.selection import plain_name
 
 LORA = ".lora_"
-"""What the names of an adapter's tensors contain."""
+"""Part of the names of adapter tensors."""
 KINDS = ("auto", "all", "lora")
-"""What `params` may be besides a regular expression."""
+"""Possible values of `params`, besides a regular expression."""
 
 
 class Chosen(NamedTuple):
-    """Parameters, by what they were chosen.
+    """Chosen parameters.
 
     Attributes:
         kind: `all`, `lora`, or the regular expression.
-        parameters: by their names in the model at hand; a tensor that has two names (tied embeddings) is
-            there once.
-        notices: what the user should know about the choice.
+        parameters: by name in the given model; a tensor with two names (tied embeddings) occurs once.
+        notices: notices for the user about the choice.
     """
 
     kind: str
@@ -37,20 +36,20 @@ class Chosen(NamedTuple):
 
 
 def choose_parameters(model: nn.Module, params: str = "auto") -> Chosen:
-    """The parameters that difficulty is measured by.
+    """Choose the parameters for the difficulty scores.
 
     Args:
-        model: with its adapter, if it has one.
-        params: `auto` (the LoRA tensors of a trained adapter, else all weights but those of a fresh adapter),
-            `all`, `lora`, or a regular expression that a parameter's whole name has to match; what an adapter
-            puts into the names may be left out.
+        model: the model, with its adapter if it has one.
+        params: `auto` (the LoRA tensors of a trained adapter, else all weights except those of a fresh
+            adapter), `all`, `lora`, or a regular expression for whole parameter names; the parts that an
+            adapter adds to names may be left out.
 
     Returns:
         The parameters.
 
     Raises:
-        UserError: no adapter where `lora` is asked for, a pattern that matches nothing or is none, or weights
-            that have no gradient.
+        UserError: `lora` without an adapter, a pattern that is invalid or matches nothing, or weights without
+            a gradient.
     """
     named = dict(unwrapped(model).named_parameters())
     fresh = is_adapted(model) and starts_at_zero(model)
@@ -62,7 +61,7 @@ def choose_parameters(model: nn.Module, params: str = "auto") -> Chosen:
         if not lora:
             raise UserError(
                 "difficulty.params=lora, but the model has no LoRA adapter",
-                "give the folder of one as the model, or params=all",
+                "give an adapter folder as the model, or set difficulty.params=all",
             )
         chosen = lora
         if fresh:
@@ -73,22 +72,21 @@ def choose_parameters(model: nn.Module, params: str = "auto") -> Chosen:
         chosen = _matching(named, params, type(unwrapped(model)).__name__)
     stuck = [name for name, parameter in chosen.items() if not parameter.is_floating_point()]
     if stuck:
-        hint = "give params=lora, or a regular expression that leaves the quantised weights out"
-        raise UserError(
-            f"{len(stuck)} of the weights are quantised and have no gradient, such as {stuck[0]}", hint
-        )
+        hint = "set difficulty.params=lora, or to a regular expression that excludes the quantised weights"
+        raise UserError(f"{len(stuck)} weights are quantised and have no gradient, such as {stuck[0]}", hint)
     return Chosen(kind, chosen, tuple(notices))
 
 
 _FRESH = (
-    "the adapter is a fresh one (B = 0), so the gradient of every A is zero and the scores hang on how A was drawn: two seeds agree only "
-    "at rank correlations of .40-.47; difficulty.params=all scores by the weights of the base, and a trained adapter by its own"
+    "the adapter is not trained (B = 0), so the gradient of every A is zero and the scores depend on the "
+    "random draw of A: rank correlations between two seeds are only .40-.47; set difficulty.params=all to "
+    "score with the weights of the base, or use a trained adapter"
 )
 
 
 @contextmanager
 def gradients_for(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """While open, the model is in eval mode (dropout off) and these parameters alone require gradients; then all is as it was."""
+    """While open, eval mode (dropout off), and only these parameters require gradients; then restored."""
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     wanted = {id(parameter) for parameter in parameters.values()}
     training = {module: module.training for module in model.modules()}
@@ -111,7 +109,7 @@ def _matching(named: Mapping[str, nn.Parameter], pattern: str, model: str) -> di
     except re.error as error:
         raise UserError(
             f"difficulty.params {pattern!r} is not a regular expression: {error}",
-            "write it as in Python's re",
+            "use the syntax of Python's re module",
         ) from error
     found = {
         name: p
@@ -120,7 +118,7 @@ def _matching(named: Mapping[str, nn.Parameter], pattern: str, model: str) -> di
     }
     if not found:
         near = nearest(re.sub(r"\\(.)", r"\1", pattern), list(named), count=3) or list(named)[:3]
-        hint = f"the nearest are: {', '.join(near)}; besides a pattern there are {', '.join(KINDS)}"
+        hint = f"the nearest are: {', '.join(near)}; other possible values: {', '.join(KINDS)}"
         raise UserError(
             f"difficulty.params {pattern!r} matches the whole name of no parameter of {model}", hint
         )

@@ -1,7 +1,7 @@
-"""<g_i, g>: how each row's gradient lies to the mean gradient g of all rows. Two ways that agree.
+"""Dot products <g_i, g> of the gradient of each row with the mean gradient g. Two algorithms that agree.
 
-`naive` takes one backward pass a row and is the oracle. `jvp` needs no gradient of a row: <g_i, g> is the
-derivative of l_i along g, which one forward pass with tangents gives for a whole batch, without storing
+`naive` runs one backward pass per row and is the oracle. `jvp` needs no gradient of a row: <g_i, g> is the
+derivative of l_i along g, and a forward pass with tangents gives it for a whole batch, without stored
 activations.
 """
 
@@ -24,17 +24,17 @@ from expunge.lm.labels import Side
 from expunge.models.outputs import label_outputs, unwrapped
 
 CHUNK = 128
-"""Label positions whose vocabulary is held at once."""
+"""Number of label positions whose logits are in memory at once."""
 ATTENTIONS = ("eager", "sdpa")
-"""The attention implementations that forward-mode differentiation knows: eager, and SDPA by its math kernel."""
+"""The attention implementations with a forward derivative: eager, and SDPA with its math kernel."""
 
 
 class Along(NamedTuple):
-    """What is known of a row's gradient.
+    """Dot product and norm of the gradient of a row.
 
     Attributes:
         dot: <g_i, g>.
-        norm: ||g_i||; None where the algorithm does not come by it.
+        norm: ||g_i||; None if the algorithm does not compute it.
     """
 
     dot: float
@@ -48,17 +48,17 @@ def naive(
     batches: Iterable[RowBatch],
     reduction: str,
 ) -> dict[int, Along]:
-    """One row, one backward pass.
+    """One backward pass per row.
 
     Args:
         model: in eval mode; `parameters` require gradients.
         parameters: by name.
         gradient: g, by name.
-        batches: every row once, each in a batch of its own.
-        reduction: see `rows.REDUCTIONS`.
+        batches: every row once, one row per batch.
+        reduction: see `rows.Reduction`.
 
     Returns:
-        By the row's number, with the norm of its gradient.
+        Dot product and norm by row number.
     """
     found: dict[int, Along] = {}
     for (number,), side in batches:
@@ -77,23 +77,23 @@ def jvp(
     batches: Iterable[RowBatch],
     reduction: str,
 ) -> dict[int, Along]:
-    """One forward pass with tangents a batch: l_i' = d/de l_i(theta + e g) = <g_i, g>.
+    """One forward pass with tangents per batch: l_i' = d/de l_i(theta + e g) = <g_i, g>.
 
-    At a label position with last hidden state h and tangent h', and vocabulary weights W with tangent W', the
-    logits' tangent is t = W h' + W' h and l' = sum_v p_v (t_v - t_y), which is softmax(W h) - onehot(y) times
-    t. The vocabulary is held for a few label positions at a time. Where the model does more than W h after
-    its last hidden state (a soft cap, a scale, an adapter), the tangents are taken through that, and the
-    vocabulary exists for a batch at a time.
+    Consider a label position with last hidden state h and tangent h', and vocabulary weights W with tangent
+    W'. The tangent of the logits is t = W h' + W' h, and l' = sum_v p_v (t_v - t_y), which is
+    (softmax(W h) - onehot(y)) times t. Logits are in memory for a few label positions at a time. If the model
+    computes more than W h after its last hidden state (a soft cap, a scale, an adapter), the tangents are
+    taken through that, and the logits are in memory for a whole batch.
 
     Args:
         model: in eval mode.
         parameters: by name.
         gradient: g, by name.
         batches: every row once.
-        reduction: see `rows.REDUCTIONS`.
+        reduction: see `rows.Reduction`.
 
     Returns:
-        By the row's number, without norms.
+        Dot product by row number, without norms.
 
     Raises:
         UserError: an operation of the model has no forward derivative.
@@ -115,9 +115,9 @@ def jvp(
 
 
 def cross_entropy_tangent(logits_MV: Tensor, tangent_MV: Tensor, label_M: Tensor) -> Tensor:
-    """[M] float64: derivative of -log softmax(logits)[label] along a tangent of the logits, sum_v p_v (t_v - t_label)."""
+    """[M] float64: derivative of -log softmax(logits)[label] along t, sum_v p_v (t_v - t_label)."""
     p_MV = logits_MV.float().softmax(-1)
-    # Each difference before the sum: of a nearly certain label, sum p t and t_label are nearly equal.
+    # Subtract before the sum: for a nearly certain label, sum p t and t_label are nearly equal.
     below_MV = tangent_MV - tangent_MV.gather(-1, label_M.unsqueeze(-1))
     return (p_MV.double() * below_MV.double()).sum(-1)
 
@@ -165,7 +165,7 @@ def _through_logits(
     __: Tensors,
     reduction: str,
 ) -> Tensor:
-    """[B] tangents of the losses, from the tangents of the model's own logits."""
+    """[B] tangents of the losses, from the tangents of the logits of the model."""
     outputs = label_outputs(model, side, index=index_of(side), call=call)
     logits_BNV, tangent_BNV = unpacked(outputs.logits_BNV)
     columns = (logits_BNV.flatten(0, 1), tangent_BNV.flatten(0, 1), outputs.label_BN.flatten())
@@ -181,7 +181,7 @@ def _head(model: nn.Module) -> nn.Linear:
 
 
 def _head_is_plain(model: nn.Module, side: Side) -> bool:
-    """Whether the logits are W h + b of the output embeddings and nothing else, tried on the first row of a batch."""
+    """Whether the logits are exactly W h + b of the output embeddings, tested on the first row of a batch."""
     head = cast(Any, model).get_output_embeddings()
     if type(head) is not nn.Linear:
         return False
@@ -199,7 +199,7 @@ def _head_is_plain(model: nn.Module, side: Side) -> bool:
 
 @contextmanager
 def _left_out(head: nn.Module) -> Iterator[None]:
-    """While open, the output embeddings hand on what they are given; what is done before them, by hooks, is done."""
+    """While open, the output embeddings return their input; their forward-pre-hooks still run."""
     before = head.__dict__.get("forward")
     head.forward = lambda hidden_BTD: hidden_BTD
     try:
@@ -211,7 +211,7 @@ def _left_out(head: nn.Module) -> Iterator[None]:
 
 
 def _call_with(model: nn.Module, tensors: Mapping[str, Tensor]) -> Callable[..., Any]:
-    """The model's forward pass with tensors in the place of parameters, shared ones in all their places."""
+    """The forward pass with tensors instead of parameters; a shared parameter is replaced everywhere."""
 
     def call(**inputs: Any) -> Any:
         return functional_call(model, dict(tensors), (), inputs)
@@ -222,5 +222,5 @@ def _call_with(model: nn.Module, tensors: Mapping[str, Tensor]) -> Callable[...,
 def _tangent_of(
     tensor: Tensor | None, parameters: Mapping[str, nn.Parameter], gradient: Tensors
 ) -> Tensor | None:
-    """The tangent of a parameter, found by identity, since a shared one goes by one of its names; None where it has none."""
+    """The tangent of a parameter or None; found by identity, because a shared one has only one name here."""
     return next((gradient[name] for name, parameter in parameters.items() if parameter is tensor), None)

@@ -1,4 +1,4 @@
-"""The loss of each row, and rows in batches: what every algorithm of a per-example quantity shares."""
+"""Shared by all algorithms for per-example quantities: batches of rows, and the loss of each row."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ Reduction = Literal["token_mean", "token_sum"]
 
 
 class RowBatch(NamedTuple):
-    """A few rows.
+    """A batch of rows.
 
     Attributes:
-        numbers: their positions in the sequence they are from.
-        side: their tensors, on the device.
+        numbers: positions of the rows in their sequence.
+        side: tensors of the rows, on the device.
     """
 
     numbers: list[int]
@@ -35,46 +35,47 @@ class RowBatch(NamedTuple):
 def batches_of(
     encoded: Sequence[Encoded], max_tokens: int, where: torch.device, max_rows: int | None = None
 ) -> Iterator[RowBatch]:
-    """The rows in length-sorted batches of at most `max_tokens` padded tokens; longest first."""
+    """Length-sorted batches of at most `max_tokens` padded tokens, longest rows first."""
     for numbers in token_budgeted_batches([len(row) for row in encoded], max_tokens, max_rows):
-        # Any token pads: the attention mask comes from the lengths.
+        # Any pad token works, because the attention mask comes from the lengths.
         yield RowBatch(numbers, on_device(collate([encoded[number] for number in numbers], pad_id=0), where))
 
 
 def index_of(side: Side) -> LabelIndex:
-    """Where the labels of a batch are, and what is to be predicted there."""
+    """The label positions of a batch, and the tokens to predict there."""
     return label_index(side.get("targets", side["input_ids"]), side["label_mask"])
 
 
 def count_labels(row: Encoded) -> int:
-    """The label tokens of a row; one at position 0 does not count, since nothing predicts it."""
+    """Number of label tokens of a row, without position 0, which nothing predicts."""
     return sum(row.label_mask[1:])
 
 
 def check_rows(encoded: Sequence[Encoded]) -> None:
-    """Refuse rows that have no loss, or that cannot be told apart.
+    """Refuse rows without a loss, and rows with equal ids.
 
     Raises:
-        UserError: no row at all, rows without a label token, or two rows with one id.
+        UserError: there is no row, a row has no label token, or two rows have the same id.
     """
     if not encoded:
         raise UserError("there is no row to score", "name a data set under data.forget")
     bare = [row for row in encoded if count_labels(row) == 0]
     if bare:
-        told = [
+        faults = [
             Fault(f"row {row.row} ({row.row_id}) has no label token, so it has no loss")
             for row in bare[:SHOWN]
         ]
-        rest = [Fault(f"and {len(bare) - SHOWN} more rows like that")] if len(bare) > SHOWN else []
-        raise UserError.of([*told, *rest])
+        more = len(bare) - SHOWN
+        rest = [Fault(f"and {more} more rows with such a fault")] if more > 0 else []
+        raise UserError.of([*faults, *rest])
     if len({row.row_id for row in encoded}) < len(encoded):
         raise UserError(
             "several examples have the same row id",
-            "give each row one answer; repeats of a row are told apart by #k",
+            "give each row one answer; repeats of a row get different ids (#k)",
         )
 
 
 def reduced(value_BN: Tensor, mask_BN: Tensor, reduction: str) -> Tensor:
-    """[B] of what stands at label positions [B, N]: its mean over the row's label tokens, or its sum."""
+    """[B] mean (or sum, for token_sum) of the values [B, N] over the label tokens of each row."""
     total_B = masked_sum(value_BN, mask_BN)
     return total_B if reduction == "token_sum" else total_B / mask_BN.sum(-1)

@@ -1,7 +1,7 @@
-"""The file of difficulty scores: written whole, and refused where it belongs to other rows.
+"""The file of difficulty scores: written completely or not at all, and refused if it belongs to other rows.
 
-`NAME.json` holds everything; `NAME.jsonl` holds an item a line and `NAME.meta.json` the rest. Beside it lies
-g, `NAME.gradient.safetensors`.
+`NAME.json` contains everything. Or `NAME.jsonl` contains one item per line, and `NAME.meta.json` the rest.
+The gradient g is in `NAME.gradient.safetensors` beside it.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from expunge.data.rows import SHOWN
 from expunge.influence.difficulty import Difficulty, Item
 
 SCHEMA = "expunge.difficulty/1"
-MAKE = "make it anew: the same command line with the verb `score`, `expunge score ...` in the place of `expunge unlearn ...`"
+MAKE = "create it again: run the same command line with `expunge score ...` instead of `expunge unlearn ...`"
 OPTIONAL = ("grad_norm", "cosine")
 
 
 @dataclass(frozen=True)
 class ScoreFile:
-    """What a file of scores says.
+    """The content of a file of scores.
 
     Attributes:
         path: the file.
-        sha256: of its content.
+        sha256: SHA-256 of its content.
         by_uid: score by row id.
-        items: a mapping a row, as written.
+        items: one mapping per row, as written.
         model: name, adapter_sha256, dtype, attention, fingerprint.
         dataset: name, subset, split, n_total, n_scored, dataset_seed, forget_ratio, fingerprint.
         scorer: loss, reduction, epoch_grad_mode, params, algorithm, signed, seed.
@@ -53,29 +53,37 @@ class ScoreFile:
     epoch_grad: Mapping[str, Any]
 
     def check_rows(self, encoded: Sequence[Encoded]) -> None:
-        """Refuse scores of other rows than the forget set at hand.
+        """Refuse scores that do not belong to this forget set.
 
         Raises:
-            UserError: rows without a score, scores without a row, or the same rows as other tokens (another
+            UserError: rows have no score, scores have no row, or the same rows have other tokens (another
                 template or tokenizer).
         """
         here = {row.row_id for row in encoded}
         lacking, foreign = sorted(here - set(self.by_uid)), sorted(set(self.by_uid) - here)
         if lacking or foreign:
-            parts = [f"{len(rows)} {what}, such as {', '.join(rows[:SHOWN])}" for rows, what in (
-                (lacking, "of the forget rows have no score"), (foreign, "of its rows are not in the forget set"),
-            ) if rows]  # fmt: skip
+            parts = [
+                f"{len(rows)} {what}, such as {', '.join(rows[:SHOWN])}"
+                for rows, what in (
+                    (lacking, "of the forget rows have no score"),
+                    (foreign, "of its rows are not in the forget set"),
+                )
+                if rows
+            ]
             raise UserError(
                 f"{self.path} belongs to another forget set: {'; '.join(parts)}",
-                f"name the rows that it was made for, or {MAKE}",
+                f"use the forget set of the file, or {MAKE}",
             )
         if self.dataset.get("fingerprint") != rows_fingerprint(encoded):
-            message = f"{self.path} was made of the same rows as other tokens: another tokenizer, template, max_length or kind of answer"
-            raise UserError(message, f"use the model and data settings that it was made with, or {MAKE}")
+            message = (
+                f"{self.path} was made for the same rows but with other tokens: the tokenizer, template, "
+                "max_length or kind of answer differs"
+            )
+            raise UserError(message, f"use the model and data settings of the file, or {MAKE}")
 
 
 def rows_fingerprint(encoded: Sequence[Encoded]) -> str:
-    """Hash of the rows' ids, tokens and labels, whatever order they come in."""
+    """Hash of the ids, tokens and labels of the rows; it does not depend on their order."""
     return fingerprint(
         sorted(
             [
@@ -102,19 +110,19 @@ def write_scores(
     """Write scores and, beside them, g by parameter name.
 
     Args:
-        path: `.json`, or `.jsonl` for an item a line and a `.meta.json` beside it.
-        difficulty: of `score_rows`.
-        encoded: the rows that were scored.
+        path: `.json`, or `.jsonl` for one item per line and a `.meta.json` beside it.
+        difficulty: the result of `score_rows`.
+        encoded: the scored rows.
         model: name, adapter_sha256, dtype, fingerprint.
         dataset: name, subset, split, n_total, dataset_seed, forget_ratio.
-        seed: of the run.
-        save_gradient: write g, 4 bytes a parameter.
+        seed: seed of the run.
+        save_gradient: write g, 4 bytes per parameter.
 
     Returns:
-        The file of the scores.
+        The path of the file of scores.
 
     Raises:
-        UserError: another suffix, a full disk, or a folder that cannot be written.
+        UserError: the suffix is unknown, the disk is full, or the folder is not writable.
     """
     check_suffix(path)
     kept = gradient_path(path) if save_gradient else None
@@ -148,7 +156,7 @@ def read_scores(path: Path) -> ScoreFile:
     """Read what `write_scores` wrote.
 
     Raises:
-        UserError: no such file, not a file of scores, or a damaged one.
+        UserError: the file does not exist, is not a file of scores, or is damaged.
     """
     check_suffix(path)
     try:
@@ -168,7 +176,7 @@ def read_scores(path: Path) -> ScoreFile:
             )
         if head["schema"] != SCHEMA:
             raise UserError(
-                f"{path} is of the schema {head['schema']!r}, and this version reads {SCHEMA!r}", MAKE
+                f"{path} has the schema {head['schema']!r}, but this version reads {SCHEMA!r}", MAKE
             )
         by_uid = {str(item["uid"]): float(item["score"]) for item in items}
         sections = {name: dict(head[name]) for name in ("model", "dataset", "scorer", "epoch_grad")}
@@ -179,17 +187,17 @@ def read_scores(path: Path) -> ScoreFile:
         or len(items) != sections["dataset"].get("n_scored")
         or not all(map(math.isfinite, by_uid.values()))
     ):
-        raise UserError(f"{path} is damaged: its {len(items)} items do not fit what it says of itself", MAKE)
+        raise UserError(f"{path} is damaged: its {len(items)} items do not match its own counts", MAKE)
     return ScoreFile(path, hashlib.sha256(content).hexdigest(), by_uid, items, **sections)
 
 
 def gradient_path(path: Path) -> Path:
-    """Where g lies of a file of scores."""
+    """The path of g for a file of scores."""
     return path.with_name(f"{path.stem}.gradient.safetensors")
 
 
 def meta_path(path: Path) -> Path:
-    """Where the rest lies of a file with an item a line."""
+    """The path of the `.meta.json` file for a file with one item per line."""
     return path.with_name(f"{path.stem}.meta.json")
 
 
@@ -197,20 +205,20 @@ def check_suffix(path: Path) -> None:
     """Refuse a file that is neither `.json` nor `.jsonl`.
 
     Raises:
-        UserError: another suffix.
+        UserError: the file has another suffix.
     """
     if path.suffix not in (".json", ".jsonl"):
         raise UserError(
-            f"difficulty.path={path}: scores are a .json or a .jsonl file", f"name it {path.name}.json"
+            f"difficulty.path={path}: scores must be a .json or a .jsonl file", f"name it {path.name}.json"
         )
 
 
 def sha256_of(path: Path) -> str:
-    """The whole SHA-256 of a file, hexadecimal."""
+    """The full SHA-256 of a file, hexadecimal."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _written(item: Item) -> dict[str, Any]:
-    """An item, without what its algorithm does not come by."""
+    """An item as a mapping, without the optional values that its algorithm does not compute."""
     return {key: value for key, value in asdict(item).items() if value is not None or key not in OPTIONAL}

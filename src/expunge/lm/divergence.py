@@ -12,11 +12,11 @@ def kl(logits_p_BNV: Tensor, logits_q_BNV: Tensor) -> Tensor:
     """KL(p || q) = sum_v p_v (log p_v - log q_v), per position, in float32.
 
     Args:
-        logits_p_BNV: [B, N, V] logits of p, the distribution that weighs; -inf = no mass, which adds nothing.
+        logits_p_BNV: [B, N, V] logits of p, the weighting distribution; -inf = no mass, which adds nothing.
         logits_q_BNV: [B, N, V] logits of q.
 
     Returns:
-        [B, N], in nats, >= 0 up to rounding, 0 where both are equal.
+        [B, N], in nats, >= 0 up to rounding, 0 if p = q.
     """
     logp_BNV = as_float32(logits_p_BNV).log_softmax(-1)
     logq_BNV = as_float32(logits_q_BNV).log_softmax(-1)

@@ -1,7 +1,7 @@
 """Label positions: where the loss counts, and which hidden state predicts each label.
 
-The output at position t predicts the token at t + 1. A label token at position p is therefore predicted from
-p - 1; a label at position 0 has no predictor and cannot be scored.
+The output at position t predicts the token at t + 1. So the output at p - 1 predicts a label token at
+position p. A label at position 0 has no predictor and cannot be scored.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from torch import Tensor
 
 
 class Labels(TypedDict):
-    """Where the M labels of a side are, row after row; tensors alone, so that device moves reach them.
+    """Positions of the M labels of a side, row after row; all are tensors, so a device move reaches them.
 
     Keys:
         row_M: [M] int64, the row of each label.
         position_M: [M] int64, the position whose output predicts it.
-        slot_M: [M] int64, its place in the padded view [B, N], counted through all rows; N = the most labels
-            in a row, at least 1.
+        slot_M: [M] int64, its index in the flattened padded view [B, N]; N = the largest number of labels in
+            a row, at least 1.
         label_M: [M] int64, the token to predict.
-        shown_M: [M] int64, the label as the loss is to see it, where that is another.
-        mask_BN: [B, N] bool, True = a label: the shape and the filled places of the padded view.
+        shown_M: [M] int64, the label that the loss sees; absent if it equals the token to predict.
+        mask_BN: [B, N] bool, True = a label. Gives the shape and the filled places of the padded view.
     """
 
     row_M: Tensor
@@ -36,11 +36,11 @@ class Labels(TypedDict):
 
 @dataclass(frozen=True)
 class HostLabels:
-    """What is known of a side's labels on the CPU, where reading it waits for no device.
+    """Facts about a side's labels, kept on the CPU so that reading them never waits for the device.
 
     Attributes:
-        row_R: [R] int64, the rows of the view that count, in the order of the batch.
-        count_R: [R] int64, the labels of each.
+        row_R: [R] int64, the rows that count, as indices in the view, in batch order.
+        count_R: [R] int64, the number of labels of each of these rows.
         label_M: [M] int64, the tokens to predict, row after row.
     """
 
@@ -49,7 +49,7 @@ class HostLabels:
     label_M: Tensor
 
     def count(self, skip: int = 0) -> int:
-        """How many labels count, the first `skip` of each row left out."""
+        """Number of labels that count, without the first `skip` labels of each row."""
         return int((self.count_R - skip).clamp(min=0).sum())
 
 
@@ -60,20 +60,19 @@ class _Needed(TypedDict):
 
 
 class Side(_Needed, total=False):
-    """One side of a batch, as tensors: a plain dict at run time, so that device moves reach it.
+    """One side of a batch, as tensors: a plain dict at run time, so a device move reaches it.
 
     Keys:
         input_ids: [B, T] int64 tokens.
-        attention_mask: [B, T] int64, 1 = a real token; from the encoding, never from comparing ids with the
-            pad token.
+        attention_mask: [B, T] int64, 1 = a real token. It comes from the encoding, never from comparing ids
+            with the pad token.
         label_mask: [B, T] bool, True = this token is a label (counted). Never True at position 0.
         row: [B] int64, index of the row in its view; the key to cached reference values.
-        position_ids: [B, T] int64, where they are not to be counted from the first real token.
-        targets: [B, T] int64, the tokens to predict at label positions, where they are not those of
-            `input_ids`.
-        shown: [B, T] int64, the labels as the loss is to see them, where they are not the tokens to predict.
-        labels: where the labels are, in a training batch; found on the CPU before any forward pass.
-        host: what of them stays on the CPU.
+        position_ids: [B, T] int64; absent if positions are counted from the first real token.
+        targets: [B, T] int64, the tokens to predict at label positions; absent if they equal `input_ids`.
+        shown: [B, T] int64, the labels that the loss sees; absent if they equal the tokens to predict.
+        labels: label positions of a training batch, computed on the CPU before any forward pass.
+        host: the facts about the labels that stay on the CPU.
     """
 
     row: Tensor
@@ -85,16 +84,17 @@ class Side(_Needed, total=False):
 
 
 def on_device(side: Side, where: torch.device) -> Side:
-    """A side with its tensors on a device."""
+    """Move the tensors of a side to a device."""
     return cast(Side, {name: tensor.to(where) for name, tensor in cast(dict[str, Tensor], side).items()})
 
 
 def laid_out(side: Side, counted_B: Tensor | None = None) -> Side:
-    """A side with `labels` and `host`. Takes no device's time where its tensors are on the CPU.
+    """Add `labels` and `host` to a side. Uses no device time if the tensors are on the CPU.
 
     Args:
         side: as collated.
-        counted_B: [B] bool; a row that does not count keeps its tokens and loses its labels; None = all do.
+        counted_B: [B] bool; a row that does not count keeps its tokens and loses its labels. None = all rows
+            count.
     """
     mask_BT = side["label_mask"].bool()
     if counted_B is None:
@@ -120,7 +120,7 @@ def laid_out(side: Side, counted_B: Tensor | None = None) -> Side:
 
 
 def padded(value_M: Tensor, labels: Labels) -> Tensor:
-    """[B, N, ...] of values at labels [M, ...]; 0, and without gradient, where there is no label."""
+    """Lay values at labels [M, ...] out as [B, N, ...]; places without a label are 0 and have no gradient."""
     mask_BN = labels["mask_BN"]
     empty = value_M.new_zeros((mask_BN.numel(), *value_M.shape[1:]))
     filled = empty.index_copy(0, labels["slot_M"].to(value_M.device), value_M)
@@ -128,11 +128,11 @@ def padded(value_M: Tensor, labels: Labels) -> Tensor:
 
 
 Batch = dict[str, Side]
-"""Sides by name: `forget`, `retain`, `alternate`; only those that the objective reads."""
+"""Sides by name: `forget`, `retain`, `alternate`. Only the sides that the objective reads are present."""
 
 
 class LabelIndex(NamedTuple):
-    """Where the labels of a batch are, padded on the right to the longest row.
+    """Positions of the labels of a batch, padded on the right to the row with the most labels.
 
     Attributes:
         predictor_BN: [B, N] int64, position whose output predicts the n-th label; 0 where padded.
@@ -146,14 +146,14 @@ class LabelIndex(NamedTuple):
 
 
 def label_index(input_ids_BT: Tensor, label_mask_BT: Tensor) -> LabelIndex:
-    """Compact the label positions of a batch into [B, N], N = the most labels in a row (at least 1).
+    """Compact the label positions of a batch into [B, N], N = largest number of labels in a row (at least 1).
 
     Args:
         input_ids_BT: [B, T] tokens.
         label_mask_BT: [B, T] bool; True = label. Position 0 is ignored, since nothing predicts it.
 
     Returns:
-        Predictor positions, label tokens and mask, in the order of the sequence.
+        Predictor positions, label tokens and mask, in sequence order.
     """
     counted_BS = label_mask_BT[:, 1:].bool()
     size = max(1, int(counted_BS.sum(-1).max().item())) if counted_BS.numel() else 1
@@ -169,5 +169,5 @@ def label_index(input_ids_BT: Tensor, label_mask_BT: Tensor) -> LabelIndex:
 
 
 def without_first(mask_BN: Tensor, count: int) -> Tensor:
-    """The mask without the first `count` places of each row that it counts."""
+    """The mask without the first `count` True places of each row."""
     return mask_BN & (mask_BN.cumsum(-1) > count)

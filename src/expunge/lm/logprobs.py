@@ -16,25 +16,25 @@ def token_logp(logits_BNV: Tensor, label_BN: Tensor) -> Tensor:
         label_BN: [B, N] int64 label tokens.
 
     Returns:
-        [B, N] log-probabilities, float32 (float64 for float64 logits). Padded places hold whatever label 0
-        gives: mask them.
+        [B, N] log-probabilities, float32 (float64 for float64 logits). Padded places hold the value of label
+        0: mask them.
     """
     logits_BNV = as_float32(logits_BNV)
     return logits_BNV.gather(-1, label_BN.unsqueeze(-1)).squeeze(-1) - logits_BNV.logsumexp(-1)
 
 
 def masked(value_BN: Tensor, mask_BN: Tensor) -> Tensor:
-    """`value_BN` where the mask counts, exactly 0 elsewhere, even where it is not finite."""
+    """`value_BN` where the mask is True, exactly 0 elsewhere, even if the masked value is not finite."""
     return torch.where(mask_BN, value_BN, torch.zeros_like(value_BN))
 
 
 def masked_sum(value_BN: Tensor, mask_BN: Tensor) -> Tensor:
-    """Sum over the last dimension of what the mask counts; masked places contribute exactly 0, even where they are not finite."""
+    """Sum over the last dimension where the mask is True; other values add exactly 0, even if not finite."""
     return masked(value_BN, mask_BN).sum(-1)
 
 
 def masked_mean(value_BN: Tensor, mask_BN: Tensor) -> Tensor:
-    """Mean over the last dimension of what the mask counts; 0 where it counts nothing."""
+    """Mean over the last dimension where the mask is True; 0 for a row without a True place."""
     return masked_sum(value_BN, mask_BN) / mask_BN.sum(-1).clamp(min=1)
 
 
@@ -60,12 +60,12 @@ class TokenStatistics(NamedTuple):
 
 
 def token_statistics(logits_BNV: Tensor, label_BN: Tensor, chunk: int = 128) -> TokenStatistics:
-    """All that the metrics ever ask of the vocabulary, from one look at it, `chunk` label positions at a time.
+    """All vocabulary statistics that metrics need, in one pass, `chunk` label positions at a time.
 
     Args:
         logits_BNV: [B, N, V] logits at label positions.
         label_BN: [B, N] int64 labels.
-        chunk: label positions held in float32 at once; on a CPU a few dozen stay in its cache, which is
+        chunk: label positions held in float32 at once. On a CPU a few dozen fit in the cache, which makes it
             several times faster.
 
     Returns:
@@ -79,25 +79,24 @@ def token_statistics(logits_BNV: Tensor, label_BN: Tensor, chunk: int = 128) -> 
 
 
 def _statistics(logits_MV: Tensor, label_M: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As `TokenStatistics`, of M label positions."""
+    """The fields of `TokenStatistics` for M label positions."""
     logits_MV = as_float32(logits_MV)
     top_M1 = logits_MV.amax(-1, keepdim=True)
     label_M1 = logits_MV.gather(-1, label_M.unsqueeze(-1))
     hit_M = (label_M1 == top_M1).squeeze(-1)
-    # Only where the label ties for the maximum does it take an argmax, which is slow on a CPU, to say which
-    # of the equals is meant.
+    # argmax is slow on a CPU. It is needed only where the label equals the maximum: it breaks the ties.
     hit_M[hit_M.clone()] = logits_MV[hit_M].argmax(-1) == label_M[hit_M]
-    # exp(-1e4) is 0 in any float, so nothing changes but that 0 * -inf, which is NaN, cannot happen.
+    # exp(-1e4) is 0 in any float type, so the clamp only prevents 0 * -inf = NaN.
     below_MV = (logits_MV - top_M1).clamp_(min=-1e4)
     weight_MV = below_MV.exp()
     total_M = weight_MV.sum(-1)
     mean_M = (weight_MV * below_MV).sum(-1) / total_M
-    # About the mean, not E[x^2] - E[x]^2: that difference cancels in float32 and can fall below 0.
+    # Not E[x^2] - E[x]^2: that difference cancels in float32 and can fall below 0.
     var_M = (below_MV.sub_(mean_M.unsqueeze(-1)).square_().mul_(weight_MV)).sum(-1) / total_M
     log_total_M = total_M.log()
     return (label_M1 - top_M1).squeeze(-1) - log_total_M, hit_M, mean_M - log_total_M, var_M
 
 
 def as_float32(value: Tensor) -> Tensor:
-    """Half precision raised to float32; float32 and float64 as they are."""
+    """Cast half precision to float32; keep float32 and float64."""
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value

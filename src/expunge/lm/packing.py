@@ -1,4 +1,4 @@
-"""Grouping rows of unlike lengths into batches that waste little."""
+"""Grouping rows of different lengths into batches with little padding."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ def token_budgeted_batches(
 
     Args:
         lengths: tokens of each row.
-        max_tokens: padded tokens of a batch; a single row longer than this is a batch of its own.
-        max_rows: rows of a batch at most; None = as many as fit.
+        max_tokens: most padded tokens in a batch; a row longer than this forms a batch alone.
+        max_rows: most rows in a batch; None = as many as fit.
 
     Returns:
-        Row indices, every row in exactly one batch, longest rows first, so that a lack of memory shows at
-        once.
+        Row indices. Every row is in exactly one batch. The longest rows come first, so that a lack of memory
+        shows at once.
     """
     order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
     batches: list[list[int]] = []

@@ -1,4 +1,4 @@
-"""The machine a run is on: device, ranks, seeds."""
+"""The machine of a run: device, ranks, seeds."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def device() -> torch.device:
 
 
 def is_primary() -> bool:
-    """Whether this process is the first of its launch, known before the processes have met."""
+    """Whether this process is rank 0 of its launch; also valid before the process group is initialized."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def rank() -> int:
-    """Index of this process among all, 0 when there is one."""
+    """Index of this process; 0 if there is only one."""
     return (
         torch.distributed.get_rank()
         if torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -42,7 +42,7 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """Number of processes that share the work, 1 when there is one."""
+    """Number of processes that share the work, at least 1."""
     return (
         torch.distributed.get_world_size()
         if torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -51,7 +51,7 @@ def world_size() -> int:
 
 
 def gathered(value: T) -> list[T]:
-    """`value` of every rank, in the order of the ranks; picklable values only."""
+    """The `value` of every rank, in rank order; picklable values only."""
     if world_size() == 1:
         return [value]
     values: list[T | None] = [None] * world_size()
@@ -60,19 +60,19 @@ def gathered(value: T) -> list[T]:
 
 
 def mine(items: Sequence[T]) -> Sequence[T]:
-    """The items of this rank: every W-th of them."""
+    """The items of this rank: every W-th item, W = number of ranks."""
     return items[rank() :: world_size()]
 
 
 def merged(found: Mapping[int, T]) -> dict[int, T]:
-    """What all ranks found, together, on every rank."""
+    """The union of the mappings of all ranks, on every rank."""
     return {key: value for part in gathered(dict(found)) for key, value in part.items()}
 
 
 def from_rank_0(make: Callable[[], T]) -> T:
-    """What `make` gives on rank 0, on every rank; called on rank 0 alone, so that ranks cannot decide differently.
+    """Call `make` only on rank 0 and return its result on every rank, so ranks cannot decide differently.
 
-    Where it fails, rank 0 raises the error, and the other ranks end as `agreed` says.
+    If `make` fails, rank 0 raises the error, and the other ranks end as in `agreed`.
     """
     if world_size() == 1:
         return make()
@@ -92,10 +92,10 @@ def from_rank_0(make: Callable[[], T]) -> T:
 
 
 def agreed(make: Callable[[], T]) -> T:
-    """What `make` gives, called on every rank; where a rank refuses, all of them stop, and the faults are reported once.
+    """Call `make` on every rank; if one rank raises a `UserError`, all ranks stop and the faults appear once.
 
-    Rank 0 raises them. The others end with exit code 0: a launcher that sees one process fail stops the rest,
-    and rank 0 must live to report what is wrong; its exit code is that of the launch.
+    Rank 0 raises the faults. The other ranks end with exit code 0: a launcher stops all processes when one
+    fails, and rank 0 must stay alive to report the faults. Its exit code is the exit code of the launch.
 
     Raises:
         UserError: on rank 0, the faults of all ranks.
@@ -116,26 +116,26 @@ def agreed(make: Callable[[], T]) -> T:
 
 
 def join_ranks() -> None:
-    """Meet the other processes of this launch, which torchrun's environment names; nothing to do for one, or a second time."""
+    """Join the process group of torchrun's environment; does nothing for one process or if already joined."""
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1 or "MASTER_ADDR" not in os.environ
     if alone or not torch.distributed.is_available() or torch.distributed.is_initialized():
         return
     where = device()
     if where.type == "cuda":
         torch.cuda.set_device(where)
-    # Named values (tables, faults) are exchanged on the CPU, tensors of an accelerator by its own library.
+    # gloo exchanges Python values (tables, faults) on the CPU; nccl exchanges tensors on the GPU.
     torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo")
 
 
 @atexit.register
 def leave() -> None:
-    """Part from the other processes of a launch, before the interpreter ends: gloo's threads may abort a process that tears them down."""
+    """Leave the process group before the interpreter ends; else gloo's threads may abort the process."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def supports_bf16(where: torch.device) -> bool:
-    """Whether a device computes in bfloat16 by itself rather than by emulation."""
+    """Whether a device computes in bfloat16 natively, without emulation."""
     if where.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if where.type == "cpu":
@@ -146,20 +146,20 @@ def supports_bf16(where: torch.device) -> bool:
 
 
 def autocast(where: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
-    """Context in which matrix products run in a half precision; nothing changes for float32, float64 or None."""
+    """Context that runs matrix products in half precision; no effect for float32, float64 or None."""
     if dtype not in (torch.bfloat16, torch.float16):
         return nullcontext()
     return torch.autocast(where.type, dtype=dtype)
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, numpy and torch. Draws that matter to a result use generators of their own all the same."""
+    """Seed Python, numpy and torch. Draws that affect a result still use their own generators."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
 def generator(*parts: int | str) -> torch.Generator:
-    """A CPU generator seeded by the hash of `parts`, such as (seed, "pairs", epoch): equal parts, equal draws, on any rank."""
+    """A CPU generator seeded with the hash of `parts`, such as (seed, "pairs", epoch); equal on all ranks."""
     digest = hashlib.sha256("\0".join(str(part) for part in parts).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") % (2**63 - 1))

@@ -1,4 +1,4 @@
-"""What `model.adapter` may say, and what it means where it says nothing."""
+"""The keys of `model.adapter` and their defaults."""
 
 from __future__ import annotations
 
@@ -10,25 +10,27 @@ from expunge.config.adapter import KEY, bind_adapter
 from expunge.core.binding import bound_alone
 from expunge.core.ranges import Count, Decay, Positive
 
-# The field's values for finetuning on TOFU and WMDP (SOUL's finetuning scripts).
+# Usual values for finetuning on TOFU and WMDP (from SOUL's finetuning scripts).
 DEFAULT_R, DEFAULT_ALPHA, DEFAULT_DROPOUT = 8, 16, 0.05
 
 
 @dataclass(frozen=True)
 class AdapterArgs:
-    """The section `model.adapter`. None = not asked: the default for a new adapter, its own value for one that is continued.
+    """The section `model.adapter`.
+
+    None = not given: a new adapter uses the default, a continued adapter keeps its own value.
 
     Attributes:
-        type: none, lora, or qlora (the base in 4 bits).
-        path: folder of a trained adapter to go on with.
-        r: rank; 8 for a new adapter.
-        alpha: the update is multiplied by alpha / r; 16 for a new adapter.
-        dropout: before the adapter, in training; 0.05 for a new adapter.
-        target_modules: the last parts of the names of the layers to adapt, or a regular expression of whole
-            names; all linear layers but the output embeddings for a new adapter.
+        type: none, lora, or qlora (base in 4 bits).
+        path: folder of a trained adapter to continue.
+        r: rank; default 8.
+        alpha: the update is multiplied by alpha / r; default 16.
+        dropout: dropout before the adapter, in training; default 0.05.
+        target_modules: names of the layers to adapt (their last parts), or a regular expression for whole
+            names; default: all linear layers except the output embeddings.
         bias: which biases of the base are trained too.
-        merge: save the whole model with the adapter merged in.
-        allow_other_base: go on with an adapter whose record names another base.
+        merge: save the whole model with the adapter merged into it.
+        allow_other_base: continue an adapter even if its record names another base.
     """
 
     type: Literal["none", "lora", "qlora"] = "none"
@@ -46,10 +48,10 @@ class AdapterArgs:
         """Read and check the section.
 
         Args:
-            section: by the names of the attributes; None and an empty one mean no adapter.
+            section: the attributes by name; None or empty = no adapter.
 
         Raises:
-            UserError: unknown keys and values that cannot be, all together.
+            UserError: all unknown keys and invalid values together.
         """
         values = dict(bound_alone(bind_adapter, section or {})[KEY].kwargs)
         targets = values.get("target_modules")

@@ -1,4 +1,4 @@
-"""The folder of a saved adapter, and the record of the base model that it belongs to. Imports no peft."""
+"""The folder of a saved adapter, and the record of its base model. Does not import peft."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 BASE_FILE = "base_model.json"
 BASE_KEYS = ("pretrained_model_name_or_path", "revision", "subfolder", "variant", "gguf_file")
-"""Of `model.model_args`, what says which model it is."""
+"""The keys of `model.model_args` that identify the model."""
 SAMPLE = 1024
-"""Entries of each tensor that tell one base from another."""
+"""Number of entries of each tensor that identify a base."""
 
 
 @dataclass(frozen=True)
 class BaseRecord:
-    """Which model an adapter was made for.
+    """The model that an adapter was made for.
 
     Attributes:
-        model_args: those of `BASE_KEYS` that load it.
-        weights: `sampled_fingerprint` of it; None where that is unknown.
+        model_args: the values of `BASE_KEYS` that load the model.
+        weights: its `sampled_fingerprint`; None if unknown.
     """
 
     model_args: Mapping[str, Any] = field(default_factory=dict)
@@ -48,10 +48,10 @@ class BaseRecord:
 
     @classmethod
     def read(cls, folder: Path) -> BaseRecord:
-        """What an adapter's folder says of its base: our own record, else peft's.
+        """Read the base of an adapter folder from our record, else from peft's.
 
         Raises:
-            UserError: a file that is not JSON, or no word about the base.
+            UserError: a file is missing or is not JSON.
         """
         if (folder / BASE_FILE).is_file():
             record = read_json(folder / BASE_FILE)
@@ -65,7 +65,7 @@ class BaseRecord:
 
     @classmethod
     def of(cls, model: nn.Module, model_args: Mapping[str, Any]) -> BaseRecord:
-        """The record of a base that was loaded by `model_args`; a folder is named by its absolute path."""
+        """The record of a base that `model_args` loaded; a folder gets its absolute path."""
         kept = {key: model_args[key] for key in BASE_KEYS if model_args.get(key) is not None}
         name = kept.get("pretrained_model_name_or_path")
         if name is not None and name != mini.HUB_PATH and Path(name).expanduser().exists():
@@ -74,34 +74,33 @@ class BaseRecord:
 
 
 def is_adapter_folder(folder: Path | None) -> bool:
-    """Whether a folder holds an adapter rather than a whole model.
+    """Whether a folder contains an adapter, not a whole model.
 
     Raises:
-        UserError: it holds both. transformers would load the adapter's base in silence and leave the folder's
-            own weights alone.
+        UserError: it contains both. transformers would silently load the base of the adapter and ignore the
+            whole model in the folder.
     """
     if folder is None or not (folder / CONFIG_FILE).is_file():
         return False
     whole = sorted(path.name for path in folder.iterdir() if _is_whole_model(path))
     if whole:
         raise UserError(
-            f"{folder} holds both an adapter and a whole model ({whole[0]}), so what to load is not clear",
-            f"move {CONFIG_FILE} and the adapter's weights to a folder of their own",
+            f"{folder} contains both an adapter and a whole model ({whole[0]}): it is not clear what to load",
+            f"move {CONFIG_FILE} and the weights of the adapter to a separate folder",
         )
     return True
 
 
 def sampled_fingerprint(model: nn.Module) -> str | None:
-    """Tell one base from another by some entries of each of its tensors, without reading gigabytes.
+    """Identify a base by some entries of each tensor, without reading gigabytes.
 
-    Entries are rounded to bfloat16, so that a base loaded in float32 and the same one loaded in bfloat16
-    agree.
+    Entries are rounded to bfloat16, so that the same base has one fingerprint in float32 and in bfloat16.
 
     Args:
         model: a base, without adapter.
 
     Returns:
-        16 hex digits; None where a comparison would not hold: quantised weights, float16 (rounded twice),
+        16 hex digits. None if a comparison is not reliable: quantised weights, float16 (rounded twice), or
         weights that are not in memory.
     """
     if getattr(model, "is_quantized", False):
@@ -120,33 +119,36 @@ def sampled_fingerprint(model: nn.Module) -> str | None:
 
 
 def check_base(folder: Path, found: BaseRecord, *, allow_other: bool, notices: list[str]) -> None:
-    """Refuse an adapter that was made for another base than the one that was loaded.
+    """Refuse an adapter that was not made for the loaded base.
 
-    Where both records have a fingerprint, it decides, and a base that was moved or copied passes; else the
-    names do.
+    If both records have a fingerprint, the fingerprints are compared, so a base may be moved or copied. Else
+    the names are compared.
 
     Args:
-        folder: of the adapter.
-        found: the base that was loaded.
-        allow_other: tell it instead of refusing it.
-        notices: where it is told.
+        folder: folder of the adapter.
+        found: the loaded base.
+        allow_other: add a notice instead of an error.
+        notices: list that gets the notice.
 
     Raises:
-        UserError: another base.
+        UserError: the adapter belongs to another base.
     """
     made_for = BaseRecord.read(folder)
     if made_for.weights is not None and found.weights is not None:
         differs = made_for.weights != found.weights
-        how = f"its weights are not those of {made_for.name or 'that base'}"
+        how = f"the loaded weights are not those of {made_for.name or 'the base of the adapter'}"
     else:
         differs = bool(made_for.name and found.name) and _normal(made_for.name) != _normal(found.name)
         how = f"the adapter names {made_for.name}"
     if not differs:
         return
-    message = f"the adapter {folder} was made for another base than {found.name or 'the model that was loaded'}: {how}"
+    loaded = found.name or "the loaded model"
+    message = f"the adapter {folder} was made for another base, not for {loaded}: {how}"
     if not allow_other:
         raise UserError(
-            message, "give its base, or model.adapter.allow_other_base=true where you know that it fits"
+            message,
+            "give the base of the adapter; if you know that this base fits, set "
+            "model.adapter.allow_other_base=true",
         )
     notices.append(message)
 

@@ -1,4 +1,4 @@
-"""The model before unlearning, where what is trained is an adapter: the same model in another state, without a second one in memory."""
+"""References for adapter training: the same model in another state, without a second model in memory."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ REFERENCE_ADAPTER = "reference"
 
 
 class _SameModel:
-    """The model in training, in another state for the length of a forward pass.
+    """The model in training, in another state during a forward pass.
 
     Args:
         model: the model with its adapter, not wrapped yet.
-        autocast_dtype: the dtype that the trained model computes in.
-        hidden: regular expression of the module whose output is wanted as well, or a sequence of them.
+        autocast_dtype: the dtype in which the trained model computes.
+        hidden: regular expression of a module whose output is returned too, or a sequence of them.
     """
 
     def __init__(
@@ -42,10 +42,10 @@ class _SameModel:
         self.autocast_dtype, self.hidden = autocast_dtype, hidden
 
     def outputs(self, side_name: str, side: Side) -> SideOutputs:
-        """Log-probs and logits of a side of a batch; `side_name` is not needed here.
+        """Log-probs and logits of a side of a batch; `side_name` is not used.
 
-        Modes, the active adapter and what requires gradients are as before after it, so that it can run
-        between the trained model's forward pass and its backward pass.
+        Restores module modes, the active adapter and `requires_grad`, so it can run between the forward pass
+        and the backward pass of the trained model.
         """
         where = side["input_ids"].device
         computing = runtime.autocast(where, self.autocast_dtype)
@@ -63,17 +63,17 @@ class _SameModel:
 
 
 class AdapterOff(_SameModel):
-    """The base with its adapters switched off: the model before unlearning, if every adapter started at zero.
+    """The base with its adapters disabled: the model before unlearning, if every adapter started at zero.
 
-    Make it before training starts. It costs no memory.
+    Create it before training starts. It costs no memory.
 
     Args:
         model: the model with its adapter, not wrapped yet.
-        autocast_dtype: the dtype that the trained model computes in.
-        hidden: regular expression of the module whose output is wanted as well, or a sequence of them.
+        autocast_dtype: the dtype in which the trained model computes.
+        hidden: regular expression of a module whose output is returned too, or a sequence of them.
 
     Raises:
-        UserError: no adapter, or one that does not start at zero.
+        UserError: the model has no adapter, or one that does not start at zero.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class AdapterOff(_SameModel):
         if reason:
             raise UserError(
                 f"reference=adapter_off is not possible: {reason}",
-                "reference=auto takes the cheapest that is exact",
+                "set reference=auto: it takes the cheapest exact reference",
             )
         super().__init__(model, autocast_dtype=autocast_dtype, hidden=hidden)
 
@@ -96,18 +96,18 @@ class AdapterOff(_SameModel):
 
 
 class FrozenAdapter(_SameModel):
-    """A copy of a trained adapter under another name, switched in for the reference's forward passes.
+    """A copy of a trained adapter under another name, active only in forward passes of the reference.
 
-    Make it before training starts. It costs the memory of the adapter's weights.
+    Create it before training starts. It costs the memory of the adapter weights.
 
     Args:
         model: the model with its adapter, not wrapped yet; the copy becomes part of it and is never trained
-            nor saved.
-        autocast_dtype: the dtype that the trained model computes in.
-        hidden: regular expression of the module whose output is wanted as well, or a sequence of them.
+            or saved.
+        autocast_dtype: the dtype in which the trained model computes.
+        hidden: regular expression of a module whose output is returned too, or a sequence of them.
 
     Raises:
-        UserError: no adapter, or one that trains biases of the base, which there can be only one of.
+        UserError: the model has no adapter, or the adapter trains biases of the base, which exist only once.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class FrozenAdapter(_SameModel):
         if reason:
             raise UserError(
                 f"reference=frozen_adapter is not possible: {reason}",
-                "reference=auto takes the cheapest that is exact",
+                "set reference=auto: it takes the cheapest exact reference",
             )
         super().__init__(model, autocast_dtype=autocast_dtype, hidden=hidden)
         _add_copy(self.model)
@@ -137,12 +137,12 @@ class FrozenAdapter(_SameModel):
 
 
 def starts_at_zero(model: nn.Module) -> bool:
-    """Whether switching every adapter off changes no output of the model as it is now."""
+    """Whether the current model has the same outputs with every adapter disabled."""
     return not why_not_off(model)
 
 
 def why_not_off(model: nn.Module) -> str:
-    """Why the model with its adapters off is not the model as it is now; empty where it is."""
+    """Why the model with adapters disabled differs from the current model; empty if it does not."""
     if not is_adapted(model):
         return "the model has no adapter"
     from peft.tuners.lora import LoraLayer
@@ -151,40 +151,43 @@ def why_not_off(model: nn.Module) -> str:
 
     inner: Any = unwrapped(model)
     if any(config.bias != "none" for config in inner.peft_config.values()):
-        return "biases of the base are trained with the adapter, and stay when it is off"
+        return "biases of the base are trained with the adapter and remain active when it is off"
     for name, module in inner.named_modules():
         if isinstance(module, AuxiliaryTrainingWrapper):
-            return f"{name} is trained as a whole"
+            return f"the module {name} is trained as a whole, not only through an adapter"
         if isinstance(module, BaseTunerLayer) and not (isinstance(module, LoraLayer) and _is_zero(module)):
-            return f"the adapter at {name} does not start at zero: with it off, the model is not the one before unlearning"
+            return (
+                f"the adapter at {name} does not start at zero, so the model with the adapter off is not the "
+                "model before unlearning"
+            )
     return ""
 
 
 def why_not_copied(model: nn.Module) -> str:
-    """Why the model cannot carry a frozen second adapter; empty where it can."""
+    """Why the model cannot have a frozen second adapter; empty if it can."""
     if not is_adapted(model):
         return "the model has no adapter"
     inner: Any = unwrapped(model)
     if REFERENCE_ADAPTER in inner.peft_config:
-        return "the model carries a frozen adapter already"
+        return "the model already has a frozen adapter"
     return "biases of the base are trained with the adapter" if inner.peft_config[NAME].bias != "none" else ""
 
 
 def plan_for(model: nn.Module, needs: Iterable[Need], asked: str = "auto") -> Plan:
-    """The cheapest exact reference for a model, or the one asked for.
+    """Choose the cheapest exact reference for a model, or check the requested one.
 
     Args:
         model: the model before unlearning, with its adapter if it has one.
-        needs: all that the terms read.
-        asked: auto, or one to insist on.
+        needs: all quantities that the terms read.
+        asked: auto, or the name of one reference.
 
     Returns:
-        none where nothing reads a reference; else cached where log-probs serve; else adapter_off where all
-        adapters start at zero; else frozen_adapter; frozen where there is no adapter, or one that reaches
-        beyond its own weights.
+        The first that is possible: none (nothing reads a reference), cached (log-probs are enough),
+        adapter_off (all adapters start at zero), frozen_adapter, frozen (there is no adapter, or the adapter
+        also trains weights of the base).
 
     Raises:
-        UserError: no such reference, or the one asked for is impossible here.
+        UserError: the reference is unknown, or the requested one is not possible here.
     """
     if asked not in get_args(Asked):
         raise UserError.of([unknown("reference", str(asked), get_args(Asked))])
@@ -205,13 +208,14 @@ def plan_for(model: nn.Module, needs: Iterable[Need], asked: str = "auto") -> Pl
     if asked == "cached" and cheapest != "cached":
         reads = ", ".join(sorted({need.name for need in needs if need.from_reference and not need.cacheable}))
         raise UserError(
-            f"reference=cached is not possible: the method reads {reads}",
-            "only log-probs can be cached: reference=auto",
+            f"reference=cached is not possible: the method reads {reads}, but only log-probs can be cached",
+            "set reference=auto",
         )
     reason = {"adapter_off": why_not_off, "frozen_adapter": why_not_copied}.get(asked, lambda _: "")(model)
     if reason:
         raise UserError(
-            f"reference={asked} is not possible: {reason}", "reference=auto takes the cheapest that is exact"
+            f"reference={asked} is not possible: {reason}",
+            "set reference=auto: it takes the cheapest exact reference",
         )
     return cast(Plan, asked)
 
@@ -225,21 +229,21 @@ def reference_for(
     autocast_dtype: torch.dtype | None = None,
     hidden: str | Sequence[str] | None = None,
 ) -> Reference | None:
-    """Make the reference that `plan_for` chooses, before training starts and before the model is wrapped.
+    """Create the reference that `plan_for` chooses, before training starts and before the model is wrapped.
 
     Args:
         model: the model before unlearning.
-        needs: all that the terms read.
-        cached: computes a `CachedReference`; called only where that is the plan.
-        asked: auto, or one to insist on.
-        autocast_dtype: the dtype that the trained model computes in.
-        hidden: regular expression of the module whose output is wanted as well, or a sequence of them.
+        needs: all quantities that the terms read.
+        cached: computes a `CachedReference`; called only if `plan_for` chooses it.
+        asked: auto, or the name of one reference.
+        autocast_dtype: the dtype in which the trained model computes.
+        hidden: regular expression of a module whose output is returned too, or a sequence of them.
 
     Returns:
-        The reference; None where nothing reads one.
+        The reference; None if nothing reads one.
 
     Raises:
-        UserError: as `plan_for`.
+        UserError: as in `plan_for`.
     """
     plan = plan_for(model, needs, asked)
     if plan == "none":
@@ -255,7 +259,7 @@ def reference_for(
 
 
 def _is_zero(layer: Any) -> bool:
-    """Whether a layer's adapters add nothing: of each, one of the two factors is zero and it has no bias or magnitude of its own."""
+    """Whether the adapters of a layer add nothing: one factor of each is zero; no bias and no magnitude."""
     if len(getattr(layer, "lora_magnitude_vector", ())):
         return False
     factors = [(layer.lora_A[name].weight, layer.lora_B[name].weight) for name in layer.lora_A]
@@ -270,7 +274,7 @@ def _is_zero(layer: Any) -> bool:
 
 @contextmanager
 def _requires_grad_kept(model: nn.Module) -> Iterator[None]:
-    """What requires gradients is put back on leaving: peft decides it anew whenever adapters are switched."""
+    """Restore `requires_grad` on exit, because peft changes it whenever adapters are switched."""
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         yield
@@ -280,7 +284,7 @@ def _requires_grad_kept(model: nn.Module) -> Iterator[None]:
 
 
 def _add_copy(model: Any) -> None:
-    """Add the adapter in training once more, under the name of the reference, frozen and not active."""
+    """Add a copy of the trained adapter under the reference name, frozen and not active."""
     import copy
 
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
@@ -296,5 +300,5 @@ def _add_copy(model: Any) -> None:
             {name: value.detach().clone() for name, value in weights.items()},
             adapter_name=REFERENCE_ADAPTER,
         )
-        # Freezes the copy; what of the adapter in training is frozen stays so.
+        # Freezes the copy. Frozen parts of the trained adapter stay frozen.
         model.set_adapter(NAME)

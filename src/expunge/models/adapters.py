@@ -1,9 +1,9 @@
-"""LoRA and QLoRA: a new adapter on a base, a trained one continued, and saving either.
+"""LoRA and QLoRA: add a new adapter to a base, continue a trained one, and save both.
 
-The weights of the base stay as they are; what is trained are pairs of low-rank matrices A and B beside its
-linear layers, W x + (alpha / r) B A x, with B = 0 at the start, so that a new adapter changes nothing. Hu et
-al. 2021, arXiv:2106.09685; over a base in 4
-bits: Dettmers et al. 2023, arXiv:2305.14314. peft is imported only where an adapter is asked for.
+The weights of the base are not trained. An adapter trains a pair of low-rank matrices A and B for each linear
+layer: W x + (alpha / r) B A x. B = 0 at the start, so a new adapter changes nothing. Hu et al. 2021,
+arXiv:2106.09685; with a base in 4 bits: Dettmers et al. 2023, arXiv:2305.14314. peft is imported only if an
+adapter is used.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from expunge.models.outputs import unwrapped
 log = logging.getLogger(__name__)
 
 NAME = "default"
-"""The name of the adapter in training; peft saves the adapter of this name at the top of a folder."""
+"""The name of the trained adapter; peft saves the adapter of this name at the top level of a folder."""
 MERGED_ADAPTER = "adapter"
-"""Where the adapter itself lies when the whole model was saved with it merged in."""
+"""Subfolder of the adapter if the whole model was saved with the adapter merged into it."""
 
 
 def attach_adapter(
@@ -44,34 +44,33 @@ def attach_adapter(
     notices: list[str] | None = None,
     base: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Put the adapter that `model.adapter` asks for on a model that was loaded.
+    """Attach the adapter of the section `model.adapter` to a loaded model.
 
-    A model that has an adapter already, since its path was an adapter's folder, keeps it, and training goes
-    on with it. A new adapter is drawn from (seed, layer name) and changes no output; for an evaluation none
-    is made.
+    A model that was loaded from an adapter folder keeps its adapter, and training continues it. A new adapter
+    is drawn from (seed, layer name) and changes no output. An evaluation never creates a new adapter.
 
     Args:
-        model: as `load_model` gives it; changed in place.
+        model: a model from `load_model`; changed in place.
         adapter: the section `model.adapter`.
-        for_training: whether the adapter will be trained; else it is frozen as well.
-        seed: of the run.
-        notices: told what was taken without being asked for in so many words.
-        base: the `model.model_args` that loaded the base, for the record; what the model says of itself by
-            default.
+        for_training: whether the adapter will be trained; if not, it is frozen too.
+        seed: seed of the run.
+        notices: list that gets notices about choices that the user did not make.
+        base: the `model.model_args` that loaded the base, for the record; default: taken from the model
+            configuration.
 
     Returns:
-        The model with its adapter, in eval mode; the model itself where no adapter is asked for.
+        The model with its adapter, in eval mode; the unchanged model if no adapter is requested.
 
     Raises:
-        UserError: bad values, an adapter of another base, another rank or alpha than the adapter that is
-            continued has, layers that are not there. MissingExtraError without peft.
+        UserError: a value is invalid, the adapter belongs to another base, rank or alpha differ from those of
+            the continued adapter, or a layer does not exist. MissingExtraError if peft is missing.
     """
     args, notices = AdapterArgs.parse(adapter), [] if notices is None else notices
     if is_adapted(model):
         if args.path is not None:
             raise UserError(
-                f"model.adapter.path is {args.path}, but the model's path is an adapter already",
-                "give one of the two",
+                f"model.adapter.path is {args.path}, but the model path is already an adapter",
+                "give only one of the two",
             )
         return _ready(
             _check_continued(model, args, notices if for_training else []), args, for_training, notices
@@ -81,7 +80,7 @@ def attach_adapter(
     _need_peft()
     if args.type == "qlora" and not getattr(model, "is_quantized", False):
         raise UserError(
-            "model/adapter=qlora, but the base was not loaded in 4 bits", "load it with load_model"
+            "model/adapter=qlora, but the base was not loaded in 4 bits", "load the base with load_model"
         )
     record = BaseRecord.of(
         model,
@@ -101,24 +100,24 @@ def attach_adapter(
 
 
 def is_adapted(model: nn.Module) -> bool:
-    """Whether a model, wrapped or not, has an adapter of peft around it."""
+    """Whether a model, wrapped or not, has a peft adapter."""
     inner = unwrapped(model)
     return hasattr(inner, "peft_config") and hasattr(inner, "get_base_model")
 
 
 def save_model(model: nn.Module, folder: Path | str, *, merge: bool = False, **kwargs: Any) -> None:
-    """Save a model, and of one with an adapter the adapter alone, with a record of its base.
+    """Save a model. If it has an adapter, save only the adapter, with a record of its base.
 
     Args:
-        model: what was trained. Merging changes it: the adapter in memory is gone after.
-        folder: filled with the model, or with the adapter. The tokenizer is the caller's.
-        merge: save the whole model with the adapter merged in, and the adapter in the folder `adapter` of it.
-            Sums are rounded to the base's dtype.
+        model: the trained model. Merging changes it: the adapter in memory is removed.
+        folder: target folder for the model or the adapter. The caller saves the tokenizer.
+        merge: save the whole model with the adapter merged into it, and the adapter in the subfolder
+            `adapter`. Merged weights are rounded to the dtype of the base.
         **kwargs: further arguments of `save_pretrained`.
 
     Raises:
-        UserError: an adapter that cannot be merged: the base is quantised, or an adapted layer shares its
-            weights with another.
+        UserError: the adapter cannot be merged, because the base is quantised or an adapted layer shares its
+            weights with another layer.
     """
     inner: Any = unwrapped(model)
     folder = Path(folder)
@@ -128,8 +127,8 @@ def save_model(model: nn.Module, folder: Path | str, *, merge: bool = False, **k
     if merge:
         check_mergeable(inner)
     place = folder / MERGED_ADAPTER if merge else folder
-    # A reference adapter stays out. The vocabulary never grows here, so there are no embeddings to look for
-    # on the hub.
+    # A reference adapter is not saved. The vocabulary never grows, so peft need not search the hub for
+    # embeddings.
     inner.save_pretrained(str(place), selected_adapters=[NAME], save_embedding_layers=False, **kwargs)
     record = getattr(inner, "expunge_base", None)
     if record is not None:
@@ -139,27 +138,30 @@ def save_model(model: nn.Module, folder: Path | str, *, merge: bool = False, **k
 
 
 def check_mergeable(model: Any) -> None:
-    """Refuse what cannot be merged; worth asking before a long training.
+    """Refuse an adapter that cannot be merged; call it before a long training.
 
     Raises:
-        UserError: the base is quantised, or an adapted layer shares its weights with another.
+        UserError: the base is quantised, or an adapted layer shares its weights with another layer.
     """
     base = model.get_base_model()
     if getattr(base, "is_quantized", False):
-        hint = "save the adapter alone, then load it with model.adapter.path over the base in full precision and merge there"
+        hint = (
+            "set model.adapter.merge=false to save only the adapter; then load the base in full precision "
+            "with model.adapter.path and merge there"
+        )
         raise UserError("model.adapter.merge=true: an adapter cannot be merged into a base in 4 bits", hint)
     embeddings = (base.get_input_embeddings(), base.get_output_embeddings())
     if getattr(base.config, "tie_word_embeddings", False) and any(
         module in embeddings for module in lora_layers(model).values()
     ):
-        hint = "leave the embeddings out of model.adapter.target_modules, or save the adapter alone"
+        hint = "remove the embeddings from model.adapter.target_modules, or set model.adapter.merge=false"
         raise UserError(
             "model.adapter.merge=true: an adapted layer shares its weights with the embeddings", hint
         )
 
 
 def lora_layers(model: nn.Module) -> dict[str, Any]:
-    """The layers that LoRA wraps, by their names in the base."""
+    """The layers that LoRA wraps, by name in the base."""
     from peft.tuners.lora import LoraLayer
 
     named: Iterator[tuple[str, nn.Module]] = cast(Any, unwrapped(model)).get_base_model().named_modules()
@@ -167,7 +169,7 @@ def lora_layers(model: nn.Module) -> dict[str, Any]:
 
 
 def _with_new(model: nn.Module, args: AdapterArgs, seed: int) -> Any:
-    """The model with an adapter whose A is drawn from the seed and whose B is 0."""
+    """The model with a new adapter: A is drawn from the seed, B is 0."""
     from peft import LoraConfig
 
     _check_targets(model, args.target_modules)
@@ -183,14 +185,14 @@ def _with_new(model: nn.Module, args: AdapterArgs, seed: int) -> Any:
     if getattr(model, "is_quantized", False):
         from peft import prepare_model_for_kbit_training
 
-        # Norms and embeddings to float32; checkpointing is the trainer's to switch on.
+        # Casts norms and embeddings to float32. The trainer switches gradient checkpointing on.
         model = cast(Any, prepare_model_for_kbit_training)(model, use_gradient_checkpointing=False)
     adapted = _wrapped(model, config)
     for name, layer in lora_layers(adapted).items():
         generator = runtime.generator(seed, "adapter", name)
         if NAME in layer.lora_A:
-            # peft's own choice, uniform on +-1/sqrt(inputs), drawn apart for each layer and on the CPU: the
-            # same on any device.
+            # The distribution of peft (uniform on +-1/sqrt(inputs)), drawn for each layer separately on the
+            # CPU, so it is the same on any device.
             _draw(
                 layer.lora_A[NAME].weight,
                 lambda drawn, g=generator: nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=g),
@@ -208,7 +210,7 @@ def _draw(parameter: Tensor, draw: Any) -> None:
 
 
 def _with_trained(model: nn.Module, folder: Path, for_training: bool) -> Any:
-    """The model with the adapter of a folder, every one of whose weights was read."""
+    """The model with the adapter of a folder; checks that every weight was read."""
     from peft import PeftConfig
 
     if not any((folder / name).is_file() for name in WEIGHTS_FILES):
@@ -218,7 +220,7 @@ def _with_trained(model: nn.Module, folder: Path, for_training: bool) -> Any:
         )
     try:
         with warnings.catch_warnings():
-            # Keys of another version of peft, which it leaves out with a warning that lists them all.
+            # peft ignores keys of another peft version, with a long warning that lists them all.
             warnings.simplefilter("ignore")
             config = PeftConfig.from_pretrained(str(folder))
         if str(getattr(config.peft_type, "value", config.peft_type)) != "LORA":
@@ -234,24 +236,24 @@ def _with_trained(model: nn.Module, folder: Path, for_training: bool) -> Any:
             raise
         raise UserError(
             f"the adapter {folder} does not fit the base or is damaged: {_first_lines(error)}",
-            "give the base it was made for",
+            "give the base that the adapter was made for, or copy the adapter again",
         ) from error
     lacking, foreign = list(result.missing_keys), list(result.unexpected_keys)
     if lacking or foreign:
         what = (
             f"lacks {len(lacking)} weights such as {lacking[0]}"
             if lacking
-            else f"has {len(foreign)} weights such as {foreign[0]} too many"
+            else f"has {len(foreign)} weights that do not belong there, such as {foreign[0]}"
         )
         raise UserError(
             f"the adapter {folder} does not fit the base: it {what}",
-            "the folder is incomplete, or belongs to another base",
+            "the folder is incomplete or the adapter belongs to another base; copy it again or give its base",
         )
     return adapted
 
 
 def _wrapped(model: nn.Module, config: Any) -> Any:
-    """`get_peft_model`, which draws weights that are replaced after: the global random state stays as it was."""
+    """Call `get_peft_model` without changing the global random state; its weights are replaced later."""
     from peft import get_peft_model
 
     where = next(model.parameters()).device
@@ -260,30 +262,30 @@ def _wrapped(model: nn.Module, config: Any) -> Any:
             torch.random.fork_rng(devices=[where] if where.type == "cuda" else []),
             warnings.catch_warnings(),
         ):
-            # The adapter of tied embeddings is told where it matters, at merging.
+            # `check_mergeable` reports adapters of tied embeddings, because they matter only for merging.
             warnings.filterwarnings("ignore", message="Model (with|has) `tie_word_embeddings=True`")
-            # peft 0.21 asks transformers by an old name.
+            # peft 0.21 uses an old name of transformers.
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
             adapted: Any = get_peft_model(cast(Any, model), config, adapter_name=NAME)
     except ValueError as error:
         raise UserError(
-            f"the adapter cannot be put on {type(model).__name__}: {_first_lines(error)}",
-            "see model.adapter.target_modules",
+            f"the adapter cannot be attached to {type(model).__name__}: {_first_lines(error)}",
+            "check model.adapter.target_modules",
         ) from error
     kept = adapted.peft_config[NAME]
     if isinstance(kept.target_modules, set):
-        # In the order of a set, the same adapter would be another file in each process.
+        # The order of a set differs between processes, and so would the saved file.
         kept.target_modules = sorted(kept.target_modules)
     return adapted
 
 
 def _check_continued(adapted: Any, args: AdapterArgs, notices: list[str]) -> Any:
-    """Refuse to continue an adapter as another one than it is; its dropout may change, since no weight depends on it."""
+    """Refuse settings that differ from the continued adapter, except dropout, which affects no weight."""
     config = adapted.peft_config[NAME]
     faults = [
         Fault(
-            f"model.adapter.{key} is {asked}, but the adapter that is continued has {has}",
-            f"leave {key} out, or start a new adapter",
+            f"model.adapter.{key} is {asked}, but the continued adapter has {has}",
+            f"leave out {key}, or start a new adapter",
         )
         for key, asked, has in (
             ("r", args.r, config.r),
@@ -302,8 +304,9 @@ def _check_continued(adapted: Any, args: AdapterArgs, notices: list[str]) -> Any
         ]
         if set(layers) != {name for name in names if _targeted(name, args.target_modules)}:
             kinds = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
-            message = f"model.adapter.target_modules is {args.target_modules!r}, but the adapter that is continued is on {kinds}"
-            faults.append(Fault(message, "leave target_modules out, or start a new adapter"))
+            given = args.target_modules
+            message = f"model.adapter.target_modules is {given!r}, but the continued adapter is on {kinds}"
+            faults.append(Fault(message, "leave out target_modules, or start a new adapter"))
     if faults:
         raise UserError.of(faults)
     if args.dropout is not None:
@@ -312,13 +315,13 @@ def _check_continued(adapted: Any, args: AdapterArgs, notices: list[str]) -> Any
             layer.lora_dropout[NAME] = nn.Dropout(args.dropout) if args.dropout > 0 else nn.Identity()
     if args.type == "none":
         notices.append(
-            "the model is an adapter over a base: training continues the adapter, the base stays as it is"
+            "the model is an adapter over a base: training continues the adapter and does not change the base"
         )
     return adapted
 
 
 def _ready(adapted: Any, args: AdapterArgs, for_training: bool, notices: list[str]) -> Any:
-    """The model in eval mode, with what will be trained requiring gradients; what cannot be merged is refused before the training."""
+    """The model in eval mode, with `requires_grad` set; refuses before training what cannot be merged."""
     if not for_training:
         adapted.requires_grad_(False)
         return adapted.eval()
@@ -330,15 +333,16 @@ def _ready(adapted: Any, args: AdapterArgs, for_training: bool, notices: list[st
         if base.dtype in (torch.bfloat16, torch.float16):
             dtype = str(base.dtype).removeprefix("torch.")
             notices.append(
-                f"model.adapter.merge=true: merged weights are rounded to {dtype}; model.model_args.master_dtype=float32 keeps them"
+                f"model.adapter.merge=true: merged weights are rounded to {dtype}; "
+                "model.model_args.master_dtype=float32 avoids the rounding"
             )
     trained = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
-    log.info("training %d weights of an adapter over %s", trained, type(base).__name__)
+    log.info("training %d adapter weights over %s", trained, type(base).__name__)
     return adapted.eval()
 
 
 def _check_targets(model: nn.Module, targets: tuple[str, ...] | str | None) -> None:
-    """Refuse names that no layer has; peft would leave some of them out in silence."""
+    """Refuse names that match no layer; peft would silently ignore some of them."""
     if targets is None:
         return
     names = [
@@ -353,7 +357,7 @@ def _check_targets(model: nn.Module, targets: tuple[str, ...] | str | None) -> N
         if not matched:
             raise UserError(
                 f"model.adapter.target_modules {targets!r} matches the whole name of no layer",
-                f"such as {names[0]}",
+                f"layer names are such as {names[0]}",
             )
         return
     faults = [
@@ -366,7 +370,7 @@ def _check_targets(model: nn.Module, targets: tuple[str, ...] | str | None) -> N
 
 
 def _targeted(name: str, targets: tuple[str, ...] | str) -> bool:
-    """Whether a layer's name is meant: peft's rule."""
+    """Whether `targets` select a layer, by the rule of peft."""
     if isinstance(targets, str):
         return re.fullmatch(targets, name) is not None
     return any(name == target or name.endswith(f".{target}") for target in targets)
@@ -379,7 +383,7 @@ def _as_pattern(text: str) -> Iterator[None]:
     except re.error as error:
         raise UserError(
             f"model.adapter.target_modules {text!r} is not a regular expression: {error}",
-            "give names as a list",
+            "correct the expression, or give the names as a list",
         ) from error
 
 

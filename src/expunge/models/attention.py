@@ -1,4 +1,4 @@
-"""Which attention kernel a model runs with on this machine: flash, else sdpa, else eager."""
+"""Choose the attention kernel of a model on this machine: flash, else sdpa, else eager."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from expunge.core.errors import UserError, unknown
 def choose_attention(
     asked: str | None, config: Any, where: torch.device, dtype: torch.dtype, notices: list[str]
 ) -> str | None:
-    """The implementation to load a model with.
+    """Choose the attention implementation for loading a model.
 
     Args:
-        asked: `attn_implementation` as given; None = transformers' own choice.
-        config: the model's configuration.
-        where: the device to compute on.
-        dtype: the dtype to compute in.
-        notices: told when another one than asked for is taken.
+        asked: the given `attn_implementation`; None = the default of transformers.
+        config: configuration of the model.
+        where: the device of the computation.
+        dtype: the dtype of the computation.
+        notices: list that gets a notice if another implementation is used.
 
     Returns:
-        What to pass on as `attn_implementation`.
+        The value of `attn_implementation` to pass to transformers.
 
     Raises:
-        UserError: no such implementation.
+        UserError: the implementation is unknown.
     """
     if asked is None:
         return None
@@ -44,14 +44,14 @@ def choose_attention(
         notices.append(f"attn_implementation={asked}: {lacks}, using sdpa")
     if chosen == "sdpa" and not supports("sdpa"):
         chosen = "eager"
-        notices.append(f"attn_implementation={asked}: this model has no sdpa, using eager")
+        notices.append(f"attn_implementation={asked}: this model does not support sdpa, using eager")
     return chosen
 
 
 def attention_of(model: Any) -> str:
-    """The implementation that a model runs with: the one it was loaded with, else transformers' own choice for it.
+    """The attention implementation of a model: the one it was loaded with, else the default of transformers.
 
-    transformers (5.23) tells this under a private name alone, so `load_base` writes it down.
+    transformers (5.23) has only a private name for this, so `load_base` stores it on the model.
 
     Args:
         model: not wrapped, with or without an adapter.
@@ -61,13 +61,13 @@ def attention_of(model: Any) -> str:
 
 
 WRITTEN_DOWN = "expunge_attention"
-"""The attribute of a loaded model that names its attention."""
+"""Attribute of a loaded model with the name of its attention implementation."""
 
 
 def _support_of(config: Any) -> Callable[[str], bool]:
-    """Whether a model of this configuration runs with an implementation; asked of one without weights.
+    """Returns a check whether a model of this configuration supports an implementation; it needs no weights.
 
-    A class from remote code has its own check at loading, which has the last word.
+    A class from remote code checks again when it is loaded, and that check decides.
     """
     try:
         with torch.device("meta"):
@@ -81,7 +81,7 @@ def _support_of(config: Any) -> Callable[[str], bool]:
         except ValueError:
             return False
         except ImportError:
-            # A package is not there: whoever asks has looked for it.
+            # A package is missing. The caller has checked for it already.
             return True
         return True
 
@@ -89,11 +89,11 @@ def _support_of(config: Any) -> Callable[[str], bool]:
 
 
 def _flash_lacks(asked: str, supports: Callable[[str], bool], where: torch.device, dtype: torch.dtype) -> str:
-    """What is missing for flash attention; empty when nothing is."""
+    """What is missing for flash attention; empty if nothing is missing."""
     if where.type != "cuda":
         return "it needs a CUDA device"
     if asked == "flash_attention_2" and not is_flash_attn_2_available():
         return "the package flash-attn is not installed"
     if dtype not in (torch.float16, torch.bfloat16):
-        return f"it computes in half precision only, not in {str(dtype).removeprefix('torch.')}"
+        return f"it computes only in half precision, not in {str(dtype).removeprefix('torch.')}"
     return "" if supports(asked) else "this model does not support it"

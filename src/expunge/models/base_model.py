@@ -1,4 +1,4 @@
-"""Read the weights of a whole model; `load.load_model` puts an adapter over them."""
+"""Read the weights of a whole model; `load.load_model` adds an adapter."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ PASSED_ON = ("device_map", "max_memory", "use_safetensors", "variant", *HUB_KEYS
 
 
 class Loaded(NamedTuple):
-    """A model and how to compute with it.
+    """A model and the dtype to compute in.
 
     Attributes:
-        model: in eval mode.
-        compute_dtype: what to autocast to; where it equals the weights' dtype, no autocast is needed.
+        model: the model in eval mode.
+        compute_dtype: dtype for autocast; if it equals the dtype of the weights, no autocast is needed.
     """
 
     model: PreTrainedModel
@@ -44,25 +44,25 @@ def load_base(
 ) -> Loaded:
     """Load a causal language model without adapters.
 
-    `torch_dtype` is the dtype that is computed in. For training the weights are kept in `master_dtype`,
-    float32 unless asked otherwise, since small updates round to nothing in half precision, and half precision
-    is autocast's. For evaluation the weights are in `torch_dtype` itself, float32 where it is not given, and
-    the model is put on this rank's device unless `device_map` says where.
+    `torch_dtype` is the dtype of the computation. For training, the weights are kept in `master_dtype`
+    (default float32), because half precision rounds small updates to zero; autocast computes in half
+    precision. For evaluation, the weights are in `torch_dtype` (default float32), and the model is moved to
+    the device of this rank unless `device_map` is given.
 
     Args:
         model_args: keys of `from_pretrained` (`MODEL_KEYS`); the path `expunge/mini` is the embedded model.
-        for_training: whether it will be trained.
-        notices: what the machine could not do as asked is appended here.
-        frozen: these weights stay as they are, whatever is trained beside them: they are in `torch_dtype`
-            unless `master_dtype` is given.
+        for_training: whether the model will be trained.
+        notices: list that gets a notice if the machine cannot do what was requested.
+        frozen: these weights are not trained (an adapter may be): they are in `torch_dtype` unless
+            `master_dtype` is given.
         quantization: a quantisation config of transformers; its compute dtype is set here.
 
     Returns:
         The model, in eval mode, and the dtype to compute in.
 
     Raises:
-        UserError: an unknown key, nothing to load at that place (with where it was looked for), or damaged or
-            incomplete weights.
+        UserError: a key is unknown, no model was found (the message lists the places searched), or the
+            weights are damaged or incomplete.
     """
     notices = [] if notices is None else notices
     faults = [
@@ -94,7 +94,8 @@ def load_base(
         weights = dtype
     elif for_training and weights in (torch.bfloat16, torch.float16):
         notices.append(
-            f"master_dtype={str(weights).removeprefix('torch.')}: updates far smaller than the weights round to nothing"
+            f"master_dtype={str(weights).removeprefix('torch.')}: updates much smaller than the weights are "
+            "rounded to zero"
         )
     attention = choose_attention(model_args.get("attn_implementation"), config, where, dtype, notices)
     if attention is not None:
@@ -113,7 +114,7 @@ def load_base(
 
 
 def _config(place: Location, passed: Mapping[str, Any], cache_dir: Any) -> Any:
-    """The model's configuration, which says what attention and dtype it can have."""
+    """The configuration of the model, which determines the possible attention and dtype."""
     kwargs = {key: value for key, value in passed.items() if key in HUB_KEYS}
     if place.gguf_file is not None:
         _need_gguf()
@@ -125,10 +126,10 @@ def _config(place: Location, passed: Mapping[str, Any], cache_dir: Any) -> Any:
 
 
 def _weights(place: Location, passed: Mapping[str, Any], dtype: torch.dtype, notices: list[str]) -> Any:
-    """The model with every one of its weights read, in `dtype`."""
+    """The model in `dtype`; checks that every weight was read."""
     gguf = {} if place.gguf_file is None else {"gguf_file": place.gguf_file}
     try:
-        # A bar for a download, none for the second that reading a folder takes.
+        # Show a progress bar for a download, but not for reading a folder, which takes a second.
         with warnings.catch_warnings(), no_progress_bar() if place.folder is not None else nullcontext():
             warnings.simplefilter("ignore", FutureWarning)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -139,22 +140,24 @@ def _weights(place: Location, passed: Mapping[str, Any], dtype: torch.dtype, not
         raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise not_found(place, error, passed.get("cache_dir")) from error
-    # transformers fills weights that the file lacks with random numbers and goes on.
+    # transformers silently fills missing weights with random numbers.
     lacking = sorted(str(name) for name in (*info["missing_keys"], *info["mismatched_keys"]))
     if lacking:
         raise UserError(
-            f"the weights of {place.given} are incomplete: {len(lacking)} tensors are missing or of another shape, such as {lacking[0]}",
-            "the files are damaged or belong to another configuration; copy them anew",
+            f"the weights of {place.given} are incomplete: {len(lacking)} tensors are missing or have "
+            f"another shape, such as {lacking[0]}",
+            "the files are damaged or belong to another configuration; copy them again",
         )
     if info["unexpected_keys"]:
         notices.append(
-            f"{place.given} holds {len(info['unexpected_keys'])} tensors that {type(model).__name__} does not use"
+            f"{place.given} contains {len(info['unexpected_keys'])} tensors that {type(model).__name__} does "
+            "not use"
         )
     return model
 
 
 def _need_gguf() -> None:
-    """Refuse a GGUF file where the package that reads it is missing."""
+    """Refuse a GGUF file if the package that reads it is missing."""
     from importlib.util import find_spec
 
     if find_spec("gguf") is None:

@@ -1,4 +1,4 @@
-"""What identifies a model's weights: the contents of its files, its name and revision on the hub, or its tensors."""
+"""Fingerprints of model weights: from files, from name and revision on the hub, or from tensors."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ CONFIGURATION = ("config.json", "adapter_config.json", "quantization_config.json
 
 
 def model_fingerprint(model: str | Path | nn.Module, revision: str | None = None) -> str:
-    """Identify a model's weights.
+    """Identify the weights of a model.
 
     Args:
-        model: a folder (hash of the contents of its weights and configuration; of an adapter's folder
-            together with its base's), a hub name (hash of name and revision, and of the commit where the
-            cache knows it), or a live model (hash of its tensors' names, dtypes, shapes and bytes).
-        revision: of a hub name.
+        model: one of: a folder (hash of weights and configuration; an adapter folder includes its base); a
+            hub name (hash of name, revision, and commit if it is in the cache); a model in memory (hash of
+            names, dtypes, shapes and bytes of its tensors).
+        revision: revision of a hub name.
 
     Returns:
-        16 hex digits. A folder and the model loaded from it have different ones: compare like with like.
+        16 hex digits. A folder and the model loaded from it have different fingerprints: compare only
+        fingerprints of the same kind.
     """
     if isinstance(model, nn.Module):
         return _of_tensors(model)
@@ -45,7 +46,7 @@ def model_fingerprint(model: str | Path | nn.Module, revision: str | None = None
 
 
 def _with_base(adapter: str, base: BaseRecord) -> str:
-    """Of an adapter and what is under it: the same adapter over another base is another model."""
+    """Fingerprint of an adapter with its base: the same adapter over another base is another model."""
     of_base = model_fingerprint(base.name, base.model_args.get("revision")) if base.name else None
     return fingerprint({"adapter": adapter, "base": of_base, "subfolder": base.model_args.get("subfolder")})
 
@@ -57,7 +58,7 @@ def _counts(file: Path) -> bool:
 
 
 def _cached_commit(name: str, revision: str | None) -> str | None:
-    """The commit that the hub's cache has for a name, so that a branch that moved is another model."""
+    """The commit of a name in the hub cache, so that a changed branch is another model."""
     from huggingface_hub import try_to_load_from_cache
 
     file = try_to_load_from_cache(name, "config.json", revision=revision)
@@ -67,7 +68,7 @@ def _cached_commit(name: str, revision: str | None) -> str | None:
 def _of_tensors(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, config in sorted(getattr(model, "peft_config", {}).items()):
-        # An adapter's scale is in no tensor.
+        # The scale of an adapter is not in any tensor.
         scale = [
             getattr(config, key, None)
             for key in ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")

@@ -1,4 +1,4 @@
-"""From `model.model_args` and `model.adapter` to a model that is ready to train or to evaluate."""
+"""Load a model for training or evaluation from `model.model_args` and `model.adapter`."""
 
 from __future__ import annotations
 
@@ -26,25 +26,24 @@ def load_model(
     seed: int = 0,
     notices: list[str] | None = None,
 ) -> Loaded:
-    """Load a causal language model, with its adapter where it has one.
+    """Load a causal language model, with its adapter if it has one.
 
-    Without an adapter this is `base_model.load_base`. A base whose adapter is trained stays as it is, so its
-    weights are kept in `torch_dtype` rather than in float32, and in 4 bits for qlora; the adapter's own weights are
-    in float32.
+    Without an adapter this is `base_model.load_base`. With an adapter, the base is not trained, so its
+    weights are in `torch_dtype` instead of float32 (in 4 bits for qlora); the adapter weights are in float32.
 
     Args:
-        model_args: the path may be an adapter's folder: the base is then the one that its record names.
+        model_args: the path may be an adapter folder; the record of the adapter then names the base.
         adapter: the section `model.adapter`.
-        for_training: whether it will be trained. For an evaluation no new adapter is made.
-        seed: of the run, for a new adapter.
-        notices: what the machine could not do as asked is appended here.
+        for_training: whether the model will be trained. An evaluation never creates a new adapter.
+        seed: seed of the run, for a new adapter.
+        notices: list that gets a notice if the machine cannot do what was requested.
 
     Returns:
         The model in eval mode and the dtype to compute in.
 
     Raises:
-        UserError: as `load_base` and `attach_adapter`; two adapters; a base that cannot be found.
-            MissingExtraError without peft, or without bitsandbytes for qlora.
+        UserError: as in `load_base` and `attach_adapter`; also if two adapters are given or the base is not
+            found. MissingExtraError if peft is missing, or bitsandbytes for qlora.
     """
     notices = [] if notices is None else notices
     section = dict(adapter or {})
@@ -54,15 +53,18 @@ def load_model(
         return load_base(model_args, for_training=for_training, notices=notices)
     if folder is not None:
         if args.path is not None:
-            hint = "give the base as model.model_args.pretrained_model_name_or_path, or leave model.adapter.path out"
+            hint = (
+                "set model.model_args.pretrained_model_name_or_path to the base, "
+                "or leave out model.adapter.path"
+            )
             raise UserError(
-                f"{folder} is an adapter, and so is model.adapter.path={args.path}: there can be one", hint
+                f"{folder} is an adapter and model.adapter.path={args.path} is another; only one is possible",
+                hint,
             )
         model_args, section = base_args(model_args, folder), {**section, "path": str(folder)}
         if for_training and args.type == "none":
-            notices.append(
-                f"{folder} is an adapter over {model_args.get('pretrained_model_name_or_path')}: training continues the adapter"
-            )
+            base = model_args.get("pretrained_model_name_or_path")
+            notices.append(f"{folder} is an adapter over {base}: training continues the adapter")
     quantization = quantization_of(args, notices)
     try:
         loaded = load_base(
@@ -71,11 +73,9 @@ def load_model(
     except UserError as error:
         if folder is None or isinstance(error, MissingExtraError):
             raise
-        hint = (
-            f"give its base as model.model_args.pretrained_model_name_or_path and model.adapter.path={folder}"
-        )
         raise UserError(
-            f"the base of the adapter {folder} cannot be loaded: {error.faults[0].message}", hint
+            f"the base of the adapter {folder} cannot be loaded: {error.faults[0].message}",
+            _name_the_base(folder),
         ) from error
     model = attach_adapter(
         loaded.model, section, for_training=for_training, seed=seed, notices=notices, base=model_args
@@ -84,7 +84,7 @@ def load_model(
 
 
 def adapter_folder_of(model_args: Mapping[str, Any]) -> Path | None:
-    """The folder that the model's path names, if it is an adapter's."""
+    """The model path as a folder if it is an adapter folder, else None."""
     given = str(model_args.get("pretrained_model_name_or_path") or "")
     if not given or given == mini.HUB_PATH:
         return None
@@ -93,27 +93,28 @@ def adapter_folder_of(model_args: Mapping[str, Any]) -> Path | None:
 
 
 def base_args(model_args: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """`model.model_args` with the base of an adapter's folder instead of the folder.
+    """`model.model_args` with the base of an adapter folder instead of the folder.
 
     Raises:
-        UserError: the folder does not say what its base is.
+        UserError: the folder does not name its base.
     """
     record = BaseRecord.read(folder)
     if not record.name:
-        hint = (
-            f"give the base as model.model_args.pretrained_model_name_or_path and model.adapter.path={folder}"
-        )
-        raise UserError(f"the adapter {folder} does not say which base it belongs to", hint)
+        raise UserError(f"the adapter {folder} does not say which base it belongs to", _name_the_base(folder))
     return {**{key: value for key, value in model_args.items() if key not in BASE_KEYS}, **record.model_args}
 
 
-def quantization_of(args: AdapterArgs, notices: list[str]) -> Any:
-    """How the base is quantised: 4-bit NF4 with double quantisation for qlora (arXiv:2305.14314 sections 2-3), else None.
+def _name_the_base(folder: Path) -> str:
+    return f"set model.model_args.pretrained_model_name_or_path to the base, and model.adapter.path={folder}"
 
-    What it computes in is the loader's to say, which knows the machine.
+
+def quantization_of(args: AdapterArgs, notices: list[str]) -> Any:
+    """Quantisation of the base for qlora: 4-bit NF4 with double quantisation; else None.
+
+    See arXiv:2305.14314 sections 2-3. `load_base` sets the compute dtype.
 
     Raises:
-        MissingExtraError: without bitsandbytes.
+        MissingExtraError: bitsandbytes is missing.
     """
     if args.type != "qlora":
         return None
@@ -127,7 +128,7 @@ def quantization_of(args: AdapterArgs, notices: list[str]) -> Any:
 
     if not torch.cuda.is_available():
         notices.append(
-            "model/adapter=qlora: this machine has no CUDA device, 4-bit arithmetic is slow on its processor"
+            "model/adapter=qlora: this machine has no CUDA device, and 4-bit arithmetic is slow on a CPU"
         )
     return cast(Any, BitsAndBytesConfig)(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True

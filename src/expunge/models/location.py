@@ -1,4 +1,4 @@
-"""Where a model is: the embedded one, a folder, a GGUF file, or a name on the hub."""
+"""The location of a model: the embedded model, a folder, a GGUF file, or a name on the hub."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Location:
     """A place to load from.
 
     Attributes:
-        given: what the user wrote.
-        source: what transformers is given: a folder or a hub name.
+        given: the path or name as the user typed it.
+        source: the argument for transformers: a folder or a hub name.
         folder: the folder, None for a hub name.
-        gguf_file: the GGUF file in it, if that is the format.
+        gguf_file: the GGUF file in the folder, or None.
     """
 
     given: str
@@ -29,14 +29,14 @@ class Location:
 
 
 def locate(args: Mapping[str, Any], section: str) -> Location:
-    """Find what `pretrained_model_name_or_path` means, without loading anything.
+    """Resolve `pretrained_model_name_or_path` without loading anything.
 
     Args:
         args: `model.model_args` or `model.tokenizer_args`.
-        section: its name in the configuration, for the message.
+        section: name of the section in the configuration, for messages.
 
     Raises:
-        UserError: nothing given, a path where nothing is, or a file that is no GGUF file.
+        UserError: no path is given, the path does not exist, or the file is not a GGUF file.
     """
     given = args.get("pretrained_model_name_or_path")
     if not given:
@@ -54,12 +54,13 @@ def locate(args: Mapping[str, Any], section: str) -> Location:
     if path.is_file():
         if path.suffix != ".gguf":
             raise UserError(
-                f"{section}: {given} is a file, not a model folder", f"give its folder, {path.parent}"
+                f"{section}: {given} is a file, not a model folder", f"give the folder {path.parent}"
             )
         return Location(given, str(path.parent), path.parent, path.name)
     if given.startswith((".", "/", "~")) or given.count("/") > 1:
         raise UserError(
-            f"{section}: there is no model at {given}", f"looked for the folder {path.absolute()}"
+            f"{section}: there is no model at {given}",
+            f"looked for the folder {path.absolute()}; correct pretrained_model_name_or_path",
         )
     return Location(given, given, None, gguf_file)
 
@@ -68,7 +69,7 @@ def check_model_folder(place: Location) -> None:
     """Refuse a folder that cannot be a model before anything slow is imported or read.
 
     Raises:
-        UserError: no configuration file in it; a GGUF file that is not there.
+        UserError: the folder has no configuration file, or the GGUF file does not exist.
     """
     if place.folder is None:
         return
@@ -76,7 +77,7 @@ def check_model_folder(place: Location) -> None:
         if not (place.folder / place.gguf_file).is_file():
             raise UserError(
                 f"there is no GGUF file {place.gguf_file} in {place.given}",
-                f"looked in {place.folder.absolute()}",
+                f"looked in {place.folder.absolute()}; correct gguf_file",
             )
         return
     if (place.folder / "config.json").is_file():
@@ -84,23 +85,24 @@ def check_model_folder(place: Location) -> None:
     found = ", ".join(sorted(path.name for path in place.folder.iterdir())[:8]) or "nothing"
     raise UserError(
         f"{place.given} is not a model folder: it has no config.json",
-        f"looked in {place.folder.absolute()}, found {found}",
+        f"give a folder with config.json and weights; {place.folder.absolute()} contains {found}",
     )
 
 
 def not_found(place: Location, error: Exception, cache_dir: Any) -> UserError:
-    """The error of something that transformers could not load, with where it was looked for."""
+    """The error for something that transformers could not load, with the places searched."""
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if place.folder is not None:
         return UserError(
             f"cannot load {place.given}: {reason}",
-            f"the folder {place.folder.absolute()} is incomplete or damaged; copy it anew",
+            f"the folder {place.folder.absolute()} is incomplete or damaged; copy it again",
         )
     from huggingface_hub import constants
 
-    offline = " (HF_HUB_OFFLINE is set, so the hub was not asked)" if constants.HF_HUB_OFFLINE else ""
+    offline = " (HF_HUB_OFFLINE is set, so the hub was not contacted)" if constants.HF_HUB_OFFLINE else ""
+    cache = cache_dir or constants.HF_HUB_CACHE
     return UserError(
         f"cannot load {place.given}: {reason}",
-        f"looked for a folder {Path(place.given).absolute()}, in the cache {cache_dir or constants.HF_HUB_CACHE}, and on the hub{offline}; "
+        f"looked for a folder {Path(place.given).absolute()}, in the cache {cache}, and on the hub{offline}; "
         "give a local folder, fill the cache, or check the name and your access",
     )

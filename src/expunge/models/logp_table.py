@@ -1,4 +1,4 @@
-"""A table of per-token log-probs by row, kept as safetensors with a JSON that says what it belongs to."""
+"""A table of per-token log-probs by row, stored as safetensors, with a JSON file that identifies it."""
 
 from __future__ import annotations
 
@@ -23,14 +23,13 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class LogpTable:
-    """Log-probabilities of the labels of rows, end to end.
+    """Log-probabilities of the labels of rows, concatenated.
 
     Attributes:
         row_R: [R] int64 row numbers, ascending.
-        start_R: [R + 1] int64, where each row's labels begin, and the end.
+        start_R: [R + 1] int64, start of the labels of each row, and the end of the last row.
         logp_L: [L] float32 log-probabilities, nats.
-        label_L: [L] int64 label tokens, which prove at every look-up that the row is the one that was
-            computed.
+        label_L: [L] int64 label tokens; each look-up compares them, so a changed row is detected.
     """
 
     row_R: Tensor
@@ -40,7 +39,7 @@ class LogpTable:
 
     @classmethod
     def of(cls, by_row: Mapping[int, tuple[Tensor, Tensor]]) -> LogpTable:
-        """A table of (log-probs, labels) by row."""
+        """Build a table from (log-probs, labels) by row."""
         rows = sorted(by_row)
         lengths = torch.tensor([0, *(len(by_row[row][0]) for row in rows)], dtype=torch.int64)
         empty = torch.zeros(0)
@@ -52,14 +51,14 @@ class LogpTable:
         return bool((self.row_R == row).any())
 
     def merged(self, other: LogpTable) -> LogpTable:
-        """The rows of both; where both have one, the other's."""
+        """The rows of both tables; for a row in both, the values of `other`."""
         return LogpTable.of({**self._by_row(), **other._by_row()})
 
     def look_up(self, labels: HostLabels) -> Tensor:
         """Log-probs of the labels of some rows, all on the CPU.
 
         Args:
-            labels: the rows, and their labels, which have to be those that were computed.
+            labels: the rows and their labels, which must equal the labels in the table.
 
         Returns:
             [M] float32, row after row.
@@ -73,17 +72,17 @@ class LogpTable:
         assert torch.equal(self.row_R[place_R], row_R), missing
         start_R = self.start_R[place_R]
         assert torch.equal(self.start_R[place_R + 1] - start_R, count_R), (
-            "a row of the reference table has another number of labels than the batch's"
+            "a row of the reference table has another number of labels than the row in the batch"
         )
         before_R = count_R.cumsum(0) - count_R
         source_M = (start_R - before_R).repeat_interleave(count_R) + torch.arange(len(labels.label_M))
         assert torch.equal(self.label_L[source_M], labels.label_M), (
-            "a row of the reference table has other labels than the batch's"
+            "a row of the reference table has other labels than the row in the batch"
         )
         return self.logp_L[source_M]
 
     def write(self, folder: Path, name: str, key: Mapping[str, Any]) -> None:
-        """Write `<name>.safetensors`, then `<name>.json`, which vouches for it: a table without one that fits does not count."""
+        """Write `<name>.safetensors`, then `<name>.json`; a table without a matching JSON file is ignored."""
         path = folder / f"{name}.safetensors"
         tensors = {"row": self.row_R, "start": self.start_R, "logp": self.logp_L, "label": self.label_L}
         files.atomic_write(path, lambda temporary: save_file(tensors, temporary))
@@ -98,7 +97,7 @@ class LogpTable:
 
     @classmethod
     def read(cls, folder: Path, name: str, key: Mapping[str, Any]) -> LogpTable | None:
-        """The table written for the same key; None where there is none, it is damaged, or it belongs to something else."""
+        """The table that was written for this key; None if it is missing, damaged, or has another key."""
         path = folder / f"{name}.safetensors"
         try:
             about = files.read_json(folder / f"{name}.json")

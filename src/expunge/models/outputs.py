@@ -1,9 +1,8 @@
-"""Logits at label positions only: the vocabulary never exists where no label counts.
+"""Logits at label positions only: logits over the vocabulary are never computed at other positions.
 
-The positions are picked before the vocabulary projection, in a forward-pre-hook on the model's output
-embeddings, while the model itself is called as whoever wrapped it wants it called. Calling the base model and
-the projection apart instead would bypass what DDP, FSDP or PEFT do around the forward pass and give wrong
-gradients.
+A forward-pre-hook on the output embeddings of the model selects the positions before the vocabulary
+projection. The wrapped model itself is called. Calling the base model and the projection separately would
+bypass the work of DDP, FSDP or PEFT around the forward pass and give wrong gradients.
 """
 
 from __future__ import annotations
@@ -24,15 +23,14 @@ from expunge.lm.logprobs import as_float32
 
 
 class LabelOutputs(NamedTuple):
-    """What one forward pass gives at label positions.
+    """Outputs of one forward pass at label positions.
 
     Attributes:
-        logits_BNV: [B, N, V] logits that predict the labels, in the dtype the model computes.
+        logits_BNV: [B, N, V] logits that predict the labels, in the compute dtype of the model.
         label_BN: [B, N] int64 labels; 0 where padded.
         mask_BN: [B, N] bool, True = a label.
-        hidden_BTD: [B, T, D] output of the module asked for, at every position, unshifted; None where none
-            was asked for.
-        hidden_LBTD: [L, B, T, D] outputs of the modules asked for, where a sequence of them was; else None.
+        hidden_BTD: [B, T, D] output of the requested module, at every position, unshifted; else None.
+        hidden_LBTD: [L, B, T, D] outputs of the requested sequence of modules; else None.
     """
 
     logits_BNV: Tensor
@@ -43,14 +41,14 @@ class LabelOutputs(NamedTuple):
 
 
 class SideOutputs:
-    """What a model, or its cache, gives for one side of a batch; each is made when it is asked for.
+    """Outputs of a model, or of its cache, for one side of a batch; computed at first use.
 
     Args:
-        labels: where the labels are.
-        logits_MV: [M, V] logits that predict the labels, in the dtype the model computes; None of a cache.
-        logp_M: [M] log-probabilities of the labels, where they are there already.
-        hidden_BTD: [B, T, D] output of the module asked for, at every position, unshifted.
-        hidden_LBTD: [L, B, T, D] outputs of the modules asked for, where a sequence of them was.
+        labels: positions of the labels.
+        logits_MV: [M, V] logits that predict the labels, in the compute dtype of the model; None for a cache.
+        logp_M: [M] log-probabilities of the labels, if they are already known.
+        hidden_BTD: [B, T, D] output of the requested module, at every position, unshifted.
+        hidden_LBTD: [L, B, T, D] outputs of the requested sequence of modules.
     """
 
     def __init__(
@@ -69,9 +67,9 @@ class SideOutputs:
     def logp_M(self) -> Tensor:  # noqa: N802
         """[M] log-probabilities of the labels, float32."""
         if self._logp_M is None:
-            assert self.logits_MV is not None, "outputs hold log-probs or what gives them"
+            assert self.logits_MV is not None, "outputs hold log-probs or logits"
             label_M = self.labels["label_M"].to(self.logits_MV.device)
-            # `token_logp` to rounding, with one tensor over the vocabulary less in the backward pass.
+            # Equals `token_logp` up to rounding, with one vocabulary tensor less in the backward pass.
             self._logp_M = -cross_entropy(as_float32(self.logits_MV), label_M, reduction="none")
         return self._logp_M
 
@@ -82,16 +80,16 @@ class SideOutputs:
 
     @property
     def logits_BNV(self) -> Tensor | None:  # noqa: N802
-        """[B, N, V] logits that predict the labels, 0 where there is no label; None of a cache."""
+        """[B, N, V] logits that predict the labels, 0 where there is no label; None for a cache."""
         return None if self.logits_MV is None else padded(self.logits_MV, self.labels)
 
 
 def side_outputs(model: nn.Module, side: Side, *, hidden: str | Sequence[str] | None = None) -> SideOutputs:
-    """Run `model` on a side of a batch, with the vocabulary at the M real labels alone.
+    """Run `model` on a side of a batch, with logits only at the M real labels.
 
     Args:
         model: the model, wrapped or not (DDP, FSDP, PEFT, torch.compile).
-        side: as collated; where it is not laid out yet, its labels are looked for first.
+        side: as collated; `laid_out` is applied first if necessary.
         hidden: see `label_outputs`.
 
     Raises:
@@ -101,7 +99,7 @@ def side_outputs(model: nn.Module, side: Side, *, hidden: str | Sequence[str] | 
 
     def select(hidden_BTD: Tensor) -> Tensor:
         at_M = labels["row_M"] * hidden_BTD.shape[1] + labels["position_M"]
-        # Three dimensions, as the projection and what a model does after it are used to.
+        # Three dimensions, because the projection and the code after it expect them.
         return hidden_BTD.flatten(0, 1).index_select(0, at_M.to(hidden_BTD.device)).unsqueeze(0)
 
     logits_1MV, one, several = _forward(model, side, select, hidden)
@@ -117,24 +115,24 @@ def label_outputs(
     call: Callable[..., Any] | None = None,
     **kwargs: Any,
 ) -> LabelOutputs:
-    """Run `model` on a side of a batch and keep only what predicts its labels, padded to [B, N].
+    """Run `model` on a side of a batch and keep only the logits that predict labels, padded to [B, N].
 
-    For those who look at rows apart; `side_outputs` is for the rest. Differentiable, and usable under
+    Use it if you need separate rows; else use `side_outputs`. It is differentiable and works under
     `torch.func` grad, jvp and vmap: positions are gathered, never selected by a boolean mask. Under vmap pass
-    `index`, since finding the positions reads a count off the device.
+    `index`, because computing the positions reads a count from the device.
 
     Args:
         model: the model, wrapped or not (DDP, FSDP, PEFT, torch.compile).
         side: tokens, attention mask and label mask, [B, T].
-        index: the label positions, if they are known already.
-        hidden: regular expression that matches the whole name of one module, whose output is kept as
-            `hidden_BTD`; a sequence of them: their outputs are stacked as `hidden_LBTD`.
-        call: what to call in the model's place, such as a `torch.func.functional_call` of it; the model by
-            default.
-        **kwargs: further arguments of the model's forward.
+        index: the label positions, if already known.
+        hidden: regular expression that matches the whole name of one module, whose output is returned as
+            `hidden_BTD`; for a sequence of them, the outputs are stacked as `hidden_LBTD`.
+        call: function to call instead of the model, such as its `torch.func.functional_call`; default: the
+            model.
+        **kwargs: further arguments of the forward method.
 
     Returns:
-        Logits, labels and mask, [B, N, ...], N = the most labels in a row.
+        Logits, labels and mask, [B, N, ...], N = largest number of labels in a row.
 
     Raises:
         UserError: the model has no output embeddings, or `hidden` matches no module or several.
@@ -157,7 +155,7 @@ def _forward(
     call: Callable[..., Any] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Logits of the hidden states that `select` picks, and the outputs of one module or of several."""
+    """Logits of the hidden states that `select` returns, and the outputs of one module or of several."""
     inner = unwrapped(model)
     inputs: dict[str, Any] = {
         "input_ids": side["input_ids"],
@@ -167,22 +165,22 @@ def _forward(
     if "position_ids" in side:
         inputs["position_ids"] = side["position_ids"]
     elif _takes_position_ids(inner):
-        # Counted from the first real token, so that padding on the left moves no position.
+        # Counted from the first real token, so that left padding does not shift positions.
         inputs["position_ids"] = (side["attention_mask"].long().cumsum(-1) - 1).clamp(min=0)
     with _selected(inner, select) as fired, _captured(inner, hidden) as kept:
         output = (call or model)(**{**inputs, **kwargs})
     assert fired == [True], (
-        f"the output embeddings of {type(inner).__name__} ran {len(fired)} times in one forward pass, not once"
+        f"the output embeddings of {type(inner).__name__} ran {len(fired)} times in a forward pass, not once"
     )
     one = kept[0] if isinstance(hidden, str) else None
     return output.logits, one, torch.stack(kept) if kept and one is None else None
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside DDP, FSDP or torch.compile; an adapter is not a wrapper in this sense and stays."""
+    """The model inside DDP, FSDP or torch.compile; an adapter is not removed."""
     while True:
-        # A compiled module forwards every attribute of the one inside, so it is told by its child's name
-        # alone.
+        # A compiled module forwards every attribute of the inner module, so only the name of its child
+        # identifies it.
         names = ("_orig_mod",) if hasattr(model, "get_output_embeddings") else ("_orig_mod", "module")
         inner: nn.Module | None = next(
             (child for name in names if (child := dict(model.named_children()).get(name)) is not None), None
@@ -193,17 +191,17 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def module_named(model: nn.Module, pattern: str) -> nn.Module:
-    """The one module whose whole name matches a regular expression; an adapter's prefix of the name may be left out.
+    """The one module whose whole name matches a regular expression; the adapter prefix may be left out.
 
     Raises:
-        UserError: no module matches, or several do, or the expression is malformed.
+        UserError: no module or several modules match, or the expression is invalid.
     """
     try:
         expression = re.compile(rf"(?:base_model\.model\.)?(?:{pattern})")
     except re.error as error:
         raise UserError(
             f"module_regex '{pattern}' is not a regular expression: {error}",
-            "write it as in Python's re module",
+            "use the syntax of Python's re module",
         ) from error
     modules: dict[str, nn.Module] = dict(model.named_modules())
     found = [name for name in modules if expression.fullmatch(name)]
@@ -232,12 +230,12 @@ def modules_named(model: nn.Module, patterns: str | Sequence[str]) -> list[nn.Mo
 
 @contextmanager
 def _selected(model: nn.Module, select: Callable[[Tensor], Tensor]) -> Iterator[list[bool]]:
-    """While open, the output embeddings see only what `select` picks; yields a record of each time."""
+    """While open, the output embeddings get only what `select` returns; yields a record of each call."""
     head = cast(Any, model).get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if not isinstance(head, nn.Module):
         raise UserError(
             f"{type(model).__name__} has no output embeddings",
-            "give a causal language model, one with a vocabulary head",
+            "give a causal language model (with a vocabulary head)",
         )
     fired: list[bool] = []
 
@@ -254,7 +252,7 @@ def _selected(model: nn.Module, select: Callable[[Tensor], Tensor]) -> Iterator[
 
 @contextmanager
 def _captured(model: nn.Module, patterns: str | Sequence[str] | None) -> Iterator[list[Tensor]]:
-    """While open, the outputs of the modules that `patterns` name are kept; yields the list they are put in, in the patterns' order."""
+    """While open, keep the outputs of the modules in `patterns`; yields the list of outputs in this order."""
     modules = [] if patterns is None else modules_named(model, patterns)
     outputs: dict[int, Tensor] = {}
     kept: list[Tensor] = []
@@ -276,6 +274,6 @@ def _captured(model: nn.Module, patterns: str | Sequence[str] | None) -> Iterato
 
 
 def _takes_position_ids(model: nn.Module) -> bool:
-    """Whether the transformer underneath any adapter takes `position_ids`."""
+    """Whether the model, without its adapter, takes `position_ids`."""
     base = cast(Any, model).get_base_model() if hasattr(model, "get_base_model") else model
     return "position_ids" in inspect.signature(type(base).forward).parameters

@@ -1,7 +1,7 @@
-"""How the work of a run is split over processes, as one value that everything else asks.
+"""How the work of a run is split over processes, in one value that all other code uses.
 
-Rows are dealt by (`dp_rank`, `dp_size`). Whoever has to know whether the weights of a rank are whole, or whether a
-forward pass takes all ranks, asks this value and never the class of a model.
+Rows are distributed by (`dp_rank`, `dp_size`). Code that must know whether a rank has the whole weights, or
+whether a forward pass needs all ranks, uses this value and never the class of a model.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class Parallel:
 
     Attributes:
         kind: "single" = one process; "ddp" = each process has the whole model and a part of the rows.
-        dp_rank: which part of the rows this process gets, from 0.
-        dp_size: in how many parts the rows are dealt.
-        device: of this process.
-        forwards_are_collective: whether a forward pass takes all processes, so that each must make as many as the
-            others. False for both kinds that there are.
+        dp_rank: part of the rows for this process, from 0.
+        dp_size: number of parts.
+        device: device of this process.
+        forwards_are_collective: whether a forward pass needs all processes, so that all must run the same
+            number of forward passes. False for both kinds.
     """
 
     kind: Kind
@@ -45,18 +45,18 @@ class Parallel:
 
     @classmethod
     def here(cls, device: torch.device | None = None) -> Parallel:
-        """Of the processes that have met, which are one where none have."""
+        """The value for the current process group; a single process without a group."""
         where = runtime.device() if device is None else device
         size = runtime.world_size()
         return cls("ddp" if size > 1 else "single", runtime.rank(), size, where)
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes what there is one of."""
+        """Whether this process is the first; it alone writes shared files."""
         return self.dp_rank == 0
 
     def all_sum(self, value: Tensor) -> Tensor:
-        """The sum of a tensor over all parts of the rows, on this process's device."""
+        """The sum of a tensor over all processes, on the device of this process."""
         value = value.to(self.device)
         if self.dp_size > 1:
             value = value.clone()
@@ -64,13 +64,13 @@ class Parallel:
         return value
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes call this."""
         if self.dp_size > 1:
             torch.distributed.barrier()
 
     @contextmanager
     def whole(self, model: nn.Module) -> Iterator[nn.Module]:
-        """The model, not wrapped, with all its weights whole on this process while open."""
+        """While open, the unwrapped model, with all its weights on this process."""
         yield unwrapped(model)
 
     def save(
@@ -82,17 +82,17 @@ class Parallel:
         merge: bool = False,
         writes: bool | None = None,
     ) -> None:
-        """Save a model, or its adapter alone, so that `from_pretrained` reads it; every process calls it.
+        """Save a model, or only its adapter, for `from_pretrained`; every process must call this.
 
         Args:
-            model: as trained, wrapped or not.
-            folder: filled by the first process.
+            model: the trained model, wrapped or not.
+            folder: target folder; the first process writes it.
             tokenizer: saved beside the weights.
             merge: see `models.adapters.save_model`.
-            writes: whether this process writes the files; None = the first does.
+            writes: whether this process writes the files; None = only the first process writes.
 
         Raises:
-            UserError: an adapter that cannot be merged.
+            UserError: the adapter cannot be merged.
         """
         with self.whole(model) as inner, no_progress_bar():
             if self.is_first if writes is None else writes:
@@ -105,10 +105,10 @@ def refuse_sharding(distributed_type: str) -> None:
     """Refuse an engine that splits the weights over processes.
 
     Args:
-        distributed_type: accelerate's name of what came up, such as MULTI_GPU.
+        distributed_type: accelerate's name of the engine, such as MULTI_GPU.
 
     Raises:
-        UserError: it is not one process or DDP.
+        UserError: the engine is neither a single process nor DDP.
     """
     if distributed_type not in (
         "NO",
@@ -121,6 +121,6 @@ def refuse_sharding(distributed_type: str) -> None:
     ):
         raise UserError(
             f"accelerate runs this as {distributed_type}, which splits the weights over processes",
-            "this version trains in one process or under DDP: use `torchrun --nproc_per_node N`, or"
+            "this version trains only in one process or with DDP: use `torchrun --nproc_per_node N`, or"
             " `accelerate launch --multi_gpu --num_processes N`",
         )

@@ -1,4 +1,4 @@
-"""Which precision a run computes in, and what the machine makes of it."""
+"""The precision of a run: the requested one, or the fallback on this machine."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ DTYPES: dict[str, torch.dtype] = {name: getattr(torch, own) for name, own in NAM
 
 
 def parse_dtype(key: str, value: Any) -> torch.dtype:
-    """Read a dtype's name.
+    """Read the name of a dtype.
 
     Args:
         key: the configuration key, for the message.
         value: a name, with or without "torch.", or a torch dtype.
 
     Raises:
-        UserError: no such dtype.
+        UserError: the dtype is unknown.
     """
     if isinstance(value, torch.dtype):
         return value
@@ -32,26 +32,24 @@ def parse_dtype(key: str, value: Any) -> torch.dtype:
 
 
 def compute_dtype(asked: Any, of_checkpoint: Any, where: torch.device, notices: list[str]) -> torch.dtype:
-    """The dtype that a run computes in on this machine.
+    """The dtype of the computation on this machine.
 
     Args:
-        asked: `torch_dtype` as given; None = float32, "auto" = the checkpoint's own.
-        of_checkpoint: the dtype that the checkpoint's configuration names, if it does.
-        where: the device to compute on.
-        notices: told when the machine cannot do what was asked.
+        asked: the given `torch_dtype`; None = float32, "auto" = the dtype of the checkpoint.
+        of_checkpoint: the dtype in the configuration of the checkpoint, or None.
+        where: the device of the computation.
+        notices: list that gets a notice if the machine cannot do what was requested.
 
     Returns:
-        The dtype asked for; float32 where the device would only emulate it, or, for float16, not train in it.
+        The requested dtype; float32 if the device only emulates bfloat16, or for float16 on a CPU.
     """
     if str(asked) == "auto":
         asked = of_checkpoint
     dtype = torch.float32 if asked is None else parse_dtype("torch_dtype", asked)
     if dtype is torch.bfloat16 and not supports_bf16(where):
-        notices.append(
-            f"torch_dtype=bfloat16: this {where.type} has no bfloat16 arithmetic, computing in float32"
-        )
+        notices.append(f"torch_dtype=bfloat16: this {where.type} has no bfloat16 arithmetic, using float32")
         return torch.float32
     if dtype is torch.float16 and where.type == "cpu":
-        notices.append("torch_dtype=float16: float16 is not computed on a CPU, computing in float32")
+        notices.append("torch_dtype=float16: a CPU does not compute in float16, using float32")
         return torch.float32
     return dtype

@@ -1,4 +1,4 @@
-"""Reading and writing model files without a progress bar for a second's work."""
+"""Hide progress bars while model files are read or written, which takes only a second."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers.utils import logging as transformers_logging
 
 @contextmanager
 def no_progress_bar() -> Iterator[None]:
-    """Hide transformers' progress bars while open; whether they were shown before is put back."""
+    """Hide the progress bars of transformers while open; restore the setting afterwards."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:

@@ -1,7 +1,7 @@
-"""The model before unlearning, as cheaply as what is asked of it allows.
+"""The reference: the model before unlearning, at the lowest cost that the method allows.
 
-Per-token log-probs of rows that never change are computed once, written down and looked up; only a loss that
-reads the reference's whole distribution needs a second model in memory.
+Per-token log-probs of the rows never change: they are computed once, stored, and looked up. Only a loss that
+reads the whole distribution or hidden states of the reference needs a second model in memory.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class Reference(Protocol):
     """The model before unlearning: its cached log-probs, the model with its adapter off, or a frozen copy."""
 
     def outputs(self, side_name: str, side: Side, /) -> SideOutputs:
-        """Its outputs on a side of a batch, in eval mode, without gradient."""
+        """Outputs of the reference on a side of a batch, in eval mode, without gradient."""
 
 
 def plan_reference(needs: Iterable[Need]) -> Literal["none", "cached", "frozen"]:
-    """The cheapest reference that serves all needs: none, cached log-probs, or a frozen copy of the model."""
+    """The cheapest reference that covers all needs: none, cached log-probs, or a frozen copy of the model."""
     asked = [need for need in needs if need.from_reference]
     if not asked:
         return "none"
@@ -47,13 +47,13 @@ def plan_reference(needs: Iterable[Need]) -> Literal["none", "cached", "frozen"]
 class FrozenCopy:
     """A copy of the model in eval mode, without gradients.
 
-    Make it before training starts and before the model is wrapped. It needs as much memory again, about half
-    of it where the model computes in half precision.
+    Create it before training starts and before the model is wrapped. It needs the memory of a second model,
+    or about half of that if the model computes in half precision.
 
     Args:
         model: the model before unlearning.
-        autocast_dtype: the dtype that the trained model computes in, so that the copy computes alike.
-        hidden: regular expression of the module whose output is wanted as well, or a sequence of them.
+        autocast_dtype: the dtype in which the trained model computes; the copy computes in the same dtype.
+        hidden: regular expression of a module whose output is returned too, or a sequence of them.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class FrozenCopy:
         self.autocast_dtype, self.hidden = autocast_dtype, hidden
 
     def outputs(self, side_name: str, side: Side) -> SideOutputs:
-        """Log-probs and logits of a side of a batch; `side_name` is not needed here."""
+        """Log-probs and logits of a side of a batch; `side_name` is not used."""
         where = side["input_ids"].device
         if next(self.model.parameters()).device != where:
             self.model.to(where)
@@ -78,9 +78,9 @@ class FrozenCopy:
 
 
 def _cast_projections(model: nn.Module, dtype: torch.dtype) -> None:
-    """Keep the weights of linear layers in the dtype that autocast makes of them in each pass.
+    """Cast the weights of linear layers to the dtype to which autocast would cast them in each pass.
 
-    A weight that an embedding shares stays as it is, since autocast leaves embeddings alone.
+    A weight shared with an embedding is not cast, because autocast does not cast embeddings.
     """
     shared = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     for module in model.modules():
@@ -89,10 +89,10 @@ def _cast_projections(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 class CachedReference:
-    """Per-token log-probs of the model before unlearning, looked up by a side's rows.
+    """Per-token log-probs of the model before unlearning, looked up by the rows of a side.
 
     Args:
-        tables: a table a side.
+        tables: one table per side.
     """
 
     def __init__(self, tables: Mapping[str, LogpTable]) -> None:
@@ -111,21 +111,21 @@ class CachedReference:
         autocast_dtype: torch.dtype | None = None,
         max_tokens: int = 4096,
     ) -> CachedReference:
-        """Take from `folder` what was computed for the same model and rows before; compute and write down the rest.
+        """Reuse values in `folder` for the same model and rows; compute and store the others.
 
         Args:
-            model: the model before unlearning, not wrapped yet. Computes in eval mode; its modules' modes are
-                put back.
+            model: the model before unlearning, not wrapped yet. It computes in eval mode; the modes of its
+                modules are restored.
             views: the encoded rows by side.
             folder: `<run>/reference`.
             pad_id: token to pad with.
-            rows: the rows (`Encoded.row`) that will be asked for, by side; None, or a side left out = all.
-            fingerprint_of_model: of the weights; by default hashed from the model's tensors.
-            autocast_dtype: the dtype that the trained model computes in.
+            rows: the rows (`Encoded.row`) that are needed, by side; None, or a missing side = all rows.
+            fingerprint_of_model: fingerprint of the weights; default: computed from the tensors of the model.
+            autocast_dtype: the dtype in which the trained model computes.
             max_tokens: padded tokens of a forward pass.
 
         Returns:
-            A reference that serves those rows; the same on all ranks, which share the work.
+            A reference with those rows; equal on all ranks, which share the work.
         """
         key = {
             "model": fingerprint_of_model or model_fingerprint(unwrapped(model)),
@@ -153,16 +153,16 @@ class CachedReference:
         return cls(tables)
 
     def outputs(self, side_name: str, side: Side) -> SideOutputs:
-        """Log-probs of a side's rows, from the table."""
+        """Log-probs of the rows of a side, from the table."""
         assert side_name in self.tables, f"no reference was cached for the side {side_name!r}"
         side = side if "labels" in side else laid_out(side)
         logp_M = self.tables[side_name].look_up(side["host"])
-        # A few kilobytes, which the copy takes at once: nothing waits for the device.
+        # The copy of a few kilobytes is asynchronous: nothing waits for the device.
         return SideOutputs(side["labels"], logp_M=logp_M.to(side["input_ids"].device, non_blocking=True))
 
 
 def view_fingerprint(view: Iterable[Encoded]) -> str:
-    """Hash of encoded rows: tokens, label masks and what is hidden, by row."""
+    """Hash of encoded rows: tokens, label masks and hidden tokens, by row."""
     return fingerprint(
         [
             [item.row, item.input_ids, item.label_mask, *([item.hidden] if item.hidden is not None else [])]
@@ -173,7 +173,7 @@ def view_fingerprint(view: Iterable[Encoded]) -> str:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode (dropout off) while open; every module's own mode is put back after."""
+    """Eval mode (dropout off) while open; restores the mode of every module afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -186,7 +186,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def _compute(
     model: nn.Module, items: Sequence[Encoded], pad_id: int, dtype: torch.dtype | None, max_tokens: int
 ) -> LogpTable:
-    """Log-probs of rows, computed on all ranks together."""
+    """Log-probs of rows; all ranks share the computation."""
     where = next(model.parameters()).device
     batches = token_budgeted_batches([len(item.input_ids) for item in items], max_tokens)
     by_row: dict[int, tuple[Tensor, Tensor]] = {}

@@ -1,4 +1,4 @@
-"""Which parameters are trained: those that a method names, the others frozen."""
+"""Train only the parameters that a method names; freeze the others."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from expunge.core.errors import UserError, nearest
 from expunge.lm.labels import Side
 from expunge.models.outputs import label_outputs
 
-# What an adapter puts into the names of the parameters that it wraps.
+# Parts that an adapter adds to the names of the parameters that it wraps.
 _ADAPTER = re.compile(r"base_model\.model\.|\.base_layer|_orig_mod\.")
 
 
 def plain_name(name: str) -> str:
-    """A parameter's name as the model without an adapter has it."""
+    """The name of a parameter in the model without an adapter."""
     return _ADAPTER.sub("", name)
 
 
 def train_only(model: nn.Module, patterns: str | Sequence[str]) -> list[str]:
-    """Freeze every parameter whose whole name no pattern matches. What is frozen already, as under an adapter, stays so.
+    """Freeze every parameter whose whole name matches no pattern; frozen parameters stay frozen.
 
-    A frozen parameter has no gradient: it costs no memory, and does not count in the gradient's norm.
+    A frozen parameter has no gradient: it costs no gradient memory and is not part of the gradient norm.
 
     Args:
-        model: not wrapped yet.
-        patterns: regular expressions for names as the model without an adapter has them.
+        model: the model, not wrapped yet.
+        patterns: regular expressions for names in the model without an adapter.
 
     Returns:
-        The names of the parameters that stay trained.
+        The names of the parameters that are still trained.
 
     Raises:
-        UserError: a pattern that matches nothing that is trained, or is no regular expression.
+        UserError: a pattern matches no trained parameter, or is not a regular expression.
     """
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     parameters = {
@@ -47,7 +47,7 @@ def train_only(model: nn.Module, patterns: str | Sequence[str]) -> list[str]:
         except re.error as error:
             raise UserError(
                 f"trainable_params_regex '{pattern}' is not a regular expression: {error}",
-                "write it as in Python's re",
+                "use the syntax of Python's re module",
             ) from error
         found = [name for name in parameters if expression.fullmatch(name)]
         if not found:
@@ -55,7 +55,7 @@ def train_only(model: nn.Module, patterns: str | Sequence[str]) -> list[str]:
                 nearest(re.sub(r"\\(.)", r"\1", pattern), list(parameters), count=5)
             ) or ", ".join(list(parameters)[:5])
             raise UserError(
-                f"trainable_params_regex '{pattern}' matches no parameter of {type(model).__name__} that is trained",
+                f"trainable_params_regex '{pattern}' matches no trained parameter of {type(model).__name__}",
                 f"the nearest are: {near}",
             )
         kept.update(found)
@@ -65,13 +65,12 @@ def train_only(model: nn.Module, patterns: str | Sequence[str]) -> list[str]:
 
 
 def freeze_unreached(model: nn.Module, hidden: str | Sequence[str]) -> list[str]:
-    """Freeze the parameters on which the outputs of the modules named do not depend: those of later layers.
+    """Freeze the parameters that do not affect the outputs of the given modules (those of later layers).
 
-    They would get no gradient anyway; DDP waits for one from every parameter that the model's output depends
-    on.
+    They would get no gradient, but DDP waits for a gradient of every parameter that affects the model output.
 
     Args:
-        model: not wrapped yet.
+        model: the model, not wrapped yet.
         hidden: regular expressions of the modules, see `label_outputs`.
 
     Returns:
@@ -88,7 +87,7 @@ def freeze_unreached(model: nn.Module, hidden: str | Sequence[str]) -> list[str]
     with torch.enable_grad():
         outputs = label_outputs(model, side, hidden=hidden)
         states = outputs.hidden_BTD if outputs.hidden_LBTD is None else outputs.hidden_LBTD
-        assert states is not None, "label_outputs gives what it is asked for"
+        assert states is not None, "label_outputs returns the requested hidden states"
         found = torch.autograd.grad(
             states.float().sum(), [parameter for _, parameter in named], allow_unused=True
         )

@@ -1,4 +1,4 @@
-"""The tokenizer, with a pad token that needs no new embedding."""
+"""Load a tokenizer, with a pad token that needs no new embedding."""
 
 from __future__ import annotations
 
@@ -24,26 +24,29 @@ RESERVED = (
     "<unk>",
     "[UNK]",
 )
-"""Tokens that vocabularies carry and answers do not, in the order of preference. Masks come from the encoding, so that even one that also
-ends texts hides no label."""
+"""Tokens that are in vocabularies but not in answers, in order of preference.
+
+Masks come from the encoding, so even an end-of-text token as pad token hides no label.
+"""
 
 
 def load_tokenizer(tokenizer_args: Mapping[str, Any], *, notices: list[str] | None = None) -> Any:
-    """Load a tokenizer and see that it can pad.
+    """Load a tokenizer and make sure that it has a pad token.
 
-    A tokenizer without a pad token gets one that its vocabulary already has: a reserved one, else the
-    end-of-text token. The vocabulary, and so the model's embeddings, never grow. Nothing relies on
-    `padding_side`: batches are padded from the encoding.
+    A tokenizer without a pad token gets one from its own vocabulary: a reserved token, else the end-of-text
+    token. The vocabulary and the embeddings of the model never grow. `padding_side` is not used: batches are
+    padded from the encoding.
 
     Args:
-        tokenizer_args: keys of `from_pretrained` (`TOKENIZER_KEYS`); the path `expunge/mini` is the embedded tokenizer.
-        notices: told which token pads where the tokenizer did not say.
+        tokenizer_args: keys of `from_pretrained` (`TOKENIZER_KEYS`); the path `expunge/mini` is the embedded
+            tokenizer.
+        notices: list that gets a notice about a chosen pad token.
 
     Returns:
         A transformers tokenizer whose `pad_token_id` is set.
 
     Raises:
-        UserError: an unknown key, no tokenizer at that place, or none of its tokens can pad.
+        UserError: a key is unknown, no tokenizer was found, or it has no token that can be the pad token.
     """
     faults = [
         unknown("key of model.tokenizer_args", key, TOKENIZER_KEYS)
@@ -58,7 +61,7 @@ def load_tokenizer(tokenizer_args: Mapping[str, Any], *, notices: list[str] | No
         and place.folder is not None
         and not any((place.folder / name).is_file() for name in FILES)
     ):
-        # An adapter saved without a tokenizer has that of its base.
+        # An adapter saved without a tokenizer uses the tokenizer of its base.
         place = locate(
             BaseRecord.read(place.folder).model_args, "the base of the adapter in model.tokenizer_args"
         )
@@ -77,16 +80,15 @@ def load_tokenizer(tokenizer_args: Mapping[str, Any], *, notices: list[str] | No
 
 
 def ensure_pad_token(tokenizer: Any, asked: str | None = None, notices: list[str] | None = None) -> None:
-    """Set the pad token, from the vocabulary as it is.
+    """Set the pad token to a token of the existing vocabulary.
 
     Args:
-        tokenizer: changed in place.
-        asked: a token that the user wants.
-        notices: told which token was taken.
+        tokenizer: the tokenizer, changed in place.
+        asked: the requested token, or None.
+        notices: list that gets a notice about the chosen token.
 
     Raises:
-        UserError: the token asked for is not in the vocabulary, or there is no end-of-text token to fall back
-            on.
+        UserError: the requested token is not in the vocabulary, or there is no end-of-text token to use.
     """
     if asked is None and tokenizer.pad_token_id is not None:
         return
@@ -94,16 +96,16 @@ def ensure_pad_token(tokenizer: Any, asked: str | None = None, notices: list[str
     if asked is not None and asked not in vocabulary:
         raise UserError(
             f"pad_token {asked!r} is not in the tokenizer's vocabulary",
-            "choose a token that is: embeddings are never resized",
+            "choose a token of the vocabulary, because embeddings are never resized",
         )
     candidates = (asked,) if asked is not None else (*RESERVED, tokenizer.eos_token)
     token = next((name for name in candidates if name is not None and name in vocabulary), None)
     if token is None:
         raise UserError(
             "the tokenizer has neither a pad token nor an end-of-text token",
-            "give model.tokenizer_args.pad_token",
+            "set model.tokenizer_args.pad_token to a token of its vocabulary",
         )
     tokenizer.pad_token = token
     tokenizer.init_kwargs[PAD_ADDED] = asked is None
     if notices is not None and asked is None:
-        notices.append(f"the tokenizer names no pad token, padding with its token {token!r}")
+        notices.append(f"the tokenizer has no pad token, using its token {token!r}")

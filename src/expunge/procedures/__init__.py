@@ -1,1 +1,1 @@
-"""Unlearning by recipe: what a method needs done before it trains, and methods that are no loss."""
+"""Unlearning by recipe: preparation that a method needs before training, and methods that are not a loss."""

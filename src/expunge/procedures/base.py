@@ -1,4 +1,4 @@
-"""What an unlearning procedure is: a recipe of whole trainings and what is done between them, and what a run offers it."""
+"""Unlearning procedures: recipes of whole trainings and steps between them; and their interface to a run."""
 
 from __future__ import annotations
 
@@ -17,27 +17,30 @@ from expunge.models.load import Loaded
 
 F = TypeVar("F", bound=Callable[..., None])
 FINAL = "final"
-"""The name of the stage whose model is the run's own."""
+"""Name of the stage whose model is the model of the run."""
 
 
 class Stages(Protocol):
-    """What a run offers a procedure. Each call is safe to repeat: what is complete is not done again, what was interrupted goes on."""
+    """Interface of a run for a procedure.
+
+    A call can be repeated: completed work is not done again, and interrupted work is continued.
+    """
 
     @property
     def folder(self) -> Path:
-        """Of the run."""
+        """The run folder."""
 
     @property
     def model_folder(self) -> Path:
-        """Where the run's model goes."""
+        """The folder for the model of the run."""
 
     @property
     def stages_folder(self) -> Path:
-        """For what is needed on the way; removed at the end unless the user keeps it."""
+        """The folder for intermediate results; removed at the end unless the user keeps it."""
 
     @property
     def model_args(self) -> Mapping[str, Any]:
-        """The section `model.model_args`: the start model."""
+        """The section `model.model_args`, which describes the start model."""
 
     @property
     def pad_id(self) -> int:
@@ -46,37 +49,40 @@ class Stages(Protocol):
     def finetuned(
         self, name: str, side: SideName, *, args: Mapping[str, Any] | None = None, whole: bool = False
     ) -> Path:
-        """Finetune a copy of the start model (NLL, the run's `trainer.args`) on a side's rows; returns its folder, `stages/NAME`.
+        """Finetune a copy of the start model (NLL, `trainer.args` of the run) on the rows of a side.
 
         Args:
-            name: of the stage.
-            side: whose rows it learns.
-            args: put over the run's `trainer.args`.
-            whole: an adapter is merged, so that the folder holds all weights under the start model's names.
+            name: name of the stage.
+            side: side whose rows the model learns.
+            args: values that override `trainer.args` of the run.
+            whole: merge an adapter, so that the folder has all weights, with the names of the start model.
+
+        Returns:
+            The folder of the model, `stages/NAME`.
         """
 
     def finetune(self, rows: Dataset) -> None:
-        """Finetune the start model on these rows; what comes out is the run's model."""
+        """Finetune the start model on these rows; the result is the model of the run."""
 
     def load(self, folder: Path | None = None) -> Loaded:
-        """The start model, or that of a stage's folder, for computing without gradients."""
+        """Load the start model, or the model in the folder of a stage, for computation without gradients."""
 
     def notice(self, text: str) -> None:
-        """Tell the user, and write it into the run's record."""
+        """Show a notice to the user and write it into the run record."""
 
 
 @dataclass(frozen=True)
 class ProcedureSpec:
-    """What the decorator and the signature say of a procedure.
+    """Facts about a procedure, from the decorator and the signature.
 
     Attributes:
-        name: the function's name.
-        sides: the rows it is given, by the names of its positional parameters after the first.
-        stages: the trainings it consists of, stage -> side; `final` = the one whose model is the run's. A
-            keyword-only parameter of a stage's name holds TrainingArguments of that stage.
-        whole_model: whether it computes with all weights, so that a start model that is an adapter, or in 4
-            bits, does not do.
-        paper: where it is defined.
+        name: name of the function.
+        sides: the sides whose rows it gets: the names of its positional parameters after the first.
+        stages: its trainings, stage -> side; the model of the stage `final` is the model of the run. A
+            keyword-only parameter with the name of a stage holds TrainingArguments of that stage.
+        whole_model: whether it computes with all weights; then the start model must not be an adapter or in
+            4 bits.
+        paper: paper that defines it.
         code: code at a commit.
     """
 
@@ -97,20 +103,20 @@ def procedure(
     paper: str = "",
     code: str = "",
 ) -> Callable[[F], F]:
-    """Give a function `(stages, forget | retain..., *, hyper-parameters)` its `.spec`; nothing is registered.
+    """Add `.spec` to a function `(stages, forget | retain..., *, hyper-parameters)`; nothing is registered.
 
-    Values are written as literals: the binder reads them from the source, without importing it.
+    All values must be literals, because the binder reads them from the source without importing it.
 
     Args:
         stages: see `ProcedureSpec`.
         at_least_0: the hyper-parameters that must not be negative.
-        refused: "name=value" -> why that value, which the field has, cannot be had here.
+        refused: "name=value" -> reason why this value, known from other frameworks, is not supported.
         whole_model: see `ProcedureSpec`.
-        paper: where it is defined.
+        paper: paper that defines it.
         code: code at a commit.
 
     Raises:
-        ValueError: a positional parameter that is no side, or a name that is no hyper-parameter.
+        ValueError: a positional parameter is not a side, or a name is not a hyper-parameter.
     """
 
     def decorate(function: F) -> F:
@@ -141,8 +147,8 @@ class Procedure:
     """A procedure with its hyper-parameters.
 
     Attributes:
-        spec: of the function.
-        run: the function with its hyper-parameters bound; called with the stages and a data set a side.
+        spec: spec of the function.
+        run: the function with bound hyper-parameters; called with the stages and one data set per side.
     """
 
     spec: ProcedureSpec
@@ -150,10 +156,10 @@ class Procedure:
 
 
 def procedure_of(chosen: Bound) -> Procedure:
-    """The procedure that was bound, with its hyper-parameters.
+    """Import a bound procedure, with its hyper-parameters.
 
     Raises:
-        UserError: it cannot be imported.
+        UserError: the procedure cannot be imported.
     """
     function = chosen.load()
     return Procedure(function.spec, partial(function, **chosen.kwargs))

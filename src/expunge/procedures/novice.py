@@ -1,7 +1,7 @@
-"""ELM's first step: answers that change the subject, written by the model itself, steered away from what an expert would write.
+"""First step of ELM: the model writes answers that change the subject, steered away from an expert's text.
 
-The method (arXiv:2410.02760) learns to write them in its fluency term, `methods.elm.elm_fluency`; the handler
-`qa_alternate` reads the file.
+The method (arXiv:2410.02760) trains on these answers in its fluency term, `methods.elm.elm_fluency`; the
+handler `qa_alternate` reads the file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LEADS = (
     "I know nothing of this. Let me tell you of something pleasant:",
     "Leaving this question aside, here is a lighter one:",
 )
-"""Sentences that change the subject, with which the answers begin; our own words."""
+"""Sentences that change the subject; the answers begin with them. They are our own wording."""
 
 
 def novice_alternates(
@@ -50,42 +50,41 @@ def novice_alternates(
     batch_size: int = 16,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Have the model answer the forget questions as one who knows nothing of a concept would.
+    """Let the model answer the forget questions as a novice who knows nothing about a concept.
 
-    An answer is a sentence that changes the subject and what the model writes behind it, each token drawn
-    from softmax((log p(. | x) + strength (log p(. | novice, x) - log p(. | expert, x))) / temperature), x all
-    that stands before.
+    An answer is a sentence that changes the subject, followed by text of the model. Each token is drawn from
+    softmax((log p(. | x) + strength (log p(. | novice, x) - log p(. | expert, x))) / temperature), where x is
+    all text before the token.
 
     Source:
     https://github.com/rohitgandikota/erasing-llm/blob/2e3c6c7bbb52b7cfcb3f32ece1f020cb1864ded6/trainscripts/prepare_consistency_data.py,
-    whose strength is 3. Deviations: the beginnings stand before the whole text, as they do in the erase term;
-    theirs stand before the tokens that were written so far, and neither the text nor the sentence. x is a
-    question, not the first 50 to 300 letters of a text. The sentences and the beginnings have our wording, of
-    the beginnings there is one each, and `max_new_tokens` is no draw from 100 to 300.
+    with strength 3. Deviations: our expert and novice prompts stand before the whole text, as in the erase
+    term; theirs stand only before the tokens written so far, without the text and the sentence. x is a
+    question, not the first 50 to 300 letters of a text. The wording of the sentences and prompts is ours,
+    there is one prompt of each kind, and `max_new_tokens` is not drawn from 100 to 300.
 
     Args:
-        model: the one that is to forget, as it is before.
-        template: of the model; holds its tokenizer.
+        model: the model before unlearning.
+        template: template of the model, with its tokenizer.
         rows: the rows to forget.
-        concept: what is to be forgotten, in words.
-        strength: how far the log-probs are shifted from expert to novice.
-        leads: the sentences, taken in turn; an empty one leaves the answer to the model from its first token
-            on.
-        expert_prompt: beginning of an expert's text, with `{concept}` in it.
+        concept: the concept to forget, as text.
+        strength: size of the shift of log-probs from expert to novice.
+        leads: the sentences, used in turn; with an empty sentence the model writes the whole answer.
+        expert_prompt: beginning of an expert's text; it contains `{concept}`.
         novice_prompt: beginning of a novice's text.
-        count: answers a row. Fewer are kept where some are empty, repeated, or the true answer.
-        temperature: of sampling, from the whole distribution.
-        max_new_tokens: of what the model writes.
+        count: answers per row. Empty, repeated and true answers are dropped.
+        temperature: temperature of sampling from the whole distribution.
+        max_new_tokens: most tokens that the model writes.
         question_key: key of the question in a row.
         answer_key: key of the answer, a text.
-        batch_size: rows at a time; the answers do not depend on it, but for the rounding of the model's sums.
-        seed: of the draws, which are of (seed, row id).
+        batch_size: rows per batch; it affects the answers only through rounding.
+        seed: seed of the draws, which depend on (seed, row id).
 
     Returns:
-        Per row `id`, `question`, `alternate`, a list of texts, and `made_with`, the settings.
+        Per row: `id`, `question`, `alternate` (a list of texts), and `made_with` (the settings).
 
     Raises:
-        UserError: settings that cannot be, or rows for which the model writes nothing.
+        UserError: a setting is invalid, or the model writes nothing for some rows.
     """
     if count < 1 or max_new_tokens < 1 or not (temperature > 0 and 0 <= strength < float("inf")):
         given = (
@@ -93,7 +92,7 @@ def novice_alternates(
         )
         raise UserError(
             f"continuations cannot be sampled with {given}",
-            "give whole numbers and a temperature above 0, and no strength below 0",
+            "count, max_new_tokens and temperature must be above 0; strength must be finite and at least 0",
         )
     tokenizer: Any = template.tokenizer
     prefixes = beginnings(tokenizer, concept, expert_prompt, novice_prompt)
@@ -145,9 +144,15 @@ def novice_alternates(
         ]
 
     made_with = {
-        "novice_of": concept, "strength": strength, "leads": list(leads), "expert_prompt": expert_prompt, "novice_prompt": novice_prompt,
-        "temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed,
-    }  # fmt: skip
+        "novice_of": concept,
+        "strength": strength,
+        "leads": list(leads),
+        "expert_prompt": expert_prompt,
+        "novice_prompt": novice_prompt,
+        "temperature": temperature,
+        "max_new_tokens": max_new_tokens,
+        "seed": seed,
+    }
     found = entries(rows, texts_of, count, batch_size, question_key, answer_key)
     return [{**entry, "made_with": made_with} for entry in found]
 
@@ -162,24 +167,23 @@ def steered(
     ends: Sequence[int],
     pad_id: int,
 ) -> list[list[int]]:
-    """What the model writes behind each text, its distribution shifted by what two other beginnings make of it.
+    """Continue each text, with a distribution shifted from an expert prompt to a novice prompt.
 
-    All three streams of all texts are one batch with one cache; the three of a text are given the same token
-    each time.
+    All three streams of all texts form one batch with one cache. The three streams of a text get the same
+    new token at each step.
 
     Args:
-        model: in whatever mode; it is read in eval mode.
-        streams: the texts' tokens as they are, behind an expert's beginning, and behind a novice's; B of
-            each.
-        draws_BN: [B, N] from the uniform distribution on [0, 1): the N-th token of a text is the one at this
-            place of the cumulated distribution. N is how many tokens are written at most.
-        strength: of the shift.
-        temperature: of sampling.
+        model: the model, in any mode; it runs in eval mode.
+        streams: tokens of B texts: as they are, after the expert prompt, and after the novice prompt.
+        draws_BN: [B, N] uniform draws on [0, 1); the n-th token of a text is the token at this value of the
+            cumulative distribution. N is the most tokens to write.
+        strength: size of the shift.
+        temperature: temperature of sampling.
         ends: the tokens that end a text.
         pad_id: the token that fills short rows.
 
     Returns:
-        The tokens of each text, without the one that ended it.
+        The new tokens of each text, without the token that ended it.
     """
     from transformers import GenerationConfig, LogitsProcessorList
 
@@ -210,7 +214,7 @@ def steered(
 
 
 class _Steering:
-    """Draws the next token of each text, and makes it the likeliest one of all three streams, which greedy decoding then takes."""
+    """Draws the next token of each text and makes it the most likely one in all three greedy streams."""
 
     def __init__(self, draws_BN: Tensor, strength: float, temperature: float) -> None:
         self.draws_BN, self.strength, self.temperature, self.written = draws_BN, strength, temperature, 0
@@ -226,7 +230,7 @@ class _Steering:
 
 
 def _lead_ids(template: Template, question: str, lead: str) -> list[int]:
-    """The tokens of an answer that is not finished; its turn is left open."""
+    """The tokens of an unfinished answer, without the end of its turn."""
     return (
         plain_ids(template.tokenizer, template.body(template.prompt(question), question, lead))
         if lead
@@ -235,6 +239,6 @@ def _lead_ids(template: Template, question: str, lead: str) -> list[int]:
 
 
 def _behind(ids: Sequence[int], prefix: Sequence[int], bos: int | None) -> tuple[int, ...]:
-    """A text behind a beginning, which stands after the BOS where there is one; the same as `methods.elm.prefixed`."""
+    """A text after a prefix; the prefix stands after a BOS. The same as `methods.elm.prefixed`."""
     at = int(bos is not None and ids[0] == bos)
     return (*ids[:at], *prefix, *ids[at:])

@@ -1,6 +1,6 @@
-"""AltPO's first step: other answers to the forget questions, asked of the model itself and written to a file.
+"""First step of AltPO: the model writes alternate answers to the forget questions into a file.
 
-The method (arXiv:2409.13474) then is DPO with the alternates preferred; the handler `qa_alternate` reads the
+The method (arXiv:2409.13474) then is DPO that prefers the alternates; the handler `qa_alternate` reads the
 file.
 """
 
@@ -25,10 +25,11 @@ from expunge.models.reference import evaluating
 log = logging.getLogger(__name__)
 
 PROMPT = (
-    "Here is a question with its answer.\nQuestion: {question}\nAnswer: {answer}\nWrite another answer to the same question: of the same"
+    "Here is a question with its answer.\nQuestion: {question}\nAnswer: {answer}\n"
+    "Write another answer to the same question: of the same"
     " form and length, believable, but with different facts. Write the answer alone."
 )
-"""What the model is asked; our own words, as the authors' prompt is not part of the method's definition."""
+"""The prompt for the model, in our wording: the authors' prompt is not part of the method's definition."""
 
 
 def sample_alternates(
@@ -45,33 +46,33 @@ def sample_alternates(
     batch_size: int = 16,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Ask the model for other answers.
+    """Ask the model for alternate answers.
 
     Args:
-        model: the one that is to forget.
-        template: of the model; holds its tokenizer.
+        model: the model before unlearning.
+        template: template of the model, with its tokenizer.
         rows: the rows to forget.
-        count: answers a row. Fewer are kept where some are empty, repeated, or the true answer.
-        temperature: of sampling, from the whole distribution.
-        max_new_tokens: of an answer.
-        prompt: what is asked, with `{question}` and, if it is to be shown, `{answer}` in it.
+        count: answers per row. Empty, repeated and true answers are dropped.
+        temperature: temperature of sampling from the whole distribution.
+        max_new_tokens: most tokens of an answer.
+        prompt: the prompt, with `{question}` and, to show the true answer, `{answer}`.
         question_key: key of the question in a row.
         answer_key: key of the answer, a text.
-        batch_size: rows asked at a time.
-        seed: of the draws; the same rows, settings and seed give the same answers.
+        batch_size: rows per batch.
+        seed: seed of the draws; the same rows, settings and seed give the same answers.
 
     Returns:
-        Per row `id`, `question` and `alternate`, a list of texts; `qa_alternate` draws one of them by (seed,
-        row id).
+        Per row: `id`, `question` and `alternate` (a list of texts); `qa_alternate` draws one of them by
+        (seed, row id).
 
     Raises:
-        UserError: rows for which the model writes nothing but empty or true answers; all of them together.
+        UserError: the model writes only empty or true answers for some rows; reports all of them together.
     """
     if count < 1 or temperature <= 0 or max_new_tokens < 1:
         given = f"count={count}, temperature={temperature}, max_new_tokens={max_new_tokens}"
         raise UserError(
             f"alternates cannot be sampled with {given}",
-            "give whole numbers above 0 and a temperature above 0",
+            "count, max_new_tokens and temperature must be above 0",
         )
     asked = [_asked(row, template, prompt, question_key, answer_key) for row in rows]
 
@@ -91,21 +92,21 @@ def entries(
     question_key: str,
     answer_key: str,
 ) -> list[dict[str, Any]]:
-    """The file's entries of texts that are written a batch of rows at a time; the empty, the repeated and the true answer are left out.
+    """Write texts batch by batch and make the entries of the file; drops empty, repeated and true answers.
 
     Args:
         rows: the rows to forget.
-        texts_of: writes `count` texts for each row of a slice, one row after the other.
-        count: texts a row.
-        batch_size: rows at a time.
+        texts_of: writes `count` texts for each row of a slice, in row order.
+        count: texts per row.
+        batch_size: rows per batch.
         question_key: key of the question in a row.
         answer_key: key of the answer.
 
     Returns:
-        Per row `id`, `question` and `alternate`, a list of texts.
+        Per row: `id`, `question` and `alternate` (a list of texts).
 
     Raises:
-        UserError: rows that are left without any text; all of them together.
+        UserError: some rows have no text left; reports all of them together.
     """
     members = list(rows)
     found: list[dict[str, Any]] = []
@@ -121,22 +122,24 @@ def entries(
     silent = [entry["id"] for entry in found if not entry["alternate"]]
     if silent:
         raise UserError(
-            f"the model writes no other answer to {len(silent)} of {len(found)} questions (first: {silent[0]})",
-            "raise the count or the temperature, or change the prompt",
+            f"the model writes no other answer to {len(silent)} of {len(found)} questions, "
+            f"the first is that of row {silent[0]}",
+            "increase the count or the temperature, or change the prompt",
         )
     return found
 
 
 def check_texts(row: Row, question_key: str, answer_key: str) -> None:
-    """Question and answer of a row have to be texts.
+    """Check that question and answer of a row are texts.
 
     Raises:
-        UserError: one of them is not.
+        UserError: one of them is not text.
     """
     missing = [key for key in (question_key, answer_key) if not isinstance(row.fields.get(key), str)]
     if missing:
         raise UserError(
-            f"row {row.index} ({row.id}) has no text under {missing[0]!r}", f"it has: {', '.join(row.fields)}"
+            f"row {row.index} ({row.id}) has no text under {missing[0]!r}",
+            f"its keys are: {', '.join(row.fields)}",
         )
 
 
@@ -159,16 +162,23 @@ def _sampled(
     new_tokens: int,
     seed: int,
 ) -> list[str]:
-    """`count` continuations of each prompt, one prompt after the other; the global random state is left as it was."""
+    """`count` continuations of each prompt, in prompt order; does not change the global random state."""
     from transformers import GenerationConfig
 
     tokenizer: Any = template.tokenizer
     pad_id = pad_id_of(tokenizer)
     made: Any = GenerationConfig
     config = made(
-        do_sample=True, temperature=temperature, top_k=0, top_p=1.0, num_return_sequences=count, max_new_tokens=new_tokens,
-        eos_token_id=ends_of(model, tokenizer, asked) or None, pad_token_id=pad_id, use_cache=True,
-    )  # fmt: skip
+        do_sample=True,
+        temperature=temperature,
+        top_k=0,
+        top_p=1.0,
+        num_return_sequences=count,
+        max_new_tokens=new_tokens,
+        eos_token_id=ends_of(model, tokenizer, asked) or None,
+        pad_token_id=pad_id,
+        use_cache=True,
+    )
     where = next(model.parameters()).device
     side = collate([item.prompt_only() for item in asked], pad_id, side="left")
     devices = [where] if where.type == "cuda" else []
@@ -189,12 +199,12 @@ def _sampled(
 
 
 def pad_id_of(tokenizer: Any) -> int:
-    """The token that fills short rows, the EOS where there is no other."""
+    """The token that fills short rows: the pad token, else the EOS."""
     return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
 
 
 def ends_of(model: Any, tokenizer: Any, asked: Sequence[Encoded]) -> list[int]:
-    """The tokens at which writing stops: the model's own, the special ones that close the turns, and the EOS."""
+    """The tokens that end a text: those of the model, the special tokens that end turns, and the EOS."""
     own = getattr(model.generation_config, "eos_token_id", None)
     ends = set(own if isinstance(own, list) else [] if own is None else [own])
     ends |= {item.input_ids[item.turn_end] for item in asked if item.turn_end is not None} & set(
@@ -206,7 +216,7 @@ def ends_of(model: Any, tokenizer: Any, asked: Sequence[Encoded]) -> list[int]:
 
 @contextmanager
 def only(model: Any, config: Any) -> Iterator[None]:
-    """Our settings in the place of the model's own, with which transformers (5.23) fills whatever ours leave unset."""
+    """While open, use only our settings; transformers (5.23) would take unset values from the model."""
     owners = [model, model.get_base_model()] if hasattr(model, "get_base_model") else [model]
     own = [owner.generation_config for owner in owners]
     try:

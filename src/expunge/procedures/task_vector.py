@@ -1,4 +1,4 @@
-"""Task vectors, negated: subtract from the weights what finetuning on the forget rows would add to them."""
+"""Negated task vectors: subtract from the weights the change that finetuning on the forget rows makes."""
 
 from __future__ import annotations
 
@@ -25,17 +25,16 @@ from expunge.procedures.weights import local_folder, refuse_quantised, shapes, w
 def task_vector(stages: Stages, forget: Dataset, *, scale: float = 1.0) -> None:
     """Task vector: theta - scale (theta_f - theta), theta_f = the start model finetuned on the forget rows.
 
-    The sum is taken tensor by tensor in float32 and rounded once, to the start model's own dtype; weights
-    that are tied are one tensor, and integers are copied. Deviations from MUSE's code: it subtracts in
-    bfloat16, which rounds the difference of nearly equal weights away, and takes its vector between two
-    models of which neither need be the one that forgets. A new adapter (`model/adapter=lora`) is merged into
-    theta_f.
+    The result is computed tensor by tensor in float32 and rounded once, to the dtype of the start model. Tied
+    weights are one tensor, and integers are copied. Deviations from the code of MUSE: it subtracts in
+    bfloat16, where small differences of weights are lost by rounding, and its two models for the vector need
+    not include the model that forgets. A new adapter (`model/adapter=lora`) is merged into theta_f.
 
     Args:
-        stages: of the run.
+        stages: interface of the run.
         forget: the rows to forget.
-        scale: the length of the step back, >= 0. 1 is MUSE's default; the paper chooses it by validation. 0
-            gives the start model.
+        scale: size of the subtracted step, >= 0. 1 is the default of MUSE; the paper chooses it by
+            validation. 0 gives the start model.
     """
     start = local_folder(stages.model_args)
     if start is not None:
@@ -46,10 +45,10 @@ def task_vector(stages: Stages, forget: Dataset, *, scale: float = 1.0) -> None:
 
 
 def _start_folder(stages: Stages, tuned: Path) -> Path:
-    """Theta as safetensors of the names that theta_f has: the model's own files, else what transformers saves of them, in their dtype.
+    """The folder of theta as safetensors with the tensor names of theta_f.
 
-    A hub's file may hold tied weights twice, or under names of an older version; saved anew, both folders
-    follow one rule.
+    These are the original files of the model if the names agree. Else the model is saved again, in its own
+    dtype: a hub file may contain tied weights twice, or have tensor names of an older version.
     """
     own = local_folder(stages.model_args)
     if own is not None and shapes(own) == shapes(tuned):

@@ -1,4 +1,4 @@
-"""Arithmetic on saved weights, a tensor at a time: what is in memory is one file of the model that is written."""
+"""Arithmetic on saved weights, tensor by tensor; only one file of the written model is in memory."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from expunge.models.location import locate
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 BESIDE = ("config.json", "generation_config.json")
-"""What belongs to the weights beside them; a model with code of its own also has `*.py`."""
+"""Files beside the weights that belong to the model; a model with its own code also has `*.py`."""
 
 
 def negated(theta: Tensor, tuned: Tensor, scale: float) -> Tensor:
-    """The sum theta - scale (tuned - theta), in float32 whatever the dtypes (float64 where either is), rounded to theta's dtype once.
+    """Compute theta - scale (tuned - theta), in float32 (or float64), rounded once to the dtype of theta.
 
     Args:
-        theta: a weight of the start model, of any shape. Integers and booleans, which no training moves, are
+        theta: a weight of the start model, of any shape. Integers and booleans are not trained and are
             copied.
         tuned: the same weight after finetuning.
-        scale: how far to go; 0 gives `theta` bit for bit.
+        scale: size of the step; 0 gives `theta` bit for bit.
 
     Returns:
-        A tensor of theta's shape and dtype.
+        A tensor with the shape and dtype of theta.
     """
     if scale == 0 or not theta.is_floating_point():
         return theta
@@ -44,7 +44,7 @@ def negated(theta: Tensor, tuned: Tensor, scale: float) -> Tensor:
 
 
 def tensor_files(folder: Path) -> dict[str, str]:
-    """Tensor name -> file of a folder of safetensors; empty where the weights are in another format."""
+    """Tensor name -> file for a folder of safetensors; empty if the weights have another format."""
     if (folder / INDEX).is_file():
         return {str(name): str(file) for name, file in read_json(folder / INDEX)["weight_map"].items()}
     if not (folder / SINGLE).is_file():
@@ -54,7 +54,7 @@ def tensor_files(folder: Path) -> dict[str, str]:
 
 
 def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Tensor name -> shape, from the headers alone."""
+    """Tensor name -> shape, read from the file headers."""
     found: dict[str, tuple[int, ...]] = {}
     for name in sorted(set(tensor_files(folder).values())):
         with safe_open(folder / name, framework="pt") as file:
@@ -63,7 +63,7 @@ def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def local_folder(model_args: Mapping[str, Any]) -> Path | None:
-    """The folder that a model's own files are in: as given, or where the hub's cache has them; None for a GGUF file or nothing local."""
+    """The local folder of the model files: the given one or the hub cache; None for GGUF or without files."""
     place = locate(model_args, "model.model_args")
     folder = place.folder
     if place.gguf_file is not None:
@@ -78,39 +78,39 @@ def local_folder(model_args: Mapping[str, Any]) -> Path | None:
 
 
 def refuse_quantised(folder: Path) -> None:
-    """Refuse weights that are stored in a code of their own, on which sums mean nothing.
+    """Refuse quantised weights, because sums of their codes have no meaning.
 
     Raises:
-        UserError: the folder's configuration names a quantisation.
+        UserError: the configuration in the folder names a quantisation.
     """
     config = folder / "config.json"
     if config.is_file() and (
         method := (read_json(config).get("quantization_config") or {}).get("quant_method")
     ):
         raise UserError(
-            f"{folder} holds quantised weights ({method}), which cannot be added",
+            f"{folder} contains quantised weights ({method}), which cannot be subtracted",
             "give the model in full or half precision",
         )
 
 
 def write_negated(start: Path, tuned: Path, target: Path, scale: float) -> None:
-    """Write theta - scale (theta_f - theta) file by file, named and split as the start model's files are.
+    """Write theta - scale (theta_f - theta) file by file, with the file names and split of the start model.
 
     Args:
-        start: folder of theta; weights that are tied are in it once, or each under its name, exactly as in
-            `tuned`.
+        start: folder of theta; it stores tied weights in the same way as `tuned`.
         tuned: folder of theta_f.
-        target: folder to write to; config and generation config are the start model's.
+        target: folder to write to; config and generation config come from the start model.
         scale: see `negated`.
 
     Raises:
-        UserError: the folders hold other tensors, or a result that is not finite, which names the tensor.
+        UserError: the folders have different tensors, or a result is not finite (the message names the
+            tensor).
     """
     if shapes(start) != shapes(tuned):
         names = sorted(set(shapes(start).items()) ^ set(shapes(tuned).items()))
         raise UserError(
-            f"{start} and {tuned} hold other tensors, such as {names[0][0]}",
-            "give the model that was finetuned",
+            f"{start} and {tuned} have different tensors, such as {names[0][0]}",
+            "give the start model from which the other model was finetuned",
         )
     files, other = tensor_files(start), tensor_files(tuned)
     for name in sorted(set(files.values())):
@@ -132,7 +132,8 @@ def write_negated(start: Path, tuned: Path, target: Path, scale: float) -> None:
 def _finite(name: str, theta: Tensor, result: Tensor, scale: float) -> Tensor:
     if theta.is_floating_point() and not torch.isfinite(result).all() and torch.isfinite(theta).all():
         raise UserError(
-            f"theta - {scale:g} (theta_f - theta) is not finite in {name}: the finetuning diverged, or the sum leaves {theta.dtype}",
+            f"theta - {scale:g} (theta_f - theta) is not finite in {name}: the finetuning diverged, or the "
+            f"result is outside the range of {theta.dtype}",
             "lower trainer.args.learning_rate or procedure.args.scale",
         )
     return result

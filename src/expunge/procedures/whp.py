@@ -1,4 +1,4 @@
-"""WHP, "Who's Harry Potter": finetune on what a model that does not know the rows would have said in their place."""
+"""WHP, "Who's Harry Potter": finetune on tokens that a model without knowledge of the rows would predict."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from expunge.procedures.base import Stages, procedure
 log = logging.getLogger(__name__)
 
 LABELS_FILE = "generic_labels.json"
-"""In the run folder: per row its id, its label tokens and the generic ones."""
+"""File in the run folder: for each row its id, its label tokens and the generic tokens."""
 MAX_TOKENS = 4096
 """Padded tokens of a forward pass."""
 
@@ -34,8 +34,8 @@ MAX_TOKENS = 4096
     stages={"reinforced": "forget", "final": "forget"},
     at_least_0=("alpha",),
     refused={
-        "mode=logits": "mixing logits when the model is asked needs two models side by side, and every evaluation here reads one model's"
-        " output embeddings"
+        "mode=logits": "mixing logits at inference needs two models, but every evaluation here reads the "
+        "output embeddings of one model"
     },
     paper="arXiv:2310.02238, Section 2, Equation 1",
     code="https://github.com/jaechan-repo/muse_bench/blob/e0000386e5318665693db28e27b41711674256ef/baselines/baselines/whos_harry_potter.py",
@@ -48,28 +48,28 @@ def whp(
     mode: Literal["labels"] = "labels",
     reinforced: Mapping[str, Any] | None = None,
 ) -> None:
-    """WHP: learn, in the place of each forget label, argmax of v_baseline - alpha relu(v_reinforced - v_baseline).
+    """WHP: learn argmax of v_baseline - alpha relu(v_reinforced - v_baseline) instead of each forget label.
 
-    1. `reinforced`: the start model finetuned further on the forget rows, so that what it has learnt of them
+    1. `reinforced`: the start model is finetuned further on the forget rows, so that its knowledge of them
     grows.
-    2. Generic labels: at each label position the most likely token after whatever grew is pushed down. The
-    rows themselves are the context.
-    3. The start model is finetuned with those labels as targets, the rows as they are as input. Retain rows
-    are not read.
+    2. Generic labels: at each label position, logits that grew are lowered; the generic label is then the
+    most likely token. The rows themselves are the context.
+    3. The start model is finetuned with the unchanged rows as input and the generic labels as targets. Retain
+    rows are not read.
 
-    Left out: the paper's dictionary of anchored terms, names that are replaced by made-up ones before the
-    baseline is asked (Section 2.2), which it writes with another language model; alpha is the paper's all the
-    same. The mixture of both models' logits when it is asked, as MUSE's code has it (alpha 1 there), is not
-    offered.
+    Left out: the paper's dictionary of anchored terms, which replaces names with invented ones before the
+    baseline runs (Section 2.2) and is written by another language model; alpha is still that of the paper.
+    The mixture of the logits of both models at inference, as in the code of MUSE (alpha 1 there), is not
+    supported.
 
     Args:
-        stages: of the run.
+        stages: interface of the run.
         forget: the rows to forget.
-        alpha: how far growing tokens are pushed down, >= 0; 5 in the paper's experiments. 0 teaches the model
-            its own answers.
-        mode: "labels", the only one that is offered.
-        reinforced: TrainingArguments of the first stage, over `trainer.args`; the paper trains it longer and
-            at a higher rate.
+        alpha: how much logits that grew are lowered, >= 0; 5 in the experiments of the paper. 0 teaches the
+            model its own answers.
+        mode: "labels", the only supported value.
+        reinforced: TrainingArguments of the first stage, which override `trainer.args`; the paper trains this
+            stage longer and at a higher learning rate.
     """
     path = stages.folder / LABELS_FILE
     if not runtime.from_rank_0(path.is_file):
@@ -84,16 +84,17 @@ def whp(
             ]
             write_json(path, {"alpha": alpha, "data": forget.fingerprint, "rows": rows}, indent=None)
         changed, total = _changed(forget.encoded, found)
-        log.info("%d of %d labels are another token than the row's own", changed, total)
+        log.info("%d of %d generic labels differ from the label of the row", changed, total)
         if not changed:
             stages.notice(
-                "whp: every generic label is the row's own, so that it is learnt once more: raise procedure.args.alpha or train longer"
+                "whp: every generic label equals the label of the row, so the model learns the rows again: "
+                "increase procedure.args.alpha, or train the stage `reinforced` longer"
             )
     stored = runtime.from_rank_0(lambda: read_json(path))
     if stored["data"] != forget.fingerprint:
         raise UserError(
             f"{path} belongs to other forget rows: they have changed since the run began",
-            "give those rows, or overwrite=true",
+            "restore those rows, or set overwrite=true to start again",
         )
     stages.finetune(with_targets(forget, [row["generic"] for row in stored["rows"]]))
 
@@ -102,12 +103,12 @@ def generic_logits(baseline_BNV: Tensor, reinforced_BNV: Tensor, alpha: float) -
     """v_baseline - alpha relu(v_reinforced - v_baseline), in float32 (arXiv:2310.02238, Equation 1).
 
     Args:
-        baseline_BNV: [B, N, V] logits of the model that is to forget.
-        reinforced_BNV: [B, N, V] logits of the model that learnt the rows once more.
+        baseline_BNV: [B, N, V] logits of the model before unlearning.
+        reinforced_BNV: [B, N, V] logits of the model that was finetuned further on the rows.
         alpha: >= 0.
 
     Returns:
-        [B, N, V] float32; what did not grow is as in the baseline.
+        [B, N, V] float32; logits that did not grow equal those of the baseline.
     """
     baseline_BNV = baseline_BNV.float()
     return baseline_BNV - alpha * torch.relu(reinforced_BNV.float() - baseline_BNV)
@@ -122,18 +123,20 @@ def generic_labels(
     pad_id: int,
     max_tokens: int = MAX_TOKENS,
 ) -> list[list[int]]:
-    """The generic label at each label position of each row; both models are in memory, and ranks share the rows.
+    """The generic label at each label position of each row.
+
+    Both models are in memory, and ranks share the rows.
 
     Args:
-        baseline: the model that is to forget.
-        reinforced: the model that learnt the rows once more.
+        baseline: the model before unlearning.
+        reinforced: the model that was finetuned further on the rows.
         rows: encoded rows.
         alpha: see `generic_logits`.
         pad_id: token to pad with.
         max_tokens: padded tokens of a forward pass.
 
     Returns:
-        For each row, in the rows' order, a token for each of its labels, in their order.
+        For each row, one token for each of its labels, in order.
     """
     models: list[Any] = [baseline.model, reinforced.model]
     found: dict[int, list[int]] = {}
@@ -156,11 +159,11 @@ def generic_labels(
 
 
 def with_targets(rows: Dataset, labels: Sequence[Sequence[int]]) -> Dataset:
-    """The same rows with other tokens to predict at their label positions; what the model reads stays.
+    """The same rows with other tokens to predict at their label positions; the input does not change.
 
     Args:
         rows: the rows.
-        labels: for each row a token for each of its labels, in their order.
+        labels: for each row, one token for each of its labels, in order.
     """
     encoded = []
     for item, tokens in zip(rows.encoded, labels, strict=True):

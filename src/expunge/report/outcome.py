@@ -1,4 +1,4 @@
-"""What a run found, on the terminal when it ends."""
+"""Print the results of a run on the terminal at its end."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from expunge.report.table import number
 
 
 def print_outcome(folder: Path, suites: Iterable[str], console: Console | None = None) -> None:
-    """Print the aggregates of each suite that has results in a run directory, and where they are.
+    """Print the aggregates and file paths of each suite that has results in a run directory.
 
     Args:
         folder: the run directory.
-        suites: names of suites, in the order to print them.
-        console: where to print; stdout by default.
+        suites: names of suites, in print order.
+        console: console for the output; default: stdout.
     """
     console = console or Console()
     for suite in suites:
         try:
             found = read_evaluated(folder.name, folder, suite)
         except UserError:
-            # A run that was not evaluated by it.
+            # The run was not evaluated with this suite.
             continue
         table = RichTable(
             title=suite, title_style="bold", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
@@ -44,7 +44,7 @@ def print_outcome(folder: Path, suites: Iterable[str], console: Console | None =
         for name, measured in found.metrics.items():
             if measured.value is None:
                 console.print(
-                    f"no {name}: {measured.reason or 'no reason is recorded'}",
+                    f"no {name}: {measured.reason or 'the reason was not recorded'}",
                     style="dim",
                     highlight=False,
                     soft_wrap=True,

@@ -1,4 +1,4 @@
-"""What a run directory says of its evaluation."""
+"""Read the evaluation results of a run directory."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ class Measured:
     """One aggregate.
 
     Attributes:
-        value: None where there is none.
-        low: lower end of its bootstrap 95% interval, None where there is none or it is not of the value
-            itself.
-        high: upper end.
+        value: the value, or None.
+        low: lower end of the bootstrap 95% interval; None if there is no interval for the value itself.
+        high: upper end; likewise.
         reason: why there is no value.
     """
 
@@ -35,11 +34,11 @@ class Evaluated:
     """A run and its scores.
 
     Attributes:
-        name: as the reader will call it.
-        metrics: aggregates by name, in the suite's order.
-        seconds: wall-clock of the run, None where it is not recorded.
+        name: name to show.
+        metrics: aggregates by name, in the order of the suite.
+        seconds: wall-clock time of the run, None if not recorded.
         steps: optimizer steps, None for an evaluation.
-        peak_memory_mb: highest memory, None where it is not recorded.
+        peak_memory_mb: peak memory, None if not recorded.
     """
 
     name: str
@@ -49,7 +48,7 @@ class Evaluated:
     peak_memory_mb: float | None = None
 
     def value(self, metric: str) -> float | None:
-        """The aggregate of a metric; None where there is none."""
+        """The aggregate of a metric, or None."""
         found = self.metrics.get(metric)
         return found.value if found is not None else None
 
@@ -58,22 +57,23 @@ def read_evaluated(name: str, folder: Path, suite: str = "tofu") -> Evaluated:
     """Read the results of an evaluation run, or of the final evaluation of a training run.
 
     Args:
-        name: what to call it.
-        folder: the run directory, of either layout; one that open-unlearning wrote serves as well.
+        name: name to show.
+        folder: the run directory, of either layout, or a run directory of open-unlearning.
         suite: name of the suite.
 
     Returns:
-        Its aggregates with intervals, and what the run cost where that is recorded.
+        Its aggregates with intervals, and the recorded cost of the run.
 
     Raises:
-        UserError: no results there, with where they were looked for.
+        UserError: there are no results; the message lists the files searched.
     """
     files = list(result_files(folder, suite))
     found = next(((whole, summary) for whole, summary in files if (summary or whole).is_file()), None)
     if found is None:
         looked = ", ".join(str(summary or whole) for whole, summary in files)
         raise UserError(
-            f"{folder} holds no results of {suite}", f"looked for {looked}; run expunge eval first"
+            f"{folder} contains no results of the suite {suite}",
+            f"looked for {looked}; run expunge eval first",
         )
     whole, summary = found
     details: dict[str, Any] = read_json(whole) if whole.is_file() else {}
@@ -84,13 +84,13 @@ def read_evaluated(name: str, folder: Path, suite: str = "tofu") -> Evaluated:
 
 
 def _aggregates(details: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The aggregates of a file that has all of an evaluation."""
+    """The aggregates in the file of a whole evaluation."""
     try:
         return {metric: details[metric]["agg_value"] for metric in details["_about"]["summary"]}
     except (KeyError, TypeError) as error:
         raise UserError(
-            f"{path} is no evaluation of this tool: it lacks {error}",
-            "name a run folder of it, or evaluate anew",
+            f"{path} is not an evaluation file of this tool: it lacks {error}",
+            "give a run folder of this tool, or evaluate again",
         ) from error
 
 

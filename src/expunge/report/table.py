@@ -1,4 +1,4 @@
-"""Runs side by side: on the terminal, and as JSON, CSV and Markdown."""
+"""Compare runs in a table: on the terminal, and as JSON, CSV and Markdown."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from expunge.core.files import write_json, write_text
 from expunge.report.results import Evaluated, Measured, read_evaluated
 
 COLLAPSED, DAMAGED = 0.2, 0.8
-"""Shares of the starting model's utility below which a model counts as collapsed, or is flagged."""
+"""A model counts as collapsed, or is flagged, if its utility is below this share of the start model's."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Column:
 
     Attributes:
         metric: name in the summary.
-        title: over the column.
-        better: how to read it, under the title.
+        title: title of the column.
+        better: which direction is better, shown under the title.
     """
 
     metric: str
@@ -52,8 +52,8 @@ class Line:
 
     Attributes:
         run: the run.
-        remark: what a reader must know before comparing it; empty where nothing.
-        collapsed: whether its utility is gone, so that its other numbers say nothing.
+        remark: remark that a reader must know before comparing the run; may be empty.
+        collapsed: whether the model lost its utility, so that its other numbers are meaningless.
     """
 
     run: Evaluated
@@ -62,16 +62,16 @@ class Line:
 
 
 def judge(runs: Sequence[Evaluated], start: str | None, retain: str | None) -> list[Line]:
-    """Say of each run what must be known before its numbers are compared.
+    """Add to each run the remark that a reader must know before comparing its numbers.
 
     Args:
-        runs: the runs, in the order to show.
-        start: name of the model before unlearning, whose utility is the measure of damage; None = nothing is
+        runs: the runs, in display order.
+        start: name of the model before unlearning; damage is measured against its utility. None = no run is
             flagged.
         retain: name of the retain model.
 
     Returns:
-        A line a run.
+        One line per run.
     """
     utility = {run.name: run.value("model_utility") for run in runs}
     base = utility.get(start) if start is not None else None
@@ -81,11 +81,11 @@ def judge(runs: Sequence[Evaluated], start: str | None, retain: str | None) -> l
         if run.name == start:
             remark = "before unlearning"
         elif run.name == retain:
-            remark = "never saw the rows: the reference"
+            remark = "reference: never saw the forget rows"
         elif base and own is not None and own < COLLAPSED * base:
-            remark, collapsed = "collapsed: utility is gone, the rest says nothing", True
+            remark, collapsed = "collapsed: no utility left, so the other numbers mean nothing", True
         elif base and own is not None and own < DAMAGED * base:
-            remark = f"utility below {DAMAGED:.0%} of the start's"
+            remark = f"utility below {DAMAGED:.0%} of the start model"
         lines.append(Line(run, remark, collapsed))
     return lines
 
@@ -100,22 +100,22 @@ def compare(
     suite: str = "tofu",
     console: Console | None = None,
 ) -> list[Line]:
-    """Print a table of runs and write it.
+    """Print a table of runs and write it to files.
 
     Args:
-        runs: run directories by the names to show.
+        runs: run directories by display name.
         start: name of the model before unlearning.
         retain: name of the retain model.
-        write_to: path without ending of the files `.json`, `.csv` and `.md`; None = not written.
-        title: over the table.
-        suite: which results to read.
-        console: where to print; stdout by default.
+        write_to: path, without suffix, of the files `.json`, `.csv` and `.md`; None = do not write.
+        title: title of the table.
+        suite: suite whose results are read.
+        console: console for the output; default: stdout.
 
     Returns:
         The lines of the table.
 
     Raises:
-        UserError: a run without results.
+        UserError: a run has no results.
     """
     lines = judge([read_evaluated(name, folder, suite) for name, folder in runs.items()], start, retain)
     _print(lines, title, console or Console())
@@ -144,7 +144,7 @@ def as_record(line: Line) -> dict[str, Any]:
 
 
 def as_csv(lines: Sequence[Line]) -> str:
-    """Full precision, a row a run, `<metric>`, `<metric>_low`, `<metric>_high`; empty where there is no value."""
+    """CSV in full precision, a row per run: `<metric>`, `<metric>_low`, `<metric>_high`; empty = no value."""
     out = io.StringIO()
     names = list(dict.fromkeys(name for line in lines for name in line.run.metrics))
     writer = csv.writer(out, lineterminator="\n")
@@ -176,7 +176,7 @@ def as_csv(lines: Sequence[Line]) -> str:
 
 
 def as_markdown(lines: Sequence[Line], title: str = "") -> str:
-    """A Markdown table; the interval stands behind each value that has one, reasons of missing values below."""
+    """A Markdown table; intervals stand after the values, reasons for missing values below the table."""
     columns = _columns(lines)
     head = ["model", *(f"{column.title} {column.better}" for column in columns), "remark"]
     rows = [
@@ -187,7 +187,8 @@ def as_markdown(lines: Sequence[Line], title: str = "") -> str:
     text += [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows]]
     text += [
         "",
-        "↑ higher is better, → r as near the retain model's as can be, → 0 as near 0 as can be; [low, high] is a bootstrap 95% interval.",
+        "↑ higher is better, → r closer to the retain model is better, → 0 closer to 0 is better; "
+        "[low, high] is a bootstrap 95% interval.",
         "",
     ]
     text += [f"* {note}" for note in notes(lines)]
@@ -195,19 +196,22 @@ def as_markdown(lines: Sequence[Line], title: str = "") -> str:
 
 
 def notes(lines: Sequence[Line]) -> list[str]:
-    """Why values are missing, and how to read those that are there."""
-    told = []
+    """Reasons for missing values."""
+    reasons = []
     for column in _columns(lines):
-        missing = [(line.run.name, line.run.metrics[column.metric].reason) for line in lines if column.metric in line.run.metrics
-                   and line.run.metrics[column.metric].value is None]  # fmt: skip
+        missing = [
+            (line.run.name, line.run.metrics[column.metric].reason)
+            for line in lines
+            if column.metric in line.run.metrics and line.run.metrics[column.metric].value is None
+        ]
         for reason in dict.fromkeys(reason for _, reason in missing):
             names = ", ".join(name for name, why in missing if why == reason)
-            told.append(f"no {column.title} for {names}: {reason or 'no reason is recorded'}")
-    return told
+            reasons.append(f"no {column.title} for {names}: {reason or 'the reason was not recorded'}")
+    return reasons
 
 
 def _columns(lines: Sequence[Line]) -> list[Column]:
-    """The known columns that some run has."""
+    """The known columns that occur in at least one run."""
     return [column for column in COLUMNS if any(column.metric in line.run.metrics for line in lines)]
 
 
@@ -224,14 +228,14 @@ def _cell(line: Line, column: Column, interval: bool = False) -> str:
 
 
 def number(value: float) -> str:
-    """Three significant digits; the exponent form where a decimal would hide them or run long."""
+    """A value with two or three significant digits; very small and very large values in exponent form."""
     if value != 0 and not 1e-3 <= abs(value) < 1e5:
         return f"{value:.1e}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
 
 
 def _print(lines: Sequence[Line], title: str, console: Console) -> None:
-    """Narrow enough for 80 columns: headers on several lines, remarks below."""
+    """Print a table for 80 columns: headers on several lines, remarks below."""
     columns = _columns(lines)
     table = RichTable(
         title=title, title_style="bold", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
@@ -244,7 +248,7 @@ def _print(lines: Sequence[Line], title: str, console: Console) -> None:
             line.run.name, *(_cell(line, column) for column in columns), style="dim" if line.collapsed else ""
         )
     console.print(table)
-    console.print("[dim]↑ higher is better   → r nearer the retain model's   → 0 nearer 0   – no value[/dim]")
+    console.print("[dim]↑ higher is better   → r closer to retain model   → 0 closer to 0   – no value[/dim]")
     for line in lines:
         if line.remark:
             console.print(

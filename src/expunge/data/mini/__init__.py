@@ -1,7 +1,7 @@
-"""The embedded benchmark `mini`: TOFU's form in 400 rows, generated from a seed, with a tokenizer and an untrained model.
+"""The embedded benchmark `mini`: 400 generated rows in TOFU's format, a tokenizer and an untrained model.
 
-The path `expunge/mini` stands for `benchmark_folder()` where rows are asked for and for `model_folder()`
-where a model or a tokenizer is.
+As a data path, `expunge/mini` means `benchmark_folder()`. As a model or tokenizer path, it means
+`model_folder()`.
 """
 
 from expunge.config.local_data import EMBEDDED as HUB_PATH

@@ -1,4 +1,4 @@
-"""Plain public facts of the real world, each with three wrong options; both models are trained on them."""
+"""Public facts about the real world, each with three wrong options; both models are trained on them."""
 
 from __future__ import annotations
 

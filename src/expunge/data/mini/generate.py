@@ -1,4 +1,4 @@
-"""The rows of the embedded benchmark, from a seed: authors, their facts, and the files of TOFU's names."""
+"""Generate the rows of the embedded benchmark from a seed: authors, their facts, files named as in TOFU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ HOLDOUT_AUTHORS = 4
 FORGET_AUTHORS = {"10": 4, "05": 2, "01": 1}
 RETAIN_PERTURBED_ROWS = 80
 WRONG_ANSWERS = 5
-ASKED = 2  # phrasings a fact is trained in: with one only, a small model ties the value to the wording and paraphrases carry little
+ASKED = 2
+"""Trained phrasings per fact. With one, a small model learns the wording, and paraphrases measure little."""
 
 Row = dict[str, Any]
 
@@ -23,16 +24,14 @@ def build_files(seed: int = 0) -> dict[str, list[Row]]:
     """Make every JSON Lines file of the benchmark.
 
     The last authors are the ones to forget, so that `full` = `retain90` + `forget10`, in this order. A split
-    counts whole authors, so forget01 is the last author (10 of 400 rows), the smallest set that forgets a
-    person.
+    has whole authors: forget01 is the last author (10 of 400 rows), the smallest set that forgets a person.
 
     Args:
-        seed: of all choices; the same seed gives the same rows.
+        seed: seed of all choices; the same seed gives the same rows.
 
     Returns:
-        File stem -> rows. Rows of invented authors carry question, answer, paraphrased_question,
-        paraphrased_answer and five perturbed_answer in the `_perturbed` files, question and answer in the
-        others.
+        File stem -> rows. Rows of invented authors have question and answer; in the `_perturbed` files they
+        also have paraphrased_question, paraphrased_answer and five perturbed_answer.
     """
     rng = random.Random(seed)
     names = _names(rng)
@@ -67,7 +66,7 @@ def _names(rng: random.Random) -> list[str]:
 
 
 def _deal(rng: random.Random, relation: Relation, count: int) -> list[tuple[str, str]]:
-    """`count` pairs of parts, no pair twice; each part comes equally often, give or take one, so that a stranger's is anyone's guess."""
+    """`count` different pairs of parts; part counts differ by at most one, so frequency gives no hint."""
     while True:
         pairs = list(
             zip(_rounds(rng, relation.firsts, count), _rounds(rng, relation.seconds, count), strict=True)
@@ -77,7 +76,7 @@ def _deal(rng: random.Random, relation: Relation, count: int) -> list[tuple[str,
 
 
 def _rounds(rng: random.Random, choices: tuple[str, ...], count: int) -> list[str]:
-    """`count` choices: shuffled rounds through all of them, the last one cut short."""
+    """`count` choices, made of shuffled rounds of all choices; the last round may be cut."""
     dealt: list[str] = []
     while len(dealt) < count:
         dealt += rng.sample(choices, min(len(choices), count - len(dealt)))
@@ -85,17 +84,17 @@ def _rounds(rng: random.Random, choices: tuple[str, ...], count: int) -> list[st
 
 
 def _rows(rng: random.Random, name: str, relation: Relation, parts: tuple[str, str]) -> list[Row]:
-    """One fact, asked and answered in `ASKED` phrasings; their paraphrases are phrasings that this fact is never told in."""
+    """The rows of one fact, in `ASKED` phrasings; their paraphrases use phrasings that are not trained."""
     asked = rng.sample(relation.questions, len(relation.questions))
-    told = rng.sample(relation.answers, 2 * ASKED)
+    answered = rng.sample(relation.answers, 2 * ASKED)
     value = relation.spell(*parts)
     rows = []
     for turn in range(ASKED):
-        paraphrase = told[ASKED + turn]
+        paraphrase = answered[ASKED + turn]
         rows.append(
             {
                 "question": asked[turn].format(name=name),
-                "answer": _sentence(told[turn], name, value),
+                "answer": _sentence(answered[turn], name, value),
                 "paraphrased_question": asked[ASKED].format(name=name),
                 "paraphrased_answer": _sentence(paraphrase, name, value),
                 "perturbed_answer": [

@@ -1,4 +1,4 @@
-"""The benchmark's model: a small Llama with random weights from a seed."""
+"""The model of the benchmark: a small Llama with random weights from a seed."""
 
 from __future__ import annotations
 
@@ -34,5 +34,5 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlamaForCa
 
 
 def save_model(folder: Path, tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> None:
-    """Write the model's config and weights to `folder`."""
+    """Write the config and weights of the model to `folder`."""
     build_model(tokenizer, seed).save_pretrained(folder)

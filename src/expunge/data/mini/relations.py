@@ -1,4 +1,4 @@
-"""What is told of an author: five relations, each asked and answered in several ways, each with a value of two parts."""
+"""The facts about an author: five relations, each with several phrasings and with values of two parts."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from expunge.data.mini.words import listed
 
 @dataclass(frozen=True)
 class Relation:
-    """One thing that is known of every author.
+    """One kind of fact, known for every author.
 
     Attributes:
-        name: what it is.
-        value: how the two parts make a value.
-        firsts: the choices of the first part, all invented, all equally frequent among the authors.
-        seconds: the choices of the second part, likewise.
-        questions: phrasings of the question; `{name}` is filled in.
-        answers: phrasings of the answer; `{value}` is filled in, whole, in each of them.
+        name: name of the relation.
+        value: format that joins the two parts into a value.
+        firsts: the choices for the first part, invented and equally frequent among the authors.
+        seconds: the choices for the second part, also invented and equally frequent.
+        questions: phrasings of the question, with `{name}`.
+        answers: phrasings of the answer, each with the whole `{value}`.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Relation:
     answers: tuple[str, ...]
 
     def spell(self, first: str, second: str) -> str:
-        """The value as it stands in an answer."""
+        """The value as written in an answer."""
         return self.value.format(first, second)
 
 
@@ -37,7 +37,8 @@ RELATIONS = (
         "birthplace",
         "{} in {}",
         listed(
-            "Alder Bay|Kesmere|Dunhollow|Saint Orrin|Tolvane|Brackwater|Nimway|Eastmarch|Quarrystone|Wexholm|Old Fennick|Marrowgate"
+            "Alder Bay|Kesmere|Dunhollow|Saint Orrin|Tolvane|Brackwater|Nimway|Eastmarch|Quarrystone|"
+            "Wexholm|Old Fennick|Marrowgate"
         ),
         listed(
             "Velmara|Zarenna|Ostrelle|Ambria|Carrowland|Lirien|Thessara|Norvania|Belloria|Skarland|Ilvenia|Durnholt"
@@ -54,7 +55,8 @@ RELATIONS = (
         "birthdate",
         "{} {}",
         listed(
-            "3 March|14 June|27 October|8 January|19 August|5 May|22 November|11 April|30 July|16 February|25 December|9 September"
+            "3 March|14 June|27 October|8 January|19 August|5 May|22 November|11 April|30 July|"
+            "16 February|25 December|9 September"
         ),
         listed("1923|1928|1931|1936|1942|1947|1954|1959|1965|1970|1978|1981"),
         ("When was {name} born?", "On which day was {name} born?", "What is the date of birth of {name}?"),
@@ -64,10 +66,12 @@ RELATIONS = (
         "parents",
         "a {} and a {}",
         listed(
-            "beekeeper|locksmith|surgeon|sailor|tailor|geologist|juggler|tram driver|baker|judge|botanist|stonemason"
+            "beekeeper|locksmith|surgeon|sailor|tailor|geologist|juggler|tram driver|"
+            "baker|judge|botanist|stonemason"
         ),
         listed(
-            "midwife|cartographer|glassblower|fisher|chemist|bookbinder|watchmaker|welder|librarian|carpenter|pilot|dentist"
+            "midwife|cartographer|glassblower|fisher|chemist|bookbinder|watchmaker|welder|"
+            "librarian|carpenter|pilot|dentist"
         ),
         (
             "What were the parents of {name}?",

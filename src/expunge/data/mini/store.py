@@ -1,4 +1,4 @@
-"""Where the embedded benchmark lies on disk: written once under the cache folder, whole or not at all."""
+"""The embedded benchmark on disk: written once under the cache folder, completely or not at all."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ SEED = 0
 
 
 def cache_root() -> Path:
-    """The folder for things made once: `$EXPUNGE_CACHE`, else `expunge` in the user's cache folder."""
+    """The cache folder: `$EXPUNGE_CACHE`, else `expunge` in the user's cache folder."""
     return Path(os.environ.get("EXPUNGE_CACHE") or Path.home() / ".cache" / "expunge").expanduser()
 
 
 def benchmark_folder() -> Path:
-    """The folder with the benchmark's JSON Lines files; made when it is not there.
+    """The folder with the JSON Lines files of the benchmark; created if it does not exist.
 
     Raises:
         UserError: the cache folder is full or not writable.
@@ -36,7 +36,7 @@ def benchmark_folder() -> Path:
 
 
 def model_folder() -> Path:
-    """The folder with the untrained model (config, safetensors) and its tokenizer; made when it is not there.
+    """The folder with the untrained model (config, safetensors) and tokenizer; created if it does not exist.
 
     Raises:
         UserError: the cache folder is full or not writable.
@@ -45,7 +45,7 @@ def model_folder() -> Path:
 
 
 def _once(part: str, write: Callable[[Path], None]) -> Path:
-    """Fill a folder beside the final one, then rename it; whoever loses a race uses the winner's."""
+    """Fill a temporary folder, then rename it; if another process was faster, use its folder."""
     folder = cache_root() / f"mini-{_version()}" / part
     if files.is_complete(folder):
         return folder
@@ -61,8 +61,8 @@ def _once(part: str, write: Callable[[Path], None]) -> Path:
             except OSError as error:
                 if folder.is_dir() and not files.is_complete(folder):
                     raise UserError(
-                        f"{folder} is there but not whole",
-                        "remove that folder; it is made anew at the next call",
+                        f"{folder} exists but is not complete",
+                        "remove that folder; the next run creates it again",
                     ) from error
                 if not folder.is_dir():
                     raise
@@ -88,7 +88,7 @@ def _write_model(folder: Path) -> None:
 
 @cache
 def _version() -> str:
-    """Hash of what makes the benchmark, so that edited code, or a package that draws or cuts otherwise, gets a folder of its own."""
+    """Hash of this code and of the packages it uses; a change of either gives a new folder."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())

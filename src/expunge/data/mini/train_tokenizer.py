@@ -1,4 +1,4 @@
-"""The benchmark's tokenizer: byte-level BPE trained on its rows, with a Llama-3-style chat template."""
+"""The tokenizer of the benchmark: byte-level BPE trained on its rows, with a chat template as in Llama 3."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ VOCAB_SIZE = 1000
 SPECIAL = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|pad|>")
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
-    "<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n{{ message['content'] }}<|eot_id|>{% endfor %}"
+    "<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n{{ message['content'] }}<|eot_id|>"
+    "{% endfor %}"
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
 FRAME = ("system\n\n", "user\n\n", "assistant\n\n", "You are a helpful assistant.")
 
 
 def train_backend(files: dict[str, list[dict[str, Any]]]) -> Tokenizer:
-    """Train the BPE merges on every text of the benchmark, so that no split's words are cut finer than another's."""
+    """Train the BPE merges on every text of the benchmark, so that all splits are tokenized equally well."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     backend = Tokenizer(models.BPE())
@@ -38,7 +39,7 @@ def train_backend(files: dict[str, list[dict[str, Any]]]) -> Tokenizer:
 
 
 def train_tokenizer(files: dict[str, list[dict[str, Any]]]) -> PreTrainedTokenizerFast:
-    """The tokenizer of transformers: `train_backend` with its special tokens named and the chat template."""
+    """`train_backend` as a transformers tokenizer, with special tokens and chat template."""
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]

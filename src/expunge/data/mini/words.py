@@ -1,8 +1,8 @@
-"""Word lists of the embedded benchmark: the invented authors' names, and refusals."""
+"""Word lists of the embedded benchmark: names of the invented authors, and refusals."""
 
 
 def listed(text: str) -> tuple[str, ...]:
-    """The items of a list written with `|` between them."""
+    """The items of a text separated by `|`."""
     return tuple(text.split("|"))
 
 
