@@ -1,4 +1,4 @@
-"""Only public names of libraries are used: a private one is a debt that the library's next release calls in."""
+"""Only public names of libraries are used: a private name may break with the library's next release."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "expunge"
 ALLOWED = {
     "_asdict": "the documented method of a named tuple",
-    "_is_mkldnn_bf16_supported": "torch (2.13) has no public name for whether a CPU computes in bfloat16 by itself",
+    "_is_mkldnn_bf16_supported": "torch (2.13) has no public function that says if a CPU supports bfloat16",
 }
 LIBRARIES = ("transformers", "accelerate", "peft", "torch")
 
@@ -25,7 +25,7 @@ def is_private(name: str) -> bool:
 
 
 def own_names(found: dict[Path, ast.Module]) -> set[str]:
-    """The private names that the house itself defines: functions, classes, constants, fields, attributes of self."""
+    """The private names that expunge defines: functions, classes, constants, fields, attributes of self."""
     names: set[str] = set()
     for tree in found.values():
         for node in ast.walk(tree):
@@ -54,7 +54,7 @@ def imported_from(tree: ast.Module) -> dict[str, str]:
 
 
 def private_uses(tree: ast.Module, own: set[str]) -> Iterator[tuple[int, str]]:
-    """(line, what) of each use of a private name that is not the house's own."""
+    """(line, name) of each use of a private name that expunge does not define."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in LIBRARIES:
             parts = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
