@@ -1,4 +1,4 @@
-"""How many calls of ours lie between the command line and a loss: a reader follows a batch through a handful of files."""
+"""The number of own calls between the command line and a loss: a reader follows a batch through few files."""
 
 from __future__ import annotations
 

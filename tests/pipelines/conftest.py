@@ -1,4 +1,4 @@
-"""Command lines in this process, on the embedded benchmark, with two optimizer steps and a suite of a few rows."""
+"""Command lines in this process: the embedded benchmark, two optimizer steps, a suite of a few rows."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ metrics:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The embedded benchmark is made in a folder of this session, on one thread."""
+    """The embedded benchmark, made once per session on one thread."""
     import transformers.trainer  # noqa: F401
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    # Every run collects garbage once; what was imported so far need not be looked through each time.
+    # Each run collects garbage once; imported objects are frozen, so that this is quick.
     gc.collect()
     gc.freeze()
     with pytest.MonkeyPatch.context() as patch:
@@ -73,7 +73,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def config_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of choices as a user would keep one: the suite `eval=few`."""
+    """A user's folder of choices, with the suite `eval=few`."""
     folder = tmp_path_factory.mktemp("own")
     (folder / "eval").mkdir()
     (folder / "eval" / "few.yaml").write_text(SUITE)
@@ -82,7 +82,7 @@ def config_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def start_model(own_cache: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of a finetuned model; two steps, so that it has learnt next to nothing."""
+    """The run folder of a finetuned model; after two steps it has learnt almost nothing."""
     out = tmp_path_factory.mktemp("start") / "full"
     argv = [
         "train",
@@ -113,7 +113,7 @@ def expunge(capsys: pytest.CaptureFixture[str], config_dir: Path, tmp_path: Path
 
 @pytest.fixture
 def unlearn(expunge: Callable[..., Outcome], start_model: Path) -> Callable[..., Outcome]:
-    """Unlearn the benchmark's forget10 in two steps, without an evaluation unless the arguments choose one."""
+    """Unlearn the benchmark's forget10 in two steps; evaluate only if the arguments ask for it."""
 
     def run(*overrides: str, out: Path | None = None) -> Outcome:
         start = () if any("model_args.pretrained" in item for item in overrides) else (model_is(start_model),)
@@ -137,7 +137,7 @@ def unlearn(expunge: Callable[..., Outcome], start_model: Path) -> Callable[...,
 
 @pytest.fixture
 def evaluate(expunge: Callable[..., Outcome], start_model: Path) -> Callable[..., Outcome]:
-    """Evaluate the start model by the small suite."""
+    """Evaluate the start model with the small suite."""
 
     def run(*overrides: str, out: Path | None = None) -> Outcome:
         start = () if any("model_args.pretrained" in item for item in overrides) else (model_is(start_model),)

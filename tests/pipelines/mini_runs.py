@@ -1,4 +1,4 @@
-"""What the tests of this folder share that is no fixture."""
+"""Helpers of the tests of this folder, besides the fixtures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ QUIET = "trainer.args.report_to=none"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a command line."""
+    """The result of a command line."""
 
     code: int
     stderr: str

@@ -1,4 +1,4 @@
-"""Whatever a user can get wrong on the command line: exit code 2, what was given is named with a way out, and nothing is left behind."""
+"""Faults of a user on the command line: exit code 2, a message with input and solution, and no files left."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VIEW = "eval.tofu.views.forget_answer"
 
 
 def refused(outcome: Outcome, *words: str) -> None:
-    """Exit code 2, a message of faults alone that has these words, and no run folder."""
+    """Exit code 2, a message that only lists faults and has these words, and no run folder."""
     assert outcome.code == 2, outcome.stderr
     for word in words:
         assert word in outcome.stderr, f"{word!r} is not in: {outcome.stderr}"
@@ -132,8 +132,8 @@ def test_retain_logs_of_another_split(unlearn: Run, evaluate: Run, tmp_path: Pat
             "evaluate the retain model on forget10",
         )
 
-    # A file without our record of itself is known by its rows; what was collected until then is kept for the
-    # next command.
+    # A file without our header is recognised by its rows; what was collected so far is kept for the next
+    # command.
     bare = tmp_path / "bare.json"
     bare.write_text(
         json.dumps({"forget_truth_ratio": {"agg_value": 0.5, "value_by_index": {"0": {"score": 1.0}}}})
@@ -161,17 +161,19 @@ def test_row_without_the_key(unlearn: Run, evaluate: Run, tmp_path: Path) -> Non
     )
 
 
-def test_answer_that_is_cut_away_whole(unlearn: Run, evaluate: Run, tmp_path: Path) -> None:
+def test_answer_that_is_cut_off_completely(unlearn: Run, evaluate: Run, tmp_path: Path) -> None:
     long = {"question": "Who " * 60, "answer": "Nobody."}
     file = write_rows(tmp_path / "rows.json", [*ROWS, long])
     from expunge.data.rows import row_ids
 
     row = row_ids([long])[0]
-    told = f"row {row}: max_length=40 cuts the whole answer away"
-    refused(unlearn(f"{FORGET}.hf_args.path={file}", f"{FORGET}.max_length=40"), told, "raise max_length to")
+    message = f"row {row}: max_length=40 cuts the whole answer away"
+    refused(
+        unlearn(f"{FORGET}.hf_args.path={file}", f"{FORGET}.max_length=40"), message, "raise max_length to"
+    )
     view = (f"{VIEW}.hf_args.path={file}", f"{VIEW}.hf_args.split=train", f"{VIEW}.max_length=40")
-    refused(evaluate(*view), told)
-    refused(unlearn("eval=few", *view), told)
+    refused(evaluate(*view), message)
+    refused(unlearn("eval=few", *view), message)
 
 
 def test_empty_split(unlearn: Run, tmp_path: Path) -> None:
@@ -250,14 +252,14 @@ def test_corrupted_checkpoint(unlearn: Run, tmp_path: Path) -> None:
     assert f"the checkpoint {done.out / 'checkpoint-2'} is damaged" in again.stderr
     assert "model.safetensors" in again.stderr
     assert (done.out / "log.jsonl").read_bytes() == before
-    # An older one that is whole, by its name, is the way out; so is removing the damaged one.
+    # The solution is an older, complete checkpoint, given by name, or to remove the damaged one.
     asked = unlearn(*SAVING, f"trainer.args.resume_from_checkpoint={done.out / 'checkpoint-1'}")
     assert asked.code == 0, asked.stderr
 
     here = tmp_path / "elsewhere"
     for given, words in (
         (done.out / "checkpoint-7", "no such folder"),
-        (done.out / "pairs", "not named checkpoint-N"),
+        (done.out / "pairs", "its name is not checkpoint-N"),
     ):
         refused(unlearn(*SAVING, f"trainer.args.resume_from_checkpoint={given}", out=here), str(given), words)
     (done.out / "checkpoint-1" / ".complete").unlink()
@@ -308,8 +310,8 @@ def test_tokenizer_that_cannot_serve(start_model: Path, unlearn: Run, evaluate: 
 def test_nothing_to_evaluate(unlearn: Run, expunge: Run, start_model: Path) -> None:
     refused(
         unlearn("trainer=GradAscent", "trainer.args.eval_strategy=steps"),
-        "eval_strategy is 'steps'",
-        "nothing to evaluate",
+        "trainer.args.eval_strategy=steps: no evaluation suite is configured",
+        "or set trainer.args.eval_strategy=no",
     )
     refused(
         expunge("eval", "experiment=eval/mini/default", "eval=null", model_is(start_model)),
@@ -318,16 +320,20 @@ def test_nothing_to_evaluate(unlearn: Run, expunge: Run, start_model: Path) -> N
     )
 
 
-def test_all_faults_are_told_together(unlearn: Run, evaluate: Run, tmp_path: Path) -> None:
-    """Those of the configuration before anything is read, and, where that is sound, those of all that is read."""
+def test_all_faults_are_reported_together(unlearn: Run, evaluate: Run, tmp_path: Path) -> None:
+    """First the faults of the configuration; if there are none, the faults of everything that is read."""
     refused(
         unlearn(
-            "eval=few", "trainer.args.lerning_rate=1", "trainer.args.learning_rate=0", "trainer.args.num_train_epochs=0",
-            "trainer.args.max_steps=-1", "trainer.args.per_device_train_batch_size=0", "trainer.method_args.betta=1", "forgt_split=x",
-            f"retain_logs_path={tmp_path}/none.json", model_is(tmp_path / "none"), "eval.tofu.metrics.rogue.summary=true",
+            "eval=few", "trainer.args.lerning_rate=1", "trainer.args.learning_rate=0",
+            "trainer.args.num_train_epochs=0",
+            "trainer.args.max_steps=-1", "trainer.args.per_device_train_batch_size=0",
+            "trainer.method_args.betta=1", "forgt_split=x",
+            f"retain_logs_path={tmp_path}/none.json", model_is(tmp_path / "none"),
+            "eval.tofu.metrics.rogue.summary=true",
             "data.anchor=forgt",
         ),
-        "error: 10 things are wrong", "lerning_rate", "learning_rate=0", "num_train_epochs=0", "batch_size=0", "betta", "forgt_split",
+        "error: 10 things are wrong", "lerning_rate", "learning_rate=0", "num_train_epochs=0", "batch_size=0",
+        "betta", "forgt_split",
         "none.json", "no such folder", "rogue", "data.anchor=forgt",
     )  # fmt: skip
     keyless = write_rows(tmp_path / "keyless.json", [{"question": "And this one?"}])
@@ -337,10 +343,12 @@ def test_all_faults_are_told_together(unlearn: Run, evaluate: Run, tmp_path: Pat
     other.write_text(json.dumps({"_about": {"forget_split": "forget05"}, "x": {"agg_value": 0.5}}))
     refused(
         unlearn(
-            "eval=few", f"{FORGET}.hf_args.path={keyless}", f"data.retain.MINI_retain.args.hf_args.path={broken}",
+            "eval=few", f"{FORGET}.hf_args.path={keyless}",
+            f"data.retain.MINI_retain.args.hf_args.path={broken}",
             f"{VIEW}.hf_args.name=forgt10_perturbed", f"retain_logs_path={other}",
         ),
-        f"row 0 (counting from 0) of {keyless}", str(broken), "'forgt10_perturbed'", f"{other} is of forget05",
+        f"row 0 (counting from 0) of {keyless}", str(broken), "'forgt10_perturbed'",
+        f"{other} is of forget05",
     )  # fmt: skip
 
 

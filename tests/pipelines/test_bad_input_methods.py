@@ -1,4 +1,4 @@
-"""What can be wrong about methods, adapters and masks, on the command line: exit code 2, a way out, nothing left behind."""
+"""Faults of methods, adapters and masks on the command line: exit code 2, a solution, and no files left."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_composite_without_its_weight(unlearn: Run) -> None:
 
 
 def test_reference_that_the_adapter_cannot_give(unlearn: Run, adapter: Path) -> None:
-    """A trained adapter switched off is another model than the one before unlearning."""
+    """With its trained adapter switched off, a model is not the model before unlearning."""
     refused(
         unlearn("trainer=NPO", model_is(adapter), "reference=adapter_off"),
         "does not start at zero",

@@ -1,4 +1,4 @@
-"""`docs/differences.md` names every switch that a compat file sets, and every choice that it offers exists."""
+"""`docs/differences.md` names every switch that a compat file sets, and all choices in it exist."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ def spelt(value: object) -> str:
 
 
 @pytest.mark.parametrize("name", ["open_unlearning", "soul"])
-def test_every_switch_is_told(name: str) -> None:
-    switches = yaml.safe_load((ROOT / "configs" / "compat" / f"{name}.yaml").read_text())["switches"]
-    told = [
+def test_every_switch_is_documented(name: str) -> None:
+    components = yaml.safe_load((ROOT / "configs" / "compat" / f"{name}.yaml").read_text())["switches"]
+    switches = [
         (f"{component}.{keyword}: {spelt(value)}", f"compat={name}")
-        for component, keywords in switches.items()
+        for component, keywords in components.items()
         for keyword, value in keywords.items()
     ]
-    assert told
+    assert switches
     lines = [line for line in TEXT.splitlines() if line.startswith("| ")]
     missing = [
         switch
-        for switch, group in told
+        for switch, group in switches
         if not any(f"`{switch}`" in line and f"`{group}`" in line for line in lines)
     ]
     assert missing == []

@@ -1,4 +1,4 @@
-"""Procedures by the command line, on the embedded benchmark: from a start model to one that was evaluated, and what is done twice."""
+"""Procedures on the command line with the embedded benchmark: from a start model to an evaluation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WEIGHTS = "model.safetensors"
 
 @pytest.fixture
 def carry_out(expunge: Run, start_model: Path) -> Run:
-    """A procedure on the benchmark's forget10 in stages of two steps, without an evaluation unless the arguments choose one."""
+    """A procedure on forget10 in stages of two steps; evaluate only if the arguments ask for it."""
 
     def run(procedure: str, *overrides: str, out: Path | None = None) -> Outcome:
         start = () if any("model_args.pretrained" in item for item in overrides) else (model_is(start_model),)
@@ -39,7 +39,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_task_vector_from_start_to_scores(carry_out: Run, start_model: Path) -> None:
-    """The result is the formula on the files of start model and stage; the stage is a finetuning run on the forget rows."""
+    """The result is the formula applied to start model and stage; the stage learns the forget rows."""
     done = carry_out(
         "task_vector",
         "eval=few",
@@ -79,7 +79,7 @@ def test_scale_0_is_the_start_model(carry_out: Run, start_model: Path) -> None:
     asked = ("eval=few", "trainer.args.eval_strategy=steps", "trainer.args.eval_steps=1")
     done = carry_out("task_vector", "procedure.args.scale=0", "trainer.args.max_steps=1", *asked)
     assert done.code == 0, done.stderr
-    assert "trainer.args.eval_strategy: task_vector trains no model of its own" in done.stderr
+    assert "trainer.args.eval_strategy=steps is ignored: no stage of task_vector trains" in done.stderr
     start, made = weights(start_model), weights(done.out)
     assert all(torch.equal(start[name].view(torch.uint8), made[name].view(torch.uint8)) for name in start)
     assert "stages" not in names(done.out)
@@ -101,7 +101,7 @@ def test_task_vector_of_an_adapter_is_that_of_the_merged_weights(carry_out: Run,
 def test_retrain_is_finetuning_on_the_retain_rows(
     carry_out: Run, expunge: Run, start_model: Path, tmp_path: Path
 ) -> None:
-    """Bit for bit the model of `expunge train` on those rows; a start model that a run has trained is told."""
+    """Bit for bit the model of `expunge train` on those rows; a trained start model is reported."""
     steps = ("trainer.args.max_steps=2", "budget=mini_finetune", QUIET)
     done = carry_out(
         "retrain", *steps, "eval=few", "trainer.args.eval_strategy=steps", "trainer.args.eval_steps=2"
@@ -148,7 +148,7 @@ def test_whp_learns_generic_labels_and_does_nothing_twice(
     stage = read(done.out / "stages" / "reinforced" / "run_config.json")["config"]
     assert stage["trainer"]["args"]["learning_rate"] == 5e-3
     assert read(done.out / "run.json")["steps"] == 4
-    # The first loss is that of the start model on the generic labels, not on its own rows'.
+    # The first loss is that of the start model on the generic labels, not on the labels of the rows.
     assert records(done.out)[0]["finetune"] != pytest.approx(
         records(done.out / "stages" / "reinforced")[0]["finetune"], abs=1e-3
     )
@@ -165,7 +165,7 @@ def test_whp_learns_generic_labels_and_does_nothing_twice(
     assert "is trained already" in again.stderr
     assert (again.out / WEIGHTS).stat().st_mtime_ns == before
     assert read(again.out / "run.json")["steps"] == 4
-    # Whether stages are kept is no part of what the run is.
+    # A run that keeps its stages is the same run.
     assert "stages" not in names(again.out)
 
 
@@ -173,10 +173,10 @@ def test_whp_learns_generic_labels_and_does_nothing_twice(
     "steps",
     [pytest.param(3, marks=pytest.mark.slow, id="in the first stage"), pytest.param(7, id="in the last")],
 )
-def test_an_interrupted_procedure_goes_on_to_the_very_same_weights(
+def test_an_interrupted_procedure_resumes_to_the_same_weights(
     steps: int, carry_out: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two stages of four steps, checkpoints after each second: stopped in the third step of the first or of the second."""
+    """Two stages of four steps, a checkpoint every two steps: stopped in step 3 of either stage."""
     whole = carry_out("whp", *STEPWISE, out=tmp_path / "whole")
     assert whole.code == 0, whole.stderr
     with monkeypatch.context() as patch:
@@ -199,7 +199,7 @@ def test_an_interrupted_procedure_goes_on_to_the_very_same_weights(
     assert read(resumed.out / "run.json")["steps"] == read(whole.out / "run.json")["steps"] == 8
 
 
-def test_a_stage_that_is_complete_is_not_done_again(
+def test_a_complete_stage_is_not_repeated(
     carry_out: Run, start_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*_: Any, **__: Any) -> None:
@@ -232,7 +232,7 @@ def test_what_is_faulty_leaves_nothing(carry_out: Run, tmp_path: Path, start_mod
 
 @pytest.mark.slow
 def test_procedures_forget_on_the_embedded_benchmark(tmp_path: Path) -> None:
-    """Trained as in the demo: task vector and WHP lower what the full model knows (.98), and retraining never knew it."""
+    """As in the demo: task vector and WHP lower what the full model knows (.98); retraining never knew it."""
     common = (QUIET, "task_name=x")
     full = tmp_path / "full"
     assert main(["train", "experiment=finetune/mini/default", *common, f"paths.output_dir={full}"]) == 0

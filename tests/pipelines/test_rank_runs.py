@@ -1,4 +1,4 @@
-"""The documented command lines under torchrun (gloo): training with an evaluation, an evaluation, and a fault."""
+"""The documented command lines under torchrun (gloo): training with evaluation, evaluation, and a fault."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RESULTS = ("TOFU_EVAL.json", "TOFU_SUMMARY.json")
 
 
 def launch_words(ranks: int, script: str, out: Path, config_dir: Path, *overrides: str) -> list[str]:
-    """The words that start a script on so many processes, or without a launcher for 0."""
+    """The words that start a script in `count` processes; 0 = without a launcher."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -34,7 +34,7 @@ def launch_words(ranks: int, script: str, out: Path, config_dir: Path, *override
 
 
 def launched(ranks: int, script: str, out: Path, config_dir: Path, *overrides: str) -> Outcome:
-    """What came of a script on so many processes; its stderr holds stdout as well."""
+    """The result of a script in several processes; its stderr contains stdout too."""
     words = launch_words(ranks, script, out, config_dir, *overrides)
     done = subprocess.run(
         words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300, check=False
@@ -43,7 +43,7 @@ def launched(ranks: int, script: str, out: Path, config_dir: Path, *overrides: s
 
 
 def results(folder: Path) -> dict[str, Any]:
-    """Both result files, without what each rank counted and timed."""
+    """Both result files, without the counts and times of ranks."""
     found = {name: read(folder / name) for name in RESULTS}
     found["TOFU_EVAL.json"]["_about"].pop("cost")
     return found
@@ -53,7 +53,7 @@ def results(folder: Path) -> dict[str, Any]:
 def test_an_evaluation_on_several_processes_is_that_of_one(
     ranks: int, start_model: Path, config_dir: Path, tmp_path: Path
 ) -> None:
-    # A row's tokens a batch: four rows of a view are dealt unequally.
+    # One row per batch: the four rows of a view are split unequally.
     own = ("experiment=eval/mini/default", "eval=few", "eval.tofu.batch_size=1", model_is(start_model))
     one, several = (launched(size, "eval.py", tmp_path / str(size), config_dir, *own) for size in (0, ranks))
     assert (one.code, several.code) == (0, 0), several.stderr
@@ -71,8 +71,10 @@ def test_an_evaluation_on_several_processes_is_that_of_one(
 def test_training_on_several_processes_ends_with_its_evaluation(
     ranks: int, start_model: Path, config_dir: Path, tmp_path: Path
 ) -> None:
-    own = ("--config-name=unlearn.yaml", "experiment=unlearn/mini/default", "trainer=GradAscent", "trainer.args.max_steps=1", "eval=few",
-           "++trainer.args.use_cpu=true", "trainer.args.eval_strategy=steps", "trainer.args.eval_steps=1", QUIET,
+    own = ("--config-name=unlearn.yaml", "experiment=unlearn/mini/default", "trainer=GradAscent",
+           "trainer.args.max_steps=1", "eval=few",
+           "++trainer.args.use_cpu=true", "trainer.args.eval_strategy=steps", "trainer.args.eval_steps=1",
+           QUIET,
            model_is(start_model))  # fmt: skip
     done = launched(ranks, "train.py", tmp_path / "run", config_dir, *own)
     assert done.code == 0, done.stderr
@@ -85,8 +87,7 @@ def test_training_on_several_processes_ends_with_its_evaluation(
     judged = ("experiment=eval/mini/default", "eval=few", model_is(done.out))
     one = launched(0, "eval.py", tmp_path / "one", config_dir, *judged)
     assert read(one.out / RESULTS[1]) == summary
-    # Trained already: no trainer starts the processes' group, and the ranks share the evaluation all the
-    # same.
+    # Already trained: no training starts the process group, but the ranks still share the evaluation.
     (done.out / "evals" / RESULTS[0]).unlink()
     again = launched(ranks, "train.py", tmp_path / "run", config_dir, *own)
     assert again.code == 0, again.stderr
@@ -96,13 +97,13 @@ def test_training_on_several_processes_ends_with_its_evaluation(
 
 def test_a_fault_is_reported_once(start_model: Path, config_dir: Path, tmp_path: Path) -> None:
     own = ("experiment=eval/mini/default", "eval=few", model_is(start_model))
-    # By validation, before the processes meet.
+    # Found by validation, before the process group starts.
     faulty = launched(
         2, "eval.py", tmp_path / "run", config_dir, *own, "eval.tofu.metrics.forget_quality.x=1"
     )
     assert faulty.code != 0
     assert faulty.stderr.count("forget_quality.x") == 1, faulty.stderr
-    # In rows, which every process reads; and in the folder, which only the first one looks at.
+    # A fault in rows, which every process reads; and one in the folder, which only the first process reads.
     (tmp_path / "rows.json").write_text('{"question": "Who?"}\n')
     rows = f"eval.tofu.views.forget_answer.hf_args={{path: {tmp_path / 'rows.json'}}}"
     faulty = launched(3, "eval.py", tmp_path / "run", config_dir, *own, rows)
@@ -116,14 +117,15 @@ def test_a_fault_is_reported_once(start_model: Path, config_dir: Path, tmp_path:
     assert names(tmp_path / "run") == {"own.txt"}
 
 
-WALK = ("--config-name=unlearn.yaml", "experiment=unlearn/mini/default", "trainer=NPO", "retain=kl", "eval=few", QUIET,
+WALK = ("--config-name=unlearn.yaml", "experiment=unlearn/mini/default", "trainer=NPO", "retain=kl",
+        "eval=few", QUIET,
         "++trainer.args.use_cpu=true", "trainer.args.max_steps=5", "trainer.args.logging_steps=1",
         "trainer.args.save_strategy=steps", "trainer.args.save_steps=2", "trainer.args.eval_strategy=steps",
         "trainer.args.eval_steps=3")  # fmt: skip
 
 
 def walk(ranks: int, rows: int, out: Path, config_dir: Path, start: Path) -> list[str]:
-    """The words of a run on so many processes, each taking `rows` rows of a step."""
+    """The words of a run in several processes; each takes `rows` rows of a step."""
     return launch_words(
         ranks,
         "train.py",
@@ -136,7 +138,7 @@ def walk(ranks: int, rows: int, out: Path, config_dir: Path, start: Path) -> lis
 
 
 def curve(folder: Path) -> dict[str, list[float]]:
-    """The values of each record that do not depend on the clock, or on how a step was cut, by name."""
+    """The values of each record, by name, that do not depend on the clock or on the split of a step."""
     found: dict[str, list[float]] = {}
     for record in records(folder):
         for name, value in record.items():
@@ -149,7 +151,7 @@ def curve(folder: Path) -> dict[str, list[float]]:
 def test_a_whole_run_on_several_processes_is_that_of_one(
     ranks: int, start_model: Path, config_dir: Path, tmp_path: Path
 ) -> None:
-    """40 rows, 12 a step: a step of 4 rows ends an epoch. Trained, evaluated twice, saved, killed and resumed."""
+    """40 rows, 12 per step; the last step has 4. Trained, evaluated twice, saved, killed and resumed."""
     one, several, killed = (tmp_path / name for name in ("one", "several", "killed"))
     subprocess.run(walk(0, 12, one, config_dir, start_model), check=True, timeout=300)
     subprocess.run(walk(ranks, 12 // ranks, several, config_dir, start_model), check=True, timeout=300)

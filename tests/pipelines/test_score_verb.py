@@ -1,4 +1,4 @@
-"""`expunge score`, and runs that take their forget rows by its scores."""
+"""`expunge score`, and runs that order their forget rows by its scores."""
 
 from __future__ import annotations
 
@@ -58,8 +58,10 @@ def test_the_file_says_what_it_is_of(scored: Path, start_model: Path) -> None:
     )
 
 
-def test_a_runs_own_command_line_makes_its_scores(expunge: Callable[..., Outcome], start_model: Path) -> None:
-    """With the verb `score` they go to the run folder, whatever the line says of order; the run finds them there and trains by them."""
+def test_the_command_line_of_a_run_also_makes_its_scores(
+    expunge: Callable[..., Outcome], start_model: Path
+) -> None:
+    """`score` writes to the run folder, with any order; the run finds the scores there and uses them."""
     line = (*MINI, model_is(start_model), "difficulty.order=score_asc", "difficulty.algorithm=naive", PARAMS)
     refused = expunge("unlearn", *line)
     assert refused.code == 2
@@ -70,7 +72,7 @@ def test_a_runs_own_command_line_makes_its_scores(expunge: Callable[..., Outcome
     assert read(made.out / SCORES_FILE)["items"][0]["grad_norm"] > 0
     again = expunge("score", *line)
     assert again.code == 2
-    assert "is there already" in again.stderr
+    assert "exists already" in again.stderr
     ran = expunge("unlearn", *line, "trainer.args.max_steps=1", "trainer.args.report_to=none")
     assert ran.code == 0
     by_uid = {item["uid"]: item["score"] for item in read(ran.out / SCORES_FILE)["items"]}
@@ -140,7 +142,7 @@ def test_without_an_order_a_run_is_the_one_it_was(scored: Path) -> None:
     assert in_order(None, pairs, SimpleNamespace(path=Path("none")), 0, 1) is pairs  # type: ignore[arg-type]
 
 
-def test_a_run_does_not_go_on_with_other_scores(tmp_path: Path) -> None:
+def test_a_run_does_not_resume_with_other_scores(tmp_path: Path) -> None:
     from expunge.pipelines.forget_order import ByScore, in_order
     from expunge.training.score_order import FORGET_ORDER_FILE, ScoreOrder
 
@@ -153,12 +155,12 @@ def test_a_run_does_not_go_on_with_other_scores(tmp_path: Path) -> None:
         return ByScore(SimpleNamespace(sha256=sha256, path="scores.json"), ScoreOrder((0,), None), {}, ("a",))  # type: ignore[arg-type]
 
     assert in_order(chosen("a"), pairs, run, 0, 1) is pairs
-    with pytest.raises(UserError, match="another file of scores than the run"):
+    with pytest.raises(UserError, match=r"began with other scores than those in scores\.json"):
         in_order(chosen("b"), pairs, run, 0, 1)
 
 
-def test_scores_in_a_run_folder_are_no_run_and_outlive_one(tmp_path: Path) -> None:
-    """They are made before the run, in its folder: the run begins there, and neither its failure nor its replacement takes them away."""
+def test_scores_in_a_run_folder_are_not_a_run_and_are_never_removed(tmp_path: Path) -> None:
+    """Scores are made before the run, in its folder; neither its failure nor its replacement removes them."""
     names = {SCORES_FILE, "difficulty_scores.gradient.safetensors"}
     for name in names:
         (tmp_path / name).write_text("{}")
@@ -185,26 +187,35 @@ def refusal(*overrides: str) -> str:
     [
         (
             (
-                "difficulty.ordr=score_asc", "difficulty.order=score_dsc", "difficulty.algorithm=jpv", "difficulty.loss=npo",
-                "difficulty.k=4", "difficulty.epoch_grad_mode=trajectory", "difficulty.max_tokens=0", "difficulty.signed=perhaps",
+                "difficulty.ordr=score_asc", "difficulty.order=score_dsc", "difficulty.algorithm=jpv",
+                "difficulty.loss=npo",
+                "difficulty.k=4", "difficulty.epoch_grad_mode=trajectory", "difficulty.max_tokens=0",
+                "difficulty.signed=perhaps",
                 "difficulty.params='('", "difficulty.path=scores.pt",
             ),
             (
-                "takes no 'ordr'\n  -> did you mean 'order'?", "did you mean 'score_desc'?", "did you mean 'jvp'?",
+                "takes no 'ordr'\n  -> did you mean 'order'?", "did you mean 'score_desc'?",
+                "did you mean 'jvp'?",
                 "ranks as nll with reduction=token_sum", "nothing is selected", "not part of this version",
                 "must be a whole number of at least 1", "must be true or false", "not a regular expression",
                 "scores are a .json or a .jsonl file",
             ),
         ),
         (
-            ("difficulty.reduction=mean", "difficulty.epoch_grad_mode=frosen", "difficulty.select=last_k", "difficulty.k=1", "difficulty.order=asc"),
-            ("must be one of 'token_mean', 'token_sum'", "did you mean 'frozen'?", "difficulty.select=last_k", "did you mean 'score_asc'?"),
+            ("difficulty.reduction=mean", "difficulty.epoch_grad_mode=frosen", "difficulty.select=last_k",
+            "difficulty.k=1", "difficulty.order=asc"),
+            ("must be one of 'token_mean', 'token_sum'", "did you mean 'frozen'?", "difficulty.select=last_k",
+            "did you mean 'score_asc'?"),
         ),
         (("difficulty=score_asc",), ("this is a section, not a value",)),
-        (("difficulty.order=easy",), ("difficulty.order=easy: must be one of 'none', 'score_asc', 'score_desc'\n  -> a high score forgets first",)),
+        (
+            ("difficulty.order=easy",),
+            ("easy: must be one of 'none', 'score_asc', 'score_desc'\n  -> a high score forgets first",),
+        ),
         (("difficulty.select=first_k",), ("difficulty.k is not given", "first_k needs an order")),
         (
-            ("difficulty.order=score_asc", "difficulty.path=none.json", "trainer=FT", "trainer.args.dataloader_drop_last=true"),
+            ("difficulty.order=score_asc", "difficulty.path=none.json", "trainer=FT",
+            "trainer.args.dataloader_drop_last=true"),
             (
                 "difficulty.path=none.json: no such file of scores",
                 "finetune does not read the forget rows, so their order changes nothing",
@@ -218,8 +229,8 @@ def test_what_is_refused_before_anything_is_loaded(
     overrides: tuple[str, ...], said: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    told = refusal(*overrides)
-    assert [text for text in said if text not in told] == []
+    message = refusal(*overrides)
+    assert [text for text in said if text not in message] == []
 
 
 def test_scoring_is_done_in_one_process(
@@ -228,4 +239,4 @@ def test_scoring_is_done_in_one_process(
     monkeypatch.setenv("WORLD_SIZE", "2")
     refused = expunge("score", *MINI, model_is(start_model))
     assert refused.code == 2
-    assert "in several processes" in refused.stderr
+    assert "started in 2 processes" in refused.stderr

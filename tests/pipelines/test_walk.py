@@ -1,4 +1,4 @@
-"""From a finetuned model to one that has forgotten, by the command lines; and what happens when they are given again."""
+"""From a finetuned model to one that has forgotten, on the command line; and the same commands again."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_the_same_command_again_trains_and_evaluates_nothing_twice(
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert read(again.out / "run.json")["steps"] == 2
 
-    # Another evaluation of the same run is no other run.
+    # A run with another evaluation is still the same run.
     more = unlearn("eval=few", "trainer=GradAscent", "eval.tofu.generation.max_new_tokens=3")
     assert more.code == 0, more.stderr
     assert before[first.out / "model.safetensors"] == (first.out / "model.safetensors").stat().st_mtime_ns
@@ -102,7 +102,7 @@ def test_another_configuration_needs_another_folder_or_overwrite(unlearn: Run, t
     assert "overwrite=true" in refused.stderr
     assert read(first.out / "run.json")["status"] == "complete"
 
-    # What is faulty replaces nothing.
+    # A faulty command replaces nothing.
     faulty = unlearn("trainer=GradAscent", "overwrite=true", "retain_split=full")
     assert faulty.code == 2
     assert "share 40 of 40 forget rows" in faulty.stderr
@@ -116,7 +116,8 @@ def test_another_configuration_needs_another_folder_or_overwrite(unlearn: Run, t
 
 
 STEPWISE = (
-    "trainer.args.max_steps=4", "trainer.args.save_strategy=steps", "trainer.args.save_steps=2", "trainer.args.logging_steps=1",
+    "trainer.args.max_steps=4", "trainer.args.save_strategy=steps", "trainer.args.save_steps=2",
+    "trainer.args.logging_steps=1",
     "trainer.args.per_device_train_batch_size=4", "trainer.args.gradient_accumulation_steps=2",
 )  # fmt: skip
 
@@ -200,8 +201,10 @@ def test_interrupted_in_the_last_evaluation_only_evaluates_again(
 
 def test_evaluation_in_training_chooses_the_best_model(unlearn: Run) -> None:
     done = unlearn(
-        "eval=few", "trainer=GradAscent", "trainer.args.max_steps=3", "trainer.args.learning_rate=1e-2", "trainer.args.warmup_epochs=0",
-        "trainer.args.eval_strategy=steps", "trainer.args.eval_steps=1", "trainer.args.save_strategy=steps", "trainer.args.save_steps=1",
+        "eval=few", "trainer=GradAscent", "trainer.args.max_steps=3", "trainer.args.learning_rate=1e-2",
+        "trainer.args.warmup_epochs=0",
+        "trainer.args.eval_strategy=steps", "trainer.args.eval_steps=1", "trainer.args.save_strategy=steps",
+        "trainer.args.save_steps=1",
         "trainer.args.load_best_model_at_end=true", "trainer.args.metric_for_best_model=forget_Q_A_Prob",
         "trainer.args.greater_is_better=true",
     )  # fmt: skip
@@ -213,7 +216,7 @@ def test_evaluation_in_training_chooses_the_best_model(unlearn: Run) -> None:
     }
     for step, value in found.items():
         assert read(done.out / "evals" / f"step-{step}" / "TOFU_SUMMARY.json")["forget_Q_A_Prob"] == value
-    # Ascent lowers it step by step, so that the first is the best, and the one that is kept.
+    # Ascent lowers it with each step, so the first step is the best one, and its checkpoint is kept.
     assert list(found) == [1, 2, 3]
     assert found[1] > found[2] > found[3]
     best, final = (

@@ -1,4 +1,4 @@
-"""A small unlearning task: rows of random tokens and unlike lengths, pairs drawn anew each epoch, a tiny model with dropout."""
+"""A small unlearning task: random rows of different lengths, new pairs each epoch, a tiny model."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def dataset(count: int, name: str) -> Dataset:
 
 
 def make_pairs(count: int = 13, seed: int = 0) -> PairedDataset:
-    """13 forget rows, each with one of 17 retain rows, another one each epoch."""
+    """13 forget rows, each with one of 17 retain rows; another retain row in each epoch."""
     forget, retain = dataset(count, "forget"), dataset(17, "retain")
     return PairedDataset(forget, retain, pairs_of(forget, retain, seed, n_epochs=3))
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _quick_collections() -> None:
-    """Every run collects garbage once; what was imported so far need not be looked through each time."""
+    """Each run collects garbage once; imported objects are frozen, so that this is quick."""
     import transformers.trainer  # noqa: F401
 
     gc.collect()
@@ -77,7 +77,7 @@ def make_collate() -> PairCollator:
 
 @pytest.fixture(scope="session")
 def objective() -> Callable[..., Any]:
-    """NPO (sequence, reads the reference) with NLL on the retain side (token), or whatever is asked for."""
+    """NPO (sequence, reads the reference) with NLL on the retain side (token), or any other objective."""
     from expunge.methods.objective import build_objective
 
     def build(handler: str = "expunge.methods.npo:npo", **method_args: Any) -> Any:
@@ -102,8 +102,10 @@ def trainer(tiny_model: Any, objective: Callable[..., Any], tmp_path: Path) -> C
         **args: Any,
     ) -> Any:
         settings = {
-            "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "num_train_epochs": 2, "learning_rate": 1e-3,
-            "logging_steps": 1, "save_strategy": "no", "lr_scheduler_type": "linear", "warmup_epochs": 0.5, "disable_tqdm": True,
+            "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "num_train_epochs": 2,
+            "learning_rate": 1e-3,
+            "logging_steps": 1, "save_strategy": "no", "lr_scheduler_type": "linear", "warmup_epochs": 0.5,
+            "disable_tqdm": True,
         }  # fmt: skip
         pairs = pairs or make_pairs()
         arguments = training_arguments({**settings, **args}, folder or tmp_path / "run", len(pairs), seed=3)

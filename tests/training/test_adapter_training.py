@@ -1,4 +1,4 @@
-"""Training an adapter in the one loop: what moves, what is saved, and that a resumed run equals an uninterrupted one."""
+"""Training of an adapter: which weights move, what is saved, and how a run resumes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NPO_KL = {"retain": "kl"}
 
 
 class Killed(BaseException):
-    """Stands for a kill: no handler of the code under test catches it."""
+    """Simulates a kill: no handler of the code under test catches it."""
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def adapted(tiny_model: Any) -> Callable[..., Any]:
 
 
 def weights(model: Any, part: str) -> dict[str, torch.Tensor]:
-    """Copies of the weights of the base ("base"), of the adapter in training ("default") or of the frozen one ("reference")."""
+    """Copies of the weights of a part: base, default (adapter in training) or reference (frozen one)."""
     named = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     parts = {
         name: next((kind for kind in ("default", "reference") if f".{kind}." in name), "base")
@@ -104,7 +104,7 @@ def test_five_steps_move_the_adapter_alone_and_like_with_a_frozen_copy(
             assert run.state.global_step == 5
             assert all(torch.equal(value, base[key]) for key, value in weights(model, "base").items())
             ends[name] = weights(model, "default")
-            # With B = 0 at the start A moves from the second step on.
+            # B is 0 at the start, so A moves from the second step on.
             assert not any(torch.equal(value, begun[key]) for key, value in ends[name].items())
             assert model.active_adapter == "default"
         for key, value in ends[f"{trained}-{kind.__name__}"].items():

@@ -16,7 +16,7 @@ def build(tmp_path: Path, n_examples: int = 400, **args: Any) -> Any:
 
 
 def test_warm_up_in_epochs_is_so_many_epochs_of_steps(tmp_path: Path) -> None:
-    """TOFU forget10: 400 rows / (8 * 4) = 12.5, so an epoch has 13 steps; 1.5 epochs of warm-up are 19.5, rounded up."""
+    """forget10: 400 rows / (8 * 4) = 12.5, so 13 steps per epoch; 1.5 epochs of warm-up = 19.5, so 20."""
     args = build(tmp_path, warmup_epochs=1.0)
     assert (steps_per_epoch(400, args), args.warmup_steps) == (13, 13)
     assert build(tmp_path, warmup_epochs=1.5).warmup_steps == 20
@@ -34,7 +34,7 @@ def test_what_the_loop_needs_is_fixed_and_nothing_hides_a_diverging_loss(tmp_pat
     assert args.output_dir == str(tmp_path)
 
 
-def test_all_faults_are_told_together(tmp_path: Path) -> None:
+def test_all_faults_are_reported_together(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         build(
             tmp_path,
@@ -48,13 +48,13 @@ def test_all_faults_are_told_together(tmp_path: Path) -> None:
     assert len(caught.value.faults) == 5
     assert "unknown key in trainer.args 'learnin_rate'" in text
     assert "did you mean 'learning_rate'?" in text
-    for told in (
-        "learning_rate is 0",
-        "num_train_epochs is -1",
-        "gradient_accumulation_steps is 0",
+    for message in (
+        "learning_rate=0",
+        "num_train_epochs=-1",
+        "gradient_accumulation_steps=0",
         "label_smoothing_factor",
     ):
-        assert told in text
+        assert message in text
 
 
 def test_what_transformers_refuses_is_a_user_error(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The driver alone masks: what a loss makes of a place that is no label reaches no mean and no gradient."""
+"""The driver masks: the value of a loss at a position without a label changes no mean and no gradient."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from expunge.training.places import special
 
 @loss(kind="token")
 def log_surprise(forget_logp_BN: Tensor) -> Tensor:
-    """Log of -log p: -inf at a masked place, whose log p is 0, and NaN in the gradient."""
+    """Log of -log p: -inf at a masked position (log p = 0), and NaN in the gradient."""
     return (-forget_logp_BN).log()
 
 
 @loss(kind="token")
 def length(forget_logits_BNV: Tensor) -> Tensor:
-    """The logits' length, whose gradient at 0 is 0 / 0."""
+    """The norm of the logits; its gradient at 0 is 0 / 0."""
     return forget_logits_BNV.square().sum(-1).sqrt()
 
 
 @loss(kind="token", skip="skip")
 def skipping(forget_logp_BN: Tensor, *, skip: int = 2) -> Tensor:
-    """Log p of all labels but the first ones."""
+    """Log p of all labels except the first ones."""
     return forget_logp_BN
 
 

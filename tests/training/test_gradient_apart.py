@@ -1,4 +1,4 @@
-"""A rule about the terms of one side takes their gradient from the step instead of a pass of its own."""
+"""A rule about the terms of one side takes their gradient from the step, without another pass."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RULES = {
     "smoothing": (lambda: RandomSmoothing(sigma=0.02, samples=2), 2),
     "SAM of all terms": (lambda: SAM(rho=0.05, side=None), 2),
 }
-"""A rule, and how many forward passes a step of two terms takes more for it."""
+"""A rule, and the number of extra forward passes that it costs in a step of two terms."""
 
 
 def trained(trainer: Any, model: Any, rule: Any) -> tuple[torch.Tensor, int]:
@@ -39,7 +39,7 @@ def trained(trainer: Any, model: Any, rule: Any) -> tuple[torch.Tensor, int]:
 
 @pytest.mark.parametrize("name", RULES)
 def test_the_steps_own_gradient_is_used(trainer: Any, tiny_model: Any, name: str) -> None:
-    """4 rows by 2, and a step's last 5 rows as 4 and 1: 2 steps of 2 micro-batches."""
+    """2 steps of 2 micro-batches: 4 rows as 2 and 2, then 5 rows as 4 and 1."""
     make, more = RULES[name]
     found, passes = trained(trainer, tiny_model(seed=2), make())
     by_passes = make()
@@ -50,7 +50,7 @@ def test_the_steps_own_gradient_is_used(trainer: Any, tiny_model: Any, name: str
     assert all_passes > passes or by_passes.side is None
 
 
-def test_it_is_kept_apart_only_where_that_is_exact(objective: Any) -> None:
+def test_it_is_kept_apart_only_if_that_is_exact(objective: Any) -> None:
     forget_retain = Driver(objective("expunge.methods.grad_diff:grad_diff"))
     assert forget_retain.keep_apart("forget")
     assert not forget_retain.keep_apart(None)

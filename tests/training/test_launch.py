@@ -1,4 +1,4 @@
-"""What was asked of a launcher is compared with what came up."""
+"""What the launcher was asked for is compared with what it started."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ def test_a_refused_argument_passes_at_a_value_that_asks_for_nothing(tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("deepspeed", "zero3.json"), ("fsdp", "full_shard"), ("torch_compile", True), ("push_to_hub", True), ("label_smoothing_factor", 0.1),
+    [("deepspeed", "zero3.json"), ("fsdp", "full_shard"), ("torch_compile", True), ("push_to_hub", True),
+     ("label_smoothing_factor", 0.1),
      ("auto_find_batch_size", True), ("use_liger_kernel", True), ("ignore_data_skip", True)],
 )  # fmt: skip
 def test_what_cannot_be_had_is_refused_with_the_key_and_the_reason(name: str, value: object) -> None:
@@ -79,7 +80,7 @@ def test_the_number_of_processes_is_read_as_accelerate_reads_it(tmp_path: Path) 
     [
         (
             "distributed_type: MULTI_CPU\nnum_processes: 2\nuse_cpu: true\n",
-            "asked for 2 processes and started one",
+            "asked for 2 processes but started one",
         ),
         (
             "distributed_type: FSDP\nnum_processes: 1\nuse_cpu: true\nfsdp_config: {fsdp_version: 2}\n",
@@ -90,7 +91,7 @@ def test_the_number_of_processes_is_read_as_accelerate_reads_it(tmp_path: Path) 
 def test_a_launch_that_comes_up_as_something_else_is_an_error(
     config: str, message: str, tmp_path: Path
 ) -> None:
-    """Through `accelerate launch` itself: both were trained as something else, without a word."""
+    """With the real `accelerate launch`: earlier versions trained both in another way, without a message."""
     (tmp_path / "launch.yaml").write_text(f"compute_environment: LOCAL_MACHINE\n{config}")
     root = Path(__file__).resolve().parents[2]
     words = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file"]

@@ -16,7 +16,7 @@ from expunge.training.records import RecordLog, read_records
 def test_a_record_holds_means_over_its_steps_of_every_term(
     trainer: Any, tiny_model: Any, tmp_path: Path
 ) -> None:
-    """Logged every 3 steps of 4: the third step's record is the mean of the three that a run logged every step has."""
+    """4 steps, logged every 3: the record of step 3 is the mean of the first three records of every step."""
     fine, coarse = (
         trainer(
             folder=tmp_path / str(every), model=tiny_model(seed=2), num_train_epochs=1, logging_steps=every
@@ -69,7 +69,7 @@ def test_finetuning_is_the_same_loop_on_the_retain_side_alone(
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_a_best_metric_that_nobody_computes_is_told_with_what_there_is(trainer: Any) -> None:
+def test_an_unknown_best_metric_is_reported_with_the_near_match(trainer: Any) -> None:
     args = {
         "save_strategy": "epoch",
         "eval_strategy": "epoch",
@@ -87,7 +87,8 @@ def test_every_record_says_what_the_run_has_taken(trainer: Any, tmp_path: Path) 
         folder=tmp_path / "run", extra={"evaluator": lambda model, step: {"forget_quality": 0.5}}, **args
     ).run()
     found = read_records(tmp_path / "run")
-    assert [("loss" in record, "eval_forget_quality" in record, "train_loss" in record) for record in found] == [
+    assert [("loss" in record, "eval_forget_quality" in record,
+    "train_loss" in record) for record in found] == [
         (True, False, False), (True, False, False), (False, True, False), (False, False, True),
     ]  # fmt: skip
     assert all(record["seconds"] > 0 and record["peak_memory_mb"] > 1 for record in found)
@@ -106,8 +107,8 @@ def test_an_array_is_whole_after_every_record_and_outlives_every_torn_write(tmp_
             == [record["step"] for record in read_records(tmp_path)]
         )
         states.append(log.path.read_bytes())
-    # A record is written over the end of what was there: whatever part of it arrives, those before it are
-    # whole.
+    # A record overwrites the end of the file. The records before it stay intact, even if only a part is
+    # written.
     for before, after in pairwise(states):
         for written in range(len(after)):
             log.path.write_bytes(after[:written] + before[written:])

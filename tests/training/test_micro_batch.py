@@ -1,4 +1,4 @@
-"""A micro-batch knows on the CPU where its labels are, and each of its rows whether it counts."""
+"""The positions of the labels of a micro-batch, and which of its rows count, are known on the CPU."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def step(model: Any, reference: Any, name: str, rows: list[Any], counted: list[b
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_row_that_does_not_count_is_as_good_as_not_there(
+def test_a_row_that_does_not_count_changes_nothing(
     tiny_model: Any, pairs: Any, make_collate: Any, name: str
 ) -> None:
     model, data = tiny_model(seed=2).double(), pairs()
@@ -77,7 +77,7 @@ def test_a_filler_has_no_gradient_and_counts_for_nothing(
 def test_the_vocabulary_at_the_labels_alone_gives_what_the_padded_view_gives(
     tiny_model: Any, pairs: Any, padding: Any, tied: bool
 ) -> None:
-    """Rows of unlike lengths, one of them without a label; logits, log-probs and gradients."""
+    """Rows of different lengths, one of them without a label; logits, log-probs and gradients."""
     model, data = tiny_model(seed=2, tie_word_embeddings=tied).double(), pairs()
     side = collate([data[row]["forget"] for row in range(6)], 4, padding)
     side["label_mask"][2] = False
@@ -109,7 +109,7 @@ def test_a_batch_without_any_label_trains_nothing(tiny_model: Any, pairs: Any, m
 
 
 def test_labels_are_found_row_after_row() -> None:
-    """Rows with labels at 1 and 3, at none, and at 2; a label at 0 is predicted by nothing."""
+    """Rows with labels at 1 and 3, none, and at 2; nothing predicts a label at 0."""
     side: Any = {
         "input_ids": torch.tensor([[5, 6, 7, 8], [5, 6, 7, 8], [9, 10, 11, 12]]),
         "attention_mask": torch.ones(3, 4, dtype=torch.long),
@@ -138,7 +138,7 @@ def test_labels_are_found_row_after_row() -> None:
 def test_rewards_are_means_over_the_sequences_of_the_step(
     tiny_model: Any, pairs: Any, make_collate: Any, cut: tuple[int, ...]
 ) -> None:
-    """NPO: beta (log p - log p_ref) of the forget answers; DPO: of both, their difference, its sign."""
+    """NPO: beta (log p - log p_ref) of the forget answers; DPO: both answers, their difference, its sign."""
     model, before, data = tiny_model(seed=2), tiny_model(seed=3), pairs()
     rows = [{**data[row], "alternate": data[(row + 3) % 13]["forget"]} for row in range(5)]
 

@@ -1,4 +1,4 @@
-"""A micro-batch's forward and backward read no value off the device: nothing there waits for it."""
+"""The passes of a micro-batch read no value from the device, so they never wait for it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from expunge.training.order import CollateMicroBatch
 from expunge.training.places import special
 
 WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique")
-"""Operations whose result, or whose result's shape, depends on values."""
+"""Operations that need values on the CPU: for the result, or for its shape."""
 METHODS = {
     "npo:npo": {"retain": "kl"},
     "grad_diff:grad_diff": {},
@@ -30,7 +30,7 @@ METHODS = {
 
 
 class Waits(TorchDispatchMode):
-    """Lists what would wait for a device, outside of the model's own forward pass."""
+    """Lists operations that wait for a device, outside the model's own forward pass."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Optimizers, rules and masks in the training loop: called where they say, the same however a step is cut up, resumed bit for bit."""
+"""Optimizers, rules and masks in the loop: the order of calls, any split of a step, and exact resume."""
 
 from __future__ import annotations
 
@@ -29,13 +29,12 @@ from expunge.training.records import read_records
 
 GRAD_DIFF = "expunge.methods.grad_diff:grad_diff"
 SAM_SGD = {"handler": "sgd", "rules": {"sam": {"rho": 0.05}}}
-# Three steps without moving: what the optimizer has summed up then is a polynomial of gradients, which a
-# division by them is not.
+# Three steps without an update: the optimizer's sums are then polynomials of gradients, without a division.
 STILL = {"learning_rate": 1e-30, "weight_decay": 0.0, "max_grad_norm": 0.0, "max_steps": 3}
 
 
 def bound_sections(optimizer: Any, mask: Any) -> dict[str, Bound]:
-    """What validation binds of `trainer.optimizer` and `trainer.mask`."""
+    """`trainer.optimizer` and `trainer.mask` as validation binds them."""
     binder = Binder()
     if optimizer:
         bind_optimizer(binder, optimizer)
@@ -51,7 +50,7 @@ def mask_of(mask: Any, model: Any) -> Any:
 
 
 def given(spec: Any, mask: Any = None) -> dict[str, Any]:
-    """The trainer's arguments for a specification, as `pipelines.stepping` gives them."""
+    """The arguments of a training for a specification, as `pipelines.stepping` builds them."""
     bound = bound_sections(spec, {})
     return {
         "optimizer_factory": optimizer_factory(bound),
@@ -71,7 +70,7 @@ def plain(tiny_model: Any) -> Callable[[], Any]:
 
 
 class Noting(StepRule):
-    """Notes what it is given and when."""
+    """Records its arguments and the order of calls."""
 
     side = "forget"
 
@@ -113,7 +112,9 @@ class Noting(StepRule):
 def test_rules_are_called_about_each_step_and_can_have_its_gradient_again(
     trainer: Any, plain: Any, tmp_path: Path
 ) -> None:
-    """13 rows by 2 x 2: an epoch of 4, 4, 4 and 1 rows. The closure gives the step's gradient to the bit, as a sum over sides nearly so."""
+    """13 rows in steps of 2 x 2: 4, 4, 4 and 1 rows. The closure gives the step's gradient bit for bit;
+    summed by sides, it is nearly equal.
+    """
     rule = Noting()
     trainer(model=plain(), extra={"rules_factory": lambda optimizer, mask: [rule]}, num_train_epochs=1).run()
     assert rule.calls[0] == ("attach", "AdamW")
@@ -130,7 +131,7 @@ def test_rules_are_called_about_each_step_and_can_have_its_gradient_again(
 def test_nothing_chosen_changes_nothing_and_adamw_is_the_default(trainer: Any, tmp_path: Path) -> None:
     runs: dict[str, Any] = {}
     for name, extra in (("default", {}), ("empty", given({})), ("adamw", given({"handler": "adamw"}))):
-        # Built right before it runs: transformers seeds dropout then.
+        # Built right before it runs, because the construction seeds dropout.
         runs[name] = trainer(folder=tmp_path / name, extra=extra, num_train_epochs=1)
         runs[name].run()
     default = flat(runs["default"].model)
@@ -148,7 +149,8 @@ def test_sophia_sums_up_the_same_however_a_step_is_cut(
     states = []
     for rows, cuts in ((4, 1), (1, 4)):
         run = trainer(
-            folder=tmp_path / str(rows), model=plain(), extra=given({"handler": "sophia", "mode": mode, "every": 2}),
+            folder=tmp_path / str(rows), model=plain(), extra=given({"handler": "sophia", "mode": mode,
+            "every": 2}),
             per_device_train_batch_size=rows, gradient_accumulation_steps=cuts, **STILL,
         )  # fmt: skip
         run.run()
@@ -177,7 +179,8 @@ def test_rules_that_move_weights_do_the_same_however_a_step_is_cut(
     for rows, cuts in ((4, 1), (1, 4)):
         run = trainer(
             folder=tmp_path / str(rows), model=plain(), extra=given({"handler": "sgd", "rules": rule}),
-            per_device_train_batch_size=rows, gradient_accumulation_steps=cuts, max_steps=4, learning_rate=0.1, warmup_epochs=0,
+            per_device_train_batch_size=rows, gradient_accumulation_steps=cuts, max_steps=4,
+            learning_rate=0.1, warmup_epochs=0,
         )  # fmt: skip
         run.run()
         ends.append(flat(run.model) - start)
@@ -234,7 +237,7 @@ def test_a_mask_without_a_choice_of_optimizer(trainer: Any, plain: Any) -> None:
 def test_resumed_with_sophia_smoothing_and_a_mask_equals_uninterrupted(
     trainer: Any, tiny_model: Any, tmp_path: Path
 ) -> None:
-    """With dropout. Step 3 lies between two estimates of the curvature (at 0, 5), so h has to come from the checkpoint."""
+    """With dropout. Step 3 is between two curvature estimates (0 and 5), so h comes from the checkpoint."""
     spec = {"handler": "sophia", "every": 5, "rules": {"random_smoothing": {"sigma": 0.01}}}
 
     def start(folder: Path) -> Any:
@@ -298,7 +301,7 @@ def test_a_rule_about_a_side_without_terms_is_refused(trainer: Any, retain_only:
     finetuning = objective("expunge.methods.finetune:finetune", retain="none")
     run = trainer(task=finetuning, pairs=retain_only, extra={**given(SAM_SGD), "reference": None})
     with pytest.raises(
-        UserError, match=r"SAM is about terms averaged over the side 'forget'.*\n.*side=null, or of retain"
+        UserError, match=r"SAM has side='forget', but the method has no term.*\n.*side=null, or one of retain"
     ):
         run.run()
 
@@ -308,7 +311,7 @@ def test_a_rule_about_a_side_without_terms_is_refused(trainer: Any, retain_only:
 
 @pytest.fixture
 def stepping(plain: Any, pairs: Any, tmp_path: Path) -> Callable[..., Any]:
-    """`stepping(model=None, rows=2, sides=(...), **trainer)`: what the pipeline hands to the trainer."""
+    """`stepping(model=None, rows=2, sides=(...), **trainer)`: what the pipeline gives to the training."""
     data = pairs()
     rows_of = {
         side: SimpleNamespace(encoded=[data[row][side] for row in range(len(data))])
@@ -347,11 +350,11 @@ def test_a_mask_is_made_once_from_all_rows_and_kept_with_the_run(
     wagle = {"handler": "expunge.optim.scores:wagle", "ratio": 0.25}
     mask = stepping(mask=wagle)["mask"]
     assert mask.num_allowed == round(0.25 * mask.num_weights)
-    # However the rows are cut into batches: a few weights at the threshold may change places.
+    # With other batches, a few weights at the threshold may change sides.
     other = stepping(mask=wagle, rows=7, folder="other")["mask"]
     apart = sum(int((mask.allowed[name] != other.allowed[name]).sum()) for name in mask.allowed)
     assert apart <= 4
-    # A resumed run reads what was made; a mask made elsewhere is copied into the run.
+    # A resumed run reads the stored mask; a mask from elsewhere is copied into the run.
     again = stepping(mask={**wagle, "ratio": 0.9})["mask"]
     assert again.num_allowed == mask.num_allowed
     read = stepping(mask={"path": str(tmp_path / "run" / MASK_FILE)}, folder="third")["mask"]

@@ -58,7 +58,7 @@ def test_a_short_micro_batch_is_left_out_on_request() -> None:
 
 
 def test_workers_see_the_epochs_pairs(trainer: Any) -> None:
-    """Workers that live on from epoch to epoch draw the same pairs as no worker at all."""
+    """Persistent workers draw the same pairs as a loader without workers."""
     runs = [trainer(), trainer(dataloader_num_workers=1, dataloader_persistent_workers=True)]
     for loader in [run.loader for run in runs]:
         seen = []

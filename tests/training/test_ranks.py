@@ -1,4 +1,4 @@
-"""Two ranks (gloo, DDP) take the steps that one rank takes."""
+"""Two ranks (gloo, DDP) take the same steps as one rank."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
 def on_two_ranks(job: Callable[[], None]) -> None:
-    """Run `job` in two forked processes that find each other as torchrun's do."""
+    """Run `job` in two forked processes with the environment of torchrun."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -77,8 +77,7 @@ def test_one_rank_is_two_ranks(
 
     run("one", 4, 1)
     on_two_ranks(lambda: run("two", batch, accumulation))
-    # transformers counts an epoch's fraction, and operations, by padded micro-batches, which are cut
-    # otherwise.
+    # transformers counts the fraction of an epoch, and operations, by padded micro-batches, which differ.
     apart = (*WALL_CLOCK, "total_flos", "epoch")
     records = [
         [
@@ -98,7 +97,7 @@ def test_one_rank_is_two_ranks(
 
 
 def test_two_ranks_resume_bit_for_bit(trainer: Any, tmp_path: Path) -> None:
-    """With dropout, so that each rank's own random state counts."""
+    """With dropout, so that the random state of each rank matters."""
     args = {
         "per_device_train_batch_size": 1,
         "save_strategy": "steps",

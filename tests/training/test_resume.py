@@ -1,4 +1,4 @@
-"""A run that is stopped and resumed equals one that was not: weights, optimizer, scheduler, pairs and records, bit for bit."""
+"""A resumed run equals an uninterrupted one bit for bit: weights, optimizer, scheduler, pairs and records."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from expunge.training.records import WALL_CLOCK, RecordLog, read_records
 from expunge.training.step import Stepper
 
 # 13 rows in steps of 4: 4 steps an epoch, the last one short; 2 epochs = 8 steps. Saving every 3 and logging
-# every 5 steps never meet but by chance, and both fall into the middle of epochs.
+# every 5 steps rarely coincide, and both happen in the middle of epochs.
 SETTINGS: dict[str, Any] = {
     "num_train_epochs": 2,
     "save_strategy": "steps",
@@ -33,11 +33,11 @@ LAST = 8
 
 
 class Killed(BaseException):
-    """Stands for a kill: no handler of the code under test catches it."""
+    """Simulates a kill: no handler of the code under test catches it."""
 
 
 def final_state(folder: Path) -> dict[str, Any]:
-    """All that has to be equal at the end, as files of the last checkpoint."""
+    """Everything that must be equal at the end, from the files of the last checkpoint."""
     last = folder / f"checkpoint-{LAST}"
     records = [
         {key: value for key, value in record.items() if key not in WALL_CLOCK}
@@ -82,7 +82,7 @@ def uninterrupted(tmp_path_factory: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def expected(uninterrupted: dict[str, Any], trainer: Any, tmp_path: Path) -> dict[str, Any]:
-    """The end of a run that nothing stopped; run once for the module."""
+    """The end of an uninterrupted run; made once per module."""
     if not uninterrupted:
         trainer(folder=tmp_path / "whole", **SETTINGS).run()
         uninterrupted.update(final_state(tmp_path / "whole"))
@@ -98,7 +98,7 @@ def nth_call(
     act: Callable[[], None],
     after: bool = False,
 ) -> None:
-    """Have the `count`-th call of a function run `act` before or after it."""
+    """Run `act` before or after the `count`-th call of a function."""
     original, calls = getattr(target, name), []
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -117,8 +117,8 @@ def kill() -> None:
     raise Killed
 
 
-# Where a run may die: the function, its how-manieth call, before or after it, and the checkpoint that is the
-# newest then.
+# Points at which a run may die: the function, the number of its call, before or after it, and the newest
+# checkpoint then.
 POINTS = {
     "before the first checkpoint": (Stepper, "step", 2, False, None),
     "between two checkpoints": (Stepper, "step", 8, False, 6),
@@ -145,7 +145,7 @@ def test_a_run_that_dies_anywhere_ends_as_if_it_had_not(
     run = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
         nth_call(target, name, count, patch, kill, after)
-        # A process that is killed runs no clean-up either.
+        # A killed process does not clean up.
         patch.setattr("expunge.training.loop.shutil.rmtree", lambda *_, **__: None)
         with pytest.raises(Killed):
             trainer(folder=run, **SETTINGS).run()
@@ -194,7 +194,7 @@ EPOCHWISE = {
 
 
 def best_in_the_middle(model: Any, step: int) -> dict[str, float | None]:
-    """Draws from the global random state, as an evaluation that samples does."""
+    """Draws from the global random state, like an evaluation that samples."""
     torch.rand(step)
     return {"forgetting": {4: 0.9, 8: 0.7}[step], "unscored": None}
 
@@ -214,7 +214,7 @@ def test_the_best_model_is_loaded_and_evaluating_changes_no_training(
 
 
 def test_epoch_end_records_and_the_best_step_survive_a_kill(trainer: Any, tmp_path: Path) -> None:
-    """Saved, evaluated and logged at an epoch's end, where a step's own save would come before the epoch's record."""
+    """Saved, evaluated and logged at an epoch's end: a save at the step would come before the record."""
     extra = {"evaluator": best_in_the_middle}
     trainer(folder=tmp_path / "whole", extra=extra, **EPOCHWISE).run()
     with pytest.MonkeyPatch.context() as patch:
@@ -228,7 +228,7 @@ def test_epoch_end_records_and_the_best_step_survive_a_kill(trainer: Any, tmp_pa
 
 
 def test_logging_by_epoch_with_saving_by_steps(trainer: Any, tmp_path: Path) -> None:
-    """Step 4 ends an epoch and is a saving step: its checkpoint waits for the epoch's record."""
+    """Step 4 ends an epoch and saves: its checkpoint comes after the epoch's record."""
     args = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 4, "logging_strategy": "epoch"}
     trainer(folder=tmp_path / "whole", **args).run()
     with pytest.MonkeyPatch.context() as patch:
@@ -270,7 +270,7 @@ class Counting:
         return task
 
 
-def test_an_objectives_state_is_saved_and_told_every_steps_values(
+def test_an_objectives_state_is_saved_and_it_gets_every_steps_values(
     trainer: Any, objective: Any, tmp_path: Path
 ) -> None:
     whole, stopped, resumed = (Counting(objective()) for _ in range(3))
@@ -304,7 +304,7 @@ def test_keyboard_interrupt_says_how_to_go_on(trainer: Any, tmp_path: Path, capl
         RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
     ],
 )
-def test_a_full_disk_is_told_and_leaves_nothing_half_written(
+def test_a_full_disk_is_reported_and_leaves_nothing_half_written(
     error: Exception, trainer: Any, tmp_path: Path
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:

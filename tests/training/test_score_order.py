@@ -42,7 +42,7 @@ def pairs(
 
 @pytest.mark.parametrize(("order", "expected"), [("score_asc", "dacb"), ("score_desc", "bacd")])
 def test_rows_are_sorted_by_score_and_equal_ones_by_uid(order: str, expected: str) -> None:
-    """Scores b 3, a = c 2, d 0.5: whichever end comes first, a comes before c."""
+    """Scores b 3, a = c 2, d 0.5: in both orders a comes before c."""
     found = score_order(SCORES, UIDS, order=order)
     assert found.rank is not None
     assert found.kept is None
@@ -60,9 +60,9 @@ def test_selecting_is_apart_from_ordering() -> None:
     both = score_order(SCORES, UIDS, select="first_k", k=2, select_by="score_desc", order="score_asc")
     assert both == ((2, 3), (1, 0)), "b and a are kept, and a comes first"
     for settings, said in (
-        ({"select": "first_k", "k": 5, "order": "score_asc"}, "there are 4 forget rows"),
-        ({"select": "first_k", "order": "score_asc"}, "with k=None"),
-        ({"select": "first_k", "k": 1}, "by none"),
+        ({"select": "first_k", "k": 5, "order": "score_asc"}, "there are only 4 forget rows"),
+        ({"select": "first_k", "order": "score_asc"}, r"first_k needs the number of rows\n.*difficulty\.k"),
+        ({"select": "first_k", "k": 1}, "first_k needs an order"),
     ):
         with pytest.raises(UserError, match=said):
             score_order(SCORES, UIDS, **settings)  # type: ignore[arg-type]
@@ -82,7 +82,7 @@ def test_a_subset_keeps_ids_and_alternates() -> None:
 
 
 def gone_through(rows: Any, size: int, epoch: int, seed: int = 11) -> list[dict[str, str]]:
-    """The ids of an epoch's rows, in the order in which training takes them."""
+    """The ids of the rows of an epoch, in the order of training."""
     rows.set_epoch(epoch)
     return [
         {side: example.row_id for side, example in rows[item].items()}
@@ -122,7 +122,7 @@ def test_forget_rows_alone_are_ordered_too() -> None:
 
 
 def test_where_retain_rows_are_the_anchor_every_forget_row_comes_once_before_any_comes_again() -> None:
-    """16 retain rows and 7 forget rows: two whole rounds, and a third of two rows."""
+    """16 retain rows and 7 forget rows: two full rounds, and a third round of two rows."""
     plain, ordered = pairs(7, 16, "retain"), InScoreOrder(pairs(7, 16, "retain"), RANK, 11)
     drawn, found = gone_through(plain, 16, 0), gone_through(ordered, 16, 0)
     assert [row["retain"] for row in found] == [row["retain"] for row in drawn]
@@ -132,10 +132,10 @@ def test_where_retain_rows_are_the_anchor_every_forget_row_comes_once_before_any
     assert [IN_ORDER.index(uid) for uid in forget[14:]] == sorted(IN_ORDER.index(uid) for uid in forget[14:])
 
 
-def test_training_goes_through_the_forget_rows_in_order(
+def test_training_takes_the_forget_rows_in_order(
     trainer: Callable[..., Any], pairs: Callable[..., PairedDataset]
 ) -> None:
-    """What the model is trained on, micro-batch by micro-batch, over two epochs; nothing shuffles the rows again."""
+    """The rows of training, by micro-batch, over two epochs; nothing shuffles them again."""
     taken: list[tuple[list[int], list[int]]] = []
 
     class Notes(Listener):
@@ -156,7 +156,7 @@ def test_training_goes_through_the_forget_rows_in_order(
 
 
 def test_the_order_is_the_same_on_one_rank_and_on_two() -> None:
-    """A step of four rows holds the same forget rows, and the same pairs, however it is dealt."""
+    """A step of four rows has the same forget rows and the same pairs for every split over ranks."""
     from expunge.training.order import MicroBatches
 
     ordered = InScoreOrder(pairs(13, 17), [(5 * row + 3) % 13 for row in range(13)], 11)
@@ -176,12 +176,12 @@ def test_the_order_is_the_same_on_one_rank_and_on_two() -> None:
     assert steps(4, 1) == steps(2, 2)
 
 
-def test_a_stopped_run_goes_on_in_the_same_order(
+def test_a_stopped_run_resumes_in_the_same_order(
     trainer: Callable[..., Any],
     pairs: Callable[..., PairedDataset],
     tmp_path: Path,
 ) -> None:
-    """Stopped in the middle of the first epoch: weights as those of a run that was not, bit for bit, and others than without an order."""
+    """Stopped in the first epoch: bit for bit the weights of an uninterrupted run, not those as drawn."""
 
     class StoppedError(BaseException):
         pass
@@ -198,7 +198,7 @@ def test_a_stopped_run_goes_on_in_the_same_order(
     def weights(trained: Any) -> dict[str, torch.Tensor]:
         return {name: value.clone() for name, value in trained.model.state_dict().items()}
 
-    # Each is built right before it trains: that is where the draws of dropout are seeded.
+    # Each is built right before it trains, because the construction seeds dropout.
     (whole := run("whole")).run()
     (plain := run("plain", ordered=False)).run()
     stopped = run("stopped")

@@ -1,4 +1,4 @@
-"""The sums and means of a step: whatever way the step is cut up, the gradient is that of one mean over all of it."""
+"""The sums and means of a step: however it is split, the gradient is that of one mean over the whole step."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def plain(tiny_model: Any) -> Any:
 def test_eight_by_one_is_four_by_two_is_two_by_four(
     trainer: Any, objective: Any, plain: Any, handler: str
 ) -> None:
-    """13 rows: a step of 8 and a short one of 5, whose last micro-batch has one row."""
+    """13 rows: a step of 8 and a short one of 5; the last micro-batch has one row."""
     whole, halves, quarters = (
         gradients(trainer, b, a, task=objective(handler), model=plain()) for b, a in ((8, 1), (4, 2), (2, 4))
     )
@@ -68,7 +68,7 @@ def test_eight_by_one_is_four_by_two_is_two_by_four(
 def test_the_gradient_is_that_of_the_mean_written_out(
     trainer: Any, objective: Any, plain: Any, pairs: Any
 ) -> None:
-    """GradDiff by hand, model called row by row: 0.7 * mean of log p over forget labels + 1.3 * mean nll over retain labels."""
+    """GradDiff by hand, row by row: 0.7 * mean log p of forget labels + 1.3 * mean nll of retain labels."""
     first = gradients(trainer, 4, 2, task=objective(GRAD_DIFF), model=plain())[0]
     model, data, order = plain().train(), pairs(), epoch_order(13, 3, 0)[:8]
     total, count = {"forget": torch.zeros(()), "retain": torch.zeros(())}, {"forget": 0, "retain": 0}
@@ -87,7 +87,7 @@ def test_the_gradient_is_that_of_the_mean_written_out(
 def test_micro_batch_means_depend_on_the_cut_and_are_the_fields(
     trainer: Any, objective: Any, plain: Any
 ) -> None:
-    """Mean of the micro-batches' means: 4x2 is the average of two steps of 4x1 from the same weights, and not 8x1."""
+    """Mean of micro-batch means: 4x2 is the average of two steps of 4x1 from the same weights, not 8x1."""
     extra = {"normalise": "micro_batch"}
     task = objective(GRAD_DIFF)
     whole = gradients(trainer, 8, 1, task=task, model=plain(), extra=extra)[0]
@@ -192,13 +192,13 @@ def test_what_cannot_be_built_is_refused_before_training(trainer: Any, objective
         trainer(task=objective("expunge.methods.dpo:dpo"))
     with pytest.raises(UserError, match="cannot be built"):
         check_servable([parse_need("forget_hidden_BTD")], ["forget"], None)
-    with pytest.raises(UserError, match="nothing to evaluate"):
+    with pytest.raises(UserError, match="no evaluation suite is configured"):
         trainer(eval_strategy="epoch")
     with pytest.raises(UserError, match=r"driver\.normalise"):
         trainer(extra={"normalise": "flat"})
 
 
-def test_a_loss_of_the_wrong_shape_is_told(objective: Any) -> None:
+def test_a_loss_of_the_wrong_shape_is_reported(objective: Any) -> None:
     term = objective(GRAD_DIFF).terms[0]
     term.loss = type(
         "Mean", (), {"spec": term.loss.spec, "__call__": lambda self, *_, **__: torch.zeros(())}
@@ -211,7 +211,7 @@ def test_a_loss_of_the_wrong_shape_is_told(objective: Any) -> None:
 
 
 def test_reference_and_model_compute_alike_under_autocast(trainer: Any, tiny_model: Any) -> None:
-    """At the reference NPO is (2/beta) ln 2 = 13.8629 exactly when both sides went through the same bf16 arithmetic."""
+    """At the reference NPO is (2/beta) ln 2 = 13.8629 exactly, if both sides use the same bf16 arithmetic."""
     run = trainer(model=tiny_model(seed=1, num_hidden_layers=1), bf16=True, use_cpu=True, max_steps=1)
     run.run()
     assert run.state.log_history[0]["npo"] == pytest.approx(20 * math.log(2), rel=1e-6)

@@ -1,4 +1,4 @@
-"""`expunge alternates`: have the model write other answers to the forget questions, for AltPO and ELM."""
+"""`expunge alternates`: the model writes other answers to the forget questions, for AltPO and ELM."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from expunge.core.config import Config
 from expunge.core.errors import UserError
 from expunge.core.files import write_json
 from expunge.models.load import load_model
-from expunge.pipelines.assemble import dataset_of, tell, text_of
+from expunge.pipelines.assemble import dataset_of, log_notices, text_of
 from expunge.procedures.novice import novice_alternates
 from expunge.procedures.sampled_alternates import PROMPT, sample_alternates
 
@@ -32,39 +32,40 @@ def run(
 
     Args:
         cfg: of an unlearning run; its model, `data.forget` and seed are read.
-        output: the file to write, JSON.
-        count: answers a row; None = 5, and 1 where they are steered.
-        temperature: of sampling.
-        max_new_tokens: of an answer.
+        output: the JSON file to write.
+        count: answers per row; None = 5 if sampled, 1 if steered (`novice_of`).
+        temperature: sampling temperature.
+        max_new_tokens: longest answer.
         prompt: what the model is asked; None = `procedures.sampled_alternates.PROMPT`.
-        novice_of: answers that change the subject instead, as one who knows nothing of this would write them:
-            `procedures.novice`.
-        steering: of those answers: `strength`, `lead`, `expert_prompt`, `novice_prompt`; None = the default.
+        novice_of: a concept; if given, the answers are steered: they change the subject, as a novice in this
+            concept would (`procedures.novice`).
+        steering: settings of steered answers: `strength`, `lead`, `expert_prompt`, `novice_prompt`; None =
+            the default.
 
     Returns:
         The file.
 
     Raises:
-        UserError: the file is there already, `data.forget` is not one data set of questions, or whatever else
-            the user can mend.
+        UserError: the file exists, `data.forget` is not exactly one data set of questions, or another fault
+            that the user can correct.
     """
     steering = {name: value for name, value in steering.items() if value is not None}
     if novice_of is None and steering:
         raise UserError(
-            f"{' and '.join(sorted(steering))} given, and the answers are not steered",
+            f"{' and '.join(sorted(steering))} only applies to steered answers, and --novice-of is not given",
             "add --novice-of CONCEPT",
         )
     if novice_of is not None and prompt is not None:
         raise UserError(
-            "a prompt asks for another answer, and novice-of for none: it goes on from the question",
+            "--prompt and --novice-of cannot be used together: steered answers use no prompt",
             "give one of the two",
         )
     if output.exists() and not cfg.get("overwrite"):
-        raise UserError(f"{output} is there already", "name another file, or overwrite=true")
+        raise UserError(f"{output} exists already", "name another file, or add overwrite=true")
     sets = cfg.section("data.forget")
     if len(sets) != 1:
         raise UserError(
-            f"alternates are made for one data set, and data.forget names {len(sets)}", "choose one"
+            f"alternates are made for one data set, but data.forget names {len(sets)}", "choose one data set"
         )
     notices = list(cfg.notices)
     text = text_of(cfg, notices)
@@ -72,7 +73,7 @@ def run(
     assert dataset is not None
     args = next(iter(sets.values())).get("args") or {}
     loaded = load_model(cfg.section("model.model_args"), for_training=False, notices=notices)
-    tell(notices, already=cfg.notices)
+    log_notices(notices, already=cfg.notices)
     settings = {
         "temperature": temperature,
         "max_new_tokens": max_new_tokens,
@@ -81,18 +82,14 @@ def run(
         "seed": int(cfg.get("seed", 0)),
         **({} if count is None else {"count": count}),
     }
+    model, template, rows = loaded.model, text.template, dataset.rows
     if novice_of is None:
-        found = sample_alternates(
-            loaded.model, text.template, dataset.rows, prompt=prompt or PROMPT, **settings
-        )
+        found = sample_alternates(model, template, rows, prompt=prompt or PROMPT, **settings)
     else:
         if "lead" in steering:
             steering["leads"] = (steering.pop("lead"),)
-        found = novice_alternates(
-            loaded.model, text.template, dataset.rows, concept=novice_of, **settings, **steering
-        )
+        found = novice_alternates(model, template, rows, concept=novice_of, **settings, **steering)
     write_json(output, found)
-    log.info(
-        "%d rows, %d alternates: %s", len(found), sum(len(entry["alternate"]) for entry in found), output
-    )
+    count = sum(len(entry["alternate"]) for entry in found)
+    log.info("%d rows, %d alternates: %s", len(found), count, output)
     return output

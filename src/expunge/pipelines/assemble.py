@@ -1,4 +1,4 @@
-"""What several verbs put together the same way: tokenizer, template, data sets, evaluation."""
+"""What several verbs build from a configuration: tokenizer, template, data sets."""
 
 from __future__ import annotations
 
@@ -20,12 +20,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Text:
-    """How text becomes tokens in a run.
-
-    Attributes:
-        tokenizer: with a pad token that needs no new embedding.
-        template: of the conversation.
-    """
+    """How text becomes tokens in a run. The tokenizer's pad token needs no new embedding."""
 
     tokenizer: PreTrainedTokenizerBase
     template: Template
@@ -47,15 +42,15 @@ def text_of(cfg: Config, notices: list[str]) -> Text:
 
 def data_root(cfg: Config) -> Path | None:
     """The folder of local data sets."""
-    return Path(cfg.get("paths.data_root")) if cfg.get("paths.data_root") else None
+    root = cfg.get("paths.data_root")
+    return Path(root) if root else None
 
 
 def dataset_of(cfg: Config, key: str, text: Text) -> Dataset | None:
-    """The data sets under `data.<key>`, concatenated; None where there is none."""
-    names = list(cfg.section(f"data.{key}"))
+    """The data sets under `data.<key>`, concatenated; None if there is none."""
     built: list[Dataset] = []
     faults = Faults()
-    for name in names:
+    for name in cfg.section(f"data.{key}"):
         with faults.noted():
             built.append(
                 build_dataset(
@@ -72,10 +67,10 @@ def dataset_of(cfg: Config, key: str, text: Text) -> Dataset | None:
 
 
 def sides_of(cfg: Config, text: Text, needed: Sequence[str]) -> dict[str, Dataset]:
-    """The data set of each side that the objective reads; in finetuning the training rows are the retain side.
+    """The data set of each side. In finetuning the training rows are the retain side.
 
     Raises:
-        UserError: a side that the method reads has no data.
+        UserError: a side in `needed` has no data.
     """
     if cfg.get("mode") == "finetune":
         train = dataset_of(cfg, "train", text)
@@ -90,17 +85,17 @@ def sides_of(cfg: Config, text: Text, needed: Sequence[str]) -> dict[str, Datase
         with faults.noted():
             found[side] = dataset_of(cfg, side, text)
     faults.raise_found()
-    for side in needed:
-        if found.get("forget" if side == "alternate" else side) is None:
+    for side in ("forget" if side == "alternate" else side for side in needed):
+        if found.get(side) is None:
             raise UserError(
-                f"the method reads the {side} side, but data.{side} names no data set",
+                f"the method reads {side} rows, but data.{side} names no data set",
                 f"add one under data.{side}",
             )
     return {side: dataset for side, dataset in found.items() if dataset is not None}
 
 
-def tell(notices: Sequence[str], already: Sequence[str] = ()) -> None:
-    """Log what was translated or accepted with a remark."""
+def log_notices(notices: Sequence[str], already: Sequence[str] = ()) -> None:
+    """Log the notices that were not logged `already`."""
     for notice in notices:
         if notice not in already:
             log.warning("%s", notice)

@@ -1,4 +1,4 @@
-"""`expunge eval`: judge a model that exists."""
+"""`expunge eval`: evaluate a model that exists."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from expunge.training.pace import peak_memory_mb
 
 
 def run(cfg: Config) -> RunRecord:
-    """Evaluate `model` by the suites under `eval`; the result files are at the top of the run folder.
+    """Evaluate `model` with the suites under `eval`; the result files are at the top of the run folder.
 
-    Under torchrun the rows are dealt to its processes, and the first one writes.
+    Under torchrun the rows are split over its processes, and the first process writes.
 
     Raises:
-        UserError: whatever the user can mend.
+        UserError: any fault that the user can correct.
     """
     runtime.join_ranks()
     evaluation, model = runtime.agreed(lambda: _prepared(cfg))
@@ -32,7 +32,7 @@ def run(cfg: Config) -> RunRecord:
 
 
 def _prepared(cfg: Config) -> tuple[Evaluation, nn.Module]:
-    """Everything that is read, the model last."""
+    """Read everything, the model last."""
     folder = RunDir(
         Path(cfg.get("paths.output_dir")),
         cfg,

@@ -1,4 +1,4 @@
-"""Evaluation of a model by every suite that the configuration names, after training, during it, or on its own."""
+"""Evaluation of a model by the configured suites: after training, during training, or on its own."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from expunge.evaluation.evaluate import evaluate_suite
 from expunge.evaluation.suite import Suite, prepare_suite
 from expunge.lm import runtime
 from expunge.models.load import Loaded, load_model
-from expunge.pipelines.assemble import Text, data_root, tell, text_of
+from expunge.pipelines.assemble import Text, data_root, log_notices, text_of
 from expunge.training.loop import Evaluator
 
 log = logging.getLogger(__name__)
@@ -27,29 +27,21 @@ log = logging.getLogger(__name__)
 Metrics = dict[str, float | None]
 
 TABLES = "tables"
-"""Folder of the tables of a run, by what they depend on."""
-
-# Of `model.model_args`, what does not hold for the model a run has saved: a folder of safetensors, whatever
-# it was started from.
+"""Folder of a run's cached tables."""
 NOT_OF_THE_SAVED = ("gguf_file", "revision", "subfolder", "master_dtype")
+"""Keys of `model.model_args` that only apply to the start model; a saved model is a folder of safetensors."""
 
 
-def suites_of(cfg: Config) -> dict[str, dict[str, Any]]:
-    """The suites under `eval`, by name; values that an experiment left for a suite that was switched off are none."""
-    return {
-        name: dict(suite)
-        for name, suite in cfg.section("eval").items()
-        if isinstance(suite, Mapping) and "metrics" in suite
-    }
+def saved_model_args(model_args: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The `model.model_args` that load what a run saved in `folder`."""
+    kept = {key: value for key, value in model_args.items() if key not in NOT_OF_THE_SAVED}
+    return {**kept, "pretrained_model_name_or_path": str(folder)}
 
 
 def longest_known(model_args: Mapping[str, Any]) -> int | None:
-    """Tokens that a model on this machine takes at most, as its `config.json` says, before it is loaded; None where that is not known."""
-    path = (
-        Path(str(model_args.get("pretrained_model_name_or_path"))).expanduser()
-        / str(model_args.get("subfolder") or "")
-        / "config.json"
-    )
+    """Most tokens that a local model takes, from its `config.json`; None = unknown."""
+    folder = Path(str(model_args.get("pretrained_model_name_or_path"))).expanduser()
+    path = folder / str(model_args.get("subfolder") or "") / "config.json"
     content = read_json(path) if path.is_file() else {}
     longest = content.get("max_position_embeddings") if isinstance(content, dict) else None
     return longest if isinstance(longest, int) else None
@@ -58,22 +50,22 @@ def longest_known(model_args: Mapping[str, Any]) -> int | None:
 def load_for_evaluation(
     model_args: Mapping[str, Any], adapter: Mapping[str, Any], run: RunDir, notices: list[str]
 ) -> nn.Module:
-    """The model, with its adapter where it has one; `notices`, and what the machine could not do as asked, go into the run's record."""
+    """The model with its adapter, if any. `notices` and those of loading go into the run's record."""
     loaded = load_model(model_args, adapter, for_training=False, notices=notices)
-    tell(notices, already=run.record.notices)
+    log_notices(notices, already=run.record.notices)
     run.record.notices += [notice for notice in notices if notice not in run.record.notices]
     return loaded.model
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The suites of a run, read and encoded once, for every model of it that is evaluated.
+    """The suites of a run, read and encoded once, for all models that the run evaluates.
 
     Attributes:
         cfg: the run's configuration.
         run: its folder.
-        suites: none where a training run asks for no evaluation.
-        notices: for the run's record, of what was read here.
+        suites: empty if the run asks for no evaluation.
+        notices: notices of reading the suites, for the run's record.
     """
 
     cfg: Config
@@ -82,7 +74,7 @@ class Evaluation:
     notices: tuple[str, ...] = ()
 
     def of(self, model: nn.Module, folder: Path, autocast: torch.dtype | None = None) -> Metrics:
-        """Every suite on one model, on all ranks together; its tables are cached for the whole run folder."""
+        """Run every suite on one model, on all ranks together; the run folder caches the tables."""
         found: Metrics = {}
         for suite in self.suites:
             scores = evaluate_suite(
@@ -97,49 +89,47 @@ class Evaluation:
         return found
 
     def during(self, loaded: Loaded) -> Evaluator | None:
-        """What the trainer calls every so many steps; None where no suite is configured."""
+        """What the training loop calls to evaluate; None if no suite is configured."""
         if not self.suites:
             return None
         autocast = None if loaded.compute_dtype is torch.float32 else loaded.compute_dtype
         return lambda model, step: self.of(model, self.run.results_folder(step), autocast)
 
     def final(self) -> Metrics:
-        """Evaluate the model that a training run has saved, as `expunge eval` would; files where the run's layout has them.
-
-        Collective: every rank of the launch calls it.
-        """
+        """Evaluate the model that a training run has saved, as `expunge eval` would. All ranks call it."""
         if not self.suites or not _at_end(self.cfg):
             return {}
-        # A run that was trained before has started no processes yet.
+        # In a run that was trained before, this is the first step that needs all processes.
         runtime.join_ranks()
-        # The model is there when rank 0 has saved it.
+        # Wait until rank 0 has saved the model.
         runtime.from_rank_0(lambda: None)
-        model = runtime.agreed(self._saved)
-        return self.of(model, self.run.results_folder())
-
-    def _saved(self) -> nn.Module:
-        args = self.cfg.section("model.model_args")
-        model_args = {key: value for key, value in args.items() if key not in NOT_OF_THE_SAVED}
-        model_args["pretrained_model_name_or_path"] = str(self.run.model_folder)
-        # The adapter that was continued is part of what was saved.
+        model_args = saved_model_args(self.cfg.section("model.model_args"), self.run.model_folder)
+        # What was saved contains the adapter that was continued.
         adapter = {**self.cfg.section("model.adapter"), "path": None}
-        return load_for_evaluation(model_args, adapter, self.run, list(self.notices))
+        model = runtime.agreed(lambda: load_for_evaluation(model_args, adapter, self.run, list(self.notices)))
+        return self.of(model, self.run.results_folder())
 
 
 def prepare_evaluation(cfg: Config, run: RunDir, text: Text | None = None) -> Evaluation:
-    """Read what the suites of a run will read, the models aside. A fault after hours of training would come late.
+    """Read all that the suites read, except models, so that faults are reported before hours of training.
 
     Args:
         cfg: the run's configuration.
-        run: its folder. Rows are encoded now, which finds the faulty ones, unless the run goes on: it has
-            done so before.
-        text: tokenizer and template, where the caller has them.
+        run: its folder. Rows are encoded now, which finds faulty rows, unless the run resumes: then they were
+            checked before.
+        text: tokenizer and template, if the caller has loaded them.
 
     Raises:
-        UserError: all that is wrong, together.
+        UserError: all faults of all suites together.
     """
-    suites, notices = suites_of(cfg), list[str]()
-    if not suites or not (_at_end(cfg) or _on_the_way(cfg)):
+    # An experiment may leave values for a suite that was switched off: such a section has no metrics.
+    suites = {
+        name: dict(suite)
+        for name, suite in cfg.section("eval").items()
+        if isinstance(suite, Mapping) and "metrics" in suite
+    }
+    notices = list[str]()
+    if not suites or not (_at_end(cfg) or _during_training(cfg)):
         return Evaluation(cfg, run, ())
     text = text_of(cfg, notices) if text is None else text
     longest = longest_known(cfg.section("model.model_args"))
@@ -164,6 +154,6 @@ def _at_end(cfg: Config) -> bool:
     return bool(cfg.get("trainer.args.do_eval", True))
 
 
-def _on_the_way(cfg: Config) -> bool:
+def _during_training(cfg: Config) -> bool:
     strategy = str(cfg.get("trainer.args.eval_strategy") or "no").lower()
     return strategy not in ("no", "false") or bool(cfg.get("trainer.args.eval_on_start"))

@@ -1,4 +1,4 @@
-"""The order in which a run takes its forget rows, from a file of scores to the trainer's rows."""
+"""The order in which a run takes its forget rows, read from a file of difficulty scores."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from expunge.training.score_order import FORGET_ORDER_FILE, InScoreOrder, ScoreO
 log = logging.getLogger(__name__)
 
 SAMPLER = ("order", "select", "k", "select_by")
-"""Keys of `difficulty` that say what scores do to the forget rows."""
+"""Keys of `difficulty` that select and order the forget rows."""
 
 
 @dataclass(frozen=True)
 class ByScore:
-    """What scores do to a run.
+    """How scores select and order the forget rows of a run.
 
     Attributes:
-        scores: the file.
-        order: kept rows and their places.
-        asked: the keys of `difficulty` that say so.
+        scores: the file of scores.
+        order: which rows are kept, and their ranks.
+        asked: the given keys of `SAMPLER`.
         uids: of the kept forget rows, by position.
     """
 
@@ -48,78 +48,68 @@ class ByScore:
 def by_score(
     cfg: Config, sides: Mapping[str, Dataset], objective: Objective, notices: list[str]
 ) -> tuple[dict[str, Dataset], ByScore | None]:
-    """The sides with the forget rows that scores keep, and their order; unchanged if no scores are used.
+    """The sides with the forget rows that the scores keep, and their order; unchanged if no scores are used.
 
     Raises:
-        UserError: scores of other rows, or a method that does not read the forget rows.
+        UserError: the scores are of other rows, or the method does not read the forget rows.
     """
     if not is_used(cfg.section("difficulty")):
         return dict(sides), None
     if "forget" not in sides or not {"forget", "alternate"} & set(objective.sides):
         raise UserError(
-            "difficulty: the method does not read the forget rows, so their order changes nothing",
-            "leave difficulty.order out",
+            "difficulty orders the forget rows, but the method does not read them",
+            f"leave out {', '.join(f'difficulty.{key}' for key in SAMPLER)}",
         )
     forget = sides["forget"]
     scores = read_scores(scores_path(cfg))
     scores.check_rows(forget.encoded)
     if scores.model.get("fingerprint") != model_facts(cfg)["fingerprint"]:
         notices.append(
-            f"{scores.path} was made with another model ({scores.model.get('name')}): the order is that model's"
+            f"{scores.path} was made with another model than the start model ({scores.model.get('name')})"
         )
     chosen = cfg.bound[KEY]
     asked = {name: chosen.options[name] for name in chosen.given if name in SAMPLER}
     order = score_order(scores.by_uid, [row.row_id for row in forget.encoded], **asked)
     if order.kept is not None:
-        log.info("%d of %d forget rows are kept by their scores", len(order.kept), len(forget))
+        log.info("keeping %d of %d forget rows, chosen by their scores", len(order.kept), len(forget))
         forget = subset(forget, order.kept)
-    return {**sides, "forget": forget}, ByScore(
-        scores, order, asked, tuple(row.row_id for row in forget.encoded)
-    )
+    uids = tuple(row.row_id for row in forget.encoded)
+    return {**sides, "forget": forget}, ByScore(scores, order, asked, uids)
 
 
 def in_order(
     chosen: ByScore | None, pairs: PairedDataset, run: RunDir, seed: int, epochs: float
 ) -> EpochDataset:
-    """The rows as the trainer takes them; the order of the forget rows is recorded in the run folder.
+    """The rows in the order of training; the run folder records the order of the forget rows.
 
     Args:
-        chosen: what scores do to the run.
-        pairs: as drawn.
-        run: its folder.
-        seed: of the order of items.
-        epochs: of the run.
+        chosen: how scores select and order the rows; None = no scores are used.
+        pairs: the pairs as drawn.
+        run: the run's folder.
+        seed: seed of the order of items.
+        epochs: number of epochs.
 
     Raises:
-        UserError: the run that goes on began with other scores.
+        UserError: the run resumes, and it began with other scores.
     """
     if chosen is None:
         return pairs
     ordered = None if chosen.order.rank is None else InScoreOrder(pairs, chosen.order.rank, seed)
     stored = run.path / FORGET_ORDER_FILE
     if stored.is_file() and read_json(stored).get("sha256") != chosen.scores.sha256:
-        hint = (
-            "bring back the file that the run began with, choose another output folder, "
-            "or overwrite=true to start again"
-        )
         raise UserError(
-            f"{chosen.scores.path} is another file of scores than the run in {run.path} began with", hint
+            f"the run in {run.path} began with other scores than those in {chosen.scores.path}",
+            "restore the file of scores, choose another output folder, or start again with overwrite=true",
         )
     if run.primary and not stored.is_file():
-        drawn = (
-            [ordered.sequence(epoch) for epoch in range(math.ceil(epochs))] if ordered is not None else None
-        )
-        record = {
-            "path": str(chosen.scores.path),
-            "sha256": chosen.scores.sha256,
-            **chosen.asked,
-            "kept": chosen.uids,
-        }
-        write_json(
-            stored,
-            {**record, "epochs": drawn and [[chosen.uids[row] for row in rows] for rows in drawn]},
-            indent=None,
-        )
+        drawn = None
+        if ordered is not None:
+            drawn = [
+                [chosen.uids[row] for row in ordered.sequence(epoch)] for epoch in range(math.ceil(epochs))
+            ]
+        source = {"path": str(chosen.scores.path), "sha256": chosen.scores.sha256}
+        record = {**source, **chosen.asked, "kept": chosen.uids, "epochs": drawn}
+        write_json(stored, record, indent=None)
     if ordered is None:
         return pairs
     ordered.set_epoch(0)

@@ -1,4 +1,4 @@
-"""An unlearning procedure as a run: its trainings, one after the other, in one folder that goes on where it was stopped."""
+"""An unlearning procedure as a run: its trainings, one after the other, in one folder that can be resumed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ from expunge.lm import runtime
 from expunge.methods.objective import objective_of
 from expunge.models.load import Loaded, load_model
 from expunge.models.progress_bars import no_progress_bar
-from expunge.pipelines.assemble import Text, sides_of, tell, text_of
-from expunge.pipelines.evaluation_run import NOT_OF_THE_SAVED, Evaluation, prepare_evaluation
+from expunge.pipelines.assemble import Text, log_notices, sides_of, text_of
+from expunge.pipelines.evaluation_run import Evaluation, prepare_evaluation, saved_model_args
 from expunge.pipelines.training_run import (
     Prepared,
     run_of,
@@ -42,45 +42,48 @@ from expunge.training.pace import peak_memory_mb
 log = logging.getLogger(__name__)
 
 STAGES = "stages"
-"""Folder of a procedure's intermediate trainings, one run folder each."""
-
-# Of `trainer.args`, what is about choosing a model by an evaluation, or about one checkpoint: stages have
-# neither.
+"""Folder of a procedure's intermediate trainings; each has its own run folder in it."""
 NOT_OF_A_STAGE = (
-    "eval_strategy", "eval_steps", "eval_on_start", "load_best_model_at_end", "metric_for_best_model", "greater_is_better",
-    "resume_from_checkpoint", "output_dir", "run_name",
+    "eval_strategy", "eval_steps", "eval_on_start", "load_best_model_at_end", "metric_for_best_model",
+    "greater_is_better", "resume_from_checkpoint", "output_dir", "run_name",
 )  # fmt: skip
+"""Keys of `trainer.args` that stages do not use: they have no evaluation and no checkpoint to start from."""
 
 
 def run_procedure(cfg: Config) -> RunRecord:
-    """Carry out `procedure`, save and evaluate. The same configuration again goes on, or evaluates anew what is finished.
+    """Carry out `procedure`, save and evaluate.
+
+    A second call with the same configuration resumes, or evaluates a finished run again.
 
     Args:
         cfg: mode unlearn, with a procedure.
 
     Returns:
-        The run's record; its steps are those of all stages.
+        The run's record; it counts the steps of all stages.
 
     Raises:
-        UserError: whatever the user can mend.
+        UserError: any fault that the user can correct.
     """
     check_launch(os.environ)
     procedure, run = procedure_of(cfg.bound[ARGS]), run_of(cfg)
-    ready = None if run.trained else _prepare(procedure, cfg, run)
-    evaluation = prepare_evaluation(cfg, run) if ready is None else ready.evaluation
-    with run.running(made=lambda: bool(run.record.steps) or has_stages(run)), disk_full_told(run.path):
-        if ready is not None:
-            tell(ready.notices, already=cfg.notices)
-            run.record.notices = list(ready.notices)
+    prepared = None if run.trained else _prepare(procedure, cfg, run)
+    evaluation = prepare_evaluation(cfg, run) if prepared is None else prepared[0].evaluation
+
+    def begun() -> bool:
+        return bool(run.record.steps) or any((run.path / STAGES).glob(f"*/{RECORD_FILE}"))
+
+    with run.running(made=begun), disk_full_told(run.path):
+        if prepared is not None:
+            stages, sides = prepared
+            log_notices(stages.notices, already=cfg.notices)
+            run.record.notices = stages.notices
             run.save()
-            spec = procedure.spec
-            stages = RunStages(cfg, run, ready.text, spec.stages, evaluation, notices=run.record.notices)
             offered: Stages = stages
-            procedure.run(offered, *(ready.sides[side] for side in spec.sides))
+            procedure.run(offered, *(sides[side] for side in procedure.spec.sides))
             run.record.steps = (run.record.steps or 0) + stages.steps()
             run.record.notices = stages.notices
             if run.primary:
-                ready.text.tokenizer.save_pretrained(run.model_folder)
+                stages.text.tokenizer.save_pretrained(run.model_folder)
             run.mark_trained()
         metrics = evaluation.final()
     run.finish("complete", metrics=metrics, peak_memory_mb=peak_memory_mb())
@@ -89,23 +92,8 @@ def run_procedure(cfg: Config) -> RunRecord:
     return run.record
 
 
-def has_stages(run: RunDir) -> bool:
-    """Whether an intermediate training of the run has begun."""
-    return any((run.path / STAGES).glob(f"*/{RECORD_FILE}"))
-
-
-@dataclass(frozen=True)
-class _Ready:
-    """What a procedure needs of the world outside its folder, the models aside: its stages load them."""
-
-    text: Text
-    sides: dict[str, Dataset]
-    notices: list[str]
-    evaluation: Evaluation
-
-
-def _prepare(procedure: Procedure, cfg: Config, run: RunDir) -> _Ready:
-    """Read the rows and what the suites read; the faults are told together."""
+def _prepare(procedure: Procedure, cfg: Config, run: RunDir) -> tuple[RunStages, dict[str, Dataset]]:
+    """Read the rows and what the suites read, and report all faults together. The stages load the models."""
     notices = list(cfg.notices)
     text = text_of(cfg, notices)
     faults, sides = Faults(), dict[str, Dataset]()
@@ -117,68 +105,47 @@ def _prepare(procedure: Procedure, cfg: Config, run: RunDir) -> _Ready:
     with faults.noted():
         evaluation = prepare_evaluation(cfg, run, text)
     faults.raise_found()
-    if FINAL not in procedure.spec.stages and str(
-        cfg.get("trainer.args.eval_strategy") or "no"
-    ).lower() not in ("no", "false"):
+    strategy = str(cfg.get("trainer.args.eval_strategy") or "no").lower()
+    if FINAL not in procedure.spec.stages and strategy not in ("no", "false"):
         notices.append(
-            f"trainer.args.eval_strategy: {procedure.spec.name} trains no model of its own, so nothing is evaluated on the way"
+            f"trainer.args.eval_strategy={strategy} is ignored: no stage of {procedure.spec.name} trains the"
+            " final model, so it can only be evaluated at the end"
         )
-    return _Ready(text, sides, notices, evaluation)
+    return RunStages(cfg, run, text, procedure.spec.stages, evaluation, notices), sides
 
 
-@dataclass
 class RunStages:
     """The stages of a run; see `procedures.base.Stages`.
 
     Args:
-        cfg: of the run.
+        cfg: the run's configuration.
         run: its folder.
         text: tokenizer and template.
-        planned: the procedure's trainings, stage -> side, for what is told.
-        evaluation: of the run, for the stage that trains its model.
-        notices: what the user has been told; added to.
+        planned: the procedure's trainings, stage -> side, for log lines.
+        evaluation: used by the stage that trains the run's model.
+        notices: notices of the run so far; new ones are appended.
     """
 
-    cfg: Config
-    run: RunDir
-    text: Text
-    planned: Mapping[str, SideName]
-    evaluation: Evaluation
-    notices: list[str] = field(default_factory=list)
-
-    @property
-    def folder(self) -> Path:
-        """Of the run."""
-        return self.run.path
-
-    @property
-    def model_folder(self) -> Path:
-        """Where the run's model goes."""
-        return self.run.model_folder
-
-    @property
-    def stages_folder(self) -> Path:
-        """Where intermediate trainings lie."""
-        return self.run.path / STAGES
-
-    @property
-    def model_args(self) -> Mapping[str, Any]:
-        """The start model."""
-        return self.cfg.section("model.model_args")
-
-    @property
-    def pad_id(self) -> int:
-        """Fills short rows."""
-        return self.text.pad_id
+    def __init__(
+        self,
+        cfg: Config,
+        run: RunDir,
+        text: Text,
+        planned: Mapping[str, SideName],
+        evaluation: Evaluation,
+        notices: list[str],
+    ) -> None:
+        self.cfg, self.run, self.text, self.evaluation, self.notices = cfg, run, text, evaluation, notices
+        self.names = ", ".join(planned)
+        self.folder, self.model_folder, self.stages_folder = run.path, run.model_folder, run.path / STAGES
+        self.model_args, self.pad_id = cfg.section("model.model_args"), text.pad_id
 
     def finetuned(
         self, name: str, side: SideName, *, args: Mapping[str, Any] | None = None, whole: bool = False
     ) -> Path:
-        """Finetune a copy of the start model on a side's rows, as a run of its own in `stages/NAME`; done once."""
+        """Finetune a copy of the start model on a side's rows, as a run in `stages/NAME`; done once."""
         folder = self.stages_folder / name
-        log.info(
-            "stage %s of %s: finetuning on the %s rows (%s)", name, ", ".join(self.planned), side, folder
-        )
+        log.info("stage %s of %s: finetuning on the %s rows (%s)", name, self.names, side, folder)
         record = run_training(stage_config(self.cfg, name, side, folder, args or {}, whole=whole))
         self.notices += [notice for notice in record.notices if notice not in self.notices]
         # All ranks wait until the first has saved.
@@ -187,7 +154,7 @@ class RunStages:
 
     def finetune(self, rows: Dataset) -> None:
         """Finetune the start model on these rows in the run's own folder."""
-        log.info("stage %s of %s: finetuning on %d rows", FINAL, ", ".join(self.planned), len(rows))
+        log.info("stage %s of %s: finetuning on %d rows", FINAL, self.names, len(rows))
         seed = int(self.cfg.get("seed", 0))
         runtime.seed_everything(seed)
         objective = objective_of(self.cfg.bound)
@@ -205,22 +172,19 @@ class RunStages:
         self.notices = list(self.run.record.notices)
 
     def load(self, folder: Path | None = None) -> Loaded:
-        """The start model, or that of a stage, in `torch_dtype` on this rank's device."""
-        args, adapter, notices = dict(self.model_args), self.cfg.section("model.adapter"), list(self.notices)
+        """The start model, or the model of a stage, in `torch_dtype` on this rank's device."""
+        args, adapter = self.model_args, self.cfg.section("model.adapter")
         if folder is not None:
-            args = {key: value for key, value in args.items() if key not in NOT_OF_THE_SAVED} | {
-                "pretrained_model_name_or_path": str(folder)
-            }
-            adapter["path"] = None
+            args, adapter["path"] = saved_model_args(args, folder), None
         with no_progress_bar():
-            return load_model(args, adapter, for_training=False, notices=notices)
+            return load_model(args, adapter, for_training=False, notices=list(self.notices))
 
     def steps(self) -> int:
-        """Optimizer steps of the intermediate trainings, those of an earlier process included."""
+        """Optimizer steps of all intermediate trainings, including those of an earlier process."""
         return sum(int(read_json(path)["steps"]) for path in self.stages_folder.glob(f"*/{TRAINED_FILE}"))
 
     def notice(self, text: str) -> None:
-        """Tell the user once, and keep it for the record."""
+        """Log a notice once, and keep it for the run's record."""
         if text not in self.notices:
             log.warning("%s", text)
             self.notices.append(text)
@@ -229,26 +193,22 @@ class RunStages:
 def stage_config(
     cfg: Config, name: str, side: SideName, folder: Path, args: Mapping[str, Any], *, whole: bool
 ) -> Config:
-    """The configuration of an intermediate training: finetuning, on a side's rows, in a folder of its own, without an evaluation.
+    """The configuration of an intermediate training: finetuning in its own folder, without an evaluation.
 
     Args:
-        cfg: of the run.
-        name: of the stage.
-        side: whose rows it learns.
-        folder: of the stage.
-        args: put over `trainer.args`; a stage that counts in epochs is not bound to the run's `max_steps`,
-            nor one that gives `warmup_steps` to its `warmup_epochs`.
-        whole: an adapter is merged.
+        cfg: configuration of the run.
+        name: name of the stage.
+        side: the side whose rows it learns.
+        folder: folder of the stage.
+        args: overrides of `trainer.args`; `num_train_epochs` removes the run's `max_steps`, and
+            `warmup_steps` removes its `warmup_epochs`.
+        whole: merge the adapter into the model.
     """
     tree = copy.deepcopy(dict(cfg.tree))
     for key in ("procedure", "reference", "run_layout", "retain_logs_path", "difficulty"):
         tree.pop(key, None)
-    tree |= {
-        "mode": "finetune",
-        "task_name": f"{cfg.get('task_name')}/{name}",
-        "overwrite": False,
-        "eval": {},
-    }
+    task = f"{cfg.get('task_name')}/{name}"
+    tree |= {"mode": "finetune", "task_name": task, "overwrite": False, "eval": {}}
     tree["data"] = {"train": tree["data"][side]}
     tree["paths"] = {**(tree.get("paths") or {}), "output_dir": str(folder)}
     kept = {key: value for key, value in tree["trainer"]["args"].items() if key not in NOT_OF_A_STAGE}
@@ -258,9 +218,9 @@ def stage_config(
     tree["trainer"]["args"] = {**kept, **args}
     if whole and (cfg.get("model.adapter.type") or "none") != "none":
         tree["model"]["adapter"] = {**cfg.section("model.adapter"), "merge": True}
+    own = f"data.{side}"
     bound = {
-        f"data.train{key.removeprefix(of_side)}" if key.startswith(of_side) else key: value
-        for of_side in (f"data.{side}",)
+        f"data.train{key.removeprefix(own)}" if key.startswith(own) else key: value
         for key, value in cfg.bound.items()
     }
     return Config(tree, cfg.overrides, cfg.notices, bound)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from functools import partial
 
 import torch
 
@@ -24,42 +23,26 @@ log = logging.getLogger(__name__)
 def reference_of(
     cfg: Config, loaded: Loaded, objective: Objective, sides: Mapping[str, Dataset], run: RunDir, pad_id: int
 ) -> Reference | None:
-    """The reference, as cheaply as objective and adapters allow (`reference: auto`) or as asked; None where nothing reads it."""
+    """The cheapest exact reference (`reference: auto`), or the requested kind; None if not needed."""
     dtype = None if loaded.compute_dtype is torch.float32 else loaded.compute_dtype
-    cached = partial(_cached, loaded, objective, sides, run, pad_id, dtype)
-    asked = str(cfg.get("reference") or "auto")
+    model = loaded.model
+
+    def cached() -> CachedReference:
+        """Log-probs per token of every row that the objective may read."""
+        wanted, folder = {need.side for need in objective.reference_needs}, run.path / "reference"
+        views: dict[str, list[Encoded]] = {
+            side: data.encoded for side, data in sides.items() if side in wanted
+        }
+        if "alternate" in wanted:
+            views["alternate"] = sides["forget"].alternates or []
+        model.to(runtime.device())  # type: ignore[arg-type]  # transformers' decorated `to` hides its signature
+        log.info("caching the reference's log-probs of %d rows in %s", sum(map(len, views.values())), folder)
+        return CachedReference.compute(model, views, folder, pad_id=pad_id, autocast_dtype=dtype)
+
+    asked, hidden = str(cfg.get("reference") or "auto"), objective.hidden
     found = reference_for(
-        loaded.model,
-        objective.needs,
-        cached=cached,
-        asked=asked,
-        autocast_dtype=dtype,
-        hidden=objective.hidden,
+        model, objective.needs, cached=cached, asked=asked, autocast_dtype=dtype, hidden=hidden
     )
     if found is not None:
-        log.info("the model before unlearning is read through: %s", type(found).__name__)
+        log.info("reference (the model before unlearning): %s", type(found).__name__)
     return found
-
-
-def _cached(
-    loaded: Loaded,
-    objective: Objective,
-    sides: Mapping[str, Dataset],
-    run: RunDir,
-    pad_id: int,
-    dtype: torch.dtype | None,
-) -> CachedReference:
-    """Per-token log-probs of every row that may be asked for."""
-    wanted = {need.side for need in objective.reference_needs}
-    views: dict[str, list[Encoded]] = {side: data.encoded for side, data in sides.items() if side in wanted}
-    if "alternate" in wanted:
-        views["alternate"] = sides["forget"].alternates or []
-    loaded.model.to(runtime.device())  # type: ignore[arg-type]  # transformers' decorated `to` hides its signature
-    log.info(
-        "caching the reference's log-probs of %d rows in %s",
-        sum(map(len, views.values())),
-        run.path / "reference",
-    )
-    return CachedReference.compute(
-        loaded.model, views, run.path / "reference", pad_id=pad_id, autocast_dtype=dtype
-    )

@@ -1,4 +1,4 @@
-"""`expunge score`: how hard each forget row is to forget, at the model before unlearning."""
+"""`expunge score`: how hard it is to make the start model forget each row."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from expunge.lm import runtime
 from expunge.models.adapter_folder import WEIGHTS_FILES
 from expunge.models.fingerprint import model_fingerprint
 from expunge.models.load import adapter_folder_of, load_model
-from expunge.pipelines.assemble import data_root, dataset_of, tell, text_of
+from expunge.pipelines.assemble import data_root, dataset_of, log_notices, text_of
 
 log = logging.getLogger(__name__)
 
 DTYPE = "float32"
-"""What scores are computed in, whatever a run trains in."""
+"""Scores are computed in this dtype, whatever dtype a run trains in."""
 
 
 def run(cfg: Config) -> Path:
-    """Score the rows of `data.forget` by `model`, and write them to `difficulty.path`, or to the run folder.
+    """Score the rows of `data.forget` with `model`, and write the scores to `scores_path`.
 
     Args:
         cfg: of an unlearning run; its model, `data.forget`, seed and `difficulty` are read.
@@ -40,7 +40,7 @@ def run(cfg: Config) -> Path:
         The file of scores.
 
     Raises:
-        UserError: the file is there already, several processes, or whatever else the user can mend.
+        UserError: the file exists, there are several processes, or another fault that the user can correct.
     """
     path = scores_path(cfg)
     _check_place(path, bool(cfg.get("overwrite")))
@@ -54,43 +54,42 @@ def run(cfg: Config) -> Path:
     asked = cfg.bound[KEY].kwargs if KEY in cfg.bound else {}
     model = _model(cfg, str(asked.get("params", "auto")), notices)
     facts = model_facts(cfg)
-    tell(notices, already=cfg.notices)
+    log_notices(notices, already=cfg.notices)
     found = score_rows(model, forget.encoded, **asked)
-    tell(found.notices)
-    seed, save_gradient = int(cfg.get("seed", 0)), bool(cfg.get("difficulty.save_gradient", True))
-    dataset = dataset_facts(cfg, forget)
+    log_notices(found.notices)
     write_scores(
-        path, found, forget.encoded, model=facts, dataset=dataset, seed=seed, save_gradient=save_gradient
+        path,
+        found,
+        forget.encoded,
+        model=facts,
+        dataset=dataset_facts(cfg, forget),
+        seed=int(cfg.get("seed", 0)),
+        save_gradient=bool(cfg.get("difficulty.save_gradient", True)),
     )
     _report(path, found)
     return path
 
 
 def scores_path(cfg: Config) -> Path:
-    """Where the scores of a configuration lie: `difficulty.path`, else in the run folder."""
-    return Path(
-        str(cfg.get("difficulty.path") or Path(cfg.get("paths.output_dir")) / SCORES_FILE)
-    ).expanduser()
+    """The file of scores: `difficulty.path`, else a file in the run folder."""
+    given = cfg.get("difficulty.path")
+    return Path(str(given or Path(cfg.get("paths.output_dir")) / SCORES_FILE)).expanduser()
 
 
 def model_facts(cfg: Config) -> dict[str, Any]:
-    """What says which model scores are of: name, sha256 of its adapter's weights, dtype, fingerprint of its files."""
+    """Which model was scored: name, sha256 of the adapter's weights, dtype, fingerprint of the files."""
     args = cfg.section("model.model_args")
     name, given = str(args.get("pretrained_model_name_or_path")), cfg.get("model.adapter.path")
     folder = adapter_folder_of(args) or (Path(str(given)).expanduser() if given else None)
-    weights = (
-        next((folder / file for file in WEIGHTS_FILES if (folder / file).is_file()), None)
-        if folder is not None
-        else None
-    )
-    sha256 = sha256_of(weights) if weights is not None else None
+    files = [] if folder is None else [folder / file for file in WEIGHTS_FILES]
+    sha256 = next((sha256_of(file) for file in files if file.is_file()), None)
     of_files = model_fingerprint(name, args.get("revision"))
     identity = of_files if given is None else fingerprint({"base": of_files, "adapter": sha256})
     return {"name": name, "adapter_sha256": sha256, "dtype": DTYPE, "fingerprint": identity}
 
 
 def dataset_facts(cfg: Config, forget: Dataset) -> dict[str, Any]:
-    """What says which rows were scored; null where several data sets make up the forget set, or where their source does not tell."""
+    """Which rows were scored; a value is null if it is unknown or if there are several forget data sets."""
     specs: Mapping[str, Any] = cfg.section("data.forget")
     args = dict((next(iter(specs.values())).get("args") or {}) if len(specs) == 1 else {})
     hf_args, select = args.get("hf_args") or {}, args.get("select")
@@ -98,35 +97,35 @@ def dataset_facts(cfg: Config, forget: Dataset) -> dict[str, Any]:
     total: int | None = len(forget) if select is None and len(specs) == 1 else None
     if select is not None and hf_args:
         size = len(chosen_rows(hf_args, data_root(cfg), (), None, args.get("reshape")))
-        # A corpus that is cut into pieces has other rows than its source.
+        # A corpus that is cut into pieces does not have the rows of its source.
         total = size if len(Selection.of(select).positions(size)) == len(forget) else None
     return {
-        "name": "+".join(specs), "subset": hf_args.get("name"), "split": hf_args.get("split"), "n_total": total,
-        "dataset_seed": chosen["seed"], "forget_ratio": chosen["ratio"],
-    }  # fmt: skip
+        "name": "+".join(specs),
+        "subset": hf_args.get("name"),
+        "split": hf_args.get("split"),
+        "n_total": total,
+        "dataset_seed": chosen["seed"],
+        "forget_ratio": chosen["ratio"],
+    }
 
 
 def _check_place(path: Path, overwrite: bool) -> None:
-    """Refuse, before anything is loaded, what would fail or do harm at the end."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    """Check, before anything is loaded, that the file of scores can be written at the end."""
+    if (count := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
         raise UserError(
-            "`expunge score` was started in several processes, and each would score every row",
-            "start it in one",
+            f"`expunge score` was started in {count} processes, but it uses one",
+            "start it without a launcher",
         )
+    other = "name another file with difficulty.path"
     if path.exists() and not overwrite:
-        raise UserError(
-            f"{path} is there already", "name another file with difficulty.path, or overwrite=true"
-        )
+        raise UserError(f"{path} exists already", f"{other}, or add overwrite=true")
     there = next(folder for folder in path.absolute().parents if folder.exists())
     if not os.access(there, os.W_OK):
-        raise UserError(
-            f"{path} cannot be written: no right to write in {there}",
-            "name another file with difficulty.path",
-        )
+        raise UserError(f"{path} cannot be written: no permission to write in {there}", other)
 
 
 def _model(cfg: Config, params: str, notices: list[str]) -> Any:
-    """The model before unlearning in float32, with its trained adapter; a fresh one is made only where its tensors are asked for."""
+    """The start model in float32, with its trained adapter, or a new one if `params` asks for its weights."""
     args = {
         key: value
         for key, value in cfg.section("model.model_args").items()
@@ -140,17 +139,15 @@ def _model(cfg: Config, params: str, notices: list[str]) -> Any:
     )
     make = fresh and params not in ("auto", "all")
     if fresh and not make:
-        notices.append(
-            "model.adapter is a fresh adapter, which has nothing to be scored by yet: rows are scored by the weights of the base"
-        )
+        notices.append("model.adapter is new and not trained: rows are scored with the base model's weights")
     seed = int(cfg.get("seed", 0))
     loaded = load_model(
         {**args, "torch_dtype": DTYPE}, adapter, for_training=make, seed=seed, notices=notices
     )
     model: Any = loaded.model
     if runtime.device().type == "mps":
-        # It has no float64, which dot products are accumulated in.
-        notices.append("rows are scored on the processor: this accelerator has no float64")
+        # Dot products are accumulated in float64.
+        notices.append("rows are scored on the CPU: this accelerator has no float64")
         return model.to("cpu")
     return model.to(runtime.device()) if make and not getattr(model, "is_quantized", False) else model
 
@@ -158,7 +155,8 @@ def _model(cfg: Config, params: str, notices: list[str]) -> Any:
 def _report(path: Path, found: Difficulty) -> None:
     scores = sorted(item.score for item in found.items)
     log.info(
-        "%d rows scored by %s over %d weights (%s): lowest %.4g, median %.4g, highest %.4g; the norm of the forget set's gradient is %.4g",
+        "%d rows scored with %s over %d weights (%s): lowest %.4g, median %.4g, highest %.4g; "
+        "norm of the forget set's gradient: %.4g",
         len(scores),
         found.scorer["algorithm"],
         sum(tensor.numel() for tensor in found.gradient.values()),
@@ -169,6 +167,6 @@ def _report(path: Path, found: Difficulty) -> None:
         found.norm,
     )
     log.info(
-        "to first order a row with a HIGH score is forgotten first; difficulty.order=score_desc begins with those"
+        "to first order, HIGH scores mean forgotten first; difficulty.order=score_desc starts with these rows"
     )
     log.info("scores: %s", path)

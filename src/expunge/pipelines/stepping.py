@@ -1,4 +1,4 @@
-"""How a run takes its steps: from the groups `optimizer` and `mask` to what the trainer is given."""
+"""Optimizer, rules and mask of a run, built from the config groups `optimizer` and `mask`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 MASK_FILE = "mask.safetensors"
 MAX_TOKENS = 4096
-"""Padded tokens of a batch that weights are scored by."""
+"""Most padded tokens in a batch when the mask is computed."""
 
 
 def stepping_of(
@@ -41,72 +41,56 @@ def stepping_of(
     args: TrainingArguments,
     pad_id: int,
 ) -> dict[str, Any]:
-    """The trainer's arguments `optimizer_factory`, `rules_factory` and `mask`.
+    """The arguments `optimizer_factory`, `rules_factory` and `mask` of a training.
 
     Args:
         cfg: the run's configuration; reads `trainer.optimizer` and `trainer.mask`.
         run: its folder, which keeps the mask.
-        model: as it is before training, and before a checkpoint is loaded.
+        model: the start model, before a checkpoint is loaded.
         sides: the rows by side.
-        args: of the training.
+        args: arguments of the training.
         pad_id: token to pad with.
 
     Raises:
-        UserError: what was chosen cannot be had together, or for this model.
+        UserError: the choices do not work together, or not with this model.
     """
-    factory, masked = optimizer_factory(cfg.bound), MASK in cfg.bound or cfg.get(f"{MASK}.path") is not None
-    return {
-        "optimizer_factory": factory,
+    given, path = cfg.get(f"{MASK}.path"), run.path / MASK_FILE
+    found: dict[str, Any] = {
+        "optimizer_factory": optimizer_factory(cfg.bound),
         "rules_factory": partial(build_rules, rules_of(cfg.bound)),
-        "mask": _mask(cfg, run, model, sides, args, pad_id) if masked else None,
+        "mask": None,
     }
-
-
-def _mask(
-    cfg: Config,
-    run: RunDir,
-    model: nn.Module,
-    sides: Mapping[str, Dataset],
-    args: TrainingArguments,
-    pad_id: int,
-) -> WeightMask:
-    """The mask of the run: made once, on one rank, and read by all of them and by whoever resumes; scores may differ from run to run."""
-    where = args.device
-    model.to(where)
-    path, fingerprint = run.path / MASK_FILE, model_fingerprint(model)
-    rows = {
-        side: _Batches(data.encoded, pad_id, args.per_device_train_batch_size, where)
-        for side, data in sides.items()
-    }
+    if MASK not in cfg.bound and given is None:
+        return found
+    model.to(args.device)
+    fingerprint = model_fingerprint(model)
 
     def make() -> None:
+        """Made once, because scores of weights may differ from run to run."""
         if path.is_file():
             return
-        if (given := cfg.get(f"{MASK}.path")) is not None:
+        if given is not None:
             WeightMask.load(Path(str(given)).expanduser(), model, fingerprint).save(path)
             return
-        made = mask_of(
-            cfg.bound[MASK],
-            model,
-            forget=rows.get("forget"),
-            retain=rows.get("retain"),
-            seed=int(cfg.get("seed", 0)),
-            fingerprint=fingerprint,
-        )
-        made.save(path)
+        size, seed = args.per_device_train_batch_size, int(cfg.get("seed", 0))
+        rows = {side: _Batches(data.encoded, pad_id, size, args.device) for side, data in sides.items()}
+        forget, retain = rows.get("forget"), rows.get("retain")
+        mask_of(
+            cfg.bound[MASK], model, forget=forget, retain=retain, seed=seed, fingerprint=fingerprint
+        ).save(path)
 
     runtime.from_rank_0(make)
-    mask = WeightMask.load(path, model, fingerprint)
+    mask = found["mask"] = WeightMask.load(path, model, fingerprint)
     share = 100 * mask.num_allowed / max(1, mask.num_weights)
     log.info(
         "mask %s: %d of %d weights may be updated (%.2f %%)", path, mask.num_allowed, mask.num_weights, share
     )
-    return mask
+    return found
 
 
 @dataclass(frozen=True)
 class _Batches:
-    """Rows in padded batches on a device, made anew each time they are gone through."""
+    """Rows in padded batches on a device; each iteration builds them again."""
 
     encoded: Sequence[Encoded]
     pad_id: int

@@ -1,4 +1,4 @@
-"""A training run, finetuning and unlearning alike: data, model, objective, reference, trainer, final evaluation."""
+"""A run of finetuning or unlearning: data, model, objective, reference, training, final evaluation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from expunge.data.pairs import PairedDataset, check_disjoint, load_pairs, pairs_
 from expunge.lm import runtime
 from expunge.methods.objective import Objective, objective_of
 from expunge.models.load import Loaded, load_model
-from expunge.pipelines.assemble import Text, sides_of, tell, text_of
+from expunge.pipelines.assemble import Text, log_notices, sides_of, text_of
 from expunge.pipelines.evaluation_run import Evaluation, prepare_evaluation
 from expunge.pipelines.forget_order import ByScore, by_score, in_order
 from expunge.pipelines.references import reference_of
@@ -40,7 +40,9 @@ PAIRS_FILE = Path("pairs") / "pairs.json"
 
 
 def run_training(cfg: Config) -> RunRecord:
-    """Train, save and evaluate. The same configuration again resumes, or evaluates what is finished.
+    """Train, save and evaluate.
+
+    A second call with the same configuration resumes, or evaluates a finished run again.
 
     Args:
         cfg: mode finetune or unlearn.
@@ -49,7 +51,7 @@ def run_training(cfg: Config) -> RunRecord:
         The run's record, as in `run.json`.
 
     Raises:
-        UserError: whatever the user can correct.
+        UserError: any fault that the user can correct.
     """
     check_launch(os.environ)
     run = run_of(cfg)
@@ -63,7 +65,7 @@ def run_training(cfg: Config) -> RunRecord:
                 training.run(resume)
             save_trained(cfg, run, training)
             run.mark_trained()
-            # The evaluation loads what was saved: memory holds one model at a time.
+            # The evaluation loads the saved model. Memory should hold one model at a time.
             del prepared, training
         metrics = evaluation.final()
     run.finish("complete", metrics=metrics, peak_memory_mb=peak_memory_mb())
@@ -71,7 +73,7 @@ def run_training(cfg: Config) -> RunRecord:
 
 
 def run_of(cfg: Config) -> RunDir:
-    """The folder of a run, looked at but not touched.
+    """The folder of a run, not changed yet.
 
     Raises:
         UserError: it belongs to another run.
@@ -85,7 +87,7 @@ def run_of(cfg: Config) -> RunDir:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a training run needs of the world outside its folder."""
+    """What a training run reads from outside its folder."""
 
     objective: Objective
     text: Text
@@ -112,14 +114,12 @@ def prepare(cfg: Config, run: RunDir) -> Prepared:
     with faults.noted():
         evaluation = prepare_evaluation(cfg, run, text)
     faults.raise_found()
-    seed = int(cfg.get("seed", 0))
-    loaded = load_model(
+    seed, model_args, adapter = (
+        int(cfg.get("seed", 0)),
         cfg.section("model.model_args"),
         cfg.section("model.adapter"),
-        for_training=True,
-        seed=seed,
-        notices=notices,
     )
+    loaded = load_model(model_args, adapter, for_training=True, seed=seed, notices=notices)
     objective.prepare(loaded.model, seed, text.tokenizer)
     return Prepared(objective, text, sides, loaded, notices, evaluation, scored)
 
@@ -131,9 +131,9 @@ def training_of(
 
     Args:
         cfg: the run's configuration.
-        run: its folder, which has begun.
+        run: its folder, already begun.
         prepared: what the run reads.
-        listeners: shown each update, besides the log and the progress bar.
+        listeners: called besides the log and the progress bar.
 
     Returns:
         The training, and what it resumes from.
@@ -151,13 +151,12 @@ def training_of(
         args.setdefault("bf16", True)
     elif loaded.compute_dtype is torch.float16:
         args.setdefault("fp16", True)
-    tell(notices, already=cfg.notices)
+    log_notices(notices, already=cfg.notices)
     run.record.notices = notices
     run.save()
-    # The folder belongs to this very run, so a checkpoint in it is one to go on from.
+    # The folder belongs to this run, so a checkpoint in it is one to resume from.
     resume = args.pop("resume_from_checkpoint", None) or True
     args.pop("output_dir", None)
-    # The name that a logger shows the run under.
     args.setdefault("run_name", str(cfg.get("task_name")))
     arguments = training_arguments(args, run.model_folder, len(dataset), seed=int(cfg.get("seed", 0)))
     training = Training(
@@ -180,7 +179,7 @@ def training_of(
 
 @contextmanager
 def steps_recorded(run: RunDir, training: Training) -> Iterator[None]:
-    """However the training in this block ends, the run's record says how many steps it took."""
+    """Write the number of steps into the run's record, even if the training in this block fails."""
     try:
         yield
     finally:
@@ -194,7 +193,7 @@ def save_trained(cfg: Config, run: RunDir, training: Training) -> None:
 
 
 def _paired(cfg: Config, run: RunDir, sides: Mapping[str, Dataset], objective: Objective) -> PairedDataset:
-    """The rows of the run; where two sides meet, their pairs are drawn beforehand and stored with the run."""
+    """The rows of the run; pairs of two sides are drawn before training and stored with the run."""
     forget, retain = sides.get("forget"), sides.get("retain")
     read = {"forget" if side == "alternate" else side for side in objective.sides}
     anchor = cfg.get("data.anchor", "forget")
@@ -202,12 +201,11 @@ def _paired(cfg: Config, run: RunDir, sides: Mapping[str, Dataset], objective: O
     if forget is not None and retain is not None:
         epochs = math.ceil(float(cfg.get("trainer.args.num_train_epochs", 3)))
         stored = run.path / PAIRS_FILE
-        # Rows that changed on disk since a run was interrupted are other rows: its own pairs refuse them.
-        pairs = (
-            load_pairs(stored)
-            if stored.is_file()
-            else pairs_of(forget, retain, int(cfg.get("seed", 0)), epochs, anchor)
-        )
-        if read == {"forget", "retain"} and runtime.rank() == 0 and not stored.is_file():
-            save_pairs(stored, pairs)
+        if stored.is_file():
+            # The pairs of the interrupted run are checked against the rows: they may have changed on disk.
+            pairs = load_pairs(stored)
+        else:
+            pairs = pairs_of(forget, retain, int(cfg.get("seed", 0)), epochs, anchor)
+            if read == {"forget", "retain"} and runtime.rank() == 0:
+                save_pairs(stored, pairs)
     return PairedDataset(forget, retain, pairs, sides=objective.sides)

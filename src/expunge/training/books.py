@@ -1,4 +1,4 @@
-"""What a training has summed up since its last record: losses, terms, tokens, operations, time."""
+"""The sums of a training since its last record: losses, terms, tokens, operations, time."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from expunge.training.step import Update
 
 
 class Books:
-    """Adds up steps, and makes a record of them.
+    """Adds up the values of steps, and makes records of them.
 
     Args:
-        args: of the training.
-        model: in training, not wrapped.
-        driver: whose values are recorded; its objective is shown each step's if it listens.
+        args: arguments of the training.
+        model: the model in training, not wrapped.
+        driver: its values are recorded; its objective gets the values of each step, if it listens.
         mask: the weights that may be updated; None = all.
-        parallel: over which ranks the values are summed.
+        parallel: sums values over ranks.
 
     Attributes:
-        sums: of this rank, since the last record.
+        sums: sums of this rank since the last record.
         pace: tokens and time.
     """
 
@@ -53,15 +53,11 @@ class Books:
         self.begin(0, None)
 
     def begin(self, step: int, checkpoint: Path | None) -> None:
-        """Open the books at a step, or where a checkpoint left them."""
+        """Start at a step, or with the sums of a checkpoint."""
         where = self.parallel.device
         if checkpoint is None:
-            self.sums = RunningSums(
-                torch.tensor(0.0, device=where),
-                torch.zeros(len(self.driver.names), device=where),
-                0.0,
-                step,
-            )
+            loss, term_K = torch.tensor(0.0, device=where), torch.zeros(len(self.driver.names), device=where)
+            self.sums = RunningSums(loss, term_K, 0.0, step)
         else:
             self.sums = RunningSums.load(checkpoint, self.parallel.dp_rank, self.parallel.dp_size)
             self.sums.loss, self.sums.term_K = self.sums.loss.to(where), self.sums.term_K.to(where)
@@ -69,11 +65,11 @@ class Books:
         self.pace.begin()
 
     def add(self, update: Update, batches: Sequence[MicroBatch], state: TrainerState) -> None:
-        """Add a step; `state` still says how many were done before it."""
+        """Add a step; `state.global_step` still is the number of steps before it."""
         sums = self.sums
         for loss in update.losses:
             if self.args.logging_nan_inf_filter and not math.isfinite(float(loss)):
-                # The average of the steps since the last record, as transformers has it.
+                # As in transformers: the average of the steps since the last record instead.
                 sums.loss = sums.loss + sums.loss / (1 + state.global_step - sums.logged_step)
             else:
                 sums.loss = sums.loss + loss
@@ -88,28 +84,30 @@ class Books:
             here = tokens if asked == "non_padding" else sum(side["input_ids"].numel() for side in sides)
             state.num_input_tokens_seen += int(self.parallel.all_sum(torch.tensor(here)).item())
         for batch in batches:
-            # Six operations a token and parameter, over all sides.
+            # Six operations per token and parameter, for all sides.
             width = sum(side["input_ids"].numel() for side in batch["sides"].values())
             self.flos += float(6 * self.num_parameters * width)
 
     def close(self, update: Update, state: TrainerState, rules: Sequence[StepRule]) -> dict[str, float]:
-        """The record of the steps since the last one, whose last is `update`; the books begin again after it.
+        """Make a record of the steps since the last record, and set the sums to zero.
+
+        Args:
+            update: the last of these steps.
+            state: step and epoch of the training.
+            rules: the rules of the step.
 
         Returns:
-            The mean loss, each term's unweighted mean and diagnostics (those of a term of weight 0 are left
-            out), what the objective reports, the last step's gradient norm and learning rate, what the rules
-            report of it, and what it took.
+            The mean loss, each term's unweighted mean and diagnostics (without terms of weight 0), the report
+            of the objective, the last step's gradient norm and learning rate, the report of the rules, and
+            the cost.
         """
         sums, steps = self.sums, state.global_step - self.sums.logged_step
         loss = self._mean_over_ranks(sums.loss)
         mean_K = self.parallel.all_sum(sums.term_K) / max(1, steps)
         means = zip(self.driver.names, mean_K.tolist(), strict=True)
-        self.sums = RunningSums(
-            torch.zeros_like(sums.loss),
-            torch.zeros_like(sums.term_K),
-            sums.logged_loss + loss,
-            state.global_step,
-        )
+        logged = sums.logged_loss + loss
+        zero, zero_K = torch.zeros_like(sums.loss), torch.zeros_like(sums.term_K)
+        self.sums = RunningSums(zero, zero_K, logged, state.global_step)
         self.store_flos(state)
         norm = update.grad_norm
         return {
@@ -124,11 +122,11 @@ class Books:
         }
 
     def mean_loss(self, step: int) -> float:
-        """Mean loss of all steps so far, those before a resume included."""
+        """Mean loss of all steps so far, including those before a resume."""
         return (self.sums.logged_loss + self._mean_over_ranks(self.sums.loss)) / max(1, step)
 
     def store_flos(self, state: TrainerState) -> None:
-        """Move the operations since the last call, of all ranks, into `state`."""
+        """Add the operations of all ranks since the last call to `state`."""
         here = torch.tensor(self.flos, dtype=torch.float64)
         state.total_flos += float(self.parallel.all_sum(here).item())
         self.flos = 0.0

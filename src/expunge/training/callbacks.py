@@ -1,9 +1,9 @@
-"""Transformers' callbacks: those of `report_to` and a user's own, and what transformers leaves open about its loggers."""
+"""Transformers' callbacks: the loggers of `report_to` with two corrections, and the user's own callbacks."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,16 +29,16 @@ class Callbacks(Listener):
     """Calls transformers' callbacks at their events, and keeps what they share.
 
     Args:
-        args: of the training; `report_to` names loggers.
-        model: in training, not wrapped.
-        tokenizer: of the model.
-        own: a user's callbacks.
-        boards: see `place_boards`; None = transformers' own place.
+        args: arguments of the training; `report_to` names loggers.
+        model: the model in training, not wrapped.
+        tokenizer: tokenizer of the model.
+        own: the user's callbacks.
+        boards: folder of TensorBoard's files; None = transformers' default.
 
     Attributes:
-        handler: transformers' own.
-        state: where the training stands, as callbacks know it.
-        control: what they have asked for.
+        handler: transformers' own object.
+        state: step, epoch and history of the training.
+        control: the requests of the callbacks.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Callbacks(Listener):
         )
 
     def fire(self, event: str, *values: Any) -> None:
-        """Call an event of all callbacks, with the values that it has of its own (metrics, logs)."""
+        """Call an event of all callbacks, with the event's own values (metrics, logs)."""
         self.control = getattr(self.handler, event)(self.args, self.state, self.control, *values)
 
     def after_micro_batch(self, number: int, count: int) -> None:
@@ -72,14 +72,14 @@ class Callbacks(Listener):
         self.fire("on_optimizer_step")
 
     def states(self) -> dict[str, Any]:
-        """The states of the callbacks that keep one, by class; of several of a class, a list in their order."""
+        """The states of all stateful callbacks, by class name; a list if a class has several callbacks."""
         found: dict[str, list[Any]] = {}
         for item in self._stateful():
             found.setdefault(type(item).__name__, []).append(item.state())
         return {name: states[0] if len(states) == 1 else states for name, states in found.items()}
 
     def restore(self) -> None:
-        """Give the callbacks the states that `state` holds of them."""
+        """Give the callbacks their states, which `state` contains."""
         stored = {
             name: list(found) if isinstance(found, list) else [found]
             for name, found in cast(dict[str, Any], self.state.stateful_callbacks).items()
@@ -95,10 +95,10 @@ class Callbacks(Listener):
 
 
 class WandbEnd(TrainerCallback):
-    """Ends the run that transformers began at wandb, so that the next training of this process is not written into it.
+    """Ends the wandb run that transformers began, so that the next training in this process gets its own.
 
-    transformers (5.23) leaves it open until the process ends. One that was open before the training is
-    somebody else's, and stays.
+    transformers (5.23) leaves it open until the process ends. A run that was open before the training stays
+    open.
     """
 
     def __init__(self) -> None:
@@ -110,7 +110,7 @@ class WandbEnd(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Close it."""
+        """End the run."""
         if not self.was_open and self.wandb.run is not None:
             self.wandb.finish()
 
@@ -118,26 +118,12 @@ class WandbEnd(TrainerCallback):
 def callbacks_of(
     args: TrainingArguments, own: Sequence[TrainerCallback], boards: Path | None
 ) -> list[TrainerCallback]:
-    """Transformers' callbacks of a training, in the order in which they are called.
-
-    Args:
-        args: of the training; `report_to` names loggers.
-        own: a user's.
-        boards: see `place_boards`; None = transformers' own place.
-    """
+    """All callbacks of a training, in the order of their calls; arguments as for `Callbacks`."""
     loggers = [callback() for callback in get_reporting_integration_callbacks(args.report_to)]  # type: ignore[no-untyped-call]
-    if boards is not None:
-        place_boards(loggers, boards)
+    # transformers 5 removed the argument `logging_dir`; it writes to `runs/` beside the checkpoints.
+    if boards is not None and not os.environ.get("TENSORBOARD_LOGGING_DIR"):
+        for callback in loggers:
+            if isinstance(callback, TensorBoardCallback):
+                callback.logging_dir = str(boards)
     ends = [WandbEnd()] if any(isinstance(callback, WandbCallback) for callback in loggers) else []
     return [DefaultFlowCallback(), *loggers, *own, *ends]
-
-
-def place_boards(callbacks: Iterable[TrainerCallback], folder: Path) -> None:
-    """Have TensorBoard's files written to a folder, unless the environment variable TENSORBOARD_LOGGING_DIR says where.
-
-    transformers 5 took `logging_dir` out of its arguments; without it the files are in `runs/` beside the
-    checkpoints.
-    """
-    for callback in callbacks:
-        if isinstance(callback, TensorBoardCallback) and not os.environ.get("TENSORBOARD_LOGGING_DIR"):
-            callback.logging_dir = str(folder)

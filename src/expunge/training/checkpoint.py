@@ -1,4 +1,7 @@
-"""Checkpoints that are complete or not there: filled under another name, sealed with a manifest and a mark, then renamed into place."""
+"""Checkpoints that are either complete or absent.
+
+A checkpoint is written under another name, sealed with a manifest and a mark, and then renamed.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +29,12 @@ _PARTIAL = re.compile(r"\.checkpoint-\d+\.(partial|removed)")
 
 
 def checkpoint_folder(run_dir: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """The folder of the checkpoint of a step."""
     return run_dir / f"checkpoint-{step}"
 
 
 def partial_folder(run_dir: Path, step: int) -> Path:
-    """Where the checkpoint of a step is filled; never taken for a checkpoint."""
+    """The folder in which the checkpoint of a step is written; never read as a checkpoint."""
     return run_dir / f".checkpoint-{step}.partial"
 
 
@@ -51,13 +54,13 @@ def complete_checkpoints(run_dir: Path) -> list[Path]:
 
 
 def newest_complete_checkpoint(run_dir: Path) -> Path | None:
-    """The complete checkpoint of the highest step; None where there is none."""
+    """The complete checkpoint of the highest step; None if there is none."""
     found = complete_checkpoints(run_dir)
     return found[-1] if found else None
 
 
 def remove_half_written(run_dir: Path) -> list[Path]:
-    """Remove what a process that died while it wrote or removed a checkpoint has left; returns what was removed."""
+    """Remove what is left if a process died while it wrote or removed a checkpoint; returns the folders."""
     if not run_dir.is_dir():
         return []
     left = [path for path in run_dir.iterdir() if path.is_dir() and _PARTIAL.fullmatch(path.name)]
@@ -77,7 +80,7 @@ def seal(partial: Path, folder: Path) -> None:
 
     Args:
         partial: the folder, completely written.
-        folder: the checkpoint's place, on the same file system; a checkpoint that lies there is replaced.
+        folder: the checkpoint's final folder, on the same file system; an existing one is replaced.
     """
     files = sorted(path for path in partial.rglob("*") if path.is_file())
     for path in files:
@@ -95,7 +98,7 @@ def seal(partial: Path, folder: Path) -> None:
 
 
 def remove_checkpoint(folder: Path) -> None:
-    """Remove a checkpoint, which stops being one at once: a process that dies meanwhile leaves nothing that looks complete."""
+    """Remove a checkpoint; it is renamed first, so that it never looks complete if the process dies."""
     doomed = folder.with_name(f".{folder.name}.removed")
     if doomed.exists():
         shutil.rmtree(doomed)
@@ -115,7 +118,7 @@ def rotate(run_dir: Path, limit: int | None, best: Path | None) -> None:
 
 
 def missing_from(folder: Path) -> str | None:
-    """What a checkpoint lacks, told by its mark and by the names and sizes of its files; None where it is whole."""
+    """What a checkpoint lacks, by its mark and its files' names and sizes; None if it is complete."""
     if not is_complete(folder):
         return f"it has no {COMPLETE_MARK}, so it was never finished"
     if not (folder / MANIFEST).is_file():
@@ -130,7 +133,7 @@ def missing_from(folder: Path) -> str | None:
 
 
 def verify(folder: Path) -> None:
-    """Read a checkpoint through and compare it with its manifest.
+    """Read all files of a checkpoint and compare them with its manifest.
 
     Raises:
         UserError: there is no such folder, or it is not a complete, undamaged checkpoint of this tool.
@@ -139,12 +142,12 @@ def verify(folder: Path) -> None:
     hint = (
         f"the newest complete one is {other}"
         if other and other != folder
-        else "name another checkpoint, or start the run anew"
+        else "name another checkpoint, or start again with overwrite=true"
     )
     if not folder.is_dir():
         raise UserError(f"no such checkpoint: {folder}", hint)
     if not _NAME.fullmatch(folder.name):
-        raise UserError(f"{folder} is not a checkpoint of this tool: it is not named checkpoint-N", hint)
+        raise UserError(f"{folder} is not a checkpoint of expunge: its name is not checkpoint-N", hint)
     fault = missing_from(folder)
     if fault is None:
         damaged = [
@@ -157,12 +160,12 @@ def verify(folder: Path) -> None:
 
 @contextmanager
 def disk_full_told(path: Path) -> Iterator[None]:
-    """Turn a full disk into a `UserError`, whichever library runs into it."""
+    """Turn a full disk into a `UserError`, whichever library reports it."""
     try:
         with told_to_user(path):
             yield
     except (SafetensorError, RuntimeError) as error:
-        # safetensors and torch.save report a failed write in errors of their own, without an error number.
+        # safetensors and torch.save report a failed write with their own errors, without an error number.
         if any(words in str(error) for words in ("No space left", "file write failed", "unexpected pos")):
             with told_to_user(path):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error

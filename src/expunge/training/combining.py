@@ -1,4 +1,4 @@
-"""The gradients of a step kept apart, for objectives and rules that put them together themselves."""
+"""Separate gradients of a step, for objectives and rules that combine them in their own way."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from expunge.methods.combine import Combination
 
 
 class StepGradients:
-    """Two sums of gradients over the micro-batches of a step, put together when the last one is done.
+    """Two sums of gradients over the micro-batches of a step, combined after the last micro-batch.
 
-    Ranks exchange nothing in the backward passes; the two sums are averaged over them at the end of the step.
+    Ranks exchange nothing in the backward passes; the sums are averaged over ranks at the end of the step.
 
     Args:
-        combination: puts the two together.
+        combination: combines the two sums.
         world_size: number of ranks.
     """
 
@@ -33,7 +33,7 @@ class StepGradients:
         self.sums[retain] = _added(self.sums.get(retain), _gradient_alone(_trained(model), backward, loss))
 
     def micro_batch_done(self, model: nn.Module, count: int) -> None:
-        """After each micro-batch; after the last of the step's `count` the parameters get the gradient that is to be taken."""
+        """Count a micro-batch; after the last of `count`, give the parameters the combined gradient."""
         self.done += 1
         if self.done < count:
             return
@@ -48,9 +48,9 @@ class StepGradients:
 
 
 class GradientApart:
-    """The gradient of one side's terms, summed up beside `.grad`, which holds that of the others.
+    """The gradient of one side's terms, summed separately; `.grad` holds the gradient of the other terms.
 
-    Ranks exchange nothing in its backward passes; the sum is averaged over them when it is taken.
+    Ranks exchange nothing in its backward passes; `take` averages the sum over ranks.
 
     Args:
         side: the side.
@@ -66,7 +66,7 @@ class GradientApart:
         self.sum = _added(self.sum, _gradient_alone(_trained(model), backward, loss))
 
     def take(self) -> list[Tensor] | None:
-        """The step's gradient, a tensor for each trained parameter; None where there is none. Begins again."""
+        """Return and reset the gradient of the step, one tensor per trained parameter; None = no gradient."""
         found, self.sum = self.sum, None
         if found is not None:
             _average(found, self.world_size)
@@ -76,7 +76,7 @@ class GradientApart:
 def _gradient_alone(
     parameters: list[nn.Parameter], backward: Callable[[Tensor], None], loss: Tensor
 ) -> list[Tensor]:
-    """The gradient of one backward pass; `.grad` is left as it was."""
+    """The gradient of one backward pass; `.grad` does not change."""
     before = [parameter.grad for parameter in parameters]
     for parameter in parameters:
         parameter.grad = None
@@ -102,7 +102,7 @@ def _trained(model: nn.Module) -> list[nn.Parameter]:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if any(hasattr(parameter, "device_mesh") for parameter in parameters):
         raise UserError(
-            "gradients that are combined have to be whole, and those of this model are sharded",
+            "this method combines whole gradients, but the gradients of this model are sharded",
             "train without FSDP",
         )
     return parameters

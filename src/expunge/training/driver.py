@@ -1,14 +1,14 @@
-"""The sums and means of a training step: every term is averaged over the whole step, however the step is cut up.
+"""The sums and means of a training step: every term is averaged over the whole step, however it is split.
 
-With C the number of label tokens (kind "token") or sequences (kind "sequence") that a term counts in all
-micro-batches of all ranks of one optimizer step, a micro-batch contributes `weight * sum(loss) / C`; the
-contributions add up to the mean over the step. Data parallelism averages gradients over ranks, so each rank
+Let C be the number of label tokens (kind "token") or sequences (kind "sequence") of a term in all
+micro-batches of all ranks of one optimizer step. A micro-batch contributes `weight * sum(loss) / C`; the sum
+of all contributions is the mean over the step. Data parallelism averages gradients over ranks, so each rank
 multiplies its share by the number of ranks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -31,14 +31,14 @@ Normalise = Literal["step", "micro_batch"]
 
 @dataclass(frozen=True)
 class StepCounts:
-    """What one optimizer step counts, over all its micro-batches and ranks.
+    """The counts of one optimizer step, over all micro-batches and ranks.
 
     Attributes:
         tokens: label tokens by side.
         sequences: sequences by side.
-        batches: micro-batches that count.
-        placed: label tokens where a term does not simply look at all labels of its side.
-        local: micro-batches of this rank, those that do not count included.
+        batches: micro-batches with a counted row.
+        placed: label tokens by place, for terms that do not read simply all labels of their side.
+        local: micro-batches of this rank, including those without a counted row.
     """
 
     tokens: Mapping[str, int]
@@ -48,20 +48,17 @@ class StepCounts:
     local: int = field(default=0, compare=False)
 
     def of(self, term: Term) -> int:
-        """What the mean of a term is over: label tokens, sequences, or, of a loss of the model alone, micro-batches."""
+        """The divisor of a term's mean: label tokens, sequences or, for kind "model", micro-batches."""
         if term.kind == "model":
             return self.batches
         if term.kind == "sequence":
             return self.sequences[term.side]
-        return (
-            self.tokens[term.side]
-            if (term.places, term.skip) == ("labels", 0)
-            else self.placed[place_of(term)]
-        )
+        place = place_of(term)
+        return self.tokens[term.side] if place[1:] == ("labels", 0) else self.placed[place]
 
 
 def place_of(term: Term) -> Place:
-    """What a term's token mean is over."""
+    """The positions over which a token term is averaged."""
     return (term.side, term.places, term.skip)
 
 
@@ -74,13 +71,13 @@ def count_step(
     """Count the micro-batches of one step.
 
     Args:
-        batches: this rank's micro-batches, from first to last.
-        sides: the sides to count, in an order all ranks share.
+        batches: this rank's micro-batches, in order.
+        sides: the sides to count, in the same order on all ranks.
         all_sum: sums an int64 vector over the ranks.
-        places: what else to count, in an order all ranks share, see `training.places.special`.
+        places: other places to count, in the same order on all ranks, see `training.places.special`.
 
     Returns:
-        Counts over all ranks. A label at position 0 does not count, since nothing predicts it.
+        Counts over all ranks. A label at position 0 does not count, because nothing predicts it.
     """
     plain: list[Place] = [(side, "labels", 0) for side in sides]
     local = torch.zeros(2 * len(sides) + len(places) + 1, dtype=torch.int64)
@@ -95,12 +92,12 @@ def count_step(
 
 
 def sides_at(batch: MicroBatch, places: str) -> Batch:
-    """The sides of a micro-batch, whose labels are at some places."""
+    """The sides of a micro-batch with their labels at `places`."""
     return batch["sides"] if places == "labels" else batch["elsewhere"][places]
 
 
 def independent_groups(terms: Sequence[Term]) -> list[list[Term]]:
-    """Terms grouped so that no two groups read the same side of the model in training: each group can be back-propagated on its own."""
+    """Group terms so that no two groups share a forward pass: each can be back-propagated separately."""
     groups: list[tuple[set[str], list[Term]]] = []
     for term in terms:
         sides = {need.side for need in term.needs if not need.reference and need.from_pass}
@@ -116,17 +113,21 @@ def independent_groups(terms: Sequence[Term]) -> list[list[Term]]:
 
 
 class Driver:
-    """Runs forward and backward of one micro-batch and keeps the books.
+    """Runs the forward and backward passes of one micro-batch, with all masks, sums and means.
 
     Args:
-        objective: the terms, in the order in which they are logged.
-        reference: the model before unlearning, where a term reads it.
+        objective: the terms, in the order of logging.
+        reference: the model before unlearning, if a term reads it.
         world_size: number of ranks whose gradients are averaged.
         normalise: "step" = means over the whole step; "micro_batch" = the field's mean of micro-batch means,
-            whose gradient depends on how a step is cut up (compat switch `driver.normalise`).
-        sequential_terms: back-propagate terms that share no forward pass one after the other, so that only
-            one side's activations are alive at a time. Same gradient up to the order of floating-point
-            additions.
+            whose gradient depends on how a step is split (compat switch `driver.normalise`).
+        sequential_terms: back-propagate terms that share no forward pass one after the other, so that memory
+            holds the activations of one side at a time. The gradient is the same up to the order of
+            floating-point additions.
+
+    Attributes:
+        names: what `backward` returns values of, in its order: the terms, then their diagnostics.
+        apart: keeps the gradient of one side's terms apart, see `keep_apart`; None = off.
     """
 
     def __init__(
@@ -139,12 +140,14 @@ class Driver:
         sequential_terms: bool = True,
     ) -> None:
         if normalise not in ("step", "micro_batch"):
-            raise UserError(f"driver.normalise is {normalise!r}", "choose 'step' or 'micro_batch'")
+            raise UserError(
+                f"unknown value of driver.normalise: {normalise!r}", "choose 'step' or 'micro_batch'"
+            )
         self.objective, self.reference, self.world_size = objective, reference, world_size
         self.normalise, self.sequential_terms = normalise, sequential_terms
-        self.gradients = (
-            StepGradients(objective.combination, world_size) if objective.combination is not None else None
-        )
+        terms, combination = objective.terms, objective.combination
+        self.names = (*(term.name for term in terms), *(name for term in terms for name in term.diagnostics))
+        self.gradients = None if combination is None else StepGradients(combination, world_size)
         self.apart: GradientApart | None = None
 
     def backward(
@@ -159,19 +162,19 @@ class Driver:
         """Forward and backward of one micro-batch.
 
         Args:
-            model: the model in training, as wrapped.
+            model: the model in training, wrapped.
             batch: the micro-batch, on the device.
-            counts: of the whole step.
+            counts: counts of the whole step.
             backward: back-propagates a scalar.
             autocast: context for the reference's forward passes.
-            no_sync: context in which ranks do not exchange gradients; every group of terms but the last runs
-                in it.
+            no_sync: context in which ranks do not exchange gradients; all groups of terms except the last
+                run in it.
 
         Returns:
-            This micro-batch's share of the step's loss times the number of ranks (a scalar, whose mean over
-            ranks is the loss), and the shares of what `names` lists, whose sum over ranks and micro-batches
-            is the mean of each over the step: the terms' unweighted values, then diagnostics; NaN for those
-            of a term of weight 0, which is not computed.
+            Two tensors. The first is a scalar: this micro-batch's share of the step's loss, times the number
+            of ranks; its mean over ranks is the loss. The second has this micro-batch's share of each of
+            `names`; its sum over ranks and micro-batches is the mean over the step of the unweighted terms
+            and the diagnostics. It is NaN for a term of weight 0, which is not computed.
         """
         terms = list(self.objective.terms)
         groups = self._groups([term for term in terms if term.weight != 0 or term.watched])
@@ -183,17 +186,15 @@ class Driver:
                 for members in _by_places(group):
                     quantities = self._quantities(members, model, batch, autocast)
                     for term in members:
-                        # The one call of a loss; it returns a value a sequence or a label, and nothing is
-                        # masked yet.
+                        # The only call of a loss. It returns one value per sequence or label, not masked yet.
                         value = term.loss(*(quantities[need.name] for need in term.needs), **term.kwargs)
                         scale = self._scale(term, batch, counts)
                         shares[term.name] = scale * summed(term, value, quantities, batch["counted_B"])
                         values |= _diagnosed(term, quantities, batch["counted_B"], counts)
-                loss = torch.stack(
-                    [term.weight * self.world_size * shares[term.name] for term in group]
-                ).sum()
-                # What the backward pass needs of these is in the graph.
-                del quantities, value
+                weighted = [term.weight * self.world_size * shares[term.name] for term in group]
+                loss = torch.stack(weighted).sum()
+                # The graph keeps what the backward pass needs; the rest is freed.
+                del quantities, value, weighted
                 values |= {name: share.detach() for name, share in shares.items()}
                 if self.gradients is not None:
                     self.gradients.backward(model, backward, loss, retain=group[0].is_retain)
@@ -206,54 +207,43 @@ class Driver:
         if self.gradients is not None:
             self.gradients.micro_batch_done(model, counts.local)
         if self.objective.listens:
-            self._tell(terms, values, batch, counts)
+            self._report_means(terms, values, batch, counts)
         absent = total.new_full((), torch.nan)
         return total, torch.stack([values.get(name, absent) for name in self.names])
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """What `backward` gives values of, in its order: the terms, then their diagnostics."""
-        terms = self.objective.terms
-        return (*(term.name for term in terms), *(name for term in terms for name in term.diagnostics))
-
-    @property
-    def logged(self) -> frozenset[str]:
-        """Those of `names` that belong to a term with a weight."""
+    def logged(self) -> set[str]:
+        """Those of `names` whose term has a weight now; schedules and objectives may change weights."""
         terms = [term for term in self.objective.terms if term.weight != 0]
-        return frozenset(name for term in terms for name in (term.name, *term.diagnostics))
+        return {name for term in terms for name in (term.name, *term.diagnostics)}
 
     def _groups(self, active: list[Term]) -> list[list[Term]]:
         """The terms that are back-propagated together."""
+        first: list[list[Term]] = []
         if self.gradients is not None:
-            kept = [
-                [term for term in active if not term.is_retain],
-                [term for term in active if term.is_retain],
-            ]
-            return [part for part in kept if part]
-        if self.apart is not None:
-            own, others = _parts(active, self.apart.side)
-            return [*([own] if own else []), *self._in_turn(others)]
-        return self._in_turn(active)
+            first = [[term for term in active if term.is_retain is retain] for retain in (False, True)]
+            active = []
+        elif (apart := self.apart) is not None:
+            first = [[term for term in active if term.side == apart.side]]
+            active = [term for term in active if term.side != apart.side]
+        groups = independent_groups(active) if self.sequential_terms else [active]
+        # Ranks exchange gradients in the last backward pass. DDP prepares it in the forward pass before, so a
+        # term without a forward pass comes first.
+        groups.sort(key=lambda group: any(term.side for term in group))
+        return [group for group in (*first, *groups) if group]
 
     def keep_apart(self, side: str | None) -> bool:
-        """Keep the gradient of the terms averaged over a side out of `.grad`, see `apart`; None = of no side.
+        """Keep the gradient of the terms averaged over a side out of `.grad`, in `apart`; None = of no side.
 
         Returns:
-            Whether it is done. It is not where gradients are combined, where there are no such terms or no
-            others, or where the others take no forward pass, which DDP needs to exchange their gradients.
+            Whether it is possible. It is not if gradients are combined, if there are no such terms, or if no
+            other term takes a forward pass, which DDP needs to exchange gradients.
         """
-        self.apart = None
-        own, others = _parts(self.objective.terms, side)
-        possible = own and any(term.side for term in others) and self.gradients is None
-        if side and possible and self.sequential_terms:
-            self.apart = GradientApart(side, self.world_size)
+        others = [term for term in self.objective.terms if term.side != side]
+        both = len(others) < len(self.objective.terms) and any(term.side for term in others)
+        possible = side and both and self.gradients is None and self.sequential_terms
+        self.apart = GradientApart(side, self.world_size) if side and possible else None
         return self.apart is not None
-
-    def _in_turn(self, active: list[Term]) -> list[list[Term]]:
-        groups = independent_groups(active) if self.sequential_terms else [active]
-        # Ranks exchange gradients in the last backward pass, which DDP arms in the forward pass before it: a
-        # term without one comes first.
-        return sorted(groups, key=lambda group: any(term.side for term in group))
 
     def _quantities(
         self,
@@ -262,7 +252,7 @@ class Driver:
         batch: MicroBatch,
         autocast: Callable[[], AbstractContextManager[object]],
     ) -> dict[str, Any]:
-        """What terms that look at the same places read, by name."""
+        """The quantities, by name, that terms with the same places read."""
         own: dict[str, Any] = dict(self.objective.given(batch["counted_B"].device))
         if any(term.kind == "model" for term in members):
             own["parameters"] = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -276,34 +266,29 @@ class Driver:
         )
 
     def _scale(self, term: Term, batch: MicroBatch, counts: StepCounts) -> float:
-        """What a sum over the micro-batch is multiplied by, the number of ranks aside."""
+        """The factor of a sum over the micro-batch, without the number of ranks."""
         if not any(batch["counted"]):
             return 0.0
         if self.normalise == "step" or term.kind == "model":
             return 1.0 / max(1, counts.of(term))
         return 1.0 / (max(1, _local(term, batch)) * max(1, counts.batches))
 
-    def _tell(
+    def _report_means(
         self, terms: list[Term], values: Mapping[str, Tensor], batch: MicroBatch, counts: StepCounts
     ) -> None:
-        """Tell the objective each term's mean over this micro-batch alone."""
+        """Report to the objective each term's mean over this micro-batch alone."""
         if any(batch["counted"]):
-            scales = {
-                term.name: self._scale(term, batch, counts) * max(1, _local(term, batch)) for term in terms
+            means = {
+                term.name: float(values[term.name])
+                / (self._scale(term, batch, counts) * max(1, _local(term, batch)))
+                for term in terms
+                if term.name in values
             }
-            self.objective.on_micro_batch(
-                {name: float(values[name]) / scale for name, scale in scales.items() if name in values}
-            )
-
-
-def _parts(terms: Iterable[Term], side: str | None) -> tuple[list[Term], list[Term]]:
-    """The terms averaged over a side, and the others."""
-    terms = list(terms)
-    return [term for term in terms if term.side == side], [term for term in terms if term.side != side]
+            self.objective.on_micro_batch(means)
 
 
 def _local(term: Term, batch: MicroBatch) -> int:
-    """What a term counts in a micro-batch."""
+    """What the term averages over, counted in one micro-batch."""
     if term.kind == "model":
         return 1
     if term.kind == "sequence":
@@ -312,7 +297,7 @@ def _local(term: Term, batch: MicroBatch) -> int:
 
 
 def _by_places(group: list[Term]) -> list[list[Term]]:
-    """A group's terms, those that look at the same places together."""
+    """The terms of a group, split by the places that they look at."""
     return [
         [term for term in group if term.places == places]
         for places in dict.fromkeys(term.places for term in group)
@@ -322,7 +307,7 @@ def _by_places(group: list[Term]) -> list[list[Term]]:
 def _diagnosed(
     term: Term, quantities: Mapping[str, Any], counted_B: Tensor, counts: StepCounts
 ) -> dict[str, Tensor]:
-    """This micro-batch's share of the mean over the step's sequences of each of a term's diagnostics."""
+    """Diagnostics of a term: this micro-batch's share of their means over the sequences of the step."""
     over = max(1, counts.sequences[term.side]) if term.side else 1
     return {
         name: masked_sum(as_float32(value_B), counted_B) / over
@@ -333,24 +318,25 @@ def _diagnosed(
 def summed(
     term: Term, value: Tensor, quantities: Mapping[str, Any], counted_B: Tensor | None = None
 ) -> Tensor:
-    """Sum of a loss over the sequences or label tokens of a micro-batch, or the loss of the model alone; a float32 scalar.
+    """Sum of a loss over the sequences or label tokens of a micro-batch, as a float32 scalar.
 
     Args:
-        term: whose loss it is.
-        value: what the loss returned, [B], [B, N] or [].
-        quantities: by name; what is masked there is left out.
+        term: the term of the loss.
+        value: what the loss returned: [B] (kind sequence), [B, N] (token) or [] (model: returned unchanged).
+        quantities: by name, with the masks.
         counted_B: [B] bool, the sequences that count; None = all. Labels of the others are masked already.
 
     Raises:
-        UserError: the loss returned another shape than its kind says.
+        UserError: the loss returned another shape than its kind requires.
     """
     value = as_float32(value)
     mask_BN = quantities[f"{term.side}_mask_BN"] if term.side else value.new_ones(())
     expected = mask_BN.shape[:1] if term.kind == "sequence" else mask_BN.shape
     if value.shape != expected:
         raise UserError(
-            f"the loss of {term.name!r} is of kind {term.kind!r} and returned {list(value.shape)} instead of {list(expected)}",
-            "return one value a sequence [B] or a label [B, N], as the kind says, without a mean over the batch",
+            f"the loss of {term.name!r} is of kind {term.kind!r}, but it returned {list(value.shape)}"
+            f" instead of {list(expected)}",
+            "return a value per sequence [B] (kind sequence) or label [B, N] (kind token), without a mean",
         )
     if term.kind == "model":
         return value

@@ -1,4 +1,4 @@
-"""From TrainingArguments to accelerate: the process group, mixed precision, and what was asked of the launcher against what came up."""
+"""From TrainingArguments to accelerate: the process group, mixed precision, and a check of the launcher."""
 
 from __future__ import annotations
 
@@ -15,59 +15,51 @@ from transformers import TrainingArguments
 from expunge.core.errors import Fault, UserError
 from expunge.models.parallel import Parallel, refuse_sharding
 
-DDP_FIELDS = {
-    "find_unused_parameters": "ddp_find_unused_parameters",
-    "bucket_cap_mb": "ddp_bucket_cap_mb",
-    "broadcast_buffers": "ddp_broadcast_buffers",
-    "static_graph": "ddp_static_graph",
-}
-"""DDP's own names of its settings, and those of TrainingArguments."""
+DDP_SETTINGS = ("find_unused_parameters", "bucket_cap_mb", "broadcast_buffers", "static_graph")
+"""Settings of DDP; TrainingArguments names them with the prefix `ddp_`."""
 SHARDING = {
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
 }
-"""Variables of `accelerate launch` that ask for weights split over processes, and by what."""
+"""Variables of `accelerate launch` that ask for weights split over processes -> what splits them."""
 
 
 def accelerator_of(args: TrainingArguments) -> tuple[Accelerator, Parallel]:
-    """Start the process group, where several were launched, and describe how the work is split.
+    """Start the process group, if there are several processes, and describe how the work is split.
 
     Args:
-        args: of the training.
+        args: arguments of the training.
 
     Returns:
-        accelerate's own object, and the value that the rest of the house asks.
+        accelerate's object, and the `Parallel` that everything else uses.
 
     Raises:
-        UserError: the launcher was asked for something else than what came up, or for what is not supported.
+        UserError: the launch differs from what the launcher was asked for, or is not supported.
     """
     check_launch(os.environ)
     device = args.device
-    chosen = {own: getattr(args, field, None) for own, field in DDP_FIELDS.items()}
+    chosen = {name: getattr(args, f"ddp_{name}", None) for name in DDP_SETTINGS}
+    ddp = DistributedDataParallelKwargs(**{name: item for name, item in chosen.items() if item is not None})
     accelerator = Accelerator(
         mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else "no",
-        # The step function divides by what the whole step counts; accelerate must not divide again.
+        # The step function divides by the counts of the whole step; accelerate must not divide again.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(
-                **{own: value for own, value in chosen.items() if value is not None}
-            )
-        ],
+        kwargs_handlers=[ddp],
     )
     refuse_sharding(accelerator.distributed_type.name)
     return accelerator, Parallel.here(device)
 
 
 def check_launch(environment: Mapping[str, str]) -> None:
-    """Hold what the launcher was asked for against what it started.
+    """Compare what the launcher was asked for with what it started.
 
     Args:
-        environment: of this process.
+        environment: environment variables of this process.
 
     Raises:
-        UserError: sharded weights were asked for; or more processes than there are.
+        UserError: the launcher was asked for sharded weights, or for more processes than there are.
     """
     faults = [
         Fault(
@@ -82,21 +74,15 @@ def check_launch(environment: Mapping[str, str]) -> None:
     asked, here = processes_asked(_parents_command()), int(environment.get("WORLD_SIZE", "1"))
     if asked is not None and here == 1 and asked > 1:
         raise UserError(
-            f"accelerate launch was asked for {asked} processes and started one: on CPUs it starts several through"
-            " mpirun only",
+            f"accelerate launch was asked for {asked} processes but started one: on CPUs it needs mpirun",
             f"use `torchrun --nproc_per_node {asked} ...`, or give num_processes: 1",
         )
 
 
 def processes_asked(command: Sequence[str]) -> int | None:
-    """The number of processes that a command line of `accelerate launch` asks for; None for any other command.
-
-    Args:
-        command: words of the command line.
-    """
-    if "launch" not in command or not {"accelerate", "accelerate.commands.accelerate_cli"} & set(
-        map(_last, command)
-    ):
+    """The number of processes that the words of `accelerate launch ...` ask for; None for other commands."""
+    programs = {word.rpartition("/")[2] for word in command}
+    if "launch" not in command or not {"accelerate", "accelerate.commands.accelerate_cli"} & programs:
         return None
     from accelerate.commands.config.config_args import default_config_file, load_config_from_file
     from accelerate.commands.launch import launch_command_parser
@@ -108,13 +94,8 @@ def processes_asked(command: Sequence[str]) -> int | None:
     return int(load_config_from_file(str(config)).num_processes) if config.is_file() else None
 
 
-def _last(word: str) -> str:
-    """The file's name of a path, any other word as it is."""
-    return word.rpartition("/")[2]
-
-
 def _parents_command() -> Sequence[str]:
-    """The words of the command that started this process; none where that cannot be seen."""
+    """The words of the command that started this process; empty if that is unknown."""
     try:
         parent = psutil.Process().parent()
         words = parent.cmdline() if parent is not None else []

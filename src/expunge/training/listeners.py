@@ -1,9 +1,8 @@
-"""What may watch a training: the log, the progress bar, and whatever else wants to see a step.
+"""Listeners of a training: the log, the progress bar, and anything else that needs to see a step.
 
-A listener sees each update twice: before the weights move, with the gradient that the optimizer will see, and
-after. It may keep a state in checkpoints. Transformers' own callbacks (TensorBoard, W&B, a user's
-`TrainerCallback`) are not
-listeners: they are called at their events, see `loop`.
+A listener sees each update twice: before the weights change, with the gradient of the optimizer, and after.
+It may keep a state in checkpoints. One listener, `callbacks.Callbacks`, calls transformers' callbacks
+(TensorBoard, W&B, a user's `TrainerCallback`).
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ from expunge.training.order import MicroBatch
 
 @dataclass(frozen=True)
 class Moment:
-    """What a listener is shown of an update.
+    """What a listener sees of an update.
 
     Attributes:
         step: optimizer steps done before this one.
         model: the model in training, not wrapped.
         optimizer: its optimizer, not wrapped.
         batches: the micro-batches of the step on this rank, as loaded.
-        counts: what the step's means are over.
-        learning_rate: of the first parameter group, in this step.
+        counts: counts of the step, the divisors of its means.
+        learning_rate: learning rate of the first parameter group in this step.
     """
 
     step: int
@@ -45,25 +44,25 @@ class Listener:
     """Does nothing; subclasses override what they need. Every rank calls its own listeners."""
 
     def on_begin(self, step: int, max_steps: int) -> None:
-        """Before the first step: how many are done, and how many there will be."""
+        """Called before the first step, with the number of steps done and the number of all steps."""
 
     def on_resume(self, folder: Path) -> None:
-        """Before `on_begin`, where the run goes on from a checkpoint: read back what `on_save` wrote."""
+        """Called before `on_begin` if the run resumes from a checkpoint: read what `on_save` wrote."""
 
     def after_micro_batch(self, number: int, count: int) -> None:
-        """Micro-batch `number` of the step's `count` is back-propagated."""
+        """Called after the backward pass of micro-batch `number` of `count` of the step."""
 
     def before_update(self, moment: Moment) -> None:
-        """Gradients are complete and clipped, the weights have not moved."""
+        """Called with the gradients complete and clipped, before the weights change."""
 
     def after_update(self, moment: Moment) -> None:
-        """The weights have moved, the gradients are still there."""
+        """Called after the weights changed; the gradients still exist."""
 
     def on_record(self, step: int, record: Mapping[str, Any]) -> None:
-        """A record was made at a step: values by name."""
+        """Called with each record of a step: values by name."""
 
     def on_save(self, folder: Path) -> None:
-        """A checkpoint is being filled: write into it what `on_resume` will need. One name a rank, or rank 0 alone."""
+        """Write into a checkpoint what `on_resume` needs: one file name per rank, or on rank 0 only."""
 
     def on_end(self) -> None:
-        """After the last step, or when the training ends with an error."""
+        """Called after the last step, or when the training ends with an error."""

@@ -1,8 +1,7 @@
-"""The training loop, for finetuning and unlearning alike, from the first step to the last.
+"""The training loop of finetuning and unlearning, from the first step to the last.
 
-What a step computes is in `step` and `driver`; how a checkpoint is written in `checkpoint`, what is in it in
-`_fill`. Transformers' arguments, schedules, state and callbacks are used through their public names; its
-Trainer is not.
+`step` and `driver` compute a step, `checkpoint` writes checkpoints, `Training._fill` lists their contents.
+The loop uses the arguments, schedules, state and callbacks of transformers, but not its Trainer.
 """
 
 from __future__ import annotations
@@ -65,9 +64,9 @@ from expunge.training.quantities import check_servable
 from expunge.training.records import RecordLog
 from expunge.training.rng import load_rng_state, preserved_rng, save_rng_state
 from expunge.training.setup import (
-    EmbeddingNoise,
     OptimizerFactory,
     RulesFactory,
+    add_embedding_noise,
     optimizer_of,
     prepare_model,
     rules_of,
@@ -78,7 +77,7 @@ from expunge.training.weights import load_optimizer, load_weights, save_optimize
 logger = logging.getLogger(__name__)
 
 Evaluator = Callable[[nn.Module, int], Mapping[str, float | None]]
-"""Evaluates the model at a step: metric values by name, None where a metric could not be computed."""
+"""Evaluates a model at a step: metric values by name; None = the metric could not be computed."""
 
 TRAINER_STATE_FILE = "trainer_state.json"
 
@@ -90,30 +89,30 @@ class Training:
         model: the model to train.
         args: from `training_arguments`; `output_dir` is the folder of the checkpoints.
         objective: the terms; each is averaged over the whole optimizer step (see `driver`).
-        dataset: the rows, whose items are dicts of `Encoded` by side.
+        dataset: the rows; an item is a dict of `Encoded` by side.
         collate: turns a list of items into a batch of tensors by side.
-        reference: the model before unlearning, where a term reads it.
+        reference: the model before unlearning, if a term reads it.
         evaluator: called every `eval_steps` or epoch; its values are logged with the prefix `eval_` and can
             be `metric_for_best_model`.
         tokenizer: saved beside the weights.
         normalise: see `Driver`; compat switch `driver.normalise`.
         sequential_terms: see `Driver`.
         optimizer_factory: builds the optimizer; None = the one that TrainingArguments name.
-        rules_factory: gives the rules about its step; None = none but the mask's.
-        mask: the weights that may be updated, made for the model as it is before training; None = all.
-        callbacks: transformers' own, besides those of `report_to`.
-        listeners: shown each update, record and checkpoint, after the log and the progress bar.
+        rules_factory: builds the rules of a step; None = only the mask's rule.
+        mask: the weights that may be updated, computed for the start model; None = all.
+        callbacks: transformers callbacks, besides those of `report_to`.
+        listeners: called at each update, record and checkpoint, after the log and the progress bar.
         run_dir: the run folder; None = `output_dir`.
         layout: the names of the files in it.
 
     Attributes:
-        events: transformers' callbacks, their state and what they have asked for.
-        books: what was summed up since the last record.
-        stepper: takes the steps; there once the training has begun.
+        events: transformers' callbacks, their state and their requests.
+        books: sums since the last record.
+        stepper: takes the steps; set when the training begins.
 
     Raises:
-        UserError: a term that cannot be computed from what was given, an evaluation strategy without an
-            evaluator, or a launch that came up as something else than was asked for.
+        UserError: a term cannot be computed from what was given, an evaluation strategy has no evaluator, or
+            the launch differs from what the launcher was asked for.
     """
 
     stepper: Stepper
@@ -160,7 +159,7 @@ class Training:
         self.loader = loader_of(dataset, collate, args, self.parallel, objective.elsewhere)
         if not len(self.loader):
             raise UserError(
-                f"dataloader_drop_last leaves none of the {len(dataset)} rows",
+                f"trainer.args.dataloader_drop_last=true drops all {len(dataset)} rows: one batch needs more",
                 "leave it out, or take smaller batches",
             )
         prepare_model(model, args, tokenizer)
@@ -183,7 +182,7 @@ class Training:
 
     @property
     def state(self) -> TrainerState:
-        """Where the training stands."""
+        """Step, epoch and history of the training."""
         return self.events.state
 
     # From the first step to the last
@@ -199,8 +198,8 @@ class Training:
             Steps done, mean loss over all of them, metrics.
 
         Raises:
-            UserError: the checkpoint is not there, half-written or damaged, or was made under other settings;
-                or the run folder holds checkpoints and the run is to start from the beginning.
+            UserError: the checkpoint is missing, incomplete, damaged or of other settings; or the run should
+                start from the beginning, but its folder holds checkpoints.
         """
         checkpoint = self._checkpoint(resume)
         begun, cuts = time.time(), self.args.gradient_accumulation_steps
@@ -222,12 +221,9 @@ class Training:
                 for number in range(done, self.updates_per_epoch):
                     batches: list[MicroBatch] = list(islice(loaded, cuts))
                     if checkpoint is not None and state.global_step == first:
-                        self._load_rng(checkpoint)
+                        load_rng_state(checkpoint, self.parallel.dp_rank)
                     at = StepInfo(
-                        state.global_step,
-                        state.max_steps,
-                        float(state.epoch or 0.0),
-                        float(state.num_train_epochs),
+                        state.global_step, state.max_steps, state.epoch or 0.0, float(state.num_train_epochs)
                     )
                     self.events.fire("on_step_begin")
                     update = self.stepper.step(batches, at)
@@ -239,8 +235,8 @@ class Training:
                     stops = self.events.control.should_epoch_stop or self.events.control.should_training_stop
                     saves = self.events.control.should_save
                     if stops or number == self.updates_per_epoch - 1:
-                        # The epoch's end may log and evaluate once more at this step. A run that resumed from
-                        # a checkpoint made before that would lose the record: save after it.
+                        # The end of the epoch may log and evaluate at this step too. Save after that, so that
+                        # a resumed run does not lose the record.
                         break
                     if saves:
                         self._save()
@@ -254,9 +250,9 @@ class Training:
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
-        """What is in force while the training runs: noise on embeddings, and word to the listeners when it ends."""
+        """Add noise to embeddings while open; then give advice if interrupted, and end the listeners."""
         alpha = self.args.neftune_noise_alpha
-        noise = None if alpha is None else EmbeddingNoise(self.model, alpha)
+        noise = None if alpha is None else add_embedding_noise(self.model, alpha)
         try:
             yield
         except KeyboardInterrupt:
@@ -277,15 +273,15 @@ class Training:
     # Before and after
 
     def _checkpoint(self, asked: str | Path | bool | None) -> Path | None:
-        """The checkpoint to go on from, checked, with the log cut back to it."""
+        """Check the checkpoint to resume from, load its weights, and cut the log back to it; None = start."""
         if self.parallel.is_first:
             checkpoints.remove_half_written(self.checkpoint_dir)
         self.parallel.wait()
         newest = checkpoints.newest_complete_checkpoint(self.checkpoint_dir)
         if not asked and newest is not None:
             raise UserError(
-                f"{newest.parent} holds checkpoints of an earlier run, the newest is {newest.name}",
-                "resume it, or overwrite the run",
+                f"{newest.parent} holds checkpoints of an earlier run; the newest is {newest.name}",
+                "resume from it, or start again with overwrite=true",
             )
         found = newest if asked is True else Path(asked) if asked else None
         kept = 0
@@ -301,7 +297,7 @@ class Training:
         return found
 
     def _begin(self, checkpoint: Path | None) -> int:
-        """Make what takes the steps, and set the books to where the run stands; gives the steps done so far."""
+        """Build optimizer, schedule and stepper, restore their state, and return the number of steps done."""
         args = self.args
         self.accelerator.free_memory()
         self.updates_per_epoch = max(1, math.ceil(len(self.loader) / args.gradient_accumulation_steps))
@@ -334,11 +330,8 @@ class Training:
             empty_cache_every=args.torch_empty_cache_steps,
         )
         handler, step = self.events.handler, self.state.global_step
-        handler.optimizer, handler.lr_scheduler, handler.train_dataloader = (
-            self.optimizer,
-            self.scheduler,
-            self.loader,
-        )
+        handler.optimizer, handler.lr_scheduler = self.optimizer, self.scheduler
+        handler.train_dataloader = self.loader
         self.books.begin(step, checkpoint)
         if checkpoint is not None:
             load_optimizer(checkpoint, self.optimizer, self.scheduler, self._scaler)
@@ -346,10 +339,8 @@ class Training:
                 listener.on_resume(checkpoint)
         wrapped.zero_grad()
         if self.parallel.is_first:
-            epochs = self.state.num_train_epochs
-            save_order(
-                self.run_dir / ORDER_FILE, len(self.rows), self.plan.seed, self.plan.rows_per_step, epochs
-            )
+            path, plan, epochs = self.run_dir / ORDER_FILE, self.plan, self.state.num_train_epochs
+            save_order(path, plan.rows, plan.seed, plan.rows_per_step, epochs)
         for listener in self.listeners:
             listener.on_begin(step, self.state.max_steps)
         return step
@@ -366,10 +357,9 @@ class Training:
         else:
             self.events.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_FILE))
             best = checkpoints.checkpoint_folder(self.checkpoint_dir, self.state.best_global_step or 0)
-            # The state names a path, which a run folder that was moved has left behind.
-            self.state.best_model_checkpoint = (
-                str(best) if self.state.best_global_step and best.is_dir() else None
-            )
+            # The stored path is wrong if the run folder was moved.
+            found = self.state.best_global_step and best.is_dir()
+            self.state.best_model_checkpoint = str(best) if found else None
             if args.restore_callback_states_from_checkpoint:
                 self.events.restore()
         self.state.max_steps, self.state.num_train_epochs = max_steps, epochs
@@ -395,7 +385,7 @@ class Training:
         )
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
             best = Path(state.best_model_checkpoint)
-            logger.info("taking the best model, of %s (%s)", best, state.best_metric)
+            logger.info("loading the best model: %s (%s)", best, state.best_metric)
             load_weights(self.model, best)
             if self.parallel.is_first and args.save_total_limit == 1:
                 for other in checkpoints.complete_checkpoints(self.checkpoint_dir):
@@ -407,7 +397,7 @@ class Training:
     # Recording
 
     def _log_and_evaluate(self, update: Update) -> None:
-        """What the callbacks have asked for after a step or an epoch, but for saving."""
+        """Log and evaluate if the callbacks asked for it, after a step or an epoch."""
         control = self.events.control
         if control.should_log and self.state.global_step > self.books.sums.logged_step:
             self._record(self.books.close(update, self.state, self.stepper.rules))
@@ -417,7 +407,7 @@ class Training:
                 self.events.control.should_save = improved
 
     def _record(self, record: dict[str, float]) -> None:
-        """Hand a record to everyone who listens."""
+        """Give a record to all callbacks and listeners."""
         record["epoch"] = self.state.epoch
         if self.args.include_num_input_tokens_seen != "no":
             record["num_input_tokens_seen"] = self.state.num_input_tokens_seen
@@ -429,10 +419,10 @@ class Training:
     # Evaluating
 
     def _evaluate(self) -> dict[str, float]:
-        """Have the evaluator judge the model as it is now; leaves the random state as it found it.
+        """Evaluate the current model; the random state does not change.
 
         Raises:
-            UserError: `metric_for_best_model` is none of its metrics.
+            UserError: `metric_for_best_model` is not one of the evaluator's metrics.
         """
         assert self.evaluator is not None, "checked when the training was built"
         begun = time.monotonic()
@@ -453,7 +443,7 @@ class Training:
         return metrics
 
     def _is_best(self, metrics: Mapping[str, float]) -> bool:
-        """Whether the metric that was asked for is better than ever; remembers it."""
+        """Whether `metric_for_best_model` is better than before; stores the best value."""
         asked, state = self.args.metric_for_best_model, self.state
         if asked is None:
             return False
@@ -474,7 +464,7 @@ class Training:
         return getattr(self.accelerator, "scaler", None)
 
     def _save(self) -> None:
-        """Write a checkpoint that is complete or not there; every rank takes part."""
+        """Write a checkpoint, completely or not at all; all ranks call this."""
         begun, step, writes = time.monotonic(), self.state.global_step, self.args.should_save
         folder = checkpoints.checkpoint_folder(self.checkpoint_dir, step)
         partial = checkpoints.partial_folder(self.checkpoint_dir, step)
@@ -499,13 +489,13 @@ class Training:
         self.events.fire("on_save")
 
     def _fill(self, partial: Path, folder: Path) -> None:
-        """All that a run needs to go on as if it had not stopped."""
+        """Write everything that a resumed run needs to equal an uninterrupted one."""
         rank, writes, state = self.parallel.dp_rank, self.args.should_save, self.state
         self.books.store_flos(self.state)
         self.parallel.save(self.model, partial, self.tokenizer, writes=writes)
         self.books.sums.save(partial, rank)
         if not self.args.save_only_model:
-            save_rng_state(partial / f"rng_state_{rank}.safetensors")
+            save_rng_state(partial, rank)
             if writes:
                 save_optimizer(partial, self.optimizer, self.scheduler, self._scaler)
         for listener in self.listeners:
@@ -520,16 +510,6 @@ class Training:
             state.stateful_callbacks = cast(Any, self.events.states())
             state.save_to_json(str(partial / TRAINER_STATE_FILE))
 
-    def _load_rng(self, checkpoint: Path) -> None:
-        path = checkpoint / f"rng_state_{self.parallel.dp_rank}.safetensors"
-        if path.is_file():
-            load_rng_state(path)
-        else:
-            logger.warning(
-                "%s is not there (another number of ranks?): dropout will differ from an uninterrupted run",
-                path,
-            )
-
 
 def _prefixed(name: str) -> str:
     return name if name.startswith("eval_") else f"eval_{name}"
@@ -542,17 +522,20 @@ def _check(
     reference: Reference | None,
     evaluator: Evaluator | None,
 ) -> None:
-    """Refuse before the loop starts what would fail in it."""
+    """Refuse, before the loop starts, settings that would fail in it."""
     if len(dataset) == 0:
         raise UserError("the training set is empty", "check the split and the data folder")
     strategy = IntervalStrategy(args.eval_strategy)
     if evaluator is None and (strategy is not IntervalStrategy.NO or args.eval_on_start):
-        asked = (
-            "eval_on_start is set"
-            if strategy is IntervalStrategy.NO
-            else f"eval_strategy is {strategy.value!r}"
+        never = strategy is IntervalStrategy.NO
+        asked, off = ("eval_on_start", "false") if never else (f"eval_strategy={strategy.value}", "no")
+        raise UserError(
+            f"trainer.args.{asked}: no evaluation suite is configured",
+            f"choose one under `eval`, or set trainer.args.{asked.partition('=')[0]}={off}",
         )
-        raise UserError(f"{asked}, but there is nothing to evaluate", "set up `eval`, or eval_strategy=no")
     if args.save_strategy == SaveStrategy.BEST and args.metric_for_best_model is None:
-        raise UserError("save_strategy=best needs a metric", "give trainer.args.metric_for_best_model")
+        raise UserError(
+            "trainer.args.save_strategy=best needs a metric",
+            "give trainer.args.metric_for_best_model and trainer.args.eval_strategy",
+        )
     check_servable(objective.needs, tuple(dataset[0]), reference, objective.hidden)

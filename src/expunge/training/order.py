@@ -1,7 +1,7 @@
-"""The order of training rows: drawn from (seed, epoch) before the epoch starts, and dealt to ranks without a row lost or repeated.
+"""The order of training rows: drawn from (seed, epoch), and split over ranks so that each row comes once.
 
-Everything an item depends on travels in its key, so ranks, loader workers and resumed runs see the same rows
-whatever the global random state is.
+The key of an item contains everything that the item depends on. So ranks, loader workers and resumed runs see
+the same rows, whatever the global random state is.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from expunge.training.places import at_places
 
 ORDER_FILE = "pairs/order.json"
 Item = Any
-"""What the dataset gives for one index: a dict of `Encoded` by side."""
+"""What the dataset returns for one index: a dict of `Encoded` by side."""
 Collate = Callable[[list[Item]], Batch]
 
 
 class EpochDataset(Protocol):
-    """A dataset whose pairs are drawn anew each epoch, such as `data.pairs.PairedDataset`."""
+    """A dataset that draws new pairs in each epoch, such as `data.pairs.PairedDataset`."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Item: ...
@@ -36,13 +36,13 @@ class EpochDataset(Protocol):
 
 
 class Key(NamedTuple):
-    """What names one row of a micro-batch.
+    """Identifies one row of a micro-batch.
 
     Attributes:
         epoch: the epoch, from 0.
         row: its index in the dataset.
-        counted: False for a row that counts nowhere, such as one that only keeps a rank busy while others
-            hold the last rows of an epoch.
+        counted: False for a filler: a row that counts nowhere, for a rank without a row at the end of an
+            epoch.
     """
 
     epoch: int
@@ -51,13 +51,12 @@ class Key(NamedTuple):
 
 
 class MicroBatch(TypedDict):
-    """One micro-batch of one rank, all of whose label positions and counts are known on the CPU.
+    """One micro-batch of one rank; the CPU knows all its label positions and counts.
 
     Keys:
-        sides: the tensors, by side, laid out (see `lm.labels.laid_out`).
-        elsewhere: the same, by the places that some losses look at instead of the labels.
-        counted: a flag a row; a row that does not count takes part in the forward pass and in nothing else.
-            In a filler none counts.
+        sides: the tensors by side, laid out (see `lm.labels.laid_out`).
+        elsewhere: the same for losses that look at other places than the labels; by places.
+        counted: one flag per row; a row that does not count is only part of the forward pass.
         counted_B: [B] bool, the same as a tensor, which moves with the batch.
     """
 
@@ -70,29 +69,25 @@ class MicroBatch(TypedDict):
 def micro_batch(
     sides: Batch, counted: Sequence[bool] | None = None, elsewhere: Mapping[str, Sequence[str]] | None = None
 ) -> MicroBatch:
-    """Lay out a batch: find its labels, and rewrite the sides that are looked at elsewhere.
+    """Lay out a batch: find its labels, and those at other places that some loss looks at.
 
     Args:
         sides: as collated, on the CPU.
-        counted: a flag a row; None = all count.
-        elsewhere: the sides that some loss looks at other places of, by the places.
+        counted: one flag per row; None = all count.
+        elsewhere: other places than the labels -> the sides that some loss looks at there.
     """
     size = len(next(iter(sides.values()))["input_ids"])
     flags = [True] * size if counted is None else list(counted)
     counted_B = torch.tensor(flags, dtype=torch.bool)
+
+    def laid(batch: Batch) -> Batch:
+        return {name: laid_out(side, counted_B) for name, side in batch.items()}
+
     moved = {
-        places: at_places({name: sides[name] for name in names}, places)
+        places: laid(at_places({name: sides[name] for name in names}, places))
         for places, names in (elsewhere or {}).items()
     }
-    return {
-        "sides": {name: laid_out(side, counted_B) for name, side in sides.items()},
-        "elsewhere": {
-            places: {name: laid_out(side, counted_B) for name, side in found.items()}
-            for places, found in moved.items()
-        },
-        "counted": flags,
-        "counted_B": counted_B,
-    }
+    return {"sides": laid(sides), "elsewhere": moved, "counted": flags, "counted_B": counted_B}
 
 
 def order_seed(args: TrainingArguments) -> int:
@@ -101,13 +96,16 @@ def order_seed(args: TrainingArguments) -> int:
 
 
 def epoch_order(size: int, seed: int, epoch: int) -> list[int]:
-    """The rows 0 ... size - 1 in the order in which an epoch takes them."""
+    """The rows 0 ... size - 1 in the order of an epoch."""
     order: list[int] = torch.randperm(size, generator=runtime.generator(seed, "order", epoch)).tolist()
     return order
 
 
 def save_order(path: Path, size: int, seed: int, rows_per_step: int, epochs: int) -> None:
-    """Write the order of rows of all epochs as JSON: step s of epoch e takes `epochs[e][s * rows_per_step : (s + 1) * rows_per_step]`."""
+    """Write the order of rows of all epochs as JSON.
+
+    Step s of epoch e takes `epochs[e][s * rows_per_step : (s + 1) * rows_per_step]`.
+    """
     order = [epoch_order(size, seed, epoch) for epoch in range(epochs)]
     write_json(path, {"seed": seed, "rows_per_step": rows_per_step, "epochs": order}, indent=None)
 
@@ -115,10 +113,10 @@ def save_order(path: Path, size: int, seed: int, rows_per_step: int, epochs: int
 class MicroBatches(Sampler[list[Key]]):
     """Micro-batches of one rank, as lists of keys.
 
-    A global micro-batch is the next `batch_size * world_size` rows of the epoch's order, dealt to the ranks
-    in consecutive shares; the last one of an epoch may be short and is dealt as evenly as it goes. A rank
-    that gets no row of it is given one filler. So an optimizer step takes the same rows for every split of
-    its batch into micro-batches and ranks.
+    A global micro-batch is the next `batch_size * world_size` rows of the epoch's order; each rank takes one
+    consecutive part. The last global micro-batch of an epoch may be short; it is split as evenly as possible,
+    and a rank without a row gets one filler. So an optimizer step takes the same rows for every split of its
+    batch into micro-batches and ranks.
 
     Args:
         size: rows of the dataset.
@@ -126,7 +124,7 @@ class MicroBatches(Sampler[list[Key]]):
         seed: seed of the order.
         rank: this rank.
         world_size: number of ranks.
-        drop_last: leave out a global micro-batch that is short.
+        drop_last: leave out a short global micro-batch.
     """
 
     def __init__(
@@ -143,7 +141,7 @@ class MicroBatches(Sampler[list[Key]]):
         self.epoch, self.skipped = 0, 0
 
     def set_epoch(self, epoch: int, skip: int = 0) -> None:
-        """Choose the epoch whose order the next iteration gives, and how many micro-batches it leaves out first."""
+        """Choose the epoch of the next iteration, and how many micro-batches to skip at its start."""
         self.epoch, self.skipped = epoch, skip
 
     def __len__(self) -> int:
@@ -155,14 +153,12 @@ class MicroBatches(Sampler[list[Key]]):
         width = self.batch_size * self.world_size
         for number in range(self.skipped, len(self)):
             rows = order[number * width : (number + 1) * width]
-            share = rows[
-                len(rows) * self.rank // self.world_size : len(rows) * (self.rank + 1) // self.world_size
-            ]
-            yield [Key(epoch, row, True) for row in share] or [Key(epoch, rows[0], False)]
+            first, end = (len(rows) * rank // self.world_size for rank in (self.rank, self.rank + 1))
+            yield [Key(epoch, row, True) for row in rows[first:end]] or [Key(epoch, rows[0], False)]
 
 
 class EpochItems(Dataset[tuple[Item, bool]]):
-    """The dataset as seen by keys: sets the epoch that a key names before it reads the row, in whichever process that is."""
+    """The dataset, indexed by keys: sets a key's epoch before it reads the row, in any worker process."""
 
     def __init__(self, dataset: EpochDataset) -> None:
         self.dataset = dataset
@@ -179,10 +175,10 @@ class EpochItems(Dataset[tuple[Item, bool]]):
 
 
 class CollateMicroBatch:
-    """Collates items by the dataset's own function, and lays the micro-batch out.
+    """Collates the items of a micro-batch, and lays it out.
 
     Args:
-        collate: the dataset's function.
+        collate: turns a list of items into a batch of tensors by side.
         elsewhere: see `micro_batch`.
     """
 
@@ -202,13 +198,13 @@ def loader_of(
     parallel: Parallel,
     elsewhere: Mapping[str, Sequence[str]] | None = None,
 ) -> DataLoader[Any]:
-    """The micro-batches of this rank; `micro_batches(loader).set_epoch` chooses which.
+    """The loader of this rank's micro-batches; `micro_batches(loader).set_epoch` chooses the epoch.
 
     Args:
         rows: the training set.
         collate: turns a list of items into a batch of tensors by side.
-        args: of the training.
-        parallel: deals the rows.
+        args: arguments of the training.
+        parallel: how the rows are split over ranks.
         elsewhere: see `micro_batch`.
     """
     seed = order_seed(args)
@@ -228,16 +224,16 @@ def loader_of(
         pin_memory=args.dataloader_pin_memory and parallel.device.type == "cuda",
         persistent_workers=args.dataloader_persistent_workers,
         prefetch_factor=args.dataloader_prefetch_factor,
-        # Both are absent from older versions of transformers.
+        # Older versions of transformers lack both.
         multiprocessing_context=getattr(args, "dataloader_multiprocessing_context", None),
         in_order=getattr(args, "dataloader_in_order", True),
-        # Of its own, so that starting an epoch draws nothing from the global random state.
+        # The loader's own generator, so that the start of an epoch does not change the global random state.
         generator=runtime.generator(seed, "workers"),
     )
 
 
 def micro_batches(loader: DataLoader[Any]) -> MicroBatches:
-    """What chooses the rows of a loader that `loader_of` made."""
+    """The sampler of a loader that `loader_of` made."""
     sampler = loader.batch_sampler
     assert isinstance(sampler, MicroBatches)
     return sampler

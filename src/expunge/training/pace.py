@@ -1,4 +1,4 @@
-"""What a training has taken so far: seconds, tokens a second, memory."""
+"""The cost of a training so far: seconds, tokens per second, memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def peak_memory_mb() -> float:
-    """Highest memory of this process so far in MiB: the accelerator's where there is one, else resident memory."""
+    """Peak memory of this process in MiB: of the GPU if there is one, else resident memory."""
     if torch.cuda.is_available():
         return round(torch.cuda.max_memory_allocated() / 2**20, 1)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -23,7 +23,7 @@ class Pace:
     """Counts tokens and time between records.
 
     Attributes:
-        tokens: of this rank's rows that counted, since the last record.
+        tokens: tokens of this rank's counted rows since the last record.
         paused: seconds since the last record that were not training, such as saving.
     """
 
@@ -31,23 +31,19 @@ class Pace:
         self.begin()
 
     def begin(self) -> None:
-        """Start counting, at the first step or where a run resumes."""
+        """Start counting, at the first step of this process."""
         self.tokens, self.paused = 0, 0.0
         self._begun = self._clock = time.monotonic()
 
     def since_last(self, all_sum: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Seconds of the run, tokens a second of all ranks since the last record, peak memory; counts from here on again."""
+        """Seconds of the run, tokens per second of all ranks since the last call, and peak memory."""
         now = time.monotonic()
         tokens = int(all_sum(torch.tensor(self.tokens)).item())
-        training = max(now - self._clock - self.paused, 1e-9)
+        rate = round(tokens / max(now - self._clock - self.paused, 1e-9), 1)
         self.tokens, self._clock, self.paused = 0, now, 0.0
         cost = self.cost()
-        return {
-            "seconds": cost["seconds"],
-            "tokens_per_second": round(tokens / training, 1),
-            "peak_memory_mb": cost["peak_memory_mb"],
-        }
+        return {"seconds": cost.pop("seconds"), "tokens_per_second": rate, **cost}
 
     def cost(self) -> dict[str, float]:
-        """Seconds since the first step, or since the run was resumed, and MiB."""
+        """Seconds since the first step of this process, and peak memory in MiB."""
         return {"seconds": round(time.monotonic() - self._begun, 3), "peak_memory_mb": peak_memory_mb()}

@@ -1,4 +1,4 @@
-"""What a training run has summed up besides weights, optimizer and scheduler: running losses, records written, the objective's state."""
+"""The rest of a checkpoint besides weights, optimizer and scheduler: running sums, plan, objective."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ OBJECTIVE_TENSORS, OBJECTIVE_VALUES = "objective.safetensors", "objective.json"
 
 @dataclass
 class RunningSums:
-    """Sums since the last record, of one rank.
+    """Sums of one rank since the last record.
 
     Attributes:
-        loss: sum of the steps' losses since the last record, a float32 scalar.
-        term_K: sums of the terms' unweighted values since the last record, [number of terms] float32.
-        logged_loss: sum of the losses of all steps that are in a record, over all ranks.
+        loss: sum of the steps' losses, a float32 scalar.
+        term_K: sums of the unweighted values of `Driver.names`, [K] float32.
+        logged_loss: sum of the losses of all steps up to the last record, of all ranks together.
         logged_step: step of the last record.
     """
 
@@ -36,26 +36,23 @@ class RunningSums:
     def save(self, folder: Path, rank: int) -> None:
         """Write the sums of a rank into a checkpoint."""
         tensors = {
-            "loss": self.loss.detach().cpu().reshape(1),
-            "term_K": self.term_K.detach().cpu(),
+            "loss": self.loss.detach().cpu().reshape(1).clone(),
+            "term_K": self.term_K.detach().cpu().clone(),
             "logged_loss": torch.tensor([self.logged_loss], dtype=torch.float64),
             "logged_step": torch.tensor([self.logged_step], dtype=torch.int64),
         }
-        save_file(
-            {name: value.clone().contiguous() for name, value in tensors.items()},
-            str(folder / f"sums_{rank}.safetensors"),
-        )
+        save_file(tensors, str(folder / f"sums_{rank}.safetensors"))
 
     @classmethod
     def load(cls, folder: Path, rank: int, world_size: int) -> RunningSums:
-        """The sums of a rank; where the checkpoint is of another number of ranks, each takes an equal part of their total."""
+        """The sums of a rank; if the number of ranks changed, each rank takes an equal part of the total."""
         parts = [load_file(str(path)) for path in sorted(folder.glob("sums_*.safetensors"))]
         if len(parts) == world_size:
             own = load_file(str(folder / f"sums_{rank}.safetensors"))
             loss, term_K = own["loss"].squeeze(), own["term_K"]
         else:
-            # A rank's loss is its share times the number of ranks, so that their mean is the loss; terms'
-            # shares add up.
+            # A rank's loss is its share times the number of ranks, so the mean is the loss. Shares of terms
+            # add up.
             loss = torch.stack([part["loss"].squeeze() for part in parts]).mean()
             term_K = torch.stack([part["term_K"] for part in parts]).sum(0) / world_size
         return cls(loss, term_K, float(parts[0]["logged_loss"].item()), int(parts[0]["logged_step"].item()))
@@ -63,7 +60,7 @@ class RunningSums:
 
 @dataclass(frozen=True)
 class Plan:
-    """What has to be equal for a run to continue from a checkpoint as if it had not stopped.
+    """Settings that must be equal for a resumed run to equal an uninterrupted one.
 
     Attributes:
         rows_per_step: rows of an optimizer step, over micro-batches and ranks.
@@ -78,20 +75,20 @@ class Plan:
     terms: tuple[str, ...]
 
     def save(self, folder: Path, records: int, weights_only: bool = False) -> None:
-        """Write the plan into a checkpoint, with the number of records that the log has by now, and whether it holds weights alone."""
+        """Write the plan into a checkpoint, with the number of records in the log."""
         write_json(folder / PLAN_FILE, {**vars(self), "records": records, "weights_only": weights_only})
 
     def check(self, folder: Path) -> int:
-        """Compare with the plan that a checkpoint was made under, and give the number of records that the log had then.
+        """Compare with the plan in a checkpoint; returns the number of records of its log.
 
         Raises:
-            UserError: what differs, with both values; or the checkpoint holds no optimizer to go on with.
+            UserError: a setting differs (with both values), or the checkpoint holds no optimizer state.
         """
         stored = read_json(folder / PLAN_FILE)
         if stored.get("weights_only"):
             raise UserError(
-                f"{folder} holds weights only (save_only_model), so the run cannot go on from it",
-                "start anew with overwrite=true",
+                f"{folder} holds weights only (save_only_model), so the run cannot resume from it",
+                "start again with overwrite=true",
             )
         now: dict[str, Any] = {**vars(self), "terms": list(self.terms)}
         faults = [
@@ -109,7 +106,7 @@ class Plan:
 
 def save_objective(objective: Any, folder: Path) -> None:
     """Write an objective's state, if it has any: tensors as safetensors, the rest as JSON."""
-    state: dict[str, Any] = objective.state_dict() if hasattr(objective, "state_dict") else {}
+    state: dict[str, Any] = objective.state_dict()
     tensors = {
         name: value.detach().cpu().clone().contiguous()
         for name, value in state.items()

@@ -1,4 +1,4 @@
-"""A training's progress: a bar with rate, ETA and terms on a terminal, a line a record elsewhere."""
+"""The progress of a training: a bar with rate, ETA and terms on a terminal, else one line per record."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ logger = logging.getLogger(__name__)
 
 
 class ProgressBar(Listener):
-    """Shows how far the training is.
+    """Shows the progress of the training.
 
     Args:
-        drawn: whether a bar is wanted on a terminal; else lines.
+        drawn: whether to draw a bar if there is a terminal; else lines.
     """
 
     def __init__(self, *, drawn: bool = True) -> None:
@@ -27,7 +27,7 @@ class ProgressBar(Listener):
         self.begun, self.first, self.done, self.max_steps = 0.0, 0, 0, 0
 
     def on_begin(self, step: int, max_steps: int) -> None:
-        """Open the bar at the step that the run resumes from."""
+        """Open the bar, at the step from which the run resumes."""
         self.begun, self.first, self.done, self.max_steps = time.monotonic(), step, step, max_steps
         if self.drawn and sys.stderr.isatty():
             self.bar = tqdm(total=max_steps, initial=step, dynamic_ncols=True, unit="step")

@@ -1,77 +1,56 @@
-"""From names to tensors: exactly the quantities that an objective's terms read, each computed once."""
+"""From names to tensors: exactly the quantities that the terms of an objective read, each computed once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from expunge.core.errors import UserError
 from expunge.core.needs import QUANTITIES, Need
-from expunge.lm.labels import Batch, Labels, Side, laid_out, padded
+from expunge.lm.labels import Batch, Side, laid_out, padded
 from expunge.models.outputs import SideOutputs, side_outputs
 from expunge.models.reference import Reference
 
 Hidden = str | Sequence[str] | None
 
 
-@dataclass(frozen=True)
-class Seen:
-    """One side of a batch and what a model gives for it: all that a quantity is made from.
-
-    Attributes:
-        side: the tensors, laid out.
-        outputs: of the model in training or of the reference; None where no quantity takes a forward pass.
-    """
-
-    side: Side
-    outputs: SideOutputs | None
-
-    @property
-    def labels(self) -> Labels:
-        """Where the labels are."""
-        return self.side["labels"]
-
-    @property
-    def given(self) -> SideOutputs:
-        """The outputs, for a quantity that takes a forward pass."""
-        assert self.outputs is not None, "a quantity that takes a forward pass was not counted as one"
-        return self.outputs
-
-
-MAKERS: dict[str, Callable[[Seen], Tensor | None]] = {
-    "mask_BN": lambda seen: seen.labels["mask_BN"],
-    "label_BN": lambda seen: padded(seen.labels.get("shown_M", seen.labels["label_M"]), seen.labels),
-    "len_B": lambda seen: seen.labels["mask_BN"].sum(-1),
-    "mask_BT": lambda seen: seen.side["label_mask"],
-    "attention_mask_BT": lambda seen: seen.side["attention_mask"].bool(),
-    "logp_BN": lambda seen: seen.given.logp_BN,
-    "seq_logp_B": lambda seen: seen.given.logp_BN.sum(-1),
-    "logits_BNV": lambda seen: seen.given.logits_BNV,
-    "hidden_BTD": lambda seen: seen.given.hidden_BTD,
-    "hidden_LBTD": lambda seen: seen.given.hidden_LBTD,
+MAKERS: dict[str, Callable[[Side, SideOutputs], Tensor | None]] = {
+    "mask_BN": lambda side, _: side["labels"]["mask_BN"],
+    "label_BN": lambda side, _: padded(
+        side["labels"].get("shown_M", side["labels"]["label_M"]), side["labels"]
+    ),
+    "len_B": lambda side, _: side["labels"]["mask_BN"].sum(-1),
+    "mask_BT": lambda side, _: side["label_mask"],
+    "attention_mask_BT": lambda side, _: side["attention_mask"].bool(),
+    "logp_BN": lambda _, outputs: outputs.logp_BN,
+    "seq_logp_B": lambda _, outputs: outputs.logp_BN.sum(-1),
+    "logits_BNV": lambda _, outputs: outputs.logits_BNV,
+    "hidden_BTD": lambda _, outputs: outputs.hidden_BTD,
+    "hidden_LBTD": lambda _, outputs: outputs.hidden_LBTD,
 }
-"""How each quantity of a side is made; None where a cached reference cannot give it."""
+"""How each quantity of a side is computed from its tensors and the model's outputs.
+
+None = a cached reference does not have it.
+"""
 
 
 def check_servable(
     needs: Iterable[Need], sides: Iterable[str], reference: Reference | None, hidden: Hidden = None
 ) -> None:
-    """Refuse before training what could not be built during it.
+    """Refuse, before training, terms whose quantities cannot be built.
 
     Args:
-        needs: all that the terms read.
+        needs: all quantities that the terms read.
         sides: the sides of a batch.
-        reference: what provides the model before unlearning, if anything does.
+        reference: the model before unlearning; None = there is none.
         hidden: the modules whose output is read, if any.
 
     Raises:
-        UserError: a quantity that the driver does not build, a side that the data does not have, or a
-            reference that is missing.
+        UserError: the driver does not build a quantity, the data lacks a side, or the reference is missing.
     """
     known = [
         name
@@ -90,7 +69,7 @@ def check_servable(
         if need.data_side not in sides:
             raise UserError(
                 f"a loss reads {need.name!r}, but the data has no side {need.side!r}",
-                f"the data has: {', '.join(sides)}",
+                f"the data has the sides: {', '.join(sides)}",
             )
         if need.from_reference and reference is None:
             raise UserError(
@@ -109,22 +88,21 @@ def build_quantities(
     hidden: Hidden = None,
     own: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Build every quantity named, with one forward pass a side and model.
+    """Build all needed quantities with one forward pass per side and model.
 
     Args:
         needs: what to build; repeats are built once.
         model: the model in training, wrapped as it is trained.
-        batch: sides of the batch, on the model's device; one that is not laid out yet is laid out here.
-        reference: the model before unlearning, where a need asks for it.
-        autocast: opens the context in which the model in training computes, so that the reference computes
-            alike.
+        batch: sides of the batch, on the model's device; a side that is not laid out yet is laid out here.
+        reference: the model before unlearning, if a need asks for it.
+        autocast: the autocast context of training, for the reference.
         hidden: the modules whose output is read as `hidden_BTD` or `hidden_LBTD`.
-        own: quantities of no side, handed through.
+        own: quantities without a side, returned unchanged.
 
     Returns:
-        Tensors by the needs' names, and `{side}_mask_BN` of every side that is read. N is counted a side.
-        Log-probs are natural logs in float32; places that are no label hold 0, without gradient;
-        `mask_BT` is the label mask at the tokens' own positions.
+        Tensors by the needs' names, and `{side}_mask_BN` of every side that is read. Each side has its own N.
+        Log-probs are natural logs in float32; positions without a label hold 0, without gradient;
+        `mask_BT` is the label mask at the positions of the tokens.
     """
     by_side: dict[tuple[str, bool], list[Need]] = {}
     found: dict[str, Any] = {}
@@ -147,13 +125,13 @@ def build_quantities(
         elif any(need.from_pass for need in wanted):
             read = hidden if any(need.hidden for need in wanted) else None
             outputs = side_outputs(model, sides[name], hidden=read)
-        seen = Seen(sides[name], outputs)
         for need in wanted:
-            value = MAKERS[need.quantity](seen)
+            # Only quantities from a forward pass read the outputs.
+            value = MAKERS[need.quantity](sides[name], cast(SideOutputs, outputs))
             if value is None:
                 raise UserError(
-                    f"the reference cannot give {need.name!r}",
-                    "use a frozen copy of the model as reference, not cached log-probs",
+                    f"a loss reads {need.name!r}, but the reference only holds cached log-probs",
+                    "use a frozen copy of the model: reference=frozen",
                 )
             found[need.name] = value
     return found

@@ -1,4 +1,7 @@
-"""The records of a run, one a logging step: on disk as soon as it is made, cut back to a checkpoint when a run resumes from it."""
+"""The records of a run, one per logging step.
+
+Each record is written to disk at once. When a run resumes, the log is cut back to the checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +19,16 @@ WALL_CLOCK = (
     "seconds", "tokens_per_second", "peak_memory_mb",
     "train_runtime", "train_samples_per_second", "train_steps_per_second", "eval_runtime",
 )  # fmt: skip
-"""Keys that differ between two runs of the same configuration; a resumed run's log equals an uninterrupted one's in all others."""
+"""Keys that differ between two runs of one configuration; all others are equal, also after a resume."""
 CLOSING = b"]\n"
 
 
 class RecordLog(Listener):
     """The file of records of one run.
 
-    A file called `.jsonl` is JSON Lines. Any other is one JSON array with a record a line, whole after every
-    record: the next one is written over the closing bracket. Its comma stands before it, so that no part of a
-    write touches the line of the one before.
+    A `.jsonl` file is JSON Lines. Any other file is one JSON array with one record per line. It is valid
+    after every record: the next record overwrites the closing bracket. Its comma comes before it, so that a
+    write never touches the line of the record before.
 
     Args:
         path: the file; see `core.layout`.
@@ -40,7 +43,7 @@ class RecordLog(Listener):
         self.count = 0
 
     def cut(self, count: int) -> None:
-        """Keep the first `count` records; a last line that was not written whole is dropped in any case."""
+        """Keep the first `count` records; an incomplete last line is always dropped."""
         kept = _whole_lines(self.path)[:count]
         if self.lines:
             write_text(self.path, "".join(f"{line}\n" for line in kept))
@@ -49,7 +52,7 @@ class RecordLog(Listener):
         self.count = len(kept)
 
     def on_record(self, step: int, record: Mapping[str, Any]) -> None:
-        """Append it, under its step."""
+        """Append the record with its step."""
         self.append({"step": step, **record})
 
     def append(self, record: Mapping[str, Any]) -> None:
@@ -70,14 +73,14 @@ class RecordLog(Listener):
 
 
 def read_records(run_dir: Path) -> list[dict[str, Any]]:
-    """The records of a run, in order; empty where it has none. A last line that was not written whole is left out."""
+    """The records of a run, in order, without an incomplete last line; empty if there are none."""
     files = (layout.log_file(run_dir) for layout in LAYOUTS.values())
     path = next((file for file in files if file.is_file()), EXPUNGE.log_file(run_dir))
     return [json.loads(line) for line in _whole_lines(path)]
 
 
 def _whole_lines(path: Path) -> list[str]:
-    """The records of a file as JSON, a line each, but for one at the end that a process which died has left unfinished."""
+    """The records of a file, one JSON text each, without an incomplete last line of a process that died."""
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     if path.suffix != ".jsonl":
         lines = [line.removeprefix(b",") for line in lines if line not in (b"[", b"]", b"[]", b",", b"")]

@@ -1,8 +1,7 @@
-"""The forget rows of an epoch in the order of their difficulty scores; the retain rows stay where they are.
+"""The forget rows of an epoch in the order of their difficulty scores; the retain rows do not move.
 
-A high score forgets first (see `influence.difficulty`), so `score_asc` begins with the rows that go slowly,
-and `score_desc` with those
-that go fast. The orders are named after what is sorted: "easy first" would be the descending one.
+A row with a high score is forgotten first (see `influence.difficulty`). So `score_asc` begins with the rows
+that are forgotten slowly, and `score_desc` with those that are forgotten fast ("easy first").
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ Order = Literal["none", "score_asc", "score_desc"]
 
 
 class ScoreOrder(NamedTuple):
-    """What scores do to a forget set.
+    """Which forget rows are kept, and in which order.
 
     Attributes:
-        kept: positions of the rows that are kept, ascending; None = all.
-        rank: place in the order of each kept row, from 0; None = the rows come as drawn.
+        kept: positions of the kept rows, ascending; None = all.
+        rank: rank of each kept row in the order, from 0; None = the rows come as drawn.
     """
 
     kept: tuple[int, ...] | None
@@ -41,34 +40,33 @@ def score_order(
     k: Count | None = None,
     select_by: Literal["score_asc", "score_desc"] | None = None,
 ) -> ScoreOrder:
-    """Sort and select rows by their scores; rows of equal scores come by uid.
+    """Sort and select rows by their scores; rows of equal scores are sorted by uid.
 
     Args:
         scores: score by uid.
-        uids: of the forget rows, by position.
-        order: of each epoch's forget rows: `none` (as drawn), `score_asc` (low scores, which forget slowly,
-            first) or `score_desc`.
-        select: `first_k` = only the first k rows are unlearned, in whatever order they are taken.
-        k: how many.
-        select_by: the order of which `first_k` are the first; None = that of `order`.
+        uids: uids of the forget rows, by position.
+        order: order of each epoch's forget rows: `none` (as drawn), `score_asc` (low scores, which are
+            forgotten slowly, first) or `score_desc`.
+        select: `first_k` = unlearn the first k rows only, in any order.
+        k: number of rows to keep.
+        select_by: the order that `first_k` refers to; None = `order`.
 
     Returns:
-        Which rows are kept, and their places.
+        The kept rows and their ranks.
 
     Raises:
-        UserError: a selection without its k, or of more rows than there are.
+        UserError: a selection without `k` or without an order, or of more rows than there are.
     """
     kept: tuple[int, ...] | None = None
     if select is not None:
         by = select_by or order
-        if by == "none" or k is None:
-            raise UserError(
-                f"difficulty.select={select} with k={k}, by {by}",
-                "give select=first_k, k=ROWS, and select_by or an order",
-            )
+        if k is None:
+            raise UserError(f"difficulty.select={select} needs the number of rows", "set difficulty.k")
+        if by == "none":
+            raise UserError(f"difficulty.select={select} needs an order", "set difficulty.select_by")
         if k > len(uids):
             raise UserError(
-                f"difficulty.k={k}: there are {len(uids)} forget rows", f"give at most {len(uids)}"
+                f"difficulty.k={k}: there are only {len(uids)} forget rows", f"give at most {len(uids)}"
             )
         kept = tuple(sorted(_sorted(scores, uids, by)[: int(k)]))
     if order == "none":
@@ -89,14 +87,14 @@ def _sorted(scores: Mapping[str, float], uids: Sequence[str], order: str) -> lis
 class InScoreOrder:
     """Pairs whose forget rows come in the order of their scores.
 
-    The epoch takes the same forget rows as without an order, and the same items in the same steps; only which
-    forget row (and which alternate of it) an item has is another. Where the retain rows are the anchor and a
-    forget row comes several times in an epoch, every row comes once, in order, before any comes again.
+    An epoch takes the same forget rows as without an order, and the same items in the same steps; only the
+    forget row (and its alternate) of an item changes. If the retain rows are the anchor and a forget row
+    comes several times in an epoch, every row comes once, in order, before any row comes again.
 
     Args:
         pairs: the pairs as drawn.
-        rank: place of each forget row in the order.
-        seed: of the order of items, see `order.epoch_order`.
+        rank: rank of each forget row in the order.
+        seed: seed of the order of items, see `order.epoch_order`.
     """
 
     def __init__(self, pairs: PairedDataset, rank: Sequence[int], seed: int) -> None:
@@ -111,7 +109,7 @@ class InScoreOrder:
         return self.pairs.item(index, forget=self._forget[index])
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw the pairs of an epoch and lay the forget rows in order."""
+        """Draw the pairs of an epoch, and sort the forget rows."""
         self.pairs.set_epoch(epoch)
         items = epoch_order(len(self.pairs), self.seed, epoch)
         self._forget = [0] * len(items)
@@ -119,7 +117,7 @@ class InScoreOrder:
             self._forget[item] = row
 
     def forget_rows(self, items: Sequence[int]) -> list[int]:
-        """The forget rows of these items of the epoch, in order."""
+        """The forget rows of these items of the epoch, sorted."""
         seen: Counter[int] = Counter()
         keyed = []
         for row in map(self.pairs.forget_row, items):
@@ -128,6 +126,6 @@ class InScoreOrder:
         return [row for _, _, row in sorted(keyed)]
 
     def sequence(self, epoch: int) -> list[int]:
-        """The forget rows of an epoch as training goes through them."""
+        """The forget rows of an epoch in the order of training."""
         self.set_epoch(epoch)
         return [self._forget[item] for item in epoch_order(len(self.pairs), self.seed, epoch)]

@@ -1,4 +1,4 @@
-"""What is made before the first step: the model made ready, the optimizer, its rules."""
+"""What a training needs before its first step: a prepared model, the optimizer, its rules."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.debug_utils import DebugOption, DebugUnderflowOverflow
 
@@ -22,20 +23,20 @@ from expunge.optim.rules import StepRule
 logger = logging.getLogger(__name__)
 
 OptimizerFactory = Callable[[nn.Module, OptimizerArgs], torch.optim.Optimizer]
-"""Builds the optimizer of a model, such as `optim.build.optimizer_factory` gives."""
+"""Builds the optimizer of a model, such as the result of `optim.build.optimizer_factory`."""
 RulesFactory = Callable[[torch.optim.Optimizer, WeightMask | None], Sequence[StepRule]]
-"""The rules about an optimizer's step, the mask's last, such as `optim.build.build_rules` with its specification bound."""
+"""Builds the rules of an optimizer's step, the mask's last; such as a bound `optim.build.build_rules`."""
 
 SPECIAL_TOKENS = ("eos_token_id", "bos_token_id", "pad_token_id")
 
 
 def prepare_model(model: Any, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase | None) -> None:
-    """Put the model on its device, with what `trainer.args` asks of its forward pass.
+    """Put the model on its device, with the settings of `trainer.args` for its forward pass.
 
     Args:
         model: as loaded, not wrapped.
-        args: of the training.
-        tokenizer: whose special tokens the saved configuration will name.
+        args: arguments of the training.
+        tokenizer: its special tokens go into the saved configuration.
     """
     if not getattr(model, "is_quantized", False):
         model.to(args.device)
@@ -45,7 +46,7 @@ def prepare_model(model: Any, args: TrainingArguments, tokenizer: PreTrainedToke
     if getattr(args, checkpointing):
         # transformers 5.22 renamed both the arguments and the method.
         given = dict(getattr(args, f"{checkpointing}_kwargs") or {})
-        # Which layers, and where what they keep lives; the rest is for torch's checkpoint function.
+        # These choose the layers and the place of what they store; the rest is for torch's function.
         layers = {name: given.pop(name) for name in ("every_n_layers", "offload") if name in given}
         getattr(model, f"{checkpointing}_enable")(**{f"{checkpointing}_kwargs": given or None}, **layers)
     if tokenizer is not None and hasattr(model, "config"):
@@ -55,7 +56,7 @@ def prepare_model(model: Any, args: TrainingArguments, tokenizer: PreTrainedToke
 
 
 def align_special_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write the tokenizer's special tokens into the model's configurations; several ends of text stay several."""
+    """Write the tokenizer's special tokens into the model's configurations; several eos tokens are kept."""
     config, generation = model.config.get_text_config(), getattr(model, "generation_config", None)
     for name in SPECIAL_TOKENS:
         token = getattr(tokenizer, name)
@@ -64,70 +65,60 @@ def align_special_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> None
         if token is None or all(token in ids for ids in known):
             continue
         for place, ids in zip(places, known, strict=True):
-            several = name == "eos_token_id" and (
-                place is generation or isinstance(getattr(place, name, None), list)
-            )
+            is_list = place is generation or isinstance(getattr(place, name, None), list)
             others = [other for other in ids if other is not None and other != token]
-            setattr(place, name, [token, *others] if several else token)
+            setattr(place, name, [token, *others] if name == "eos_token_id" and is_list else token)
 
 
 def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-class EmbeddingNoise:
-    """NEFTune (arXiv:2310.05914): uniform noise of size alpha / sqrt(T D) on the input embeddings, in training mode.
+def add_embedding_noise(model: Any, alpha: float) -> RemovableHandle:
+    """NEFTune (arXiv:2310.05914): uniform noise of size alpha / sqrt(T D) on input embeddings in training.
 
-    Args:
-        model: whose embeddings are hooked until `remove` is called.
-        alpha: size of the noise.
+    Returns:
+        The hook; `remove` ends the noise.
     """
 
-    def __init__(self, model: Any, alpha: float) -> None:
-        self.alpha = alpha
-        self._handle = model.get_input_embeddings().register_forward_hook(self._add)
-
-    def _add(self, module: nn.Module, _: Any, output_BTD: Tensor) -> Tensor:
+    def add(module: nn.Module, _: Any, output_BTD: Tensor) -> Tensor:
         if not module.training:
             return output_BTD
-        size = self.alpha / torch.sqrt(torch.tensor(output_BTD.size(1) * output_BTD.size(2)))
+        size = alpha / torch.sqrt(torch.tensor(output_BTD.size(1) * output_BTD.size(2)))
         return output_BTD + torch.zeros_like(output_BTD).uniform_(-size, size)  # type: ignore[arg-type]
 
-    def remove(self) -> None:
-        """Take the noise away."""
-        self._handle.remove()
+    handle: RemovableHandle = model.get_input_embeddings().register_forward_hook(add)
+    return handle
 
 
 def optimizer_of(
     model: nn.Module, args: TrainingArguments, factory: OptimizerFactory | None = None
 ) -> torch.optim.Optimizer:
-    """The optimizer that `trainer.optimizer` chose, else the one that `trainer.args.optim` names.
+    """The optimizer of `trainer.optimizer`, else the one that `trainer.args.optim` names.
 
     Args:
         model: on its device, not wrapped.
-        args: of the training.
-        factory: of `trainer.optimizer`.
+        args: arguments of the training.
+        factory: builds the optimizer of `trainer.optimizer`, if one is chosen.
 
     Raises:
-        UserError: nothing is trainable, or an optimizer that wants the whole model.
+        UserError: nothing is trainable, or the optimizer needs the whole model.
     """
     if factory is not None:
         return factory(model, args)
     groups = decay_groups(model, args.weight_decay)
     cls, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, model)  # type: ignore[arg-type]
-    # GaLore and its kin choose their own groups.
+    # GaLore and similar optimizers choose their own groups.
     groups = kwargs.pop("params", groups)
-    if (
-        not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer))
-        or {"model", "optimizer_dict"} & kwargs.keys()
-    ):
+    steps_alone = isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)
+    if not steps_alone or {"model", "optimizer_dict"} & kwargs.keys():
         raise UserError(
-            f"trainer.args.optim={args.optim} takes its own steps through the model",
-            "choose another, or one of the group `optimizer`",
+            f"trainer.args.optim={args.optim} is not supported: it updates the model in its own loop",
+            "choose another one, or one of the config group `optimizer`",
         )
     optimizer: torch.optim.Optimizer = cls(groups, **kwargs)
     if "bitsandbytes" in cls.__module__ and kwargs.get("optim_bits") == 8:
-        # As transformers does: moments of embeddings stay in 32 bits.
+        # As in transformers: moments of embeddings stay in 32 bits.
         manager = importlib.import_module("bitsandbytes").optim.GlobalOptimManager.get_instance()
         for module in model.modules():
             if isinstance(module, nn.Embedding):
@@ -141,23 +132,20 @@ def rules_of(
     mask: WeightMask | None,
     objective: Objective,
 ) -> tuple[StepRule, ...]:
-    """The rules about an optimizer's step.
+    """The rules of an optimizer's step.
 
     Raises:
-        UserError: a rule about the terms of a side that has none, which would do nothing and say nothing.
+        UserError: a rule applies to the terms of a side that has no terms, so it would do nothing.
     """
     made = factory(optimizer, mask) if factory is not None else [mask.rule()] if mask is not None else []
     sides = sorted({term.side for term in objective.terms})
-    asked = [
-        (type(rule).__name__, side) for rule in made if (side := getattr(rule, "side", None)) is not None
-    ]
     faults = [
         Fault(
-            f"{name} is about terms averaged over the side {side!r}, and there is none",
-            f"give side=null, or of {', '.join(sides)}",
+            f"{type(rule).__name__} has side={side!r}, but the method has no term averaged over that side",
+            f"give side=null, or one of {', '.join(sides)}",
         )
-        for name, side in asked
-        if side not in sides
+        for rule in made
+        if (side := getattr(rule, "side", None)) is not None and side not in sides
     ]
     if faults:
         raise UserError.of(faults)

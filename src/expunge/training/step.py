@@ -1,7 +1,7 @@
 """One optimizer step: micro-batches in, an update of the weights out.
 
-Nothing here knows of epochs, files or logs, so whoever needs a training step calls this one: the loop, the
-stages of a procedure, relearning in memory, exact replay.
+Nothing here depends on epochs, files or logs, so everything that needs a training step uses this one: the
+loop, the stages of a procedure, relearning in memory, exact replay.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ Scheduler = torch.optim.lr_scheduler.LRScheduler
 
 @dataclass(frozen=True)
 class Update:
-    """What a step did.
+    """The result of a step.
 
     Attributes:
-        losses: of each micro-batch, this rank's share of the step's loss times the number of ranks; the mean
-            over ranks of their sum is the loss.
-        value_K: this rank's share of the mean over the step of each of `Driver.names`; NaN where a term's
-            weight is 0.
+        losses: for each micro-batch, this rank's share of the step's loss, times the number of ranks; the
+            mean over ranks of their sum is the loss.
+        value_K: this rank's share of the mean over the step of each of `Driver.names`; NaN for a term of
+            weight 0.
         grad_norm: 2-norm of the gradient before it was clipped.
-        learning_rate: of the first parameter group, in this step.
-        counts: what the means are over.
+        learning_rate: learning rate of the first parameter group in this step.
+        counts: the divisors of the means.
     """
 
     losses: tuple[Tensor, ...]
@@ -54,17 +54,17 @@ class Stepper:
     """Takes optimizer steps.
 
     Args:
-        model: the model in training, as accelerate wrapped it.
-        optimizer: its optimizer, as accelerate wrapped it.
+        model: the model in training, wrapped by accelerate.
+        optimizer: its optimizer, wrapped by accelerate.
         driver: computes the gradient of a micro-batch.
         accelerator: scales, clips and exchanges gradients.
         parallel: how the work is split over ranks.
-        scheduler: moved on after each update; None = the learning rate stays.
+        scheduler: called after each update; None = the learning rate is constant.
         rules: called around the step in this order, see `optim.rules`.
         max_grad_norm: the gradient is clipped to this 2-norm; 0 = not clipped.
-        seed: of what rules draw.
-        listeners: shown each update before and after.
-        empty_cache_every: steps after which the accelerator's cache is emptied; None = never.
+        seed: seed of the rules' random numbers.
+        listeners: called before and after each update.
+        empty_cache_every: empty the GPU's cache every so many steps; None = never.
     """
 
     def __init__(
@@ -95,11 +95,11 @@ class Stepper:
         """Take one optimizer step.
 
         Args:
-            batches: this rank's micro-batches; each says which of its rows are counted.
-            at: where the run stands.
+            batches: this rank's micro-batches; each knows which of its rows count.
+            at: step and epoch of the run.
 
         Returns:
-            What the step did. Gradients are empty again.
+            The result of the step. The gradients are cleared.
         """
         counts = count_step(batches, self.sides, self.parallel.all_sum, self.places)
         around = self._around(batches, counts, at)
@@ -125,10 +125,12 @@ class Stepper:
         if self.empty_cache_every and at.step % self.empty_cache_every == 0 and torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-        # Without a bound nothing is scaled, and the norm is logged all the same.
+        # An infinite bound scales nothing, but gives the norm for the log.
         bound = self.max_grad_norm if self.max_grad_norm > 0 else float("inf")
         grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), bound)
-        moment = self._moment(batches, counts, at)
+        inner = getattr(self.optimizer, "optimizer", self.optimizer)
+        model, rate = self.accelerator.unwrap_model(self.model), float(inner.param_groups[0]["lr"])
+        moment = Moment(at.step, model, inner, batches, counts, rate)
         for listener in self.listeners:
             listener.before_update(moment)
         self.optimizer.step()
@@ -138,10 +140,10 @@ class Stepper:
         if self.scheduler is not None and not self.accelerator.optimizer_step_was_skipped:
             self.scheduler.step()
         self.model.zero_grad()
-        return Update(tuple(losses), value_K, grad_norm, moment.learning_rate, counts)
+        return Update(tuple(losses), value_K, grad_norm, rate, counts)
 
     def _each(self, batches: Sequence[MicroBatch]) -> Iterator[MicroBatch]:
-        """The micro-batches on the device; ranks exchange gradients while the last one is worked on."""
+        """The micro-batches on the device; ranks exchange gradients during the last one only."""
         for number, batch in enumerate(batches):
             with nullcontext() if number == len(batches) - 1 else self._no_sync():
                 yield cast(MicroBatch, send_to_device(batch, self.parallel.device))
@@ -154,11 +156,9 @@ class Stepper:
         """What a rule sees of the step."""
 
         def again(keep: Callable[[str], bool] | None = None) -> None:
-            """The gradient of the terms averaged over the sides kept, by a driver like that of the step."""
-            objective = self.driver.objective
-            terms = [
-                term for term in objective.terms if term.weight != 0 and (keep is None or keep(term.side))
-            ]
+            """Compute the gradient of the terms of these sides again, with a copy of the driver."""
+            active = [term for term in self.driver.objective.terms if term.weight != 0]
+            terms = [term for term in active if keep is None or keep(term.side)]
             if terms:
                 driver = copy.copy(self.driver)
                 driver.objective, driver.apart = Objective(terms), None
@@ -175,8 +175,3 @@ class Stepper:
             return None if self.driver.apart is None else self.driver.apart.take()
 
         return Step(at.step, again, counted, self.seed, self.parallel.all_sum, take_apart=take_apart)
-
-    def _moment(self, batches: Sequence[MicroBatch], counts: StepCounts, at: StepInfo) -> Moment:
-        inner = getattr(self.optimizer, "optimizer", self.optimizer)
-        rate = float(inner.param_groups[0]["lr"])
-        return Moment(at.step, self.accelerator.unwrap_model(self.model), inner, batches, counts, rate)

@@ -1,4 +1,4 @@
-"""Weights, optimizer and scheduler in and out of a checkpoint's folder."""
+"""Read and write weights, optimizer and scheduler in the folder of a checkpoint."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ OPTIMIZER_FILE, SCHEDULER_FILE, SCALER_FILE = "optimizer.pt", "scheduler.pt", "s
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
-    """Give a model the weights of a checkpoint: all of them, or those of its adapter.
+    """Load the weights of a checkpoint into a model: all of them, or those of its adapter.
 
     Args:
         model: as it was when the run began, wrapped or not.
-        folder: as `Parallel.save` filled it.
+        folder: written by `Parallel.save`.
 
     Raises:
-        UserError: the weights are not those of this model.
+        UserError: the weights do not fit this model.
     """
     inner = cast(Any, unwrapped(model))
     if is_adapted(inner):
@@ -34,7 +34,7 @@ def load_weights(model: nn.Module, folder: Path) -> None:
 
         weights = load_file(folder / ADAPTER_FILE)
         result: Any = set_peft_model_state_dict(inner, weights, adapter_name=NAME)
-        # What it calls missing are the weights of the base.
+        # Its "missing" keys are the weights of the base model.
         missing, unexpected = [], list(result.unexpected_keys)
     else:
         tensors = {
@@ -45,20 +45,20 @@ def load_weights(model: nn.Module, folder: Path) -> None:
         unexpected = list(result.unexpected_keys)
     if missing or unexpected:
         raise UserError(
-            f"the checkpoint's weights do not fit the model: missing {missing[:3]}, unexpected {unexpected[:3]}",
-            "resume with the model that the run was started with",
+            f"the weights of {folder} do not fit: missing {missing[:3]}, unexpected {unexpected[:3]}",
+            "resume with the model that the run started with",
         )
 
 
 def _tied(model: nn.Module, loaded: Any) -> set[str]:
-    """The names of weights that share their memory with one that was loaded, and are saved under its name alone."""
+    """Names of weights that share memory with a loaded weight; only one of their names is saved."""
     named = dict(model.named_parameters(remove_duplicate=False))
     there = {id(named[key]) for key in loaded if key in named}
     return {key for key, parameter in named.items() if id(parameter) in there}
 
 
 def save_optimizer(folder: Path, optimizer: Any, scheduler: Any, scaler: Any) -> None:
-    """Write the states of what takes a step: files of tensors and plain values, read back with `weights_only`."""
+    """Write the states of optimizer, scheduler and scaler; they can be read with `weights_only`."""
     torch.save(optimizer.state_dict(), folder / OPTIMIZER_FILE)
     torch.save(scheduler.state_dict(), folder / SCHEDULER_FILE)
     if scaler is not None:
