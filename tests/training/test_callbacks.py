@@ -135,7 +135,7 @@ def test_a_learning_rate_that_waits_for_a_metric_falls_when_it_does_not_improve(
 @pytest.mark.parametrize(
     ("args", "match"),
     [({"save_strategy": "best"}, "needs a metric"), ({"eval_on_start": True}, "no evaluation suite"),
-     ({"eval_strategy": "epoch"}, "no evaluation suite"), ({"dataloader_drop_last": True, "per_device_train_batch_size": 14}, "none of the 13 rows")],
+     ({"eval_strategy": "epoch"}, "no evaluation suite"), ({"dataloader_drop_last": True, "per_device_train_batch_size": 14}, "drops all 13 rows")],
 )  # fmt: skip
 def test_what_would_fail_in_the_loop_is_refused_before_it(
     args: dict[str, Any], match: str, trainer: Any
@@ -161,7 +161,9 @@ def test_a_listener_sees_each_update_before_and_after(trainer: Any) -> None:
 
         def after_update(self, moment: Moment) -> None:
             now = list(moment.model.parameters())
-            self.moved.append(max(float((a.detach() - b).abs().max()) for a, b in zip(now, self.before, strict=True)))
+            self.moved.append(
+                max(float((a.detach() - b).abs().max()) for a, b in zip(now, self.before, strict=True))
+            )
             assert any(p.grad is not None for p in now)
             assert self.moved[-1] <= 1.1 * moment.learning_rate
 

@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 from expunge.config.training_fields import HONOURED, NO_EFFECT, REFUSED, known_fields, refusals
 from expunge.core.errors import UserError
 from expunge.models.parallel import refuse_sharding
-from expunge.training.launch import SHARDING, check_launch, processes_asked
+from expunge.training.launch import SHARDING, check_launch, check_precision, processes_asked
 
 ACCELERATE = "/somewhere/bin/accelerate"
 
@@ -72,6 +72,14 @@ def test_the_number_of_processes_is_read_as_accelerate_reads_it(tmp_path: Path) 
     assert processes_asked([*launch, f"--config_file={config}", "src/train.py", "--num_processes", "9"]) == 2
     assert processes_asked(["/bin/bash", "launch", "src/train.py"]) is None
     assert processes_asked(["pytest"]) is None
+
+
+def test_the_launchers_precision_is_that_of_the_training_or_an_error() -> None:
+    for asked, here in (("no", "bf16"), ("bf16", "bf16"), ("fp16", "fp16")):
+        check_precision({"ACCELERATE_MIXED_PRECISION": asked}, here)
+    check_precision({}, "bf16")
+    with pytest.raises(UserError, match=r"mixed_precision=bf16.*\n.*torch_dtype"):
+        check_precision({"ACCELERATE_MIXED_PRECISION": "bf16"}, "no")
 
 
 @pytest.mark.slow

@@ -42,14 +42,35 @@ def accelerator_of(args: TrainingArguments) -> tuple[Accelerator, Parallel]:
     device = args.device
     chosen = {name: getattr(args, f"ddp_{name}", None) for name in DDP_SETTINGS}
     ddp = DistributedDataParallelKwargs(**{name: item for name, item in chosen.items() if item is not None})
+    precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
+    check_precision(os.environ, precision)
     accelerator = Accelerator(
-        mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else "no",
+        mixed_precision=precision,
         # The step function divides by the counts of the whole step; accelerate must not divide again.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         kwargs_handlers=[ddp],
     )
     refuse_sharding(accelerator.distributed_type.name)
     return accelerator, Parallel.here(device)
+
+
+def check_precision(environment: Mapping[str, str], precision: str) -> None:
+    """Compare the precision that the launcher was asked for with that of the training.
+
+    Args:
+        environment: environment variables of this process.
+        precision: no, bf16 or fp16, by the model's dtype and `trainer.args`.
+
+    Raises:
+        UserError: the launcher was asked for another one than no.
+    """
+    asked = environment.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if asked not in ("no", "none", precision):
+        raise UserError(
+            f"the launcher asks for mixed_precision={asked}, but this training computes with {precision}",
+            "choose it with model.model_args.torch_dtype (bfloat16, float16 or float32), and leave"
+            " mixed_precision out of the launcher's configuration",
+        )
 
 
 def check_launch(environment: Mapping[str, str]) -> None:
