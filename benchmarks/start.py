@@ -18,10 +18,16 @@ from benchmarks.equal_commits import tree_of
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = (
-    "unlearn", "experiment=unlearn/mini/default", "trainer=NPO", "task_name=start", "trainer.args.max_steps=1",
-    "trainer.args.report_to=none", "trainer.args.logging_steps=1", "eval=null",
+    "unlearn",
+    "experiment=unlearn/mini/default",
+    "trainer=NPO",
+    "task_name=start",
+    "trainer.args.max_steps=1",
+    "trainer.args.report_to=none",
+    "trainer.args.logging_steps=1",
+    "eval=null",
     "model.model_args.pretrained_model_name_or_path=expunge/mini",
-)  # fmt: skip
+)
 PROGRAM = """
 import os, sys
 from expunge.training.records import RecordLog

@@ -32,8 +32,20 @@ def _noting(event: str) -> Any:
     return note
 
 
-for name in ("train_begin", "epoch_begin", "step_begin", "substep_end", "pre_optimizer_step", "optimizer_step", "step_end",
-             "log", "evaluate", "save", "epoch_end", "train_end"):  # fmt: skip
+for name in (
+    "train_begin",
+    "epoch_begin",
+    "step_begin",
+    "substep_end",
+    "pre_optimizer_step",
+    "optimizer_step",
+    "step_end",
+    "log",
+    "evaluate",
+    "save",
+    "epoch_end",
+    "train_end",
+):
     setattr(Notes, f"on_{name}", _noting(name))
 
 
@@ -41,15 +53,35 @@ def test_events_come_in_transformers_order(trainer: Any) -> None:
     """13 rows by 2 x 2, one epoch; logged and evaluated at step 2, saved at step 2 and at the end."""
     notes = Notes()
     trainer(
-        extra={"callbacks": [notes], "evaluator": lambda model, step: {"forgetting": 0.5}}, num_train_epochs=1, logging_steps=2,
-        eval_strategy="steps", eval_steps=2, save_strategy="steps", save_steps=2,
-    ).run()  # fmt: skip
+        extra={"callbacks": [notes], "evaluator": lambda model, step: {"forgetting": 0.5}},
+        num_train_epochs=1,
+        logging_steps=2,
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="steps",
+        save_steps=2,
+    ).run()
     step = ["step_begin", "substep_end", "pre_optimizer_step", "optimizer_step", "step_end"]
     # Records of the evaluation are logged as well; the fourth step has one micro-batch.
     assert [event for event, _ in notes.seen] == [
-        "train_begin", "epoch_begin", *step, *step, "log", "log", "evaluate", "save", *step,
-        *[event for event in step if event != "substep_end"], "log", "log", "evaluate", "epoch_end", "save", "log", "train_end",
-    ]  # fmt: skip
+        "train_begin",
+        "epoch_begin",
+        *step,
+        *step,
+        "log",
+        "log",
+        "evaluate",
+        "save",
+        *step,
+        *[event for event in step if event != "substep_end"],
+        "log",
+        "log",
+        "evaluate",
+        "epoch_end",
+        "save",
+        "log",
+        "train_end",
+    ]
     assert [at for event, at in notes.seen if event == "step_end"] == [1, 2, 3, 4]
 
 
@@ -91,10 +123,16 @@ def test_an_epoch_that_a_callback_ends_is_followed_by_the_next_one_from_its_star
 def test_early_stopping_resumes_with_what_it_has_counted(trainer: Any, tmp_path: Path) -> None:
     """Patience 3 by an evaluation that never improves: stopped at the third after the best, whether resumed or not."""
     args = {
-        "num_train_epochs": 2, "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1,
-        "metric_for_best_model": "score", "greater_is_better": True, "restore_callback_states_from_checkpoint": True,
+        "num_train_epochs": 2,
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "metric_for_best_model": "score",
+        "greater_is_better": True,
+        "restore_callback_states_from_checkpoint": True,
         "load_best_model_at_end": True,
-    }  # fmt: skip
+    }
 
     def run(folder: str, stop_at: int | None = None) -> Any:
         class Stops(Listener):
@@ -121,9 +159,15 @@ def test_a_learning_rate_that_waits_for_a_metric_falls_when_it_does_not_improve(
     trainer: Any, tmp_path: Path
 ) -> None:
     args = {
-        "num_train_epochs": 2, "lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {"patience": 1, "factor": 0.1},
-        "eval_strategy": "steps", "eval_steps": 1, "metric_for_best_model": "score", "greater_is_better": False, "warmup_epochs": 0,
-    }  # fmt: skip
+        "num_train_epochs": 2,
+        "lr_scheduler_type": "reduce_lr_on_plateau",
+        "lr_scheduler_kwargs": {"patience": 1, "factor": 0.1},
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "metric_for_best_model": "score",
+        "greater_is_better": False,
+        "warmup_epochs": 0,
+    }
     trainer(extra={"evaluator": lambda model, step: {"score": 1.0}}, **args).run()
     rates = [
         record["learning_rate"] for record in read_records(tmp_path / "run") if "learning_rate" in record
@@ -134,9 +178,13 @@ def test_a_learning_rate_that_waits_for_a_metric_falls_when_it_does_not_improve(
 
 @pytest.mark.parametrize(
     ("args", "match"),
-    [({"save_strategy": "best"}, "needs a metric"), ({"eval_on_start": True}, "no evaluation suite"),
-     ({"eval_strategy": "epoch"}, "no evaluation suite"), ({"dataloader_drop_last": True, "per_device_train_batch_size": 14}, "drops all 13 rows")],
-)  # fmt: skip
+    [
+        ({"save_strategy": "best"}, "needs a metric"),
+        ({"eval_on_start": True}, "no evaluation suite"),
+        ({"eval_strategy": "epoch"}, "no evaluation suite"),
+        ({"dataloader_drop_last": True, "per_device_train_batch_size": 14}, "drops all 13 rows"),
+    ],
+)
 def test_what_would_fail_in_the_loop_is_refused_before_it(
     args: dict[str, Any], match: str, trainer: Any
 ) -> None:
