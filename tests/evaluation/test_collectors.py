@@ -12,8 +12,9 @@ from expunge.core.errors import UserError
 from expunge.data.encoded import Encoded
 from expunge.data.template import Template
 from expunge.evaluation.collect.collector import Cost
-from expunge.evaluation.collect.generations import collect_generations
+from expunge.evaluation.collect.generations import GenerationSettings, collect_generations
 from expunge.evaluation.collect.gradnorms import collect_gradnorms
+from expunge.evaluation.plan import make_plan
 from expunge.evaluation.views import examples_of
 
 QUESTIONS = [
@@ -36,7 +37,9 @@ def encoded(tiny_tokenizer: Any) -> list[Encoded]:
 def generated(model: Any, tokenizer: Any, encoded: list[Encoded], pad_id: int, **kwargs: Any) -> Any:
     settings = {"max_new_tokens": 6, "do_sample": False, **kwargs.pop("settings", {})}
     rows = examples_of(encoded, [f"row{row}" for row in range(len(encoded))])
-    return collect_generations(model, tokenizer, encoded, rows, settings, pad_id=pad_id, **kwargs)
+    return collect_generations(
+        model, tokenizer, encoded, rows, GenerationSettings(**settings), pad_id=pad_id, **kwargs
+    )
 
 
 def test_left_padding_changes_no_generation(
@@ -107,11 +110,9 @@ def test_the_models_own_sampling_settings_do_not_leak_in(
         ({"max_newtokens": 3}, "max_new_tokens"),
     ],
 )
-def test_settings_that_cannot_be(
-    settings: dict[str, Any], told: str, tiny_model: Any, tiny_tokenizer: Any, encoded: list[Encoded]
-) -> None:
+def test_settings_that_cannot_be(settings: dict[str, Any], told: str) -> None:
     with pytest.raises(UserError, match=told):
-        generated(tiny_model(), tiny_tokenizer, encoded, 0, settings=settings)
+        make_plan({"generation": settings})
 
 
 def norms(model: Any, encoded: list[Encoded], **settings: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from expunge.config.compose import compose_config
-from expunge.evaluation.handlers import load_named
+from expunge.core.handlers import load_handler
 
 COMPATS = ("none", "open_unlearning", "soul")
 
@@ -45,7 +45,7 @@ def _functions() -> Iterator[Any]:
         "eval", ["eval=[tofu_full,ppl,wmdp,copyright,toxicity,few_shots]", "task_name=x"]
     ).section("eval")
     for node in (node for suite in suites.values() for node in suite["metrics"].values()):
-        yield load_named(node["handler"], "function")
+        yield load_handler(node["handler"])
     for module in pkgutil.iter_modules(methods.__path__):
         for value in vars(importlib.import_module(f"expunge.methods.{module.name}")).values():
             if hasattr(value, "spec"):

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from expunge.core.errors import UserError
 from expunge.core.files import write_json
 from expunge.evaluation.metrics.exact_memorization import exact_memorization
 from expunge.evaluation.metrics.extraction_strength import extraction_strength
@@ -101,14 +100,6 @@ def test_a_dead_model_looks_forgotten_without_eps_only(tokens: Tokens) -> None:
     assert found.value == pytest.approx(math.exp(-1))
 
 
-def test_truth_ratio_refuses_what_it_does_not_know(tokens: Tokens) -> None:
-    with pytest.raises(UserError, match="closer_to_one") as caught:
-        _ratio(tokens, 0.5, [0.5], aggregate="closer_to_one", wrong_mean="harmonic")
-    assert len(caught.value.faults) == 2
-    with pytest.raises(UserError, match="below 0"):
-        _ratio(tokens, 0.5, [0.5], eps=-1e-3)
-
-
 def test_rouge(examples: Any) -> None:
     """ "the cat sat" against "the cat": recall of the longest common subsequence 2/2; of "a dog" 0. Words are stemmed: cats = cat."""
     table = GenerationTable(
@@ -124,8 +115,6 @@ def test_rouge(examples: Any) -> None:
     assert found.statistic.scored() == (3, 1)  # an answer without words has no recall
     assert rouge(table, variant="rougeL_f1").value == pytest.approx((0.8 + 0 + 1) / 3)
     assert found.by_index()["1"]["generation"] == "the cat"
-    with pytest.raises(UserError, match="rougeL_recal"):
-        rouge(table, variant="rougeL_recal")
 
 
 @pytest.mark.parametrize(
@@ -216,8 +205,6 @@ def test_attack_by_gradient_norm(examples: Any) -> None:
     holdout = GradNormTable(examples([1]), np.array([3.0]), np.array([1.0]))
     assert mia_gradnorm(forget, holdout).value == 1.0
     assert mia_gradnorm(forget, holdout, norm="mean_of_tensors").value == 0.0
-    with pytest.raises(UserError, match="max"):
-        mia_gradnorm(forget, holdout, norm="max")
 
 
 def logs(path: Any, **metrics: Any) -> RetainLogs:
@@ -331,8 +318,6 @@ def test_perplexity_weighs_tokens_not_pieces(tokens: Tokens) -> None:
     assert perplexity(tokens([[-1.0] * 3, [-3.0]], ends=False)).value == pytest.approx(math.exp(1.5))
 
 
-def test_gibberish_needs_a_classifier(examples: Any) -> None:
+def test_gibberish_is_null_without_a_classifier(examples: Any) -> None:
     table = GenerationTable(examples([1]), ("q",), ("x",))
     assert gibberish(table).reason == "no classifier path"
-    with pytest.raises(UserError, match="classifier_path"):
-        gibberish(table, classifier_path="somewhere")

@@ -61,8 +61,6 @@ def test_perplexities_by_hand(two_documents: TokenTable) -> None:
         "1": {"nll": 6.0, "words": 1.0},
     }
     assert result.as_json()["n_scored"] == 2
-    with pytest.raises(UserError, match="did you mean 'words'"):
-        word_perplexity(two_documents, count="word")
 
 
 def test_one_document_has_no_interval(two_documents: TokenTable, tokens: Callable[..., TokenTable]) -> None:
@@ -280,7 +278,7 @@ def test_the_scorers_that_come_with_their_weights(
     assert clean < 0.1 < 0.6 < rude <= 1
     assert empty < 0.1
     assert toxic_share(result).value == pytest.approx(1 / 3)
-    assert len(scorers.SCORERS[scorer]([])) == 0
+    assert len(getattr(scorers, scorer)([])) == 0
 
 
 def test_profanity_refuses_a_scikit_learn_it_was_not_made_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,9 +301,13 @@ def test_a_scorer_that_is_not_installed_is_null_with_the_line_that_installs_it(
 
 @pytest.mark.parametrize(
     ("scorer", "told"),
-    [("profanty", "did you mean 'profanity'"), ("/no/such/folder", "no such folder"), ("os:nothing", "no such function"),
-     ("no_such_module:f", "no such function"), (f"{__name__}:wrong", "no number from 0 to 1")],
-)  # fmt: skip
+    [
+        ("/no/such/folder", "cannot be loaded"),
+        ("os:nothing", "unknown name in os"),
+        ("no_such_module:f", "there is no module 'no_such_module'"),
+        (f"{__name__}:wrong", "no number from 0 to 1"),
+    ],
+)
 def test_scorers_that_cannot_be(scorer: str, told: str, examples: Callable[..., Examples]) -> None:
     with pytest.raises(UserError, match=told):
         toxicity(GenerationTable(examples([1]), ("",), ("a",)), scorer=scorer)

@@ -13,8 +13,9 @@ from expunge.core.errors import UserError
 from expunge.data.template import Template
 from expunge.evaluation.collect.tokens import collect_tokens
 from expunge.evaluation.metrics.perplexity import perplexity
+from expunge.evaluation.plan import make_plan
 from expunge.evaluation.view_rows import load_views
-from expunge.evaluation.view_specs import ViewSpec, parse_views
+from expunge.evaluation.view_specs import ViewSpec
 
 
 @pytest.fixture
@@ -67,11 +68,13 @@ def test_perplexity_of_a_text_view(tmp_path: Path, template: Template, tiny_mode
 
 def test_what_is_no_view(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
-        parse_views(
+        make_plan(
             {
-                "a": {"hf_args": {"path": "x"}, "answerkey": "y"},
-                "b": {"question_key": "q"},
-                "c": {"hf_args": {"path": "x"}},
+                "views": {
+                    "a": {"hf_args": {"path": "x"}, "answerkey": "y"},
+                    "b": {"question_key": "q"},
+                    "c": {"hf_args": {"path": "x"}},
+                }
             }
         )
     assert len(caught.value.faults) == 2

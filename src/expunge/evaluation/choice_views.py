@@ -1,4 +1,4 @@
-"""Views of multiple choice: a question with its answers behind letters. A builder, see `builders`."""
+"""Views of multiple choice: a question with its answers behind letters."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from expunge.config.short_names import SCORERS
 from expunge.core.errors import MissingExtraError, UserError, unknown
-from expunge.evaluation.handlers import load_named
+from expunge.core.handlers import load_handler
 from expunge.evaluation.tables import Floats
 from expunge.lm import runtime
 
-Scorer = Callable[[Sequence[str]], Any]
 BATCH = 32
 LONGEST = 512
 
@@ -38,13 +38,8 @@ def score_texts(texts: Sequence[str], scorer: str, toxic_label: str | None = Non
         UserError: no such scorer, or one that gives something else than a number from 0 to 1 for each text.
         MissingExtraError: its package is not installed.
     """
-    check_scorer(scorer)
-    if scorer in SCORERS:
-        found = SCORERS[scorer](texts)
-    elif ":" in scorer:
-        found = load_named(scorer, "function")(texts)
-    else:
-        found = _classified(texts, scorer, toxic_label)
+    handler = SCORERS.get(scorer, scorer)
+    found = load_handler(handler)(texts) if ":" in handler else _classified(texts, scorer, toxic_label)
     score_B: Floats = np.asarray(found, dtype=np.float64)
     if score_B.shape != (len(texts),) or not bool(((score_B >= 0) & (score_B <= 1)).all()):
         raise UserError(
@@ -52,28 +47,6 @@ def score_texts(texts: Sequence[str], scorer: str, toxic_label: str | None = Non
             "return one such number a text",
         )
     return score_B
-
-
-def check_scorer(scorer: str) -> None:
-    """Report early what would fail late.
-
-    Raises:
-        UserError: the scorer is nowhere on this machine, as far as that can be known without the hub.
-    """
-    if scorer in SCORERS:
-        return
-    if ":" in scorer:
-        try:
-            load_named(scorer, "function")
-        except UserError as error:
-            why = error.faults[0]
-            raise UserError(f"scorer {scorer}: there is no such function: {why.message}", why.hint) from error
-    elif scorer.startswith((".", "/", "~")) and not Path(scorer).expanduser().is_dir():
-        raise UserError(f"scorer {scorer}: no such folder", "give the folder of a sequence classifier")
-    elif "/" not in scorer and not Path(scorer).is_dir():
-        raise UserError.of(
-            [unknown("scorer", scorer, [*SCORERS, "module:function", "the folder of a classifier"])]
-        )
 
 
 def profanity(texts: Sequence[str]) -> Floats:
@@ -118,9 +91,6 @@ def vader(texts: Sequence[str]) -> Floats:
 
     analyser = SentimentIntensityAnalyzer()
     return np.array([max(0.0, -float(analyser.polarity_scores(text)["compound"])) for text in texts])
-
-
-SCORERS: dict[str, Scorer] = {"profanity": profanity, "vader": vader}
 
 
 def _classified(texts: Sequence[str], path: str, toxic_label: str | None) -> list[float]:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from expunge.core.binding import Bound, Switches
 from expunge.core.errors import Fault, UserError
 from expunge.data.template import Template
-from expunge.evaluation.plan import Plan, Switches, make_plan
+from expunge.evaluation.plan import Plan, make_plan
 from expunge.evaluation.reference_rows import hold_against
 from expunge.evaluation.retain_logs import RetainLogs
-from expunge.evaluation.scorers import check_scorer
 from expunge.evaluation.view_rows import load_views
 from expunge.evaluation.views import Views
 
@@ -66,6 +65,7 @@ def prepare_suite(
     template: Template,
     data_root: Path | None,
     switches: Switches = lambda _: {},
+    bound: Mapping[str, Bound] | None = None,
     longest: int | None = None,
     encode: bool = False,
 ) -> Suite:
@@ -77,21 +77,19 @@ def prepare_suite(
         template: of the model.
         data_root: folder of local data.
         switches: options that `compat` sets for a component: `Config.switches`.
+        bound: what validation bound: `Config.bound`; None = the section is bound now.
         longest: tokens that the model takes at most, None = not known yet.
         encode: encode the rows now, which finds the faulty ones.
 
     Raises:
         UserError: anything in metrics, rows and retain logs that cannot be; all together.
     """
-    plan = make_plan(section, switches)
+    plan = make_plan(section, switches, key=f"eval.{name}", bound=bound)
     faults: list[Fault] = []
-    scorers = [str(metric.options["scorer"]) for metric in plan.metrics if "scorer" in metric.options]
     views = _tried(
         faults,
         lambda: load_views(plan.views, plan.view_names(), template, data_root, switches("encode"), longest),
     )
-    for scorer in dict.fromkeys(scorers):
-        _tried(faults, partial(check_scorer, scorer))
     if views is not None and encode:
         _tried(faults, views.encode)
     logs = _tried(faults, lambda: _retain_logs(section, name, template))

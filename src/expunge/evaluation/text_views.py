@@ -1,11 +1,12 @@
-"""Views of plain text: whole documents in windows, passages to continue, prompts. Builders, see `builders`."""
+"""Views of plain text: whole documents in windows, passages to continue, prompts. Each function makes the examples of one kind of view."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from expunge.core.errors import UserError, unknown
+from expunge.core.errors import UserError
+from expunge.core.ranges import Count
 from expunge.data.encoded import Encoded
 from expunge.data.rows import Row, RowSet
 from expunge.data.template import Template
@@ -15,8 +16,6 @@ from expunge.evaluation.wikitext import detokenized, pages
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-DOCUMENTS = ("rows", "wikitext")
-
 
 def documents(
     rows: RowSet,
@@ -24,8 +23,8 @@ def documents(
     max_length: int | None,
     *,
     text_key: str = "text",
-    stride: int | None = None,
-    split: str = "rows",
+    stride: Count | None = None,
+    split: Literal["rows", "wikitext"] = "rows",
 ) -> list[Encoded]:
     """Whole documents in windows: every token is a label of exactly one of them.
 
@@ -47,10 +46,8 @@ def documents(
         the document as its file has it, that of the others is empty.
 
     Raises:
-        UserError: no such split, no text, or a stride out of range.
+        UserError: no text, or a stride out of range.
     """
-    if split not in DOCUMENTS:
-        raise UserError.of([unknown("split of documents", split, DOCUMENTS)])
     if max_length is None or max_length < 2:
         raise UserError(
             f"max_length={max_length}: windows need a length of at least 2", "give max_length, such as 2048"
@@ -101,9 +98,9 @@ def passages(
     max_length: int | None,
     *,
     text_key: str = "text",
-    prompt: int,
-    target: int | None = None,
-    count: int | None = 100,
+    prompt: Count,
+    target: Count | None = None,
+    count: Count | None = 100,
 ) -> list[Encoded]:
     """The first tokens of passages as prompts, what follows as what should not be written.
 
@@ -163,7 +160,7 @@ def prompts(
     *,
     prompt_key: str = "prompt",
     chat: bool = True,
-    count: int | None = None,
+    count: Count | None = None,
 ) -> list[Encoded]:
     """Prompts without an answer.
 

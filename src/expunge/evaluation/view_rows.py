@@ -12,7 +12,7 @@ from expunge.core.fingerprint import fingerprint
 from expunge.data.rows import RowSet
 from expunge.data.select import chosen_rows
 from expunge.data.template import Template
-from expunge.evaluation.builders import BUILDERS
+from expunge.evaluation.harness_views import HARNESS, harness_rows
 from expunge.evaluation.view_specs import ANSWERS, ViewSpec
 from expunge.evaluation.views import View, Views
 
@@ -73,9 +73,8 @@ def load_views(
 
 def _read(spec: ViewSpec, data_root: Path | None, read: dict[str, RowSet | UserError]) -> RowSet | UserError:
     """The rows of a view, or why there are none; once for equal sources, since the hub is slow to say no."""
-    own = BUILDERS[spec.kind].own_rows if spec.kind != ANSWERS else None
-    if own is not None:
-        return own(spec.options)
+    if spec.kind == HARNESS:
+        return harness_rows(**spec.options)
     hf_args = _found(spec, data_root)
     source = fingerprint([hf_args, spec.select, spec.reshape])
     if source not in read:
@@ -96,7 +95,7 @@ def _found(spec: ViewSpec, data_root: Path | None) -> dict[str, Any]:
     named = str(spec.hf_args.get("path"))
     # A file that somebody named is the one that is meant.
     own = named.startswith((".", "/", "~")) or Path(named).is_file()
-    places = [] if own or data_root is None else [data_root / name for name in spec.local]
+    places = [] if own or data_root is None else [data_root / name for name in spec.local or ()]
     for place in places:
         if place.is_file():
             kept = {key: value for key, value in spec.hf_args.items() if key == "sample_by"}

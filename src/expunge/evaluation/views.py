@@ -13,7 +13,7 @@ from expunge.data.encoded import Encoded, encode_ids, text_chunks
 from expunge.data.examples import encode_answers
 from expunge.data.rows import RowSet
 from expunge.data.template import Template
-from expunge.evaluation.builders import BUILDERS
+from expunge.evaluation.harness_views import HARNESS, harness_version
 from expunge.evaluation.tables import Examples, as_ints
 from expunge.evaluation.view_specs import ANSWERS, ViewSpec
 
@@ -45,8 +45,7 @@ class View:
         spec = {**asdict(self.spec), "hf_args": None, "local": None}
         spec |= {"max_length": self.max_length}
         depends = [self.rows.fingerprint, self.template.fingerprint, spec, dict(self.switches)]
-        version = BUILDERS[self.spec.kind].version if self.spec.kind != ANSWERS else None
-        return fingerprint([*depends, version()] if version is not None else depends)
+        return fingerprint([*depends, harness_version()] if self.spec.kind == HARNESS else depends)
 
     @property
     def max_length(self) -> int | None:
@@ -61,9 +60,10 @@ class View:
     @cached_property
     def encoded(self) -> list[Encoded]:
         """The examples, row after row, answer after answer."""
+        if self.spec.kind == HARNESS:
+            return []
         if self.spec.kind != ANSWERS:
-            build = BUILDERS[self.spec.kind].build
-            return build(self.rows, self.template, self.max_length, **self.spec.options)
+            return self.spec.build(self.rows, self.template, self.max_length, **self.spec.options)
         if self.spec.text_key is not None:
             return self._chunks(self.spec.text_key)
         return encode_answers(

@@ -10,7 +10,7 @@ from typing import Any
 import expunge
 from expunge.config.checks.checking import Checking
 from expunge.core.errors import nearest
-from expunge.core.handlers import Signature, read_signature
+from expunge.core.handlers import REQUIRED, Signature, read_signature
 
 # Components that are no functions of a handler; whoever builds them checks their keywords.
 NAMED_COMPONENTS = ("encode", "driver")
@@ -28,7 +28,8 @@ def check_compat(check: Checking) -> None:
         known[signature.name] = signature
     for component, keywords in switches.items():
         key = f"compat.switches.{component}"
-        if component in NAMED_COMPONENTS:
+        # What was bound with the switches of a component has reported their faults.
+        if component in NAMED_COMPONENTS or any(f"{key}." in fault.message for fault in check.faults):
             continue
         if component not in known:
             names = [*known, *NAMED_COMPONENTS]
@@ -37,11 +38,11 @@ def check_compat(check: Checking) -> None:
             check.fault(f"{key}: there is no component {component!r}", hint)
         else:
             # Required keywords are given by the run, not by the switches.
-            check.bind(
-                key,
-                replace(known[component], keyword=dict.fromkeys(known[component].keyword)),
-                keywords or {},
-            )
+            signature = known[component]
+            own = {
+                name: None if default is REQUIRED else default for name, default in signature.keyword.items()
+            }
+            check.bind(key, replace(signature, keyword=own), keywords or {})
 
 
 def component_signatures() -> dict[str, Signature]:

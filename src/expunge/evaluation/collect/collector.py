@@ -93,7 +93,9 @@ class Collector(Protocol):
         table: type of its tables.
         of_metric: options of a metric that are settings of the collector as well.
         of_suite: keys of the suite's section that are settings, with their defaults.
-        section: a section whose keys are settings: that of the suite, and over it that of a metric's entry.
+        section: a section whose keys are settings: the suite's, and the metric entry's, which wins.
+        settings: a dataclass whose fields are the keys of `section`; validation checks their types. None = any
+            keys.
     """
 
     kind: ClassVar[str]
@@ -101,14 +103,7 @@ class Collector(Protocol):
     of_metric: ClassVar[tuple[str, ...]] = ()
     of_suite: ClassVar[Mapping[str, Any]] = {}
     section: ClassVar[str | None] = None
-
-    def check(self, settings: Mapping[str, Any]) -> None:
-        """Look at settings before any model is loaded.
-
-        Raises:
-            UserError: settings that cannot be.
-        """
-        return
+    settings: ClassVar[type | None] = None
 
     def collect(self, subject: Subject, requests: Sequence[Request], cost: Cost) -> Iterator[Table | Absent]:
         """The tables that are wanted, in their order, each as soon as it is there: it is then saved.

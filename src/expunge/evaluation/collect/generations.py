@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 
-from expunge.core.errors import UserError, unknown
+from expunge.core.errors import UserError
+from expunge.core.ranges import Count
 from expunge.data.collate import collate
 from expunge.data.encoded import Encoded
 from expunge.evaluation.collect.collector import Collector, Cost, Request, Subject
@@ -20,9 +22,23 @@ from expunge.lm.packing import token_budgeted_batches
 from expunge.models.outputs import unwrapped
 
 log = logging.getLogger(__name__)
-KNOWN = ("max_new_tokens", "do_sample", "stop")
 ROW_TOKENS = 512
 """Tokens that a row of `batch_size` stands for: the encoding's usual maximum."""
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How the model writes: always greedily.
+
+    Attributes:
+        max_new_tokens: tokens of a generation at most.
+        do_sample: the field's key; metrics are of greedy generations.
+        stop: a generation is cut at the first of these texts.
+    """
+
+    max_new_tokens: Count = 200
+    do_sample: Literal[False] = False
+    stop: Sequence[str] | None = None
 
 
 class Generations(Collector):
@@ -31,15 +47,12 @@ class Generations(Collector):
     kind = "generations"
     table = GenerationTable
     section = "generation"
-
-    def check(self, settings: Mapping[str, Any]) -> None:
-        """Greedy, of a number of tokens."""
-        _checked(settings)
+    settings = GenerationSettings
 
     def collect(self, subject: Subject, requests: Sequence[Request], cost: Cost) -> Iterator[GenerationTable]:
         """View after view."""
         for view, settings in requests:
-            rows = (view.encoded, view.examples, settings)
+            rows = (view.encoded, view.examples, GenerationSettings(**settings))
             yield collect_generations(subject.model, subject.tokenizer, *rows, **subject.batching, cost=cost)
 
 
@@ -48,7 +61,7 @@ def collect_generations(
     tokenizer: Any,
     encoded: Sequence[Encoded],
     rows: Examples,
-    settings: Mapping[str, Any],
+    settings: GenerationSettings,
     *,
     pad_id: int,
     batch_size: int = 32,
@@ -62,8 +75,7 @@ def collect_generations(
         tokenizer: to read the tokens back.
         encoded: one example a row; only its prompt is read.
         rows: which rows they are.
-        settings: `max_new_tokens`; `stop`, texts at the first of which a generation is cut; `do_sample` must
-            be false.
+        settings: length, and where to stop.
         pad_id: token to pad with, on the left.
         batch_size: a batch has `batch_size` x 512 tokens at most, prompt and continuation counted.
         compute_dtype: autocast to it.
@@ -73,10 +85,10 @@ def collect_generations(
         Prompts and continuations as text, special tokens left out.
 
     Raises:
-        UserError: unknown settings, sampling, or several answers a row.
+        UserError: several answers a row.
     """
     cost = cost if cost is not None else Cost()
-    new_tokens = _checked(settings)
+    new_tokens = settings.max_new_tokens
     if int(rows.answer_B.max(initial=0)) > 0:
         raise UserError(
             "a view for generation has rows with several answers", "give answer_key with one answer a row"
@@ -109,28 +121,12 @@ def collect_generations(
         model.train(was_training)
     texts = runtime.merged(found)
     number = {prompt: line for line, prompt in enumerate(prompts)}
-    stops = settings.get("stop") or ()
+    stops = settings.stop or ()
     shown = [tokenizer.decode(item.prompt_ids, skip_special_tokens=True) for item in encoded]
     cost.seconds += time.monotonic() - started
     return GenerationTable(
         rows, tuple(shown), tuple(_cut(texts[number[item.prompt_ids]], stops) for item in encoded)
     )
-
-
-def _checked(settings: Mapping[str, Any]) -> int:
-    faults = [unknown("key of generation", key, KNOWN) for key in settings if key not in KNOWN]
-    if faults:
-        raise UserError.of(faults)
-    if settings.get("do_sample"):
-        raise UserError(
-            "generation.do_sample=true: metrics are of greedy generations", "leave do_sample at false"
-        )
-    new_tokens = settings.get("max_new_tokens", 200)
-    if not isinstance(new_tokens, int) or new_tokens < 1:
-        raise UserError(
-            f"generation.max_new_tokens={new_tokens} is no whole number above 0", "for example 200"
-        )
-    return new_tokens
 
 
 def _generation_config(

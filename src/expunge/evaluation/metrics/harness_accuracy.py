@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from expunge.core.ranges import AtLeast, Count
 from expunge.evaluation.results import Result
 from expunge.evaluation.statistics import Mean
 from expunge.evaluation.tables import HarnessTable
 
 
 def harness_accuracy(
-    documents: HarnessTable, *, num_fewshot: int | None = None, limit: int | None = None
+    documents: HarnessTable,
+    *,
+    num_fewshot: Annotated[int, AtLeast(0)] | None = None,
+    limit: Count | None = None,
 ) -> Result:
     """Mean `acc` over the documents of a task of lm-evaluation-harness. Range 0 to 1, higher is better.
 

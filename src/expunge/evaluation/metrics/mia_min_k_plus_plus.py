@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from expunge.core.ranges import Positive, Share
 from expunge.evaluation.metrics.attack import attack, lowest_mean
 from expunge.evaluation.results import Result
 from expunge.evaluation.tables import Floats, TokenTable
 
 
 def mia_min_k_plus_plus(
-    forget: TokenTable, holdout: TokenTable, *, k: float = 0.4, min_var: float = 1e-6
+    forget: TokenTable, holdout: TokenTable, *, k: Share = 0.4, min_var: Positive = 1e-6
 ) -> Result:
     """As `mia_min_k`, on (log p - mu) / sqrt(max(var, min_var)), with mu and var of log p over the vocabulary under p.
 
@@ -26,6 +27,6 @@ def mia_min_k_plus_plus(
     return attack(forget.examples, scores[0], holdout.examples, scores[1])
 
 
-def _normalised(table: TokenTable, min_var: float) -> Floats:
+def _normalised(table: TokenTable, min_var: Positive) -> Floats:
     score_M: Floats = (table.logp_M - table.mu_M) / np.sqrt(np.maximum(table.var_M, min_var))
     return score_M

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from expunge.core.ranges import NotNegative
 from expunge.evaluation.results import Result
 from expunge.evaluation.retain_logs import RetainLogs
 from expunge.evaluation.statistics import Mapped
@@ -10,7 +11,11 @@ CHANCE = 0.5
 
 
 def privleak(
-    attack: Result, retain_logs: RetainLogs | None, *, allow_missing_reference: bool = False, eps: float = 0.0
+    attack: Result,
+    retain_logs: RetainLogs | None,
+    *,
+    allow_missing_reference: bool = False,
+    eps: NotNegative = 0.0,
 ) -> Result:
     """100 (s - ref) / (ref + eps), with s = 1 - AUC of this model and ref = 1 - AUC of the retain model.
 

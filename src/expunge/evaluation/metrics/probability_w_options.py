@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from expunge.core.ranges import NotNegative
 from expunge.evaluation.results import Result
 from expunge.evaluation.statistics import Mean
 
 
-def probability_w_options(correct: Result, wrong: Result, *, eps: float = 1e-10) -> Result:
+def probability_w_options(correct: Result, wrong: Result, *, eps: NotNegative = 1e-10) -> Result:
     """p_true / (p_true + sum of p_wrong + eps), on length-normalised probabilities; mean over rows.
 
     TOFU, arXiv:2401.06121, section 2.2 (real authors and world facts). Range 0 to 1, higher is better. With
