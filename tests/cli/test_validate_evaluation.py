@@ -65,6 +65,8 @@ CASES: list[tuple[str, Sequence[str]]] = [
     ),
     ("eval.tofu.bootstrap.resamples=abc", ("eval.tofu.bootstrap.resamples=abc: must be a whole number",)),
     ("eval.tofu.field_rounding=maybe", ("eval.tofu.field_rounding=maybe: must be true or false",)),
+    ("eval.tofu.metrics=3", ("eval.tofu.metrics=3: must be a section of keys and values or null",)),
+    ("eval.tofu.views=3", ("eval.tofu.views=3: must be a section of keys and values or null",)),
     ("eval.tofu.collectors=[my_package:Hidden]", ("there is no module 'my_package'",)),
     (
         "eval.toxicity.scorer=profanty",

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from expunge.config.short_names import COLLECTORS, SCORERS, VIEWS
+from expunge.config.collectors import NAMES, SECTION, Collecting, bind_collectors
+from expunge.config.short_names import SCORERS, VIEWS
 from expunge.core.annotations import Type, type_of
 from expunge.core.binding import Binder, Bound, Option, Switches
-from expunge.core.errors import nearest, unknown
-from expunge.core.handlers import Signature, literal, read_signature, split_handler
-from expunge.core.source import attribute, definition
+from expunge.core.errors import unknown
+from expunge.core.handlers import Signature, read_signature
 
 RESULT = "expunge.evaluation.results:Result"
 RETAIN_LOGS = "expunge.evaluation.retain_logs:RetainLogs"
 RESULTS = "results"
 """What `reads` says of several results."""
-BOOL, NAMES = Type("bool"), Type("list", (Type("str"),))
-SECTION = Type("union", (Type("mapping"), Type("None")))
+BOOL = Type("bool")
 SUITE_KEYS = {
     "batch_size": Type("int", ranges=(("Above", 0),)),
     "bootstrap.resamples": Type("int", ranges=(("AtLeast", 0),)),
@@ -33,25 +31,6 @@ SUITE_KEYS = {
 """Keys of a suite with a type of their own. Further keys are the user's, such as those that other keys refer to."""
 OF_VIEWS = ("hf_args", "local", "optional", "max_length", "select", "reshape")
 """Keys of a view of any kind."""
-
-
-@dataclass(frozen=True)
-class Collecting:
-    """What a collector's source says of it.
-
-    Attributes:
-        signature: of the class.
-        kind: name of its tables.
-        table: `module:Class` of its tables.
-        section: the section with its settings, None = it has none.
-        settings: of the class whose fields are the keys of the section, None = any keys.
-    """
-
-    signature: Signature
-    kind: str
-    table: str
-    section: str | None
-    settings: Signature | None
 
 
 @dataclass(frozen=True)
@@ -95,28 +74,24 @@ def bind_suite(binder: Binder, key: str, suite: Mapping[str, Any], switches: Swi
         value = _at(suite, *name.split("."))
         if value is not None:
             binder.check(f"{key}.{name}", value, hint)
-    collectors: dict[str, Collecting] = {}
-    for found in _collectors(binder, key, suite.get("collectors") or ()):
-        _add_collector(binder, key, found, collectors)
+    if not all(binder.check(f"{key}.{name}", suite.get(name), SECTION) for name in ("views", "metrics")):
+        return
+    collectors = bind_collectors(binder, key, suite.get("collectors"))
+    for collector in collectors.values():
+        collector.bind_section(binder, key, suite)
     views, metrics = suite.get("views") or {}, metrics_of(suite)
     for name, node in views.items():
         _bind_view(binder, f"{key}.views.{name}", node)
-    for collector in collectors.values():
-        _bind_section(binder, key, collector, suite)
     whole = _Suite(key, suite, switches, collectors, tuple(views), tuple(metrics))
     for name, node in metrics.items():
         _bind_metric(binder, whole, f"{key}.metrics.{name}", name, node)
     bound = {name: binder.bound.get(f"{key}.metrics.{name}") for name in metrics}
+    readers = {name: metrics_read(item) if item else () for name, item in bound.items()}
     try:
-        TopologicalSorter(
-            {name: metrics_read(item) if item else () for name, item in bound.items()}
-        ).prepare()
+        TopologicalSorter(readers).prepare()
     except CycleError as error:
-        circle = ", ".join(error.args[1][:-1])
-        binder.fault(
-            f"{key}.metrics: these metrics read each other in a circle: {circle}",
-            "change one of them so that it reads a view",
-        )
+        message = f"{key}.metrics: these metrics read each other in a circle: {', '.join(error.args[1][:-1])}"
+        binder.fault(message, "change one of them so that it reads a view")
 
 
 def reads(signature: Signature, name: str) -> str:
@@ -142,71 +117,6 @@ def metrics_read(metric: Bound) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _collectors(binder: Binder, key: str, listed: Any) -> Iterator[Collecting]:
-    """The shipped collectors, and those that a suite lists."""
-    for handler in COLLECTORS.values():
-        yield _collecting(read_signature(handler))
-    if not binder.check(f"{key}.collectors", listed or None, Type("union", (NAMES, Type("None")))):
-        return
-    for handler in listed:
-        signature = binder.find(f"{key}.collectors", handler, {}, "collector")
-        if signature is None:
-            continue
-        collector, lacking = _collecting(signature), _lacking(signature)
-        if lacking:
-            message = f"{key}.collectors: {handler} has no {' and no '.join(lacking)} in its source"
-            hint = "write a subclass of expunge.evaluation.collect.collector.Collector"
-            binder.fault(message, hint)
-        else:
-            yield collector
-
-
-def _collecting(signature: Signature) -> Collecting:
-    found = definition(*split_handler(signature.handler))
-    stated = {
-        name: attribute(found, name) if found else None for name in ("kind", "section", "table", "settings")
-    }
-    values = {
-        name: literal(item.node) if item and isinstance(item.node, ast.expr) else None
-        for name, item in stated.items()
-    }
-    table, settings = stated["table"], stated["settings"]
-    typed = settings if settings and isinstance(settings.node, ast.ClassDef) else None
-    return Collecting(
-        signature,
-        str(values["kind"]),
-        table.handler if table else "",
-        values["section"],
-        read_signature(typed.handler) if typed else None,
-    )
-
-
-def _lacking(signature: Signature) -> list[str]:
-    """What a class needs to be a collector, and does not define."""
-    found = definition(*split_handler(signature.handler))
-    return [name for name in ("kind", "table", "collect") if found is None or attribute(found, name) is None]
-
-
-def _add_collector(binder: Binder, key: str, new: Collecting, known: dict[str, Collecting]) -> None:
-    kinds = [other.kind for other in known.values()]
-    if new.table in known or new.kind in kinds:
-        message = (
-            f"{key}.collectors: {new.signature.handler} has the kind {new.kind!r} or the table of another"
-        )
-        binder.fault(f"{message} collector", f"known kinds: {', '.join(kinds)}; choose another")
-        return
-    known[new.table] = new
-    binder.bound[f"{key}.collectors.{new.kind}"] = Bound(new.signature)
-
-
-def _bind_section(binder: Binder, key: str, collector: Collecting, node: Mapping[str, Any]) -> None:
-    """Bind the settings of a collector in the section of a suite or of a metric."""
-    given = node.get(collector.section) if collector.section else None
-    where = f"{key}.{collector.section}"
-    if given is not None and binder.check(where, given, SECTION) and collector.settings is not None:
-        binder.bind(where, collector.settings, given)
-
-
 def _bind_view(binder: Binder, key: str, node: Any) -> None:
     given = dict(node) if isinstance(node, Mapping) else {}
     kind = given.pop("kind", "answers")
@@ -214,9 +124,9 @@ def _bind_view(binder: Binder, key: str, node: Any) -> None:
     if signature is None:
         return
     common = read_signature(VIEWS["answers"])
-    # A builder that takes no rows makes them itself.
-    rows = kind == "answers" or "rows" in signature.positional
-    hf_args = given.get("hf_args", {} if not rows else None)
+    # A function that takes no rows makes them itself.
+    reads_rows = kind == "answers" or "rows" in signature.positional
+    hf_args = given.get("hf_args", None if reads_rows else {})
     if not isinstance(hf_args, Mapping):
         binder.fault(f"{key} has no hf_args", "say where its rows are: hf_args: {path, name, split}")
         return
@@ -229,11 +139,8 @@ def _bind_view(binder: Binder, key: str, node: Any) -> None:
 
 def _bind_metric(binder: Binder, suite: _Suite, key: str, name: str, node: Any) -> None:
     if not isinstance(node, Mapping) or "handler" not in node:
-        near = nearest(name, suite.metrics, count=2)
-        others = [other for other in near if other != name]
-        hint = f"did you mean {others[0]!r}? " if others else ""
-        known = ", ".join(other for other in suite.metrics if other != name) or "(none)"
-        binder.fault(f"{key}: unknown metric, it has no handler", f"{hint}known: {known}")
+        hint = unknown("metric", name, [other for other in suite.metrics if other != name]).hint
+        binder.fault(f"{key}: unknown metric, it has no handler", hint)
         return
     given = dict(node)
     signature = binder.find(f"{key}.handler", given.pop("handler"), {}, "metric")
@@ -245,7 +152,7 @@ def _bind_metric(binder: Binder, suite: _Suite, key: str, name: str, node: Any) 
     switches, before = suite.switches(signature.name), len(binder.faults)
     binder.bind(key, signature, given, options=options, switches=switches, positional=named)
     for collector in suite.collectors.values():
-        _bind_section(binder, key, collector, given)
+        collector.bind_section(binder, key, given)
     for need in named:
         _check_need(binder, suite, f"{key}.{need}", signature, need, given.get(need))
     if isinstance(scorer := given.get("scorer"), str) and type_of(signature, "scorer").kind == "str":
@@ -265,9 +172,8 @@ def _check_need(binder: Binder, suite: _Suite, key: str, signature: Signature, n
     elif what not in (RESULT, RESULTS, *suite.collectors):
         kinds = ", ".join(collector.kind for collector in suite.collectors.values())
         message = f"{place} is a {what.partition(':')[2]}, which no collector of this suite makes"
-        binder.fault(
-            message, f"list its collector in {suite.key}.collectors: [module:Name]; there are: {kinds}"
-        )
+        hint = f"list its collector in {suite.key}.collectors: [module:Name]; there are: {kinds}"
+        binder.fault(message, hint)
     elif given is not None and binder.check(key, given, NAMES if what == RESULTS else Type("str")):
         kind, known = ("metric", suite.metrics) if what in (RESULT, RESULTS) else ("view", suite.views)
         for item in given if what == RESULTS else [given]:

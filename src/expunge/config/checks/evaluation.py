@@ -26,7 +26,8 @@ def check_eval(check: Checking) -> None:
 def _suite(check: Checking, key: str, node: dict[str, Any]) -> None:
     bind_suite(check, key, node, check.cfg.switches)
     _retain_logs(check, key, node.get("retain_logs_path"))
-    for name, view in (node.get("views") or {}).items():
+    views = node.get("views")
+    for name, view in views.items() if isinstance(views, dict) else ():
         hf_args = view.get("hf_args") if isinstance(view, dict) else None
         if not isinstance(hf_args, dict) or "None" in str(hf_args.get("name")):
             continue
