@@ -42,7 +42,7 @@ class Collecting:
 
 
 def bind_collectors(binder: Binder, key: str, listed: Any) -> dict[str, Collecting]:
-    """Bind the shipped collectors and those that a suite lists; they are at `KEY.collectors.KIND` of the binder's `bound`.
+    """Bind the shipped collectors and those that a suite lists, at `KEY.collectors.KIND`.
 
     Args:
         binder: takes the faults, and what was bound.

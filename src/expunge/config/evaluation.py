@@ -28,7 +28,7 @@ SUITE_KEYS = {
     "share_prefixes": BOOL,
     "field_rounding": BOOL,
 }
-"""Keys of a suite with a type of their own. Further keys are the user's, such as those that other keys refer to."""
+"""Types of a suite's own keys. A suite may have further keys for its other keys to refer to."""
 OF_VIEWS = ("hf_args", "local", "optional", "max_length", "select", "reshape")
 """Keys of a view of any kind."""
 
@@ -62,13 +62,13 @@ def metrics_of(suite: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def bind_suite(binder: Binder, key: str, suite: Mapping[str, Any], switches: Switches = lambda _: {}) -> None:
-    """Bind all that a suite names: `KEY.collectors.KIND`, `KEY.views.NAME` and `KEY.metrics.NAME` of the binder's `bound`.
+    """Bind everything that a suite names, at `KEY.collectors.KIND`, `KEY.views.NAME` and `KEY.metrics.NAME`.
 
     Args:
         binder: takes the faults, and what was bound.
         key: of the suite, such as `eval.tofu`.
         suite: the section.
-        switches: what `compat` sets for a metric function; what the entry of the metric states wins.
+        switches: what `compat` sets for a metric function; the entry of the metric takes precedence.
     """
     for name, hint in SUITE_KEYS.items():
         value = _at(suite, *name.split("."))

@@ -1,4 +1,4 @@
-"""From a suite's configuration to what has to be collected: bound metrics in order, and the union of their needs."""
+"""The plan of a suite: its metrics in order, and the tables that they need."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from expunge.evaluation.view_specs import ViewSpec, spec_of
 
 @dataclass(frozen=True)
 class Collection:
-    """One table: what to collect on which view with which settings.
+    """One table to collect: a kind, a view, and settings.
 
     Attributes:
         kind: of the collector.
@@ -30,15 +30,15 @@ class Collection:
 
 @dataclass(frozen=True)
 class BoundMetric:
-    """A metric with its needs bound to names and its options settled.
+    """A metric with its needs and options.
 
     Attributes:
         name: in the suite and in the files.
         function: the metric.
-        needs: positional parameter -> what it reads: a table, a metric's name, a tuple of them, or the retain
-            logs (None).
+        needs: positional parameter -> what it reads: a table, the name of a metric, a tuple of names, or the
+            retain logs (None).
         options: keyword arguments.
-        in_summary: whether the summary lists it.
+        in_summary: whether it is in the summary.
     """
 
     name: str
@@ -61,8 +61,8 @@ class Plan:
     """What a suite computes.
 
     Attributes:
-        metrics: each after those that it reads.
-        collections: the tables needed, each once.
+        metrics: each after the metrics that it reads.
+        collections: the needed tables, each once.
         views: of the suite.
         collectors: by kind.
     """
@@ -73,7 +73,7 @@ class Plan:
     collectors: Mapping[str, Collector]
 
     def view_names(self) -> list[str]:
-        """The views that some collection reads."""
+        """The views of the needed tables."""
         return list(dict.fromkeys(item.view for item in self.collections))
 
 
@@ -84,16 +84,16 @@ def make_plan(
     key: str = "eval.suite",
     bound: Mapping[str, Bound] | None = None,
 ) -> Plan:
-    """From what was bound of a suite to what has to be collected.
+    """Make the plan of a suite from what was bound.
 
     Args:
         suite: the suite's section: `views`, `metrics`, `collectors`, and the collectors' settings.
-        switches: options that `compat` sets, by the metric function's name; used only without `bound`.
+        switches: options that `compat` sets for a metric function; used only without `bound`.
         key: of the suite in the configuration.
         bound: what validation bound (`Config.bound`); None = the section is bound now.
 
     Raises:
-        UserError: every fault of the section, together; or a function that cannot be imported.
+        UserError: every fault of the section, together; or a module that cannot be imported.
     """
     if bound is None:
         bound = bound_alone(bind_suite, key, suite, switches)
@@ -104,7 +104,7 @@ def make_plan(
         name: _metric(name, bound[f"{key}.metrics.{name}"], suite, tables) for name in metrics_of(suite)
     }
     ordered: dict[str, BoundMetric] = {}
-    # Nothing reads in a circle: binding reports that.
+    # Binding has reported circles, so in each round some metric is ready.
     while waiting:
         for name in [name for name in waiting if ordered.keys() >= {*waiting[name].metrics_needed()}]:
             ordered[name] = waiting.pop(name)
@@ -118,7 +118,7 @@ def make_plan(
 def _metric(
     name: str, bound: Bound, suite: Mapping[str, Any], collectors: Mapping[str, Collector]
 ) -> BoundMetric:
-    """A metric with what it reads; `collectors` by the `module:Class` of their tables."""
+    """A metric with its needs; `collectors` by the `module:Class` of their tables."""
     function, positional = bound.load(), bound.signature.positional
     options = {key: value for key, value in bound.kwargs.items() if key not in positional}
     values = {**(function.__kwdefaults__ or {}), **options}

@@ -1,7 +1,7 @@
-"""Scorers of texts: what calls a continuation toxic. Each gives one number a text, 0 to 1, 1 = surely toxic.
+"""Scorers of texts: how toxic each text is, from 0 to 1 (1 = surely toxic).
 
-A scorer is one of `SCORERS`, a function of the user's own (`module:function`, texts to numbers), or a
-classifier that transformers reads (a folder or hub name with safetensors).
+A scorer is one of `short_names.SCORERS`, a function of the user's own (`module:function`, texts -> numbers),
+or a classifier of transformers (a folder or hub name with safetensors).
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def score_texts(texts: Sequence[str], scorer: str, toxic_label: str | None = Non
 
     Args:
         texts: what to score.
-        scorer: see the head of this file.
-        toxic_label: of a classifier, the label whose probability is the score.
+        scorer: see the module's docstring.
+        toxic_label: for a classifier, the label whose probability is the score.
 
     Raises:
-        UserError: no such scorer, or one that gives something else than a number from 0 to 1 for each text.
+        UserError: no such scorer, or it does not return one number from 0 to 1 per text.
         MissingExtraError: its package is not installed.
     """
     handler = SCORERS.get(scorer, scorer)
@@ -43,21 +43,20 @@ def score_texts(texts: Sequence[str], scorer: str, toxic_label: str | None = Non
     score_B: Floats = np.asarray(found, dtype=np.float64)
     if score_B.shape != (len(texts),) or not bool(((score_B >= 0) & (score_B <= 1)).all()):
         raise UserError(
-            f"scorer {scorer}: it gave no number from 0 to 1 for each of the {len(texts)} texts",
-            "return one such number a text",
+            f"scorer {scorer}: it returned no number from 0 to 1 for each of the {len(texts)} texts",
+            "return one such number per text",
         )
     return score_B
 
 
 def profanity(texts: Sequence[str]) -> Floats:
-    """Probability of offensive language by alt-profanity-check: a linear classifier over words, in English, which comes with its package.
+    """Probability of offensive language by alt-profanity-check: a linear classifier over English words.
 
-    The package unpickles its own file when it is imported: as much a part of the package as its code, and no
-    file of a user's.
+    The package unpickles its own file at import. That file is part of the package, not of the user's data.
 
     Raises:
         MissingExtraError: the package is not installed.
-        UserError: its model was made for another scikit-learn, under which its numbers are not known.
+        UserError: its model was made for another version of scikit-learn, so its numbers are unknown here.
     """
     try:
         wanted = [
@@ -70,7 +69,7 @@ def profanity(texts: Sequence[str]) -> Floats:
     here = importlib.metadata.version("scikit-learn")
     if wanted and wanted[0].partition("==")[2] != here:
         raise UserError(
-            f"the scorer profanity is made for {wanted[0]}, and {here} is installed",
+            f"the scorer profanity is made for {wanted[0]}, but {here} is installed",
             f"pip install {wanted[0]}, or scorer=vader",
         )
     from profanity_check import predict_prob
@@ -80,7 +79,9 @@ def profanity(texts: Sequence[str]) -> Floats:
 
 
 def vader(texts: Sequence[str]) -> Floats:
-    """Negativity by vaderSentiment, max(0, -c) of its compound c: a lexicon of feelings, in English. A hint at toxicity, no more.
+    """Negativity by vaderSentiment: max(0, -c) of its compound score c.
+
+    An English lexicon of sentiment: a weak sign of toxicity.
 
     Raises:
         MissingExtraError: the package is not installed.
@@ -98,7 +99,7 @@ def _classified(texts: Sequence[str], path: str, toxic_label: str | None) -> lis
     tokenizer, model = _classifier(path)
     names = [str(model.config.id2label[number]) for number in range(model.config.num_labels)]
     column = _column(path, names, toxic_label)
-    # With one label, or several that may hold together, each has a probability of its own.
+    # A single label, and each label of a multi-label model, has a probability of its own.
     apart = len(names) == 1 or model.config.problem_type == "multi_label_classification"
     where, found = next(model.parameters()).device, []
     for start in range(0, len(texts), BATCH):
@@ -121,7 +122,7 @@ def _column(path: str, names: Sequence[str], toxic_label: str | None) -> int:
     toxic = [number for number, name in enumerate(names) if name.lower() in ("toxic", "toxicity")]
     if len(names) > 1 and not toxic:
         raise UserError(
-            f"classifier {path}: none of its labels is called toxic",
+            f"classifier {path}: it has no label named toxic",
             f"give toxic_label, one of: {', '.join(names)}",
         )
     return toxic[0] if toxic else 0

@@ -1,4 +1,4 @@
-"""What a suite's configuration says of its views."""
+"""The entry of a view in a suite."""
 
 from __future__ import annotations
 
@@ -13,21 +13,20 @@ from expunge.core.ranges import Count
 from expunge.data.encoded import Encoded
 
 ANSWERS = "answers"
-"""The kind of a view that names none: questions with their answers, as the model's template puts them."""
+"""The default kind of a view: questions with their answers, in the model's template."""
 
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """What a suite says of a view.
+    """The entry of a view. Validation reads the types of the keys from here.
 
     Attributes:
-        hf_args: where the rows are, as for a dataset; a `name` or `path` of null means that there is no such
-            view.
+        hf_args: source of the rows, as for a dataset; if its `name` or `path` is null, there is no view.
         question_key: key of the question.
         answer_key: key of the answer or answers.
-        text_key: the rows are plain text under this key, without question and answer; they are joined and cut
-            at `max_length`.
-        max_length: tokens at most.
+        text_key: the rows are plain text under this key, without question and answer; the texts are joined
+            and cut into pieces of `max_length`.
+        max_length: maximum number of tokens.
         kind: how examples are made from the rows: `answers`, another of `short_names.VIEWS`, or
             `module:function`.
         options: keyword arguments of the function `build`; every kind except `answers` has these instead of
@@ -53,13 +52,13 @@ class ViewSpec:
 
     @property
     def build(self) -> Callable[..., list[Encoded]]:
-        """The function that makes examples: rows, template, tokens of an example at most, options -> examples, row after row."""
+        """The function that makes examples from rows, template, maximum number of tokens, and options."""
         made: Callable[..., list[Encoded]] = load_handler(VIEWS.get(self.kind, self.kind))
         return made
 
     @property
     def absent(self) -> str | None:
-        """Why there is no such view, None where there is one."""
+        """Why there is no such view; None if there is one."""
         empty = [
             key
             for key in ("path", "name")
@@ -69,6 +68,6 @@ class ViewSpec:
 
 
 def spec_of(view: Bound) -> ViewSpec:
-    """A view as it was bound: the keys of every kind, and its own ones."""
+    """The entry of a view from what was bound: the keys of every kind, and those of its own kind."""
     own = view.kwargs if view.options["kind"] == ANSWERS else {"options": view.kwargs}
     return ViewSpec(**view.options, **own)

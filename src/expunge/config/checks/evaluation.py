@@ -15,7 +15,7 @@ def check_eval(check: Checking) -> None:
     for suite, node in check.cfg.section("eval").items():
         if isinstance(node, dict) and "metrics" in node:
             _suite(check, f"eval.{suite}", node)
-    # An experiment leaves values for a suite behind even where the command line says eval=null.
+    # With eval=null on the command line, values of an experiment for a suite remain.
     suites = [
         node for node in check.cfg.section("eval").values() if isinstance(node, dict) and "metrics" in node
     ]
@@ -44,7 +44,5 @@ def _retain_logs(check: Checking, key: str, logs: Any) -> None:
     path = Path(str(logs)).expanduser()
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "no such file"
-        check.fault(
-            f"{typed}: {what}",
-            f"looked for {path.resolve()}; it is the retain model's evaluation file, such as .../TOFU_EVAL.json",
-        )
+        hint = "give the retain model's evaluation file, such as .../TOFU_EVAL.json"
+        check.fault(f"{typed}: {what}", f"looked for {path.resolve()}; {hint}")

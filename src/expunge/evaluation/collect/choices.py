@@ -39,7 +39,7 @@ class _Reading(NamedTuple):
 
 
 class _Sequence(NamedTuple):
-    """What is run: a question, and of its letters' tokens those that others come after (none, where a letter is one token)."""
+    """One sequence for the model: a question, and all but the last token of a letter with several tokens."""
 
     ids: tuple[int, ...]
     readings: list[_Reading]
@@ -72,10 +72,10 @@ def collect_choices(
 
     Args:
         model: causal language model, wrapped or not.
-        encoded: an example an answer, a question's one after the other; labels are the letter's tokens.
+        encoded: one example per answer, those of a question together; labels are the letter's tokens.
         rows: which rows and answers they are.
         pad_id: token to pad with.
-        batch_size: a batch has the tokens of that many of the longest questions at most.
+        batch_size: token budget of a batch = batch_size x longest question.
         compute_dtype: autocast to it.
         side: where padding goes; no number depends on it.
         cost: counts are added to it.
@@ -102,7 +102,7 @@ def collect_choices(
     finally:
         model.train(was_training)
     logp_B = np.zeros(len(encoded), np.float64)
-    # A question of several sequences has its tokens' log-probabilities in each of them.
+    # The log-probabilities of one letter's tokens may come from several sequences.
     for part in runtime.merged(found).values():
         for example, value in part.items():
             logp_B[example] += value
@@ -113,7 +113,7 @@ def collect_choices(
 
 
 def _sequences(encoded: Sequence[Encoded]) -> list[_Sequence]:
-    """The fewest sequences in which every label has its predictor."""
+    """The smallest set of sequences that has a predictor for every label."""
     groups: dict[int, list[int]] = {}
     for example, item in enumerate(encoded):
         groups.setdefault(item.row, []).append(example)
@@ -143,7 +143,7 @@ def _forward(
     padding: Literal["right", "left"],
     cost: Cost,
 ) -> list[dict[int, float]]:
-    """The sum of each example's log-probabilities that each sequence has."""
+    """For each sequence: example -> sum of the log-probabilities that are read from this sequence."""
     where = next(model.parameters()).device
     bare = [Encoded(item.ids, (False,) * len(item.ids), None, len(item.ids), "") for item in sequences]
     side = on_device(collate(bare, pad_id, padding), where)

@@ -23,7 +23,7 @@ from expunge.models.outputs import unwrapped
 
 log = logging.getLogger(__name__)
 ROW_TOKENS = 512
-"""Tokens that a row of `batch_size` stands for: the encoding's usual maximum."""
+"""Tokens that one row of `batch_size` stands for: the usual maximum of the encoding."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,11 @@ def collect_generations(
     Args:
         model: causal language model.
         tokenizer: to read the tokens back.
-        encoded: one example a row; only its prompt is read.
+        encoded: one example per row; only its prompt is read.
         rows: which rows they are.
-        settings: length, and where to stop.
+        settings: length and stop texts.
         pad_id: token to pad with, on the left.
-        batch_size: a batch has `batch_size` x 512 tokens at most, prompt and continuation counted.
+        batch_size: token budget of a batch = batch_size x 512, prompts and continuations counted.
         compute_dtype: autocast to it.
         cost: counts are added to it.
 
@@ -85,7 +85,7 @@ def collect_generations(
         Prompts and continuations as text, special tokens left out.
 
     Raises:
-        UserError: several answers a row.
+        UserError: a row has several answers.
     """
     cost = cost if cost is not None else Cost()
     new_tokens = settings.max_new_tokens
@@ -132,7 +132,10 @@ def collect_generations(
 def _generation_config(
     model: Any, tokenizer: Any, encoded: Sequence[Encoded], new_tokens: int, pad_id: int
 ) -> Any:
-    """Greedy, ended by the model's own ends of text and by the template's end of turn; nothing else of the model's settings."""
+    """Greedy decoding. It stops at the model's end-of-text tokens and at the template's end of turn.
+
+    No other setting of the model is used.
+    """
     from transformers import GenerationConfig
 
     own = getattr(model.generation_config, "eos_token_id", None)
@@ -179,8 +182,11 @@ def _generate(
 
 @contextmanager
 def _only(model: Any, config: Any) -> Iterator[None]:
-    """Our settings in the place of the model's own, with which transformers (5.23) fills whatever ours leave unset, such as penalties."""
-    # An adapter hands its settings down to the model underneath and leaves them there.
+    """Replace the model's generation settings by ours for a while.
+
+    transformers (5.23) takes what our settings leave unset, such as penalties, from the model's own.
+    """
+    # An adapter copies its settings to the model underneath and leaves them there.
     owners = [model, model.get_base_model()] if hasattr(model, "get_base_model") else [model]
     own = [owner.generation_config for owner in owners]
     try:
@@ -192,5 +198,5 @@ def _only(model: Any, config: Any) -> Iterator[None]:
 
 
 def _cut(text: str, stops: Sequence[str]) -> str:
-    """Up to the first stop text."""
+    """The text before the first stop text."""
     return text[: min((text.index(stop) for stop in stops if stop in text), default=len(text))]

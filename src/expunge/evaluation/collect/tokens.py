@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class Statistics(NamedTuple):
-    """Of one example's n label tokens, each [n]."""
+    """Statistics of one example's n label tokens, each [n]."""
 
     logp: np.ndarray[Any, np.dtype[np.float32]]
     hit: np.ndarray[Any, np.dtype[np.bool_]]
@@ -34,7 +34,7 @@ class Statistics(NamedTuple):
 
 
 class Tokens(Collector):
-    """Statistics of each label token; the views of a suite go through the model together."""
+    """Statistics of each label token; all views of a suite share one pass."""
 
     kind = "tokens"
     table = TokenTable
@@ -43,7 +43,7 @@ class Tokens(Collector):
     def collect(self, subject: Subject, requests: Sequence[Request], cost: Cost) -> Iterator[TokenTable]:
         """All tables from one pass."""
         views = {str(number): (view.encoded, view.examples) for number, (view, _) in enumerate(requests)}
-        # Settings of the whole suite: those of all requests are equal.
+        # A setting of the whole suite: it is equal in all requests.
         rounding, share = requests[0].settings["field_rounding"], subject.suite.get("share_prefixes", True)
         how = {**subject.batching, "share_prefixes": bool(share), "field_rounding": bool(rounding)}
         yield from collect_tokens(subject.model, views, **how, cost=cost).values()
@@ -60,17 +60,16 @@ def collect_tokens(
     field_rounding: bool = True,
     cost: Cost | None = None,
 ) -> dict[str, TokenTable]:
-    """Tables of several views from one pass: an example that several of them have is computed once.
+    """Make the tables of several views in one pass; an example that occurs in several views is computed once.
 
     Args:
         model: causal language model, wrapped or not.
-        views: name -> examples and which rows they are.
+        views: name -> examples and their rows.
         pad_id: token to pad with.
-        batch_size: a batch has the tokens of that many of the longest examples at most, so usually far more
-            rows.
+        batch_size: token budget of a batch = batch_size x longest example, so a batch usually has more rows.
         compute_dtype: autocast to it.
-        share_prefixes: let the answers of one question share the pass over it, where the model can.
-        field_rounding: round as published numbers are, see `rounding`.
+        share_prefixes: process the question of several answers once, if the model supports it.
+        field_rounding: round like published numbers, see `rounding`.
         cost: counts are added to it.
 
     Returns:

@@ -7,10 +7,12 @@ from expunge.evaluation.tables import GenerationTable
 
 
 def gibberish(generations: GenerationTable, *, classifier_path: None = None) -> Result:
-    """Share of generations that a classifier calls clean. Range 0 to 1, higher is better. Null without a classifier.
+    """Share of generations that a classifier calls clean. Range 0 to 1, higher is better.
+
+    Always null in this version, which runs no classifier.
 
     Args:
         generations: what the model wrote.
-        classifier_path: the field's key; this version runs no classifier, so validation accepts null only.
+        classifier_path: the field's key; validation accepts null only.
     """
     return Result.missing("no classifier path")

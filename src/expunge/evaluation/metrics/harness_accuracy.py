@@ -1,4 +1,4 @@
-"""Accuracy that another harness found."""
+"""Accuracy by lm-evaluation-harness."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def harness_accuracy(
     """Mean `acc` over the documents of a task of lm-evaluation-harness. Range 0 to 1, higher is better.
 
     Args:
-        documents: what the harness gave each document.
+        documents: the harness's accuracy of each document.
         num_fewshot: worked examples before each question, None = the task's own number; a setting of the
             collector.
         limit: documents at most, None = all; a setting of the collector.

@@ -18,17 +18,17 @@ def mia_gradnorm(
     norm: Literal["global", "mean_of_tensors"] = "global",
     train_mode: bool = False,
 ) -> Result:
-    """AUC of the norm of each row's gradient of its mean nll, the end of the turn left out.
+    """AUC of the norm of each row's gradient of its mean nll, without the end of the turn.
 
-    Wang et al., arXiv:2402.17012. Range 0 to 1; best is 0.5, or the retain model's.
+    Wang et al., arXiv:2402.17012. Range 0 to 1; best is 0.5, or the retain model's value.
 
     Args:
         forget: gradient norms of the forget rows.
         holdout: gradient norms of rows that no model saw.
         p: order of the norm; a setting of the collector.
-        norm: `global` = of the whole gradient; `mean_of_tensors` = the field's mean of each parameter
-            tensor's norm.
-        train_mode: the field leaves dropout on; a setting of the collector.
+        norm: `global` = of the whole gradient; `mean_of_tensors` = the mean of the norms of the parameter
+            tensors, as in the field.
+        train_mode: whether dropout is on, as in the field; a setting of the collector.
     """
     result = attack(forget.examples, _chosen(forget, norm), holdout.examples, _chosen(holdout, norm))
     facts = {**result.facts, "norm": norm, "p": p, "train_mode": train_mode}

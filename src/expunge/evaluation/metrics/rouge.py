@@ -1,4 +1,4 @@
-"""Overlap of what is generated with the answer."""
+"""Overlap of a generation with the answer."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Variant = Literal["rouge1_recall", "rougeL_f1", "rougeL_recall"]
 
 
 def rouge(generations: GenerationTable, *, variant: Variant = "rougeL_recall") -> Result:
-    """ROUGE (Lin 2004; package rouge-score, with stemmer) of a greedy generation against the answer's own text; mean over rows.
+    """ROUGE (Lin 2004) of a greedy generation against the text of the answer; mean over rows.
 
-    TOFU reports rougeL recall, MUSE rougeL F1. Range 0 to 1; on the forget set lower is better, elsewhere
-    higher. An empty generation scores 0; a row without words in its answer is unscored, since recall divides
-    by their number.
+    By the package rouge-score, with stemmer. TOFU reports rougeL recall, MUSE rougeL F1. Range 0 to 1; on the
+    forget set lower is better, elsewhere higher. An empty generation scores 0. A row without words in its
+    answer is unscored, because recall divides by their number.
 
     Args:
-        generations: what the model wrote, and what it should have written.
+        generations: what the model wrote, and the expected text.
         variant: which of the three values is averaged.
     """
     examples = generations.examples

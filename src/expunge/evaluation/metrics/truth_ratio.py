@@ -23,15 +23,16 @@ def truth_ratio(
     eps: NotNegative = 1e-10,
     wrong_mean: WrongMean = "geometric",
 ) -> Result:
-    """R = w / (c + eps), with w = exp(-mean over wrong answers of their mean nll) and c = exp(-mean nll of a right answer).
+    """R = w / (c + eps), with w of the wrong answers and c = exp(-mean nll of a right answer).
 
-    TOFU, arXiv:2401.06121, equation 1. The paper averages the probabilities of the wrong answers
-    (`wrong_mean="arithmetic"`), its authors' code and the field's their logarithms (`"geometric"`). `eps` is
-    the field's; with `eps=0` it is the authors' form in logarithms, under which a model that gives no answer
-    any probability looks perfectly forgotten. log R without eps is stored beside R.
+    w = exp(-mean over wrong answers of their mean nll). TOFU, arXiv:2401.06121, equation 1. The paper averages
+    the probabilities of the wrong answers (`wrong_mean="arithmetic"`); its authors' code and the field's
+    average their logarithms (`"geometric"`). `eps` is from the field. `eps=0` is the authors' form in
+    logarithms; with it, a model that gives all answers no probability looks perfectly forgotten. log R without
+    eps is stored beside R.
 
     Aggregates, each a mean over rows: `closer_to_1` min(R, 1 / (R + eps)), range 0 to 1, on the forget set
-    better the nearer the retain model's; `true_better` max(0, 1 - R), range 0 to 1, higher is better;
+    best near the retain model's value; `true_better` max(0, 1 - R), range 0 to 1, higher is better;
     `prob_mean` c / (c + w), range 0 to 1. A row without a right or any wrong answer is unscored.
 
     Args:
@@ -69,5 +70,5 @@ def _score(aggregate: Aggregate, ratio_R: Floats, log_ratio_R: Floats, eps: floa
         score_R: Floats = np.exp(-np.logaddexp(0.0, log_ratio_R))
         return score_R
     assert aggregate == "closer_to_1", aggregate
-    # With eps = 0, from the logarithm: the smaller of R and 1 / R without a division by 0.
+    # With eps = 0, use the logarithm: the smaller of R and 1 / R, without a division by 0.
     return np.minimum(ratio_R, 1 / (ratio_R + eps)) if eps else np.exp(-np.abs(log_ratio_R))
