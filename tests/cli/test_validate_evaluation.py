@@ -1,4 +1,4 @@
-"""`expunge validate eval`: every fault of a suite is reported with the key as typed and exit code 2, before anything is loaded."""
+"""`expunge validate eval`: every fault of a suite is reported with its key, exit code 2; nothing loads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Views of documents, passages, prompts and multiple choice: what is a label, what is context, what is told."""
+"""Views of documents, passages, prompts and multiple choice: labels, context and messages."""
 
 from __future__ import annotations
 
@@ -89,18 +89,19 @@ def test_without_any_first_token_the_first_is_not_scored(
     "given",
     [{"max_length": 1}, {"max_length": None}, {"max_length": 8, "stride": 8}, {"max_length": 8, "stride": 0}],
 )
-def test_windows_that_cannot_be(template: Template, given: dict[str, Any]) -> None:
+def test_wrong_windows(template: Template, given: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"max_length|stride"):
         documents(rows_of({"text": "Ada"}), template, given.pop("max_length"), **given)
 
 
-def test_documents_tell_what_is_wrong(template: Template) -> None:
+def test_documents_without_text(template: Template) -> None:
     with pytest.raises(UserError, match="no text under 'text'; it has: page"):
         documents(rows_of({"page": "Ada"}), template, 8)
 
 
 WIKI = (
-    " \n = Ada Quill = \n \n Ada ( born 1952 ) wrote 1 @,@ 200 pages , they say . \n = = Life = = \n = = = Youth = = = \n"
+    " \n = Ada Quill = \n \n Ada ( born 1952 ) wrote 1 @,@ 200 pages , they say . \n"
+    " = = Life = = \n = = = Youth = = = \n"
     " \n = Ben = \n It 's so . \n"
 )
 
@@ -193,12 +194,19 @@ def test_a_long_question_loses_the_same_beginning_for_every_letter(template: Tem
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
-    [({"answer": 3}, "answer=3 is none"), ({"answer": True}, "is none"), ({"answer": "E"}, "is none"), ({"answer": None}, "is none"),
-     ({"choices": ["Ada"]}, "no list of 2"), ({"choices": "Ada"}, "no list of 2"), ({"question": None}, "no text under 'question'")],
-)  # fmt: skip
-def test_questions_that_cannot_be(template: Template, wrong: dict[str, Any], told: str) -> None:
-    with pytest.raises(UserError, match=told):
+    ("wrong", "message"),
+    [
+        ({"answer": 3}, "answer=3 is not one of its 3 answers"),
+        ({"answer": True}, "answer=True is not one"),
+        ({"answer": "E"}, "answer='E' is not one"),
+        ({"answer": None}, "answer=None is not one"),
+        ({"choices": ["Ada"]}, "no list of 2"),
+        ({"choices": "Ada"}, "no list of 2"),
+        ({"question": None}, "no text under 'question'"),
+    ],
+)
+def test_wrong_questions(template: Template, wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         choices(rows_of({**QUESTION, **wrong}), template, None)
 
 
@@ -217,7 +225,7 @@ def test_a_view_of_a_kind_takes_that_kinds_options() -> None:
     found = [str(fault) for fault in caught.value.faults]
     expected = (
         "eval.own.views.a.kind=choice: unknown kind of view 'choice'\n  -> did you mean 'choices'",
-        "eval.own.views.b.question_keys=q: choices takes no 'question_keys'\n  -> did you mean 'question_key'",
+        "eval.own.views.b.question_keys=q: choices takes no 'question_keys'\n  -> did you mean 'question_key",
         "eval.own.views.c.question_key=q: passages takes no 'question_key'",
         "eval.own.views.d has no hf_args",
         "eval.own.views.e.split=wikitex: must be one of 'rows', 'wikitext'\n  -> did you mean 'wikitext'",
@@ -242,8 +250,8 @@ def shouted(rows: RowSet, template: Template, max_length: int | None, *, mark: s
     return [template.encode("Who?", f"{row.fields['text']}".upper() + mark) for row in rows]
 
 
-def test_optional_rows_that_are_nowhere(template: Template, tmp_path: Path) -> None:
-    """One of two: the other is there. Both: told together, once for one file, with the file to put there."""
+def test_missing_optional_rows(template: Template, tmp_path: Path) -> None:
+    """One missing: the other is read. All missing: each file is reported once, with its path."""
     here = tmp_path / "mine" / "b.jsonl"
     here.parent.mkdir()
     node: dict[str, Any] = {"kind": "choices", "hf_args": {"path": None}, "optional": True}
@@ -269,7 +277,7 @@ def test_optional_rows_that_are_nowhere(template: Template, tmp_path: Path) -> N
         load_views(specs, ["a", "b"], template, tmp_path, {})["a"].rows.file
         == tmp_path / "mine" / "both.jsonl"
     )
-    # A damaged file is no absent one.
+    # A damaged file does not count as missing.
     here.write_text("{")
     with pytest.raises(UserError, match="not valid JSON"):
         load_views(specs, ["a", "b"], template, tmp_path, {})

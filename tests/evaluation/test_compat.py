@@ -67,7 +67,7 @@ def test_each_switch_names_a_real_keyword(name: str) -> None:
 
 
 def test_each_switch_of_a_metric_changes_what_it_is_for_and_nothing_else(evaluate: Any) -> None:
-    """extraction strength has a floor of 1/L, gradient norms are means over tensors, privleak takes chance where there are no logs."""
+    """Extraction strength is at least 1/L, gradient norms are tensor means, privleak may use chance."""
     ours, field = evaluate(None).metrics, evaluate(None, compat="open_unlearning").metrics
     values = {name: (ours[name]["agg_value"], field[name]["agg_value"]) for name in ours}
     changed = {name for name, pair in values.items() if not _same(*pair)}

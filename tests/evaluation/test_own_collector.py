@@ -1,4 +1,4 @@
-"""A collector of somebody's own package: named in the suite, its table read by a metric, cached, and reported when it is wrong."""
+"""A collector of the user's own package: named in a suite, read by a metric, cached, validated."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def own_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_validation_knows_it_and_its_section(own_package: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its settings, in the suite and in the entry of a metric, pass `expunge validate`; what is wrong is exit code 2."""
+    """Its settings in the suite and in a metric's entry pass `expunge validate`; faults give exit code 2."""
     entry = f"handler: {own_package}:hidden_norm, states: forget, layer: 2, hidden: {{note: 1}}"
     given = [
         "experiment=eval/tofu/default",
@@ -113,7 +113,7 @@ def test_validation_knows_it_and_its_section(own_package: str, capsys: pytest.Ca
 
 @pytest.fixture
 def scored(own_package: str, suite_cfg: Any, data_root: Path, tiny_tokenizer: Any) -> Callable[..., Any]:
-    """`scored(model, out_dir, layer=2, hidden={...}, ...)`: one metric on one view, the suite's other keys as given."""
+    """`scored(model, out_dir, layer=2, hidden={...}, ...)`: one metric on one view."""
 
     def run(model: Any, out_dir: Path | None, layer: int = 1, hidden: Any = None, **keys: Any) -> Any:
         views = suite_cfg().section("eval.tofu")["views"]
@@ -150,7 +150,7 @@ def test_its_table_is_collected_once_and_read_back(scored: Any, tiny_model: Any,
 
 
 @pytest.mark.parametrize(
-    ("keys", "told"),
+    ("keys", "message"),
     [
         ({"layer": 3}, "eval.own.metrics.norm.layer=3: must be a whole number of at least 0 and at most 2"),
         ({"hidden": {"nota": 1}}, r"norm.hidden.nota=1: Settings takes no 'nota'\n  -> did you mean 'note'"),
@@ -166,10 +166,10 @@ def test_its_table_is_collected_once_and_read_back(scored: Any, tiny_model: Any,
         ({"collectors": ["own_states:Hidden", "own_states:Hidden"]}, "the kind 'hidden' or the table"),
     ],
 )
-def test_what_is_wrong_is_reported_before_a_model_is_needed(
-    keys: dict[str, Any], told: str, scored: Any
+def test_faults_are_reported_before_a_model_is_needed(
+    keys: dict[str, Any], message: str, scored: Any
 ) -> None:
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         scored(None, None, **keys)
 
 

@@ -1,4 +1,4 @@
-"""Views: fingerprints, text, and what is no view."""
+"""Views: fingerprints, text, and faulty entries."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_fingerprint_is_of_contents_and_settings_not_of_the_name_of_a_file(
 
 
 def test_perplexity_of_a_text_view(tmp_path: Path, template: Template, tiny_model: Any) -> None:
-    """Pieces of 8 tokens that do not overlap; exp of the mean nll over all of their labels."""
+    """Pieces of 8 tokens without overlap; exp of the mean nll over all their labels."""
     (tmp_path / "text.txt").write_text(
         "Ada Quill was born in Port Verdant in 1952.\n\nShe writes mystery novels.\n"
     )
@@ -66,7 +66,7 @@ def test_perplexity_of_a_text_view(tmp_path: Path, template: Template, tiny_mode
         ].encoded
 
 
-def test_what_is_no_view(tmp_path: Path) -> None:
+def test_faulty_entries(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         make_plan(
             {

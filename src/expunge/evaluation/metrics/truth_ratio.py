@@ -25,11 +25,11 @@ def truth_ratio(
 ) -> Result:
     """R = w / (c + eps), with w of the wrong answers and c = exp(-mean nll of a right answer).
 
-    w = exp(-mean over wrong answers of their mean nll). TOFU, arXiv:2401.06121, equation 1. The paper averages
-    the probabilities of the wrong answers (`wrong_mean="arithmetic"`); its authors' code and the field's
-    average their logarithms (`"geometric"`). `eps` is from the field. `eps=0` is the authors' form in
-    logarithms; with it, a model that gives all answers no probability looks perfectly forgotten. log R without
-    eps is stored beside R.
+    w = exp(-mean over wrong answers of their mean nll). TOFU, arXiv:2401.06121, equation 1. The paper
+    averages the probabilities of the wrong answers (`wrong_mean="arithmetic"`); its authors' code and the
+    field's average their logarithms (`"geometric"`). `eps` is from the field. `eps=0` is the authors' form in
+    logarithms; with it, a model that gives all answers no probability looks perfectly forgotten. log R
+    without eps is stored beside R.
 
     Aggregates, each a mean over rows: `closer_to_1` min(R, 1 / (R + eps)), range 0 to 1, on the forget set
     best near the retain model's value; `true_better` max(0, 1 - R), range 0 to 1, higher is better;
