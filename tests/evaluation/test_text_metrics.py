@@ -166,7 +166,7 @@ def test_a_pool_weighs_by_rows_and_a_mean_by_task() -> None:
     assert mean_accuracy(parts).as_json()["n_scored"] == 4
     odd = (*parts, Result(KolmogorovSmirnov(np.ones(1), np.ones(1)), name="ks"))
     assert mean_accuracy(odd).reason == "not a mean over rows: ks"
-    assert pooled_accuracy(odd).reason == "no score a row: ks"
+    assert pooled_accuracy(odd).reason == "no score per row: ks"
     interval = replace(
         mean_accuracy((named("a", [0, 1] * 50), named("b", [0, 1] * 50))), name="m"
     ).bootstrapped(1000, 0)

@@ -70,7 +70,7 @@ def evaluate_suite(
     key = _key_of_all(suite, keys)
     known = runtime.from_rank_0(lambda: _known(suite, out_dir, layout, key))
     if known is not None:
-        log.info("%s: nothing has changed since the evaluation in %s", suite.name, out_dir)
+        log.info("%s: nothing changed since the evaluation in %s", suite.name, out_dir)
         return known
     store = TableStore(cache if cache is not None else out_dir / "tables" if out_dir is not None else None)
     collected = _collect(subject, suite, keys, store)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from expunge.data.collate import collate
 from expunge.data.encoded import Encoded
-from expunge.evaluation.collect.collector import Collector, Cost, Request, Subject
+from expunge.evaluation.collect.collector import Collector, Cost, Request, Subject, running
 from expunge.evaluation.tables import ChoiceTable, Examples
 from expunge.lm import runtime
 from expunge.lm.labels import LabelIndex, on_device
@@ -84,31 +83,24 @@ def collect_choices(
         log p(letter | question), natural, summed over the letter's tokens; over the whole vocabulary, not
         among the letters.
     """
-    cost = cost if cost is not None else Cost()
-    started = time.monotonic()
     sequences = _sequences(encoded)
     longest = max((len(sequence.ids) for sequence in sequences), default=1)
     batches = token_budgeted_batches([len(sequence.ids) for sequence in sequences], batch_size * longest)
     log.info("choices: %d answers in %d sequences, %d batches", len(encoded), len(sequences), len(batches))
     found: dict[int, dict[int, float]] = {}
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            for batch in runtime.mine(batches):
-                chosen = [sequences[line] for line in batch]
-                sums = _forward(model, chosen, pad_id, compute_dtype, side, cost)
-                found |= dict(zip(batch, sums, strict=True))
-    finally:
-        model.train(was_training)
+    with running(model, cost) as cost:
+        for batch in runtime.mine(batches):
+            chosen = [sequences[line] for line in batch]
+            sums = _forward(model, chosen, pad_id, compute_dtype, side, cost)
+            found |= dict(zip(batch, sums, strict=True))
+        merged = runtime.merged(found)
     logp_B = np.zeros(len(encoded), np.float64)
     # The log-probabilities of one letter's tokens may come from several sequences.
-    for part in runtime.merged(found).values():
+    for part in merged.values():
         for example, value in part.items():
             logp_B[example] += value
     cost.examples += len(encoded)
     cost.unique += len(sequences)
-    cost.seconds += time.monotonic() - started
     return ChoiceTable(rows, logp_B.astype(np.float32))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -132,6 +134,27 @@ class Absent:
     """
 
     reason: str
+
+
+@contextmanager
+def running(model: Any, cost: Cost | None, *, train: bool = False, gradients: bool = False) -> Iterator[Cost]:
+    """Set a model's mode for a while, and add the time to the cost.
+
+    Args:
+        model: its own mode is restored.
+        cost: None = a new one.
+        train: whether dropout is on.
+        gradients: whether autograd is on.
+    """
+    cost = Cost() if cost is None else cost
+    started, was_training = time.monotonic(), model.training
+    model.train(train)
+    try:
+        with torch.enable_grad() if gradients else torch.inference_mode():
+            yield cost
+    finally:
+        model.train(was_training)
+        cost.seconds += time.monotonic() - started
 
 
 def settings_of(

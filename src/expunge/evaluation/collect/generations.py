@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from expunge.core.errors import UserError
 from expunge.core.ranges import Count
 from expunge.data.collate import collate
 from expunge.data.encoded import Encoded
-from expunge.evaluation.collect.collector import Collector, Cost, Request, Subject
+from expunge.evaluation.collect.collector import Collector, Cost, Request, Subject, running
 from expunge.evaluation.tables import Examples, GenerationTable
 from expunge.lm import runtime
 from expunge.lm.packing import token_budgeted_batches
@@ -87,13 +86,11 @@ def collect_generations(
     Raises:
         UserError: a row has several answers.
     """
-    cost = cost if cost is not None else Cost()
     new_tokens = settings.max_new_tokens
     if int(rows.answer_B.max(initial=0)) > 0:
         raise UserError(
             "a view for generation has rows with several answers", "give answer_key with one answer a row"
         )
-    started = time.monotonic()
     prompts = list(dict.fromkeys(item.prompt_ids for item in encoded))
     firsts = {item.prompt_ids: item.prompt_only() for item in reversed(encoded)}
     batches = token_budgeted_batches(
@@ -102,28 +99,15 @@ def collect_generations(
     config = _generation_config(unwrapped(model), tokenizer, encoded, new_tokens, pad_id)
     log.info("generations: %d prompts in %d batches", len(prompts), len(batches))
     found: dict[int, str] = {}
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            for batch in runtime.mine(batches):
-                written = _generate(
-                    model,
-                    tokenizer,
-                    [firsts[prompts[line]] for line in batch],
-                    config,
-                    pad_id,
-                    compute_dtype,
-                    cost,
-                )
-                found |= dict(zip(batch, written, strict=True))
-    finally:
-        model.train(was_training)
-    texts = runtime.merged(found)
+    with running(model, cost) as cost:
+        for batch in runtime.mine(batches):
+            asked = [firsts[prompts[line]] for line in batch]
+            written = _generate(model, tokenizer, asked, config, pad_id, compute_dtype, cost)
+            found |= dict(zip(batch, written, strict=True))
+        texts = runtime.merged(found)
     number = {prompt: line for line, prompt in enumerate(prompts)}
     stops = settings.stop or ()
     shown = [tokenizer.decode(item.prompt_ids, skip_special_tokens=True) for item in encoded]
-    cost.seconds += time.monotonic() - started
     return GenerationTable(
         rows, tuple(shown), tuple(_cut(texts[number[item.prompt_ids]], stops) for item in encoded)
     )

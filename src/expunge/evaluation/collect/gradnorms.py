@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from expunge.data.collate import collate
 from expunge.data.encoded import Encoded
-from expunge.evaluation.collect.collector import Collector, Cost, Request, Subject
+from expunge.evaluation.collect.collector import Collector, Cost, Request, Subject, running
 from expunge.evaluation.tables import Examples, GradNormTable
 from expunge.lm import runtime
 from expunge.lm.labels import label_index, on_device
@@ -62,24 +61,17 @@ def collect_gradnorms(
     Returns:
         Two norms per example; NaN for an example without labels.
     """
-    cost = cost if cost is not None else Cost()
-    started = time.monotonic()
     p = float(settings.get("p", 2.0))
     log.info("gradient norms: %d examples", len(encoded))
     found: dict[int, tuple[float, float]] = {}
-    was_training = model.training
-    model.train(bool(settings.get("train_mode", False)))
-    try:
-        with _trained(model) as parameters, torch.enable_grad():
-            for number in runtime.mine(range(len(encoded))):
-                found[number] = _norms(model, encoded[number], parameters, p, compute_dtype)
-                cost.backward_tokens += len(encoded[number])
-                cost.forward_tokens += len(encoded[number])
-                cost.padded_tokens += len(encoded[number])
-    finally:
-        model.train(was_training)
-    norms = runtime.merged(found)
-    cost.seconds += time.monotonic() - started
+    train = bool(settings.get("train_mode", False))
+    with running(model, cost, train=train, gradients=True) as cost, _trained(model) as parameters:
+        for number in runtime.mine(range(len(encoded))):
+            found[number] = _norms(model, encoded[number], parameters, p, compute_dtype)
+            cost.backward_tokens += len(encoded[number])
+            cost.forward_tokens += len(encoded[number])
+            cost.padded_tokens += len(encoded[number])
+        norms = runtime.merged(found)
     columns = [
         np.array([norms[number][field] for number in range(len(encoded))], dtype=np.float64)
         for field in (0, 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 
 from expunge.core.errors import MissingExtraError
-from expunge.evaluation.collect.collector import Absent, Collector, Cost, Request, Subject
+from expunge.evaluation.collect.collector import Absent, Collector, Cost, Request, Subject, running
 from expunge.evaluation.tables import Examples, HarnessTable, as_ints
 from expunge.lm import runtime
 from expunge.models.outputs import unwrapped
@@ -71,8 +70,6 @@ def collect_harness(
         Accuracy of each document; or the reason why there is none: the harness is not installed, has no
         such task, or cannot read its data.
     """
-    cost = cost if cost is not None else Cost()
-    started = time.monotonic()
     try:
         from lm_eval import evaluator
         from lm_eval.models.huggingface import HFLM
@@ -80,10 +77,9 @@ def collect_harness(
         error = MissingExtraError("lm-eval", "lm-eval", "the harness").faults[0]
         return Absent(f"{error.message}: {error.hint}")
     inner: Any = unwrapped(model)
-    was_training = inner.training
-    inner.eval()
+    autocast = runtime.autocast(next(inner.parameters()).device, compute_dtype)
     try:
-        with runtime.autocast(next(inner.parameters()).device, compute_dtype):
+        with running(inner, cost, gradients=True), autocast:
             wrapped = HFLM(pretrained=inner, tokenizer=tokenizer, batch_size=batch_size)
             found = evaluator.simple_evaluate(
                 model=wrapped,
@@ -99,9 +95,6 @@ def collect_harness(
         reason = " ".join(str(error).split()) or type(error).__name__
         needed = "its data must be in the hub's cache, or the hub must be reachable"
         return Absent(f"lm-eval could not run {task}: {reason[:300]}; {needed}")
-    finally:
-        inner.train(was_training)
-    cost.seconds += time.monotonic() - started
     return _table(task, (found or {}).get("samples", {}).get(task) or [])
 
 

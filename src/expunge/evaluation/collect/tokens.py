@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 
 from expunge.data.encoded import Encoded
-from expunge.evaluation.collect.collector import Collector, Cost, Request, Subject
+from expunge.evaluation.collect.collector import Collector, Cost, Request, Subject, running
 from expunge.evaluation.collect.packing import Packed, Tree, can_share, grow, pack
 from expunge.evaluation.collect.rounding import rounded_statistics
 from expunge.evaluation.tables import Examples, TokenTable, as_ints
@@ -75,8 +74,6 @@ def collect_tokens(
     Returns:
         Name -> table. An example without labels has no tokens in it.
     """
-    cost = cost if cost is not None else Cost()
-    started = time.monotonic()
     unique: dict[tuple[Any, ...], int] = {}
     numbers = {
         name: [unique.setdefault(_key(item), len(unique)) for item in encoded]
@@ -88,11 +85,14 @@ def collect_tokens(
     trees = grow(examples, share_prefixes and can_share(unwrapped(model), longest))
     batches = token_budgeted_batches([len(tree) for tree in trees], batch_size * longest)
     log.info("tokens: %d examples in %d sequences, %d batches", len(examples), len(trees), len(batches))
-    work = [[trees[line] for line in batch] for batch in runtime.mine(batches)]
-    found = runtime.merged(_pass(model, work, pad_id, compute_dtype, field_rounding, cost))
+    made: dict[int, Statistics] = {}
+    with running(model, cost) as cost:
+        for batch in runtime.mine(batches):
+            packed = [trees[line] for line in batch]
+            made |= _forward(model, packed, pad_id, compute_dtype, field_rounding, cost)
+        found = runtime.merged(made)
     cost.examples += sum(map(len, numbers.values()))
     cost.unique += len(examples)
-    cost.seconds += time.monotonic() - started
     return {
         name: _table(encoded, rows, [found.get(number) for number in numbers[name]])
         for name, (encoded, rows) in views.items()
@@ -101,26 +101,6 @@ def collect_tokens(
 
 def _key(example: Encoded) -> tuple[Any, ...]:
     return example.input_ids, example.label_mask, example.hidden
-
-
-def _pass(
-    model: Any,
-    batches: Sequence[Sequence[Tree]],
-    pad_id: int,
-    compute_dtype: torch.dtype | None,
-    field_rounding: bool,
-    cost: Cost,
-) -> dict[int, Statistics]:
-    was_training = model.training
-    model.eval()
-    found: dict[int, Statistics] = {}
-    try:
-        with torch.inference_mode():
-            for trees in batches:
-                found |= _forward(model, trees, pad_id, compute_dtype, field_rounding, cost)
-    finally:
-        model.train(was_training)
-    return found
 
 
 def _forward(
