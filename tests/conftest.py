@@ -1,4 +1,4 @@
-"""Shared fixtures: a tokenizer and a model built from a seed, and the folder of real data where it is there."""
+"""Shared fixtures: a tokenizer and a model built from a seed, and the folder of real data, if present."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n{{ m['content'] }}<|eot_id|>{% endfor %}"
+    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n"
+    "{{ m['content'] }}<|eot_id|>{% endfor %}"
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
 CORPUS = [
@@ -67,7 +68,7 @@ def tiny_tokenizer() -> Any:
 
 @pytest.fixture(scope="session")
 def tiny_model(tiny_tokenizer: Any) -> Callable[..., Any]:
-    """A factory of small Llama models with random weights: `tiny_model(seed=0, **config)`, float32, eval mode."""
+    """Makes small Llama models with random weights: `tiny_model(seed=0, **config)`, float32, eval mode."""
 
     def build(seed: int = 0, **config: Any) -> Any:
         import torch

@@ -48,7 +48,7 @@ def cells(text: str) -> list[list[str]]:
 
 
 def method_yaml(name: str) -> dict[str, dict[str, Any]]:
-    """A method's `args`, `method_args` and handler, merged over its defaults, without `finetune`, the base."""
+    """A method's `args`, `method_args` and handler, merged over its defaults, without its base `finetune`."""
     if name == "finetune":
         return {"args": {}, "method_args": {}, "handler": {}}
     tree: Any = OmegaConf.to_container(OmegaConf.load(TRAINERS / f"{name}.yaml"), resolve=False)

@@ -19,13 +19,17 @@ from expunge.config.compose import compose_config
 from expunge.core.config import Config
 from expunge.evaluation.tables import Examples, TokenTable
 
-torch.set_num_threads(1)  # matrices this small only wait for a second one
+torch.set_num_threads(1)  # more threads slow these small matrices down
 
 ROWS = [
-    {"question": f"Who is {name}?", "answer": f"{name} is a writer.", "paraphrased_answer": f"A writer is {name}.",
-     "perturbed_answer": [f"{name} is a {job}." for job in ("baker", "king")]}
+    {
+        "question": f"Who is {name}?",
+        "answer": f"{name} is a writer.",
+        "paraphrased_answer": f"A writer is {name}.",
+        "perturbed_answer": [f"{name} is a {job}." for job in ("baker", "king")],
+    }
     for name in ("Ada Quill", "Ben Ode", "Cy Verse", "Di Rhyme")
-]  # fmt: skip
+]
 
 
 def made_examples(answers: Sequence[int], texts: Sequence[str] | None = None) -> Examples:
@@ -48,7 +52,7 @@ def examples() -> Callable[..., Examples]:
 
 @pytest.fixture
 def tokens() -> Callable[..., TokenTable]:
-    """`tokens([[-.1, -.2], ...])`: a table of log-probabilities, an example each; the last token of each ends the turn."""
+    """`tokens([[-.1, -.2], ...])`: a table of log-probabilities; each last token ends the turn."""
 
     def build(
         logp: Sequence[Sequence[float]],
@@ -112,13 +116,13 @@ def data_root(tmp_path: Path) -> Path:
 
 @cache
 def composed(*overrides: str) -> Config:
-    """Hydra takes longer than these evaluations do: once for equal overrides."""
+    """Compose equal overrides once: hydra takes longer than these evaluations."""
     return compose_config("eval", list(overrides))
 
 
 @pytest.fixture
 def suite_cfg() -> Callable[..., Config]:
-    """`suite_cfg("eval.tofu.batch_size=1", suite="tofu_full", compat="none")`: the shipped suite, short generations, few resamples."""
+    """`suite_cfg("eval.tofu.batch_size=1", suite="tofu_full", compat="none")`: a shipped suite, made fast."""
 
     def build(*overrides: str, suite: str = "tofu_full", compat: str = "none") -> Config:
         short = ("eval.tofu.generation.max_new_tokens=4", "eval.tofu.bootstrap.resamples=50", "task_name=x")

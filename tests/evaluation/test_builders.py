@@ -1,22 +1,22 @@
-"""Views of documents, passages, prompts and multiple choice: what is a label, what is context, what is told."""
+"""Views of documents, passages, prompts and multiple choice: labels, context and messages."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from expunge.core.errors import UserError
+from expunge.data.encoded import Encoded
 from expunge.data.rows import Row, RowSet
 from expunge.data.template import Template
 from expunge.data.tokenizer_traits import plain_ids
 from expunge.evaluation.choice_views import choices
+from expunge.evaluation.plan import make_plan
 from expunge.evaluation.text_views import documents, passages, prompts, windows
 from expunge.evaluation.view_rows import load_views
-from expunge.evaluation.view_specs import parse_views
 from expunge.evaluation.wikitext import detokenized, pages
 
 TEXTS = [
@@ -89,20 +89,19 @@ def test_without_any_first_token_the_first_is_not_scored(
     "given",
     [{"max_length": 1}, {"max_length": None}, {"max_length": 8, "stride": 8}, {"max_length": 8, "stride": 0}],
 )
-def test_windows_that_cannot_be(template: Template, given: dict[str, Any]) -> None:
+def test_wrong_windows(template: Template, given: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"max_length|stride"):
         documents(rows_of({"text": "Ada"}), template, given.pop("max_length"), **given)
 
 
-def test_documents_tell_what_is_wrong(template: Template) -> None:
-    with pytest.raises(UserError, match="did you mean 'wikitext'"):
-        documents(rows_of({"text": "Ada"}), template, 8, split="wikitex")
+def test_documents_without_text(template: Template) -> None:
     with pytest.raises(UserError, match="no text under 'text'; it has: page"):
         documents(rows_of({"page": "Ada"}), template, 8)
 
 
 WIKI = (
-    " \n = Ada Quill = \n \n Ada ( born 1952 ) wrote 1 @,@ 200 pages , they say . \n = = Life = = \n = = = Youth = = = \n"
+    " \n = Ada Quill = \n \n Ada ( born 1952 ) wrote 1 @,@ 200 pages , they say . \n"
+    " = = Life = = \n = = = Youth = = = \n"
     " \n = Ben = \n It 's so . \n"
 )
 
@@ -195,31 +194,64 @@ def test_a_long_question_loses_the_same_beginning_for_every_letter(template: Tem
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
-    [({"answer": 3}, "answer=3 is none"), ({"answer": True}, "is none"), ({"answer": "E"}, "is none"), ({"answer": None}, "is none"),
-     ({"choices": ["Ada"]}, "no list of 2"), ({"choices": "Ada"}, "no list of 2"), ({"question": None}, "no text under 'question'")],
-)  # fmt: skip
-def test_questions_that_cannot_be(template: Template, wrong: dict[str, Any], told: str) -> None:
-    with pytest.raises(UserError, match=told):
+    ("wrong", "message"),
+    [
+        ({"answer": 3}, "answer=3 is not one of its 3 answers"),
+        ({"answer": True}, "answer=True is not one"),
+        ({"answer": "E"}, "answer='E' is not one"),
+        ({"answer": None}, "answer=None is not one"),
+        ({"choices": ["Ada"]}, "no list of 2"),
+        ({"choices": "Ada"}, "no list of 2"),
+        ({"question": None}, "no text under 'question'"),
+    ],
+)
+def test_wrong_questions(template: Template, wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         choices(rows_of({**QUESTION, **wrong}), template, None)
 
 
 def test_a_view_of_a_kind_takes_that_kinds_options() -> None:
+    views = {
+        "a": {"kind": "choice", "hf_args": {}},
+        "b": {"kind": "choices", "hf_args": {}, "question_keys": "q"},
+        "c": {"kind": "passages", "hf_args": {}, "question_key": "q", "prompt": 5},
+        "d": {"kind": "documents"},
+        "e": {"kind": "documents", "hf_args": {}, "split": "wikitex"},
+        "f": {"kind": "passages", "hf_args": {}},
+        "g": {"kind": "harness"},
+    }
     with pytest.raises(UserError) as caught:
-        parse_views({
-            "a": {"kind": "choice", "hf_args": {}},
-            "b": {"kind": "choices", "hf_args": {}, "question_keys": "q"},
-            "c": {"kind": "passages", "hf_args": {}, "question_key": "q"},
-            "d": {"kind": "documents"},
-        })  # fmt: skip
-    told = [str(fault) for fault in caught.value.faults]
-    assert Counter(len(line) > 0 for line in told) == {True: 4}
-    assert "did you mean 'choices'" in told[0]
-    assert "did you mean 'question_key'" in told[1]
+        make_plan({"views": views}, key="eval.own")
+    found = [str(fault) for fault in caught.value.faults]
+    expected = (
+        "eval.own.views.a.kind=choice: unknown kind of view 'choice'\n  -> did you mean 'choices'",
+        "eval.own.views.b.question_keys=q: choices takes no 'question_keys'\n  -> did you mean 'question_key",
+        "eval.own.views.c.question_key=q: passages takes no 'question_key'",
+        "eval.own.views.d has no hf_args",
+        "eval.own.views.e.split=wikitex: must be one of 'rows', 'wikitext'\n  -> did you mean 'wikitext'",
+        "eval.own.views.f.prompt is not given",
+        "eval.own.views.g.task is not given",
+    )
+    assert len(found) == len(expected)
+    for line, words in zip(found, expected, strict=True):
+        assert line.startswith(words)
 
 
-def test_optional_rows_that_are_nowhere(template: Template, tmp_path: Path) -> None:
-    """One of two: the other is there. Both: told together, once for one file, with the file to put there."""
+def test_a_kind_of_view_of_the_users_own(template: Template, tmp_path: Path) -> None:
+    """`kind: module:function`: a function like the shipped ones, without any change to the package."""
+    (tmp_path / "text.txt").write_text("Ada")
+    node = {"kind": f"{__name__}:shouted", "hf_args": {"path": str(tmp_path / "text.txt")}, "mark": "?"}
+    plan = make_plan({"views": {"own": node}})
+    (item,) = load_views(plan.views, ["own"], template, None, {})["own"].encoded
+    assert item.target_text == "ADA?"
+
+
+def shouted(rows: RowSet, template: Template, max_length: int | None, *, mark: str = "!") -> list[Encoded]:
+    return [template.encode("Who?", f"{row.fields['text']}".upper() + mark) for row in rows]
+
+
+def test_missing_optional_rows(template: Template, tmp_path: Path) -> None:
+    """One missing: the other is read. All missing: each file is reported once, with its path."""
     here = tmp_path / "mine" / "b.jsonl"
     here.parent.mkdir()
     node: dict[str, Any] = {"kind": "choices", "hf_args": {"path": None}, "optional": True}
@@ -228,7 +260,7 @@ def test_optional_rows_that_are_nowhere(template: Template, tmp_path: Path) -> N
         "b": ["mine/b.jsonl", "mine/both.jsonl"],
         "c": ["mine/a.jsonl"],
     }
-    specs = parse_views({name: {**node, "local": places} for name, places in local.items()})
+    specs = make_plan({"views": {name: {**node, "local": places} for name, places in local.items()}}).views
     with pytest.raises(UserError) as caught:
         load_views(specs, ["a", "b", "c"], template, tmp_path, {})
     assert [fault.message.partition(":")[0] for fault in caught.value.faults[:2]] == [
@@ -245,7 +277,7 @@ def test_optional_rows_that_are_nowhere(template: Template, tmp_path: Path) -> N
         load_views(specs, ["a", "b"], template, tmp_path, {})["a"].rows.file
         == tmp_path / "mine" / "both.jsonl"
     )
-    # A damaged file is no absent one.
+    # A damaged file does not count as missing.
     here.write_text("{")
     with pytest.raises(UserError, match="not valid JSON"):
         load_views(specs, ["a", "b"], template, tmp_path, {})
@@ -255,9 +287,8 @@ def test_the_models_limit_shortens_windows_and_is_part_of_the_fingerprint(
     template: Template, tmp_path: Path
 ) -> None:
     (tmp_path / "text.txt").write_text(TEXTS[0])
-    specs = parse_views(
-        {"d": {"kind": "documents", "hf_args": {"path": str(tmp_path / "text.txt")}, "max_length": 12}}
-    )
+    node = {"kind": "documents", "hf_args": {"path": str(tmp_path / "text.txt")}, "max_length": 12}
+    specs = make_plan({"views": {"d": node}}).views
     views = [load_views(specs, ["d"], template, None, {}, longest)["d"] for longest in (None, 99, 6)]
     assert [max(map(len, view.encoded)) for view in views] == [12, 12, 6]
     assert views[0].fingerprint == views[1].fingerprint != views[2].fingerprint

@@ -1,4 +1,4 @@
-"""The letters' log-probabilities: those of a full forward pass a letter, whatever the padding and the batches."""
+"""The letters' log-probabilities equal those of one full pass per letter, with any padding and batch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from expunge.evaluation.views import examples_of
 
 @pytest.fixture
 def encoded(tiny_tokenizer: Any) -> list[Encoded]:
-    """Questions of unlike lengths with two to four answers; here a letter is one or two tokens."""
+    """Questions of different lengths with two to four answers; a letter is one or two tokens here."""
     rows = [
         Row(
             f"row{number}",
@@ -47,7 +47,7 @@ def collected(model: Any, encoded: list[Encoded], **kwargs: Any) -> ChoiceTable:
 
 
 def by_brute_force(model: Any, encoded: list[Encoded]) -> list[float]:
-    """A full forward pass a letter, float64 sums of log-softmax at the places before its tokens."""
+    """One full forward pass per letter; float64 sums of log-softmax at the positions before its tokens."""
     found = []
     for item in encoded:
         with torch.no_grad():
@@ -79,7 +79,7 @@ def test_one_token_letters_take_one_sequence_a_question(tiny_model: Any) -> None
 
 
 def test_letters_of_unlike_lengths(tiny_model: Any) -> None:
-    """A: 8. B: 9 10. C: 9 11 12. The questions' prefix is run once, with 9 11 behind it."""
+    """A: 8. B: 9 10. C: 9 11 12. The prefix runs once, with 9 11 after it."""
     tails = ((8,), (9, 10), (9, 11, 12))
     several = [
         Encoded((5, 6, *tail), (False, False) + (True,) * len(tail), None, 2, "row0", 0, place, "A")

@@ -1,4 +1,4 @@
-"""Generations and gradient norms: batches change nothing, nothing is left behind."""
+"""Generations and gradient norms: batches change no result, and the model is left unchanged."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from expunge.core.errors import UserError
 from expunge.data.encoded import Encoded
 from expunge.data.template import Template
 from expunge.evaluation.collect.collector import Cost
-from expunge.evaluation.collect.generations import collect_generations
+from expunge.evaluation.collect.generations import GenerationSettings, collect_generations
 from expunge.evaluation.collect.gradnorms import collect_gradnorms
+from expunge.evaluation.plan import make_plan
 from expunge.evaluation.views import examples_of
 
 QUESTIONS = [
@@ -36,13 +37,15 @@ def encoded(tiny_tokenizer: Any) -> list[Encoded]:
 def generated(model: Any, tokenizer: Any, encoded: list[Encoded], pad_id: int, **kwargs: Any) -> Any:
     settings = {"max_new_tokens": 6, "do_sample": False, **kwargs.pop("settings", {})}
     rows = examples_of(encoded, [f"row{row}" for row in range(len(encoded))])
-    return collect_generations(model, tokenizer, encoded, rows, settings, pad_id=pad_id, **kwargs)
+    return collect_generations(
+        model, tokenizer, encoded, rows, GenerationSettings(**settings), pad_id=pad_id, **kwargs
+    )
 
 
 def test_left_padding_changes_no_generation(
     tiny_model: Any, tiny_tokenizer: Any, encoded: list[Encoded]
 ) -> None:
-    """Together, alone, and by taking the most likely token step by step."""
+    """In one batch, alone, and by taking the most likely token step by step."""
     model, pad = tiny_model(), tiny_tokenizer.pad_token_id
     table = generated(model, tiny_tokenizer, encoded, pad)
     for row, item in enumerate(encoded):
@@ -100,18 +103,16 @@ def test_the_models_own_sampling_settings_do_not_leak_in(
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"do_sample": True}, "do_sample"),
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
         ({"max_newtokens": 3}, "max_new_tokens"),
     ],
 )
-def test_settings_that_cannot_be(
-    settings: dict[str, Any], told: str, tiny_model: Any, tiny_tokenizer: Any, encoded: list[Encoded]
-) -> None:
-    with pytest.raises(UserError, match=told):
-        generated(tiny_model(), tiny_tokenizer, encoded, 0, settings=settings)
+def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make_plan({"generation": settings})
 
 
 def norms(model: Any, encoded: list[Encoded], **settings: Any) -> Any:
@@ -126,8 +127,10 @@ def test_gradient_norms_are_those_of_a_backward_pass(tiny_model: Any, encoded: l
     table = norms(model, encoded)
     l1 = norms(model, encoded[:1], p=1)
     for row, item in enumerate(encoded[:2]):
-        labels = [token if counted and place != item.turn_end else -100 for place, (token, counted) in
-                  enumerate(zip(item.input_ids, item.label_mask, strict=True))]  # fmt: skip
+        labels = [
+            token if counted and place != item.turn_end else -100
+            for place, (token, counted) in enumerate(zip(item.input_ids, item.label_mask, strict=True))
+        ]
         model.zero_grad()
         model(torch.tensor([item.input_ids]), labels=torch.tensor([labels])).loss.backward()
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]

@@ -1,4 +1,4 @@
-"""`eval.py` as the field calls it, on a handful of rows: figures and exit codes."""
+"""`eval.py` as the field calls it, on a handful of rows: values and exit codes."""
 
 from __future__ import annotations
 
@@ -24,17 +24,25 @@ def command(tiny_model: Any, tiny_tokenizer: Any, data_root: Path, tmp_path: Pat
             "eval.py",
             "eval",
             [
-                "--config-name=eval.yaml", "experiment=eval/tofu/default", "forget_split=forget10", "holdout_split=holdout10",
-                f"task_name={name}", f"paths.output_dir={tmp_path / name}", f"paths.data_root={data_root}",
-                f"model.model_args.pretrained_model_name_or_path={folder}", "model.model_args.torch_dtype=float32",
-                f"model.tokenizer_args.pretrained_model_name_or_path={folder}", "eval.tofu.generation.max_new_tokens=4", *overrides,
+                "--config-name=eval.yaml",
+                "experiment=eval/tofu/default",
+                "forget_split=forget10",
+                "holdout_split=holdout10",
+                f"task_name={name}",
+                f"paths.output_dir={tmp_path / name}",
+                f"paths.data_root={data_root}",
+                f"model.model_args.pretrained_model_name_or_path={folder}",
+                "model.model_args.torch_dtype=float32",
+                f"model.tokenizer_args.pretrained_model_name_or_path={folder}",
+                "eval.tofu.generation.max_new_tokens=4",
+                *overrides,
             ],
-        )  # fmt: skip
+        )
 
     return run
 
 
-def test_the_retain_models_file_serves_the_next_command(command: Any, tmp_path: Path, capsys: Any) -> None:
+def test_the_next_command_reads_the_retain_models_file(command: Any, tmp_path: Path, capsys: Any) -> None:
     assert command("retain", seed=1) == 0
     logs = tmp_path / "retain" / "TOFU_EVAL.json"
     assert json.loads((tmp_path / "retain" / "TOFU_SUMMARY.json").read_text())["forget_quality"] is None
@@ -43,7 +51,7 @@ def test_the_retain_models_file_serves_the_next_command(command: Any, tmp_path: 
     assert 0 < summary["forget_quality"] <= 1
     assert summary["privleak"] is not None
     capsys.readouterr()
-    # Logs of another split, and none where they are said to be: a message, exit 2, nothing written.
+    # Logs of another split, and a path without a file: a message, exit code 2, nothing written.
     other = ("forget_split=forget05", "holdout_split=holdout05", f"retain_logs_path={logs}")
     assert command("other", *other) == 2
     assert "forget10" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from expunge.config.compose import compose_config
-from expunge.evaluation.handlers import load_named
+from expunge.core.handlers import load_handler
 
 COMPATS = ("none", "open_unlearning", "soul")
 
@@ -45,7 +45,7 @@ def _functions() -> Iterator[Any]:
         "eval", ["eval=[tofu_full,ppl,wmdp,copyright,toxicity,few_shots]", "task_name=x"]
     ).section("eval")
     for node in (node for suite in suites.values() for node in suite["metrics"].values()):
-        yield load_named(node["handler"], "function")
+        yield load_handler(node["handler"])
     for module in pkgutil.iter_modules(methods.__path__):
         for value in vars(importlib.import_module(f"expunge.methods.{module.name}")).values():
             if hasattr(value, "spec"):
@@ -67,7 +67,7 @@ def test_each_switch_names_a_real_keyword(name: str) -> None:
 
 
 def test_each_switch_of_a_metric_changes_what_it_is_for_and_nothing_else(evaluate: Any) -> None:
-    """extraction strength has a floor of 1/L, gradient norms are means over tensors, privleak takes chance where there are no logs."""
+    """Extraction strength is at least 1/L, gradient norms are tensor means, privleak may use chance."""
     ours, field = evaluate(None).metrics, evaluate(None, compat="open_unlearning").metrics
     values = {name: (ours[name]["agg_value"], field[name]["agg_value"]) for name in ours}
     changed = {name for name, pair in values.items() if not _same(*pair)}

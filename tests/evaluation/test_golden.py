@@ -1,4 +1,4 @@
-"""Against what open-unlearning's own code gave on real models and data: per row, within the tolerances stated with the values."""
+"""Compare every row with open-unlearning's own code on real models and data, within the stated tolerances."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from expunge.evaluation.suite import prepare_suite
 
 pytestmark = pytest.mark.shared
 BY_DEFAULT_OTHERWISE = {"extraction_strength", "mia_gradnorm"}
-"""And privleak, where there are no logs."""
+"""And privleak, without logs."""
 
 NOT_THERE = {"mia_reference", "gibberish"}
-"""Metrics of ours that these values do not have."""
+"""Metrics of ours that are not among the reference values."""
 
 
 @pytest.fixture(scope="module")
 def field(shared: Path) -> Any:
-    """`field("full", "open_unlearning", ...)`: our scores and theirs; `rows` = only so many of each view."""
+    """`field("full", "open_unlearning", ...)`: our scores and theirs; `rows` limits each view."""
 
     def build(
         name: str, compat: str, rows: int | None = None, *overrides: str
@@ -59,7 +59,10 @@ def field(shared: Path) -> Any:
 
 
 def numbers(node: Any, rows: int | None = None, path: str = "") -> Iterator[tuple[str, float]]:
-    """Every number below a node with its path; of `value_by_index` the first rows alone, of which aggregates would say nothing."""
+    """Every number below a node with its path.
+
+    With `rows`, only the first rows of `value_by_index`, and no aggregates: those are over all rows.
+    """
     if isinstance(node, Mapping):
         for key, value in node.items():
             if rows is None or (key not in ("agg_value", "auc") and not (key.isdigit() and int(key) >= rows)):
@@ -74,7 +77,7 @@ def numbers(node: Any, rows: int | None = None, path: str = "") -> Iterator[tupl
 def assert_agrees(
     ours: Mapping[str, Any], theirs: Mapping[str, Any], rows: int | None = None, *, but: set[str]
 ) -> int:
-    """Every number of theirs is ours to 1e-4; how many there were."""
+    """Every reference number equals ours to 1e-4; returns their count."""
     compared = 0
     for name in theirs:
         if name in but:
@@ -127,7 +130,7 @@ def test_generations_of_the_first_rows_agree(field: Any) -> None:
 @pytest.mark.parametrize("compat", ["open_unlearning", "none"])
 @pytest.mark.parametrize("name", ["full", "retain90"])
 def test_every_value_agrees(name: str, compat: str, field: Any) -> None:
-    """The whole evaluation; by default all but the metrics that are meant to differ, which do."""
+    """The whole evaluation; by default all metrics agree, except those that differ on purpose."""
     scores, golden = field(name, compat)
     otherwise = (
         set()

@@ -1,4 +1,4 @@
-"""`encode.hide_pad` against the field's attention mask, `ids != pad`, typed anew: training, reference, the one pass and generation."""
+"""`encode.hide_pad` against the field's mask, `ids != pad`, in training, evaluation and generation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ANSWERS = ("Ada Quill.", "Ada Quinn wrote it at sea.", "Nobody.")
 
 @pytest.fixture
 def unpadded(tiny_tokenizer: Any, tmp_path: Path) -> Any:
-    """The tiny tokenizer as one that came without a pad token: the field pads it with its end of turn."""
+    """The tiny tokenizer without a pad token of its own: the field pads with the end of turn."""
     tiny_tokenizer.save_pretrained(tmp_path)
     tokenizer = load_tokenizer({"pretrained_model_name_or_path": str(tmp_path)})
     tokenizer.pad_token = None
@@ -38,7 +38,7 @@ def unpadded(tiny_tokenizer: Any, tmp_path: Path) -> Any:
 
 @pytest.fixture
 def encoded(unpadded: Any) -> list[Encoded]:
-    """Each question with each answer; their ends of turns are hidden."""
+    """Each question with each answer; their end-of-turn tokens are hidden."""
     template = Template.from_args({"apply_chat_template": True, "system_prompt": "Be brief."}, unpadded)
     found = []
     for row, question in enumerate(QUESTIONS):
@@ -55,7 +55,7 @@ def encoded(unpadded: Any) -> list[Encoded]:
 
 
 def field(model: Any, item: Encoded, pad: int) -> list[float]:
-    """Log-probs of an example's labels with the field's mask, padded by two more tokens of the pad on the right."""
+    """Log-probs of an example's labels with the field's mask, with two more pad tokens on the right."""
     ids_BT = torch.tensor([[*item.input_ids, pad, pad]])
     with torch.no_grad():
         logp_TV = model(input_ids=ids_BT, attention_mask=ids_BT.ne(pad).long()).logits[0].log_softmax(-1)
@@ -71,7 +71,10 @@ def plain(item: Encoded) -> Encoded:
 
 
 def test_the_pad_that_is_hidden_is_the_fields(tiny_tokenizer: Any, unpadded: Any, tmp_path: Path):
-    """A tokenizer's own pad is one; where it had none it is the EOS, also after saving, where a pad token of ours is written down."""
+    """The pad is the tokenizer's own, else the EOS.
+
+    This also holds after saving, which writes our pad token.
+    """
     kept = Template.from_args({"apply_chat_template": True}, tiny_tokenizer).encode(
         "Who?", "Ada.", hide_pad=True
     )
@@ -117,7 +120,7 @@ def test_the_one_pass(tiny_model: Any, encoded: list[Encoded], unpadded: Any, sh
 
 
 def test_gradient_norms(tiny_model: Any, encoded: list[Encoded], unpadded: Any):
-    """The norm of the gradient of the mean nll, the end of the turn left out, with the field's mask."""
+    """Norm of the gradient of the mean nll, without the end of the turn, with the field's mask."""
     model = tiny_model(seed=1).eval()
     table = collect_gradnorms(model, encoded, examples_of(encoded, ["row0", "row1"]), {})
     for found, item in zip(table.global_B, encoded, strict=True):
@@ -138,7 +141,7 @@ def test_gradient_norms(tiny_model: Any, encoded: list[Encoded], unpadded: Any):
 
 
 def test_generation_gets_the_same_mask(encoded: list[Encoded], unpadded: Any):
-    """Padded on the left, `ids != pad` with the field's pad in the place of ours."""
+    """Padded on the left, with the mask `ids != pad` for the field's pad instead of ours."""
     prompts = [item.prompt_only() for item in encoded[:: len(ANSWERS)]]
     side = collate(prompts, unpadded.pad_token_id, "left")
     as_field_BT = collate([plain(item) for item in prompts], unpadded.eos_token_id, "left")["input_ids"]

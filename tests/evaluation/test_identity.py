@@ -1,4 +1,4 @@
-"""What makes two models, or two sets of rows, the same for the tables that are kept: more than the weights, less than the name."""
+"""When saved tables serve another model or other rows: equal numbers matter, names do not."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def forward_tokens(scores: Any, kind: str = "tokens") -> int:
 def test_equal_weights_under_another_configuration_are_another_model(
     evaluate: Any, tiny_model: Any, tmp_path: Path
 ) -> None:
-    """The base of the rotary positions is no tensor; other positions, other numbers."""
+    """The base of the rotary positions is not a tensor, but it changes the numbers."""
     first = evaluate(tmp_path, suite="tofu")
     second = evaluate(tmp_path, suite="tofu", model=tiny_model(rope_parameters=ROPE))
     assert forward_tokens(second) == forward_tokens(first) > 0
@@ -48,7 +48,7 @@ def test_a_name_or_a_folder_is_no_part_of_the_model(evaluate: Any, tiny_model: A
     assert again.aggregates() == first.aggregates()
 
 
-def test_an_edited_row_is_measured_anew_and_the_other_views_are_not(
+def test_an_edited_row_is_measured_again_and_the_other_views_are_not(
     evaluate: Any, tmp_path: Path, data_root: Path
 ) -> None:
     first = evaluate(tmp_path, suite="tofu")
@@ -66,7 +66,7 @@ def test_an_edited_row_is_measured_anew_and_the_other_views_are_not(
 def test_a_row_whose_answer_has_no_labels_is_null_and_counted(
     evaluate: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The mean is that of the three others, and what is built on the row is null as well."""
+    """The mean is over the three other rows; values that depend on the row are null as well."""
     from dataclasses import replace
 
     from expunge.evaluation import views

@@ -1,4 +1,4 @@
-"""Each metric against numbers worked by hand."""
+"""Each metric against hand-worked numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from expunge.core.errors import UserError
 from expunge.core.files import write_json
 from expunge.evaluation.metrics.exact_memorization import exact_memorization
 from expunge.evaluation.metrics.extraction_strength import extraction_strength
@@ -41,7 +40,7 @@ L = math.log
 
 
 def test_probability_counts_the_end_of_the_turn_and_averages_answers_before_rows(tokens: Tokens) -> None:
-    """Row 0: answers (.5 x .125)^(1/2) = .25 and 1; mean .625. Row 1: one answer of .5. Mean of rows: .5625."""
+    """Row 0: answers (.5 x .125)^(1/2) = .25 and 1, mean .625. Row 1: one answer, .5. Mean of rows: .5625."""
     found = probability(tokens([[L(0.5), L(0.125)], [0.0], [L(0.5)] * 3], answers=[2, 1]))
     assert found.value == pytest.approx(0.5625)
     rows = found.by_index()
@@ -60,7 +59,7 @@ def test_a_row_without_labels_is_unscored_and_does_not_spoil_the_mean(tokens: To
 
 
 def test_probability_with_options(tokens: Tokens) -> None:
-    """.5 / (.5 + .25 + .25) and, where nothing has any probability, 0 through eps."""
+    """.5 / (.5 + .25 + .25); 0 through eps, if all probabilities are 0."""
     correct = probability(tokens([[L(0.5)], [-100.0]]))
     wrong = probability(tokens([[L(0.25)]] * 2 + [[-100.0]] * 2, answers=[2, 2]))
     found = probability_w_options(correct, wrong)
@@ -92,25 +91,20 @@ def test_truth_ratio(tokens: Tokens) -> None:
 
 
 def test_a_dead_model_looks_forgotten_without_eps_only(tokens: Tokens) -> None:
-    """Mean nll 40 for every answer: R = e^-40 / (e^-40 + 1e-10) is close to 0, in the authors' form it is 1."""
+    """Mean nll 40 for all answers: R = e^-40 / (e^-40 + 1e-10) is near 0; in the authors' form it is 1."""
     dead = [math.exp(-40)] * 2
     assert _ratio(tokens, dead[0], dead).value == pytest.approx(math.exp(-40) / 1e-10, rel=1e-5)
     assert _ratio(tokens, dead[0], dead, eps=0.0).value == pytest.approx(1.0)
-    # nll 2000 is no number any more once it is a probability; the logarithm still is.
+    # exp(-2000) is 0 in floats; the logarithm is still exact.
     found = truth_ratio(probability(tokens([[-2000.0]])), probability(tokens([[-2001.0]])), eps=0.0)
     assert found.value == pytest.approx(math.exp(-1))
 
 
-def test_truth_ratio_refuses_what_it_does_not_know(tokens: Tokens) -> None:
-    with pytest.raises(UserError, match="closer_to_one") as caught:
-        _ratio(tokens, 0.5, [0.5], aggregate="closer_to_one", wrong_mean="harmonic")
-    assert len(caught.value.faults) == 2
-    with pytest.raises(UserError, match="below 0"):
-        _ratio(tokens, 0.5, [0.5], eps=-1e-3)
-
-
 def test_rouge(examples: Any) -> None:
-    """ "the cat sat" against "the cat": recall of the longest common subsequence 2/2; of "a dog" 0. Words are stemmed: cats = cat."""
+    """Recall of the longest common subsequence: "the cat sat" for "the cat" 2/2, "the cat" for "a dog" 0.
+
+    Words are stemmed: cats = cat.
+    """
     table = GenerationTable(
         examples([1] * 4, ["the cat", "a dog", "cats", "..."]),
         ("q",) * 4,
@@ -124,8 +118,6 @@ def test_rouge(examples: Any) -> None:
     assert found.statistic.scored() == (3, 1)  # an answer without words has no recall
     assert rouge(table, variant="rougeL_f1").value == pytest.approx((0.8 + 0 + 1) / 3)
     assert found.by_index()["1"]["generation"] == "the cat"
-    with pytest.raises(UserError, match="rougeL_recal"):
-        rouge(table, variant="rougeL_recal")
 
 
 @pytest.mark.parametrize(
@@ -138,7 +130,7 @@ def test_rouge(examples: Any) -> None:
     ],
 )
 def test_extraction_strength(hits: list[int], strength: float, floored: float, tokens: Tokens) -> None:
-    """1 - k/4, k = index after the last miss; the field stops at k = 3. A fifth token, the end of the turn, counts for nothing."""
+    """1 - k/4, k = index after the last miss; the field stops at k = 3. The turn end does not count."""
     table = tokens([[0.0] * 5], hit=[[bool(hit) for hit in hits] + [False]])
     assert extraction_strength(table).value == strength
     assert extraction_strength(table, floor=True).value == floored
@@ -158,7 +150,7 @@ def test_an_answer_that_was_cut_has_no_end_of_turn_to_leave_out(tokens: Tokens) 
 
 
 def test_attacks_by_loss_and_least_likely_tokens(tokens: Tokens) -> None:
-    """Five tokens and the end: min-k takes floor(.4 x 5) = 2, the lowest being -4 and -3; the loss is (1+2+3+4+0+8)/6 = 3."""
+    """Five tokens and the end: min-k takes floor(.4 x 5) = 2, -4 and -3; the loss is (1+2+3+4+0+8)/6 = 3."""
     table = tokens([[-1.0, -2.0, -3.0, -4.0, 0.0, -8.0]], mu=-1.0, var=4.0)
     likely = tokens([[-0.5] * 6], mu=-1.0, var=4.0)
     loss, min_k, plus = mia_loss(likely, table), mia_min_k(likely, table), mia_min_k_plus_plus(likely, table)
@@ -182,7 +174,7 @@ def test_min_k_rounds_the_number_of_tokens_down(k: float, expected: float, token
 
 
 def test_min_k_plus_plus_measures_each_token_before_it_takes_the_lowest(tokens: Tokens) -> None:
-    """The likeliest token is the least likely against its vocabulary: (-1 - 0) / 1 below (-4 + 4) / 2 and (-3 + 2) / 2."""
+    """The most likely token has the lowest normalised score: (-1 - 0) / 1 < (-4 + 4) / 2 and (-3 + 2) / 2."""
     table = tokens([[-1.0, -4.0, -3.0, 0.0]])
     table = replace(
         table,
@@ -216,8 +208,6 @@ def test_attack_by_gradient_norm(examples: Any) -> None:
     holdout = GradNormTable(examples([1]), np.array([3.0]), np.array([1.0]))
     assert mia_gradnorm(forget, holdout).value == 1.0
     assert mia_gradnorm(forget, holdout, norm="mean_of_tensors").value == 0.0
-    with pytest.raises(UserError, match="max"):
-        mia_gradnorm(forget, holdout, norm="max")
 
 
 def logs(path: Any, **metrics: Any) -> RetainLogs:
@@ -232,7 +222,7 @@ def _score(values: list[float], name: str) -> Result:
 
 
 def test_forget_quality_is_the_p_value_and_its_interval_is_on_the_distance(tmp_path: Any) -> None:
-    """4 against 4 rows, apart altogether: D = 1, p = 2 / C(8, 4) = 1/35."""
+    """4 against 4 rows without overlap: D = 1, p = 2 / C(8, 4) = 1/35."""
     reference = {
         "agg_value": 0.5,
         "value_by_index": {str(row): {"score": value} for row, value in enumerate([5.0, 6.0, 7.0, 8.0])},
@@ -251,7 +241,7 @@ def test_forget_quality_is_the_p_value_and_its_interval_is_on_the_distance(tmp_p
 
 
 def test_rouge_recall_divides_by_the_answer_and_f1_is_between(examples: Any) -> None:
-    """Two of the answer's four words in a row, six written: recall 2/4, precision 2/6, F1 2 x 2 / (4 + 6)."""
+    """Two of the answer's four words, six written: recall 2/4, precision 2/6, F1 2 x 2 / (4 + 6)."""
     table = GenerationTable(examples([1], texts=["red cat sleeps now"]), ("",), ("the red cat of an aunt",))
     (row,) = rouge(table).by_index().values()
     assert row["rouge1_recall"] == row["rougeL_recall"] == pytest.approx(2 / 4)
@@ -306,7 +296,7 @@ def test_rel_diff(tmp_path: Any) -> None:
 
 
 def test_attack_against_the_retain_models_loss(tmp_path: Any, tokens: Tokens) -> None:
-    """Forget: 1 - 5 = -4; holdout: 2 - 2 = 0: the forget row lies below, AUC 1; the loss alone says 0 of the reversed case."""
+    """Forget: 1 - 5 = -4; holdout: 2 - 2 = 0. The forget row is below: AUC 1; the reversed case gives 0."""
     loss = replace(mia_loss(tokens([[-3.0]]), tokens([[-2.0]])), name="mia_loss")
     sides = {
         side: {"value_by_index": {"0": {"score": value}}}
@@ -331,8 +321,6 @@ def test_perplexity_weighs_tokens_not_pieces(tokens: Tokens) -> None:
     assert perplexity(tokens([[-1.0] * 3, [-3.0]], ends=False)).value == pytest.approx(math.exp(1.5))
 
 
-def test_gibberish_needs_a_classifier(examples: Any) -> None:
+def test_gibberish_is_null_without_a_classifier(examples: Any) -> None:
     table = GenerationTable(examples([1]), ("q",), ("x",))
     assert gibberish(table).reason == "no classifier path"
-    with pytest.raises(UserError, match="classifier_path"):
-        gibberish(table, classifier_path="somewhere")

@@ -1,4 +1,4 @@
-"""A collector of somebody's own package: named in the suite, its table read by a metric, cached, and reported when it is wrong."""
+"""A collector of the user's own package: named in a suite, read by a metric, cached, validated."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ from typing import Any
 import pytest
 import torch
 
+from expunge.cli import main as cli
+from expunge.config.short_names import COLLECTORS
 from expunge.core.errors import UserError
 from expunge.data.template import Template
-from expunge.evaluation.collectors import COLLECTORS, collectors_of
 from expunge.evaluation.evaluate import evaluate_suite
+from expunge.evaluation.plan import make_plan
 from expunge.evaluation.suite import prepare_suite
 
 OWN = """
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 
-from expunge.core.errors import UserError
+from expunge.core.ranges import AtLeast, AtMost
 from expunge.evaluation.collect.collector import Absent, Collector, Cost, Request, Subject
 from expunge.evaluation.results import Result
 from expunge.evaluation.statistics import Mean
@@ -39,16 +41,19 @@ class HiddenTable(Table):
     said: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Settings:
+    note: int = 0
+    broken: bool = False
+
+
 class Hidden(Collector):
     kind = "hidden"
     table = HiddenTable
     of_metric = ("layer",)
     of_suite = {"scale": 1.0}
     section = "hidden"
-
-    def check(self, settings: Mapping[str, Any]) -> None:
-        if settings["layer"] > 2:
-            raise UserError(f"layer={settings['layer']}: there are 2", "0, 1 or 2")
+    settings = Settings
 
     def collect(self, subject: Subject, requests: Sequence[Request], cost: Cost) -> Iterator[Any]:
         for view, settings in requests:
@@ -75,7 +80,7 @@ class Untabled:
     def collect(self): ...
 
 
-def hidden_norm(states: HiddenTable, *, layer: int = 1) -> Result:
+def hidden_norm(states: HiddenTable, *, layer: Annotated[int, AtLeast(0), AtMost(2)] = 1) -> Result:
     assert len(states.said) == len(states.norm_B)
     return Result(Mean(states.norm_B), columns={"score": states.norm_B}, row_ids=states.examples.row_ids)
 """
@@ -89,9 +94,26 @@ def own_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "own_states"
 
 
+def test_validation_knows_it_and_its_section(own_package: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its settings in the suite and in a metric's entry pass `expunge validate`; faults give exit code 2."""
+    entry = f"handler: {own_package}:hidden_norm, states: forget, layer: 2, hidden: {{note: 1}}"
+    given = [
+        "experiment=eval/tofu/default",
+        "task_name=x",
+        "+eval.tofu.hidden.note=2",
+        f"+eval.tofu.metrics.norm={{{entry}}}",
+        f"+eval.tofu.collectors=[{own_package}:Hidden]",
+    ]
+    assert cli.main(["validate", "eval", *given]) == 0, capsys.readouterr().err
+    assert cli.main(["validate", "eval", *given, "eval.tofu.hidden.note=x"]) == 2
+    assert "eval.tofu.hidden.note=x: must be a whole number" in capsys.readouterr().err
+    assert cli.main(["validate", "eval", *given[:-1]]) == 2
+    assert "is a HiddenTable, which no collector of this suite makes" in capsys.readouterr().err
+
+
 @pytest.fixture
 def scored(own_package: str, suite_cfg: Any, data_root: Path, tiny_tokenizer: Any) -> Callable[..., Any]:
-    """`scored(model, out_dir, layer=2, hidden={...}, ...)`: one metric on one view, the suite's other keys as given."""
+    """`scored(model, out_dir, layer=2, hidden={...}, ...)`: one metric on one view."""
 
     def run(model: Any, out_dir: Path | None, layer: int = 1, hidden: Any = None, **keys: Any) -> Any:
         views = suite_cfg().section("eval.tofu")["views"]
@@ -128,10 +150,15 @@ def test_its_table_is_collected_once_and_read_back(scored: Any, tiny_model: Any,
 
 
 @pytest.mark.parametrize(
-    ("keys", "told"),
+    ("keys", "message"),
     [
-        ({"layer": 3}, "layer=3: there are 2"),
-        ({"collectors": []}, r"'states' is a HiddenTable, which no collector of this suite makes"),
+        ({"layer": 3}, "eval.own.metrics.norm.layer=3: must be a whole number of at least 0 and at most 2"),
+        ({"hidden": {"nota": 1}}, r"norm.hidden.nota=1: Settings takes no 'nota'\n  -> did you mean 'note'"),
+        ({"hidden": {"note": "x"}}, "eval.own.metrics.norm.hidden.note=x: must be a whole number"),
+        (
+            {"collectors": []},
+            r"norm.states of hidden_norm is a HiddenTable, which no collector of this suite makes",
+        ),
         ({"collectors": ["own_states:Hiden"]}, "did you mean 'Hidden'"),
         ({"collectors": ["own_state:Hidden"]}, "no module 'own_state'"),
         ({"collectors": ["own_states:Untabled"]}, "has no table"),
@@ -139,16 +166,14 @@ def test_its_table_is_collected_once_and_read_back(scored: Any, tiny_model: Any,
         ({"collectors": ["own_states:Hidden", "own_states:Hidden"]}, "the kind 'hidden' or the table"),
     ],
 )
-def test_what_is_wrong_is_reported_before_a_model_is_needed(
-    keys: dict[str, Any], told: str, scored: Any
+def test_faults_are_reported_before_a_model_is_needed(
+    keys: dict[str, Any], message: str, scored: Any
 ) -> None:
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         scored(None, None, **keys)
 
 
 def test_the_shipped_collectors_are_a_table_of_five() -> None:
-    found = collectors_of({})
-    assert [collector.kind for collector in COLLECTORS] == [
-        "tokens", "generations", "gradnorms", "choices", "harness",
-    ]  # fmt: skip
-    assert list(found) == [collector.table for collector in COLLECTORS]
+    found = make_plan({}).collectors
+    assert list(found) == list(COLLECTORS) == ["tokens", "generations", "gradnorms", "choices", "harness"]
+    assert len({collector.table for collector in found.values()}) == 5

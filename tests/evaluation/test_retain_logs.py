@@ -1,4 +1,4 @@
-"""The retain model's logs: ours and open-unlearning's, the right ones and the wrong ones."""
+"""The retain model's logs: ours and open-unlearning's, correct and wrong ones."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from expunge.evaluation.retain_logs import RetainLogs
 
 @pytest.fixture
 def retain_file(evaluate: Any, tiny_model: Any, tmp_path: Path) -> Path:
-    """What our own evaluation of another model wrote."""
+    """The file of our own evaluation of another model."""
     evaluate(tmp_path / "retain", model=tiny_model(seed=5))
     return tmp_path / "retain" / "TOFU_EVAL.json"
 
 
 @pytest.fixture
 def theirs(retain_file: Path, tmp_path: Path) -> Any:
-    """The same in open-unlearning's form: no `_about`, nothing of ours beside `agg_value` and `value_by_index`."""
+    """The same in open-unlearning's form: no `_about`, only `agg_value` and `value_by_index`."""
 
     def build(**changes: Any) -> Path:
         data = json.loads(retain_file.read_text())
@@ -55,7 +55,7 @@ def test_with_logs_every_comparison_has_a_value(
     assert (itself.aggregates()["forget_quality"], itself.aggregates()["privleak"]) == (1.0, 0.0)
 
 
-def test_new_logs_under_the_old_name_are_read_anew(
+def test_new_logs_under_the_old_name_are_read_again(
     evaluate: Any, retain_file: Path, tmp_path: Path, tiny_model: Any
 ) -> None:
     first = evaluate(tmp_path / "run", f"retain_logs_path={retain_file}")
@@ -79,7 +79,7 @@ def test_files_that_are_no_logs(evaluate: Any, tmp_path: Path) -> None:
     write_json(tmp_path / "b.json", {"accuracy": 3})
     with pytest.raises(UserError, match="not valid JSON"):
         evaluate(None, f"retain_logs_path={tmp_path / 'a.json'}")
-    with pytest.raises(UserError, match="holds no metric"):
+    with pytest.raises(UserError, match="has no metric"):
         evaluate(None, f"retain_logs_path={tmp_path / 'b.json'}")
 
 
@@ -126,7 +126,7 @@ def test_a_metric_that_the_logs_lack_is_null_with_the_reason(evaluate: Any, thei
 
 
 def test_integer_like_and_text_keys_and_null_scores(tmp_path: Path) -> None:
-    """JSON has text keys alone; a file may have them in any order, and null where a row was not scored."""
+    """JSON keys are texts, in any order; an unscored row is null."""
     write_json(
         tmp_path / "a.json",
         {"m": {"agg_value": 1.0, "value_by_index": {"1": {"score": None}, "0": {"score": 2}}}},
@@ -134,5 +134,5 @@ def test_integer_like_and_text_keys_and_null_scores(tmp_path: Path) -> None:
     column_R = RetainLogs.read(tmp_path / "a.json", "tofu").column("m", "score", ["a", "b"])
     assert column_R[0] == 2.0
     assert np.isnan(column_R[1])
-    with pytest.raises(UserError, match="no 'prob'"):
+    with pytest.raises(UserError, match="lacks 'prob'"):
         RetainLogs.read(tmp_path / "a.json", "tofu").column("m", "prob", ["a", "b"])

@@ -1,4 +1,4 @@
-"""Several ranks (gloo) give the scores of one, together, and one of them writes."""
+"""Several ranks (gloo) together give the scores of one rank; one of them writes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
 def on_ranks(size: int, job: Callable[[int], None]) -> None:
-    """Run `job(rank)` in forked processes that are in one group."""
+    """Run `job(rank)` in forked processes of one group."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -46,7 +46,7 @@ def on_ranks(size: int, job: Callable[[int], None]) -> None:
 
 
 def plain(folder: Path) -> Any:
-    """A result file without what was counted and timed."""
+    """A result file without counts and times."""
     data = json.loads((folder / "TOFU_EVAL.json").read_text())
     return {name: node for name, node in data.items() if name != "_about"}
 
@@ -71,7 +71,7 @@ def test_ranks_are_one(size: int, evaluate: Any, tmp_path: Path) -> None:
 
 
 def test_two_ranks_read_the_same_letters(tiny_model: Any, tmp_path: Path) -> None:
-    """Three questions of two letters, a question a batch: one rank has two of them, the other one."""
+    """Three questions of two letters, one question per batch: one rank has two of them, the other one."""
     encoded = [
         Encoded(
             (*(5, 6, 7)[: 1 + row], 8 + place),
@@ -104,7 +104,7 @@ def test_two_ranks_read_the_same_letters(tiny_model: Any, tmp_path: Path) -> Non
 def test_every_rank_makes_the_same_collective_calls(
     batch_size: int, evaluate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three ranks: with 32 rows a batch most of them have no batch of a view, with 1 unequal numbers."""
+    """Three ranks: with 32 rows per batch most have no batch of a view; with 1 their numbers differ."""
     calls: list[str] = []
     for name in ("all_gather_object", "broadcast_object_list"):
         real = getattr(torch.distributed, name)
@@ -145,15 +145,15 @@ def test_a_fault_of_one_rank_is_raised_on_the_first_and_ends_the_others(tmp_path
             (tmp_path / f"{name} {rank}.json").write_text(json.dumps(found))
 
     on_ranks(3, each)
-    told = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
+    reported = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
     quiet = ["ends with 0"]
     for name, message in {"of rank 1": "file 7", "of all": "the same", "of rank 0": "full"}.items():
-        assert told[f"{name} 0"] == [f"{message}\n  -> a hint"]
-        assert told[f"{name} 1"] == told[f"{name} 2"] == quiet
+        assert reported[f"{name} 0"] == [f"{message}\n  -> a hint"]
+        assert reported[f"{name} 1"] == reported[f"{name} 2"] == quiet
 
 
 def test_joining_reads_the_launchers_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One process, or a cluster's variables without a launcher, is alone."""
+    """One process, or a cluster's variables without a launcher, means a single rank."""
     for variables in ({}, {"WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}, {"WORLD_SIZE": "2"}):
         with monkeypatch.context() as patch:
             for name in ("WORLD_SIZE", "MASTER_ADDR"):

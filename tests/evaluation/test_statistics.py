@@ -1,4 +1,4 @@
-"""Aggregates on the rows as they are and on resampled ones, against scipy, scikit-learn and hand-worked numbers."""
+"""Aggregates on rows and on resampled rows, against scipy, scikit-learn and hand-worked numbers."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_harmonic_mean_is_0_where_a_part_is_and_scipys_elsewhere() -> None:
 
 
 def test_parts_over_the_same_rows_are_drawn_together() -> None:
-    """x and 1 - x of the same rows: whatever is drawn, their means add up to 1, so the harmonic mean is 2 m (1 - m)."""
+    """x and 1 - x of the same rows: their means sum to 1, so the harmonic mean is 2 m (1 - m)."""
     score_R = np.random.default_rng(5).random(30)
     together = HarmonicMean([Mean(score_R), Mean(1 - score_R)], ["same", "same"]).resample(rng(), 50)
     mean_K = draw(rng(), 50, 30) @ score_R / 30
@@ -155,7 +155,7 @@ def test_a_ratio_of_sums_is_not_a_mean_of_ratios() -> None:
 
 
 def test_nineteen_intervals_of_twenty_hold_the_truth() -> None:
-    """300 samples of 80 rows of mean .5: the share that holds it is .95 +- .025, two standard errors."""
+    """300 samples of 80 rows of mean .5: .95 +- .025 (two standard errors) of the intervals have .5."""
     source = np.random.default_rng(6)
     found = [interval(Mean(source.random(80)), "some", 200, seed) for seed in range(300)]
     held = np.mean([one is not None and one.low <= 0.5 <= one.high for one in found])

@@ -1,4 +1,4 @@
-"""The shipped suites on a handful of rows: files, caches, planning, and what is told when something cannot be."""
+"""The shipped suites on a handful of rows: files, caches, planning, and and the messages of faults."""
 
 from __future__ import annotations
 
@@ -17,13 +17,21 @@ from expunge.evaluation.collect import tokens as tokens_module
 from expunge.evaluation.evaluate import evaluate_suite
 from expunge.evaluation.suite import prepare_suite
 
-NINE = [f"{rows}_{metric}" for rows, metric in (
-    ("retain", "Q_A_Prob"), ("retain", "Q_A_ROUGE"), ("retain", "Truth_Ratio"), ("ra", "Q_A_Prob_normalised"), ("ra", "Q_A_ROUGE"),
-    ("ra", "Truth_Ratio"), ("wf", "Q_A_Prob_normalised"), ("wf", "Q_A_ROUGE"), ("wf", "Truth_Ratio"))]  # fmt: skip
+NINE = [
+    "retain_Q_A_Prob",
+    "retain_Q_A_ROUGE",
+    "retain_Truth_Ratio",
+    "ra_Q_A_Prob_normalised",
+    "ra_Q_A_ROUGE",
+    "ra_Truth_Ratio",
+    "wf_Q_A_Prob_normalised",
+    "wf_Q_A_ROUGE",
+    "wf_Truth_Ratio",
+]
 
 
 def passes(scores: Any) -> dict[str, int]:
-    """Tokens through the model by kind of table; nothing for what a cache had."""
+    """Tokens through the model by kind of table; cached kinds are left out."""
     return {kind: cost["forward_tokens"] for kind, cost in scores.about["cost"].items()}
 
 
@@ -33,10 +41,22 @@ def test_a_run_writes_the_fields_two_files_and_ours_beside(evaluate: Any, tmp_pa
     details = json.loads((tmp_path / "run" / "TOFU_EVAL.json").read_text())
     assert summary == scores.aggregates()
     assert list(summary) == [
-        "forget_Q_A_Prob", "forget_Q_A_ROUGE", "forget_truth_ratio", "forget_quality", "extraction_strength", "exact_memorization",
-        "mia_min_k", "privleak", "mia_loss", "mia_zlib", "mia_min_k_plus_plus", "mia_gradnorm", "mia_reference", "gibberish",
+        "forget_Q_A_Prob",
+        "forget_Q_A_ROUGE",
+        "forget_truth_ratio",
+        "forget_quality",
+        "extraction_strength",
+        "exact_memorization",
+        "mia_min_k",
+        "privleak",
+        "mia_loss",
+        "mia_zlib",
+        "mia_min_k_plus_plus",
+        "mia_gradnorm",
+        "mia_reference",
+        "gibberish",
         "model_utility",
-    ]  # fmt: skip
+    ]
     assert {name for name, value in summary.items() if value is None} == {
         "forget_quality",
         "privleak",
@@ -61,8 +81,14 @@ def test_a_run_writes_the_fields_two_files_and_ours_beside(evaluate: Any, tmp_pa
 def test_tofu_is_tofu_full_without_the_attacks(evaluate: Any) -> None:
     small, full = evaluate(None, suite="tofu"), evaluate(None)
     assert list(small.aggregates()) == [
-        "forget_Q_A_Prob", "forget_Q_A_ROUGE", "forget_truth_ratio", "forget_quality", "extraction_strength", "privleak", "model_utility",
-    ]  # fmt: skip
+        "forget_Q_A_Prob",
+        "forget_Q_A_ROUGE",
+        "forget_truth_ratio",
+        "forget_quality",
+        "extraction_strength",
+        "privleak",
+        "model_utility",
+    ]
     assert all(full.metrics[name]["agg_value"] == value for name, value in small.aggregates().items())
     assert set(small.metrics) < set(full.metrics)
     assert "gradnorms" not in passes(small)
@@ -71,7 +97,7 @@ def test_tofu_is_tofu_full_without_the_attacks(evaluate: Any) -> None:
 def test_the_union_of_the_views_goes_through_the_model_once(
     evaluate: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Real authors are the first two forget rows here, and the attacks' forget rows the same four: 52 examples asked for, 36 unique."""
+    """Real authors are the first two forget rows, the attacks use all four: 52 examples, 36 unique."""
     calls: list[int] = []
     real = tokens_module.label_outputs
 
@@ -82,14 +108,14 @@ def test_the_union_of_the_views_goes_through_the_model_once(
     monkeypatch.setattr(tokens_module, "label_outputs", counted)
     scores = evaluate(None)
     cost = scores.about["cost"]["tokens"]
-    # Asked for: forget and retain 4 x (1 + 1 + 2) each, 2 x (1 + 2) twice, the attacks' 4 + 4. Once: 16 + 16
-    # + holdout 4.
+    # Requested: forget and retain 4 x (1 + 1 + 2) each, 2 x (1 + 2) twice, the attacks' 4 + 4. Unique: 16
+    # + 16 + holdout 4.
     assert (cost["examples"], cost["unique"]) == (52, 36)
     assert sum(calls) == cost["forward_tokens"]
 
 
 def test_the_order_of_the_norm_reaches_the_collector(evaluate: Any, tmp_path: Path) -> None:
-    """A sum of sizes is larger than the root of a sum of squares; and it is a table of its own."""
+    """A sum of absolute values is larger than the root of the sum of squares; and the tables differ."""
     two = evaluate(tmp_path)
     one = evaluate(tmp_path, "+eval.tofu.metrics.mia_gradnorm.p=1")
     norms = [
@@ -168,10 +194,10 @@ def test_the_same_evaluation_again_runs_no_model(
     assert again.metrics["forget_truth_ratio"] == first.metrics["forget_truth_ratio"]
 
 
-def test_what_changed_is_computed_anew(
+def test_changed_inputs_are_computed_again(
     evaluate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Any
 ) -> None:
-    """Into one folder, one cache: another model, split, dtype, template, setting or code is never served what the first one left."""
+    """In one folder, another model, split, dtype, template, setting or code gets its own tables."""
     first = evaluate(tmp_path)
     probability = first.metrics["forget_Q_A_Prob"]["agg_value"]
 
@@ -199,7 +225,7 @@ def test_what_changed_is_computed_anew(
     assert passes(run("eval.tofu.overwrite=true")) == passes(first)
 
 
-def test_a_damaged_table_is_made_anew(evaluate: Any, tmp_path: Path) -> None:
+def test_a_damaged_table_is_made_again(evaluate: Any, tmp_path: Path) -> None:
     first = evaluate(tmp_path)
     for path in (tmp_path / "tables").glob("*.safetensors"):
         path.write_bytes(path.read_bytes()[:40])
@@ -233,7 +259,7 @@ def test_a_metric_can_be_left_out(evaluate: Any) -> None:
     assert "gradnorms" not in passes(scores)
 
 
-def test_everything_wrong_with_a_suite_is_told_together(evaluate: Any, suite_cfg: Any) -> None:
+def test_all_faults_of_a_suite_are_reported_together(evaluate: Any, suite_cfg: Any) -> None:
     node = suite_cfg().section("eval.tofu")
     node["metrics"]["mia_min_k"]["kk"] = 0.3
     node["metrics"]["mia_loss"]["forget"] = "forgets"
@@ -246,16 +272,16 @@ def test_everything_wrong_with_a_suite_is_told_together(evaluate: Any, suite_cfg
     }
     with pytest.raises(UserError) as caught:
         evaluate(None, node=node)
-    told = [str(fault) for fault in caught.value.faults]
-    assert len(told) == 5
+    found = [str(fault) for fault in caught.value.faults]
+    assert len(found) == 5
     for name in (
         "'kk'",
         "did you mean 'forget'",
         "unknown metric 'forget_Q_A_PARA'",
         "did you mean 'extraction_strength'",
-        "'answers'",
+        "exact_memorization.answers is not given",
     ):
-        assert any(name in line for line in told), name
+        assert any(name in line for line in found), name
 
 
 def test_metrics_in_a_circle_and_rows_that_are_not_there(
@@ -269,10 +295,13 @@ def test_metrics_in_a_circle_and_rows_that_are_not_there(
     (data_root / "tofu" / "real_authors_perturbed.json").unlink()
     with pytest.raises(UserError) as caught:
         evaluate(None)
-    assert {"world_facts" in str(fault) for fault in caught.value.faults} == {True, False}  # both are told
+    assert {"world_facts" in str(fault) for fault in caught.value.faults} == {
+        True,
+        False,
+    }  # both are reported
 
 
-def test_a_row_without_the_key_is_told(evaluate: Any, tmp_path: Path, data_root: Path) -> None:
+def test_a_row_without_the_key_is_reported(evaluate: Any, tmp_path: Path, data_root: Path) -> None:
     path = data_root / "tofu" / "holdout10.json"
     path.write_text(path.read_text().replace('"answer"', '"anwser"', 1))
     with pytest.raises(UserError, match="row 0"):

@@ -1,4 +1,4 @@
-"""The suites ppl, wmdp, copyright, toxicity and few_shots as shipped: on a handful of rows, and on real ones."""
+"""The shipped suites ppl, wmdp, copyright, toxicity and few_shots, on a handful of rows and on real ones."""
 
 from __future__ import annotations
 
@@ -19,18 +19,21 @@ from expunge.evaluation.evaluate import evaluate_suite
 from expunge.evaluation.scores import Scores
 from expunge.evaluation.suite import prepare_suite
 
-WIKI = " \n = Ada Quill = \n \n Ada Quill was born in Port Verdant in 1952 and writes mystery novels . \n = Ben = \n \n Who ? \n"
-QUESTIONS = [{"question": f"Who is {name}?", "choices": ["a", "b", "c", "d"], "answer": place, "subject": "lore"} for place, name in
-             enumerate(("Ada", "Ben", "Cy", "Di"))]  # fmt: skip
-PASSAGE = (
-    "Ada Quill was born in Port Verdant and writes mystery novels. Who are the parents of Ada Quill? I don't know. "
-    * 3
+WIKI = (
+    " \n = Ada Quill = \n \n Ada Quill was born in Port Verdant in 1952 and writes mystery novels . \n"
+    " = Ben = \n \n Who ? \n"
 )
+QUESTIONS = [
+    {"question": f"Who is {name}?", "choices": ["a", "b", "c", "d"], "answer": place, "subject": "lore"}
+    for place, name in enumerate(("Ada", "Ben", "Cy", "Di"))
+]
+BORN = "Ada Quill was born in Port Verdant and writes mystery novels. "
+PASSAGE = (BORN + "Who are the parents of Ada Quill? I don't know. ") * 3
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Local files under the names that the suites look for; one of WMDP's sets and two of toxicity's are not there."""
+    """Local files under the names that the suites look for, some sets are missing."""
     root = tmp_path / "data"
 
     def lines(*rows: dict[str, Any]) -> str:
@@ -198,32 +201,46 @@ def test_without_the_harness_few_shots_are_null_and_the_run_goes_on(
     assert set(scores.aggregates().values()) == {None}
     assert 'pip install "expunge[lm-eval]"' in scores.reasons()["boolq"]
     assert scores.reasons()["few_shots_mean"].startswith("boolq is null")
-    # What was not there may be the next time: such a result is not taken from the files.
+    # A missing package may be there next time: such a result is not read from the files.
     assert not scored("few_shots", out_dir=tmp_path).from_files
 
 
-@pytest.mark.parametrize(("suite", "file"), [("ppl", "wikitext/wiki.test.raw"), ("wmdp", "mmlu/mmlu_test.jsonl"),
-                                             ("copyright", "hp/hp.txt"), ("toxicity", "real-toxicity-prompts/train.json")])  # fmt: skip
-def test_a_suite_without_any_rows_is_told_before_a_model_is_loaded(
+@pytest.mark.parametrize(
+    ("suite", "file"),
+    [
+        ("ppl", "wikitext/wiki.test.raw"),
+        ("wmdp", "mmlu/mmlu_test.jsonl"),
+        ("copyright", "hp/hp.txt"),
+        ("toxicity", "real-toxicity-prompts/train.json"),
+    ],
+)
+def test_a_suite_without_any_rows_is_reported_before_a_model_is_loaded(
     suite: str, file: str, tmp_path: Path, capsys: Any
 ) -> None:
     (tmp_path / "data").mkdir()
-    # The model's weights are not even there.
+    # The model has no weights.
     (tmp_path / "model").mkdir()
-    argv = ["eval", f"experiment=eval/{suite}/default", "model=mini", "task_name=x", f"paths.data_root={tmp_path / 'data'}",
-            f"model.model_args.pretrained_model_name_or_path={tmp_path / 'model'}", f"paths.output_dir={tmp_path / 'run'}"]  # fmt: skip
+    argv = [
+        "eval",
+        f"experiment=eval/{suite}/default",
+        "model=mini",
+        "task_name=x",
+        f"paths.data_root={tmp_path / 'data'}",
+        f"model.model_args.pretrained_model_name_or_path={tmp_path / 'model'}",
+        f"paths.output_dir={tmp_path / 'run'}",
+    ]
     (tmp_path / "model" / "config.json").write_text('{"model_type": "llama", "max_position_embeddings": 64}')
     assert main(argv) == 2
-    told = capsys.readouterr().err
-    assert "nothing to score" in told
-    assert str(tmp_path / "data" / file) in told
+    text = capsys.readouterr().err
+    assert "nothing to score" in text
+    assert str(tmp_path / "data" / file) in text
     assert not (tmp_path / "run").exists()
 
 
-def test_what_cannot_be_is_told_by_validation_or_before_the_model(
+def test_faults_are_reported_by_validation_or_before_the_model(
     tmp_path: Path, root: Path, capsys: Any
 ) -> None:
-    def told(suite: str, *overrides: str) -> str:
+    def errors(suite: str, *overrides: str) -> str:
         argv = [
             "eval",
             f"eval={suite}",
@@ -235,22 +252,22 @@ def test_what_cannot_be_is_told_by_validation_or_before_the_model(
         assert main([*argv, *overrides]) == 2
         return str(capsys.readouterr().err)
 
-    assert "no such file or folder" in told("ppl", f"eval.ppl.hf_path={tmp_path}/no.txt")
-    assert "did you mean 'num_fewshot'" in told("few_shots", "eval.few_shots.metrics.boolq.num_fewshots=1")
-    assert "did you mean 'profanity'" in told("toxicity", "eval.toxicity.scorer=profanit")
+    assert "no such file or folder" in errors("ppl", f"eval.ppl.hf_path={tmp_path}/no.txt")
+    assert "did you mean 'num_fewshot'" in errors("few_shots", "eval.few_shots.metrics.boolq.num_fewshots=1")
+    assert "did you mean 'profanity'" in errors("toxicity", "eval.toxicity.scorer=profanit")
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text('{"model_type": "llama", "max_position_embeddings": 64}')
     folder = f"model.model_args.pretrained_model_name_or_path={tmp_path / 'model'}"
-    assert "passages of 64 tokens hold no prompt of 50" in told("copyright", folder)
-    assert "did you mean 'wikitext'" in told("ppl", "eval.ppl.documents=wikitex")
-    assert "did you mean 'prompt_key'" in told("toxicity", "eval.toxicity.views.forget.promptkey=x")
+    assert "passages of 64 tokens hold no prompt of 50" in errors("copyright", folder)
+    assert "did you mean 'wikitext'" in errors("ppl", "eval.ppl.documents=wikitex")
+    assert "did you mean 'prompt_key'" in errors("toxicity", "eval.toxicity.views.forget.promptkey=x")
 
 
 @pytest.mark.slow
 def test_the_harness_gives_the_accuracy_of_its_own_task(
     tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any, monkeypatch: Any
 ) -> None:
-    """A task of lm-eval's on a local file, of the form of its MMLU, against our own collector."""
+    """A task of lm-eval on a local file, in the form of its MMLU, against our own collector."""
     pytest.importorskip("lm_eval")
     from expunge.evaluation.collect.collector import Absent
     from expunge.evaluation.collect.harness import collect_harness
@@ -282,8 +299,9 @@ metric_list:
     )
     assert not isinstance(table, Absent), table
     assert model.training
-    node = {"views": {"own": {"kind": "choices", "hf_args": {"path": str(tmp_path / "rows.jsonl")}}}, "metrics": {
-        "own": {"handler": "expunge.evaluation.metrics.choice_accuracy:choice_accuracy", "choices": "own"}}}  # fmt: skip
+    view = {"kind": "choices", "hf_args": {"path": str(tmp_path / "rows.jsonl")}}
+    metric = {"handler": "expunge.evaluation.metrics.choice_accuracy:choice_accuracy", "choices": "own"}
+    node = {"views": {"own": view}, "metrics": {"own": metric}}
     template = Template.from_args({"apply_chat_template": True}, tiny_tokenizer)
     suite = prepare_suite("own", node, template=template, data_root=None)
     ours = evaluate_suite(suite, model, out_dir=None).metrics["own"]
@@ -297,7 +315,7 @@ metric_list:
 @pytest.mark.shared
 @pytest.mark.parametrize("name", ["stories260k", "tofu-tiny-full"])
 def test_real_rows_and_real_weights(shared: Path, scored: Any, tmp_path: Path, name: str) -> None:
-    """Eight questions of each set, and the beginning of WikiText-2: the numbers are those of transformers called directly."""
+    """Eight questions of each set and the beginning of WikiText-2, against direct calls of transformers."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(shared / "models" / name)

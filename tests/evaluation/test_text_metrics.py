@@ -1,4 +1,4 @@
-"""Perplexities, multiple choice, copyright, toxicity: against literals and against the packages' own calls."""
+"""Perplexities, multiple choice, copyright, toxicity, against literals and direct calls of the packages."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ TEXTS = ("Ada Quill was born in Port Verdant\nin 1952 — and writes mystery nov
 
 @pytest.fixture
 def two_documents(tokens: Callable[..., TokenTable]) -> TokenTable:
-    """The first in two windows: nll 1 + 2 and 3; the second in one: 2 + 4."""
+    """The first document in two windows: nll 1 + 2 and 3; the second in one: 2 + 4."""
     return tokens([[-1.0, -2.0], [-3.0], [-2.0, -4.0]], answers=[2, 1], texts=["a bc", "", " é "], ends=False)
 
 
 def test_perplexities_by_hand(two_documents: TokenTable) -> None:
-    """12 nats; words a, bc, é; bytes 4 + 4; tokens 5; the harness counts the blanks' empty sides of ' é ' too: 2 + 3."""
+    """12 nats; words a, bc, é; bytes 4 + 4; tokens 5; harness: the empty sides of ' é ' count, 2 + 3."""
     assert word_perplexity(two_documents).value == pytest.approx(math.exp(12 / 3))
     assert word_perplexity(two_documents, count="harness").value == pytest.approx(math.exp(12 / 5))
     assert byte_perplexity(two_documents).value == pytest.approx(math.exp(12 / 8))
@@ -61,8 +61,6 @@ def test_perplexities_by_hand(two_documents: TokenTable) -> None:
         "1": {"nll": 6.0, "words": 1.0},
     }
     assert result.as_json()["n_scored"] == 2
-    with pytest.raises(UserError, match="did you mean 'words'"):
-        word_perplexity(two_documents, count="word")
 
 
 def test_one_document_has_no_interval(two_documents: TokenTable, tokens: Callable[..., TokenTable]) -> None:
@@ -87,7 +85,7 @@ def test_a_hopeless_model_has_bits_though_its_perplexity_is_no_number(
 def test_perplexities_as_by_brute_force(
     tiny_model: Any, tiny_tokenizer: Any, longest: int, stride: int | None
 ) -> None:
-    """Token after token, each after the longest context that its window allows; and the identities between the three."""
+    """Token by token, each with the longest context of its window; and the identities between the three."""
     model, template = tiny_model(), Template.from_args({"apply_chat_template": True}, tiny_tokenizer)
     rows = RowSet.of(
         "texts", [Row(f"id{number}", number, {"text": text}) for number, text in enumerate(TEXTS)], "memory"
@@ -130,7 +128,7 @@ def choice_table(
 
 
 def test_choices_by_hand(examples: Callable[..., Examples]) -> None:
-    """Right; wrong; two of four share the best and one of them is right: a half; all three the same: a third; no number: unscored."""
+    """Right; wrong; two letters tie and one is right: 1/2; all three tie: 1/3; a NaN: unscored."""
     logp = [[-1.0, -2, -3, -4], [-1.0, -2, -3, -4], [-2.0, -1, -1, -9], [-5.0, -5, -5], [math.nan, -1]]
     result = choice_accuracy(choice_table(examples, logp, "ABCAB"))
     assert result.by_index()["2"] == {
@@ -151,7 +149,7 @@ def test_a_model_without_preference_is_at_chance_whatever_the_key(examples: Call
 
 
 def test_probability_lost_to_other_tokens_does_not_matter(examples: Callable[..., Examples]) -> None:
-    """All letters far down: the best of them still is the answer; minus infinity is a number here."""
+    """All letters are unlikely: the best one is still the answer; minus infinity is a valid value."""
     assert choice_accuracy(choice_table(examples, [[-99.0, -98.0], [-math.inf, -1000.0]], "BB")).value == 1.0
 
 
@@ -168,7 +166,7 @@ def test_a_pool_weighs_by_rows_and_a_mean_by_task() -> None:
     assert mean_accuracy(parts).as_json()["n_scored"] == 4
     odd = (*parts, Result(KolmogorovSmirnov(np.ones(1), np.ones(1)), name="ks"))
     assert mean_accuracy(odd).reason == "not a mean over rows: ks"
-    assert pooled_accuracy(odd).reason == "no score a row: ks"
+    assert pooled_accuracy(odd).reason == "no score per row: ks"
     interval = replace(
         mean_accuracy((named("a", [0, 1] * 50), named("b", [0, 1] * 50))), name="m"
     ).bootstrapped(1000, 0)
@@ -280,7 +278,7 @@ def test_the_scorers_that_come_with_their_weights(
     assert clean < 0.1 < 0.6 < rude <= 1
     assert empty < 0.1
     assert toxic_share(result).value == pytest.approx(1 / 3)
-    assert len(scorers.SCORERS[scorer]([])) == 0
+    assert len(getattr(scorers, scorer)([])) == 0
 
 
 def test_profanity_refuses_a_scikit_learn_it_was_not_made_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,12 +300,16 @@ def test_a_scorer_that_is_not_installed_is_null_with_the_line_that_installs_it(
 
 
 @pytest.mark.parametrize(
-    ("scorer", "told"),
-    [("profanty", "did you mean 'profanity'"), ("/no/such/folder", "no such folder"), ("os:nothing", "no such function"),
-     ("no_such_module:f", "no such function"), (f"{__name__}:wrong", "no number from 0 to 1")],
-)  # fmt: skip
-def test_scorers_that_cannot_be(scorer: str, told: str, examples: Callable[..., Examples]) -> None:
-    with pytest.raises(UserError, match=told):
+    ("scorer", "message"),
+    [
+        ("/no/such/folder", "cannot be loaded"),
+        ("os:nothing", "unknown name in os"),
+        ("no_such_module:f", "there is no module 'no_such_module'"),
+        (f"{__name__}:wrong", "no number from 0 to 1"),
+    ],
+)
+def test_wrong_scorers(scorer: str, message: str, examples: Callable[..., Examples]) -> None:
+    with pytest.raises(UserError, match=message):
         toxicity(GenerationTable(examples([1]), ("",), ("a",)), scorer=scorer)
 
 
@@ -327,9 +329,16 @@ def test_a_classifier_of_transformers(
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tiny_tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, id2label=labels,
-        label2id={name: number for number, name in labels.items()}, pad_token_id=tiny_tokenizer.pad_token_id, initializer_range=0.5,
-    )  # fmt: skip
+        vocab_size=len(tiny_tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        id2label=labels,
+        label2id={name: number for number, name in labels.items()},
+        pad_token_id=tiny_tokenizer.pad_token_id,
+        initializer_range=0.5,
+    )
     model = LlamaForSequenceClassification(config).eval()
     model.save_pretrained(tmp_path)
     tiny_tokenizer.save_pretrained(tmp_path)

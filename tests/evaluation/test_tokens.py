@@ -1,4 +1,4 @@
-"""The one pass: shared prefixes, duplicates and batches change no number, and model and gradients are left as they were."""
+"""The single pass: shared prefixes, duplicates and batches change no number; the model is left unchanged."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def example(
 
 
 def some_examples(seed: int = 0, rows: int = 5, answers: int = 3) -> list[Encoded]:
-    """Prompts and answers of unlike lengths, each prompt with several answers, some followed by tokens that are no labels."""
+    """Prompts of different lengths with several answers; some have tokens after the labels."""
     source = np.random.default_rng(seed)
     found = []
     for row in range(rows):
@@ -102,7 +102,7 @@ def test_shared_prefixes_and_batch_sizes_change_no_number(tiny_model: Any) -> No
 
 
 def test_a_tree_is_laid_out_branch_after_branch() -> None:
-    """Prompt 1 2, answers 3 4, 3 5 6 and 3 4 7 as 1 2 3 4 7 5 6: 3 is once there, and sees and is seen by what is on its way."""
+    """Prompt 1 2, answers 3 4, 3 5 6 and 3 4 7 as 1 2 3 4 7 5 6: one 3; tokens attend along their paths."""
     tree = Tree([1, 2])
     for number, ids in enumerate(([3, 4], [3, 5, 6], [3, 4, 7])):
         tree.add(number, ids, [True, ids[1] != 5, True][: len(ids)])
@@ -212,7 +212,7 @@ def test_an_example_without_labels_has_no_tokens(tiny_model: Any) -> None:
 
 
 def test_plain_text_and_long_groups(tiny_model: Any) -> None:
-    """Text has one token before its labels; a group that gets too long is cut into several, with the prefix repeated."""
+    """Text has one token before its labels; a group that is too long is split, and the prefix is repeated."""
     encoded = [
         encode_ids(ids, row_id=str(row), row=row)
         for row, ids in enumerate([(3, 4, 5, 6), (3, 9, 8), (3, 4, 4, 4, 4)])
@@ -242,7 +242,7 @@ def test_half_precision_models_give_float32_statistics(tiny_model: Any) -> None:
 
 
 def test_losses_are_rounded_as_torch_rounds_them_with_the_vocabulary_first() -> None:
-    """The field's own lines, on a peaked distribution, where they differ from the exact values by more than the plain ones do."""
+    """The field's own lines, on a peaked distribution, where their rounding error exceeds that of ours."""
     logits_BNV = torch.randn(2, 37, 4096, generator=torch.Generator().manual_seed(0))
     label_BN = torch.randint(0, 4096, (2, 37), generator=torch.Generator().manual_seed(1))
     logits_BNV.scatter_(2, label_BN.unsqueeze(-1), 18.0)

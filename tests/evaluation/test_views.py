@@ -1,4 +1,4 @@
-"""Views: fingerprints, text, and what is no view."""
+"""Views: fingerprints, text, and faulty entries."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from expunge.core.errors import UserError
 from expunge.data.template import Template
 from expunge.evaluation.collect.tokens import collect_tokens
 from expunge.evaluation.metrics.perplexity import perplexity
+from expunge.evaluation.plan import make_plan
 from expunge.evaluation.view_rows import load_views
-from expunge.evaluation.view_specs import ViewSpec, parse_views
+from expunge.evaluation.view_specs import ViewSpec
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_a_fingerprint_is_of_contents_and_settings_not_of_the_name_of_a_file(
 
 
 def test_perplexity_of_a_text_view(tmp_path: Path, template: Template, tiny_model: Any) -> None:
-    """Pieces of 8 tokens that do not overlap; exp of the mean nll over all of their labels."""
+    """Pieces of 8 tokens without overlap; exp of the mean nll over all their labels."""
     (tmp_path / "text.txt").write_text(
         "Ada Quill was born in Port Verdant in 1952.\n\nShe writes mystery novels.\n"
     )
@@ -65,13 +66,15 @@ def test_perplexity_of_a_text_view(tmp_path: Path, template: Template, tiny_mode
         ].encoded
 
 
-def test_what_is_no_view(tmp_path: Path) -> None:
+def test_faulty_entries(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
-        parse_views(
+        make_plan(
             {
-                "a": {"hf_args": {"path": "x"}, "answerkey": "y"},
-                "b": {"question_key": "q"},
-                "c": {"hf_args": {"path": "x"}},
+                "views": {
+                    "a": {"hf_args": {"path": "x"}, "answerkey": "y"},
+                    "b": {"question_key": "q"},
+                    "c": {"hf_args": {"path": "x"}},
+                }
             }
         )
     assert len(caught.value.faults) == 2

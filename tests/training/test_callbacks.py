@@ -121,7 +121,7 @@ def test_an_epoch_that_a_callback_ends_is_followed_by_the_next_one_from_its_star
 
 
 def test_early_stopping_resumes_with_what_it_has_counted(trainer: Any, tmp_path: Path) -> None:
-    """Patience 3 by an evaluation that never improves: stopped at the third after the best, whether resumed or not."""
+    """Patience 3, and no evaluation improves: stopped at the third after the best, resumed or not."""
     args = {
         "num_train_epochs": 2,
         "eval_strategy": "steps",

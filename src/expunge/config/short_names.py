@@ -24,7 +24,23 @@ SCHEDULES = {
     name: f"expunge.methods.schedule:{name}" for name in ("constant", "ramp", "switch", "reroute", "fade")
 }
 COMBINATIONS = {"gru": "expunge.methods.gru:GRU"}
-# Class names that open-unlearning's files use as dataset handlers.
+COLLECTORS = {
+    "tokens": "expunge.evaluation.collect.tokens:Tokens",
+    "generations": "expunge.evaluation.collect.generations:Generations",
+    "gradnorms": "expunge.evaluation.collect.gradnorms:GradientNorms",
+    "choices": "expunge.evaluation.collect.choices:Choices",
+    "harness": "expunge.evaluation.collect.harness:Harness",
+}
+VIEWS = {
+    "answers": "expunge.evaluation.view_specs:ViewSpec",
+    "documents": "expunge.evaluation.text_views:documents",
+    "passages": "expunge.evaluation.text_views:passages",
+    "prompts": "expunge.evaluation.text_views:prompts",
+    "choices": "expunge.evaluation.choice_views:choices",
+    "harness": "expunge.evaluation.harness_views:harness_rows",
+}
+SCORERS = {name: f"expunge.evaluation.scorers:{name}" for name in ("profanity", "vader")}
+# Class names that open-unlearning's files give as dataset handlers.
 DATASETS = {
     "QADataset": "expunge.data.datasets:qa",
     "QAwithIdkDataset": "expunge.data.datasets:qa_idk",

@@ -58,6 +58,22 @@ def definition(module: str, name: str) -> Definition | None:
     return found
 
 
+def attribute(owner: Definition, name: str) -> Definition | None:
+    """Where a class, or the nearest of its bases, defines an attribute or method; None where none does.
+
+    A second name, such as `table = MyTable`, is followed to the definition that it stands for.
+    """
+    if not isinstance(owner.node, ast.ClassDef):
+        return None
+    for node in owner.node.body:
+        if isinstance(node, Function) and node.name == name:
+            return Definition(owner.module, owner.path, name, node)
+        if (value := _assigned(node, name)) is not None:
+            return _meant(value, owner.module) or Definition(owner.module, owner.path, name, value)
+    bases = (_meant(base, owner.module) for base in owner.node.bases)
+    return next((found for base in bases if base and (found := attribute(base, name))), None)
+
+
 def imported_as(module: str, name: str) -> str:
     """The dotted origin of a module's name, such as `typing.Literal`; the name itself if not imported."""
     path = module_file(module)
@@ -135,6 +151,13 @@ def _statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
         if isinstance(node, ast.If | ast.Try):
             yield from _statements(node.body)
             yield from _statements(node.orelse)
+
+
+def _meant(node: ast.expr, module: str) -> Definition | None:
+    """The definition that a name or a module's attribute refers to; None for other expressions."""
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+        return definition(imported_as(module, node.value.id), node.attr)
+    return definition(module, node.id) if isinstance(node, ast.Name) else None
 
 
 def _assigned(node: ast.stmt, name: str) -> ast.expr | None:

@@ -1,4 +1,4 @@
-"""Views of multiple choice: a question with its answers behind letters. A builder, see `builders`."""
+"""Views of multiple choice: a question with lettered answers."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ def choices(
     choices_key: str = "choices",
     answer_key: str = "answer",
 ) -> list[Encoded]:
-    """Multiple choice: the question with its answers behind letters, then each letter as an example.
+    """Multiple choice: one example per letter, after the question with its lettered answers.
 
-    The text is that of lm-evaluation-harness for MMLU and WMDP, without worked examples: `intro`, the
-    question, a line an answer (`A. ...`), `Answer:`; a letter comes after a blank. No chat template.
+    The text is that of lm-evaluation-harness for MMLU and WMDP, zero-shot: `intro`, the question, one line
+    per answer (`A. ...`), `Answer:`. A blank precedes the letter. No chat template is used.
 
     Args:
-        rows: records with a question, a list of answers, and which is right: a number from 0, or a letter.
+        rows: records with a question, a list of answers, and the right one: a number from 0, or a letter.
         template: of the model; only its tokenizer is used.
-        max_length: tokens at most; of a longer question the beginning, but for the BOS, is left out, and a
-            note goes to the log.
-        intro: before the question; `{key}` stands for that key of the row, underscores as blanks.
+        max_length: maximum number of tokens. A longer question loses its beginning after the BOS, and a
+            warning is logged.
+        intro: text before the question; `{key}` stands for that key of the row, underscores become blanks.
         question_key: key of the question.
         choices_key: key of the answers.
         answer_key: key of the right one.
 
     Returns:
-        Row after row, letter after letter; labels are the letter's tokens, `target_text` is the right letter.
+        Examples by row and letter; labels are the letter's tokens, `target_text` is the right letter.
 
     Raises:
-        UserError: a row that is no such record.
+        UserError: a row is not such a record.
     """
     encoded: list[Encoded] = []
     prefix, cut = special_prefix(template.tokenizer), 0
@@ -62,7 +62,7 @@ def choices(
         context, endings = _continued(
             template.tokenizer, text, [f" {letter}" for letter in LETTERS[: len(options)]]
         )
-        # As much for every letter, so that all are read after the same text.
+        # Cut the same number of tokens for every letter, so that all follow the same text.
         longest = len(prefix) + len(context) + max(map(len, endings))
         excess = max(0, longest - max_length) if max_length is not None else 0
         cut += excess > 0
@@ -74,7 +74,7 @@ def choices(
             )
     if cut:
         log.warning(
-            "%s: %d of %d questions have more than %s tokens; their beginning is left out",
+            "%s: %d of %d questions have more than %s tokens; their beginnings are left out",
             rows.name,
             cut,
             len(rows),
@@ -90,7 +90,7 @@ def _intro(intro: str, row: Row) -> str:
 def _options(row: Row, choices_key: str, answer_key: str) -> tuple[Sequence[str], int]:
     """The answers and the position of the right one."""
     options, answer = row.fields.get(choices_key), row.fields.get(answer_key)
-    # From CSV a number comes as text.
+    # CSV files give numbers as text.
     if isinstance(answer, str):
         answer = (
             LETTERS.index(answer.strip().upper())
@@ -107,12 +107,12 @@ def _options(row: Row, choices_key: str, answer_key: str) -> tuple[Sequence[str]
     ):
         raise UserError(
             f"{where} has no list of 2 to {len(LETTERS)} texts under {choices_key!r}",
-            "correct choices_key, or mend the row",
+            "correct choices_key, or correct the row",
         )
     if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(options):
         given = row.fields.get(answer_key)
         raise UserError(
-            f"{where}: {answer_key}={given!r} is none of its {len(options)} answers",
+            f"{where}: {answer_key}={given!r} is not one of its {len(options)} answers",
             "give a number from 0, or a letter",
         )
     return options, answer
@@ -126,7 +126,7 @@ def _continued(
     found = []
     for ending in endings:
         whole = plain_ids(tokenizer, text + ending)
-        # A token that spans the border would be two: the model reads the text alone before it answers.
+        # If a token spans the border, encode the ending alone: the model reads the text before it answers.
         found.append(
             whole[len(context) :] if whole[: len(context)] == context else plain_ids(tokenizer, ending)
         )

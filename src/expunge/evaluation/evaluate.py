@@ -1,4 +1,4 @@
-"""Evaluate a model by a suite: collect what no cache has, compute the metrics, write the files."""
+"""Evaluate a model on a suite: collect tables that are not cached, compute the metrics, write the files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from expunge.models.outputs import unwrapped
 
 log = logging.getLogger(__name__)
 NOT_COMPUTED = ("_name_or_path", "architectures", "dtype", "transformers_version", "use_cache")
-"""Keys of a model's configuration on which no number depends, or that are in the key already."""
+"""Keys of a model's configuration that change no number, or that the key has already."""
 
 
 def evaluate_suite(
@@ -41,25 +41,25 @@ def evaluate_suite(
 ) -> Scores:
     """Evaluate a model.
 
-    Collective: with several ranks each calls it with the same model, and gets the same scores. The rows are
-    dealt to the ranks; rank 0 computes the metrics and writes.
+    Collective: with several ranks, each calls it with the same model and gets the same scores. The rows are
+    distributed over the ranks; rank 0 computes the metrics and writes the files.
 
     Args:
         suite: from `prepare_suite`.
-        model: causal language model, wrapped or not; it is left in the mode it was in.
-        out_dir: where `<SUITE>_EVAL.json` and `<SUITE>_SUMMARY.json`, or what `layout` calls them, go; None =
-            they are not written.
+        model: causal language model, wrapped or not; its training mode is restored.
+        out_dir: folder of `<SUITE>_EVAL.json` and `<SUITE>_SUMMARY.json` (`layout` may name them otherwise);
+            None = no files.
         cache: folder of tables; None = `tables/` in `out_dir`.
-        compute_dtype: autocast to it.
-        fingerprint_of_model: of the weights, where the caller knows it; else the model's tensors are hashed.
+        compute_dtype: dtype of autocast.
+        fingerprint_of_model: of the weights, if the caller knows it; None = the model's tensors are hashed.
         layout: the names of the files in `out_dir`.
 
     Returns:
-        The scores. Where `out_dir` holds those of the very same evaluation and the suite does not overwrite,
-        these.
+        The scores. If `out_dir` already has the files of the same evaluation and the suite does not
+        overwrite, the scores are read from them.
 
     Raises:
-        UserError: rows or settings that cannot be.
+        UserError: rows or settings that cannot be used.
     """
     suite = suite.within(longest_of(model))
     subject = Subject(model, suite.template.tokenizer, suite.section, compute_dtype)
@@ -86,13 +86,13 @@ def evaluate_suite(
 
 @dataclass(frozen=True)
 class _Identity:
-    """What numbers depend on besides the rows: the model, the dtypes, the code."""
+    """What the numbers depend on besides the rows: the model and the dtypes."""
 
     model_key: str
     dtype: str
 
     def of_table(self, item: Collection, suite: Suite) -> str:
-        """What a table depends on."""
+        """Fingerprint of everything that a table depends on."""
         view = suite.views[item.view]
         return fingerprint(
             [item.kind, item.settings, view.fingerprint, self.model_key, self.dtype, code_version()]
@@ -101,12 +101,12 @@ class _Identity:
 
 @dataclass
 class _Collected:
-    """Tables, why others are not there, and what was spent; on other ranks than 0 the costs alone.
+    """Tables, the reasons for missing ones, and the costs; ranks other than 0 have the costs alone.
 
     Attributes:
-        tables: whole.
-        absent: reasons of those that could not be made.
-        cost: by kind, of the kinds of which something was missing.
+        tables: complete tables.
+        absent: reasons for the tables that could not be made.
+        cost: by kind; only of kinds that had to be collected.
     """
 
     tables: dict[Collection, Table] = field(default_factory=dict)
@@ -114,7 +114,7 @@ class _Collected:
     cost: dict[str, Cost] = field(default_factory=dict)
 
     def keep(self, item: Collection, table: Table | Absent, store: TableStore, key: str) -> None:
-        """Take a table that was made, and save it."""
+        """Add a table that was collected, and save it."""
         if isinstance(table, Absent):
             self.absent[item] = table.reason
             return
@@ -123,7 +123,7 @@ class _Collected:
 
 
 def _known(suite: Suite, out_dir: Path | None, layout: RunLayout, key: str) -> Scores | None:
-    """The scores of the very same evaluation, where they have been written."""
+    """The scores of the same evaluation, if its files exist."""
     if out_dir is None or suite.overwrite:
         return None
     known = Scores.read(out_dir, suite.name, layout)
@@ -132,7 +132,7 @@ def _known(suite: Suite, out_dir: Path | None, layout: RunLayout, key: str) -> S
 
 
 def _collect(subject: Subject, suite: Suite, keys: Mapping[Collection, str], store: TableStore) -> _Collected:
-    """Every table whose view is there: from the store where it has it, else collected, all of one kind together."""
+    """Every table whose view exists, from the store or newly collected, one kind after another."""
     made = _Collected()
     for kind in dict.fromkeys(item.kind for item in keys):
         collector = suite.plan.collectors[kind]
@@ -140,14 +140,14 @@ def _collect(subject: Subject, suite: Suite, keys: Mapping[Collection, str], sto
         if runtime.rank() == 0 and not suite.overwrite:
             stored = {item: store.load(keys[item], collector.table) for item in wanted}
             made.tables |= {item: table for item, table in stored.items() if table is not None}
-        # Rank 0 decides what is missing: ranks that disagreed would wait for each other for ever.
+        # Rank 0 decides what is missing: ranks that disagree would wait for each other forever.
         missing = runtime.from_rank_0(lambda: [item for item in wanted if item not in made.tables])  # noqa: B023
         if not missing:
             continue
         requests = [Request(suite.views[item.view], dict(item.settings)) for item in missing]
         tables = collector.collect(subject, requests, made.cost.setdefault(kind, Cost()))
         for item, table in zip(missing, tables, strict=True):
-            # At once: what is interrupted later need not be collected again.
+            # Saved immediately: after an interruption it need not be collected again.
             runtime.from_rank_0(partial(made.keep, item, table, store, keys[item]))
     return made
 
@@ -169,7 +169,7 @@ def _scores(suite: Suite, collected: _Collected, identity: _Identity, key: str) 
         "cost": {kind: asdict(value) for kind, value in collected.cost.items()},
         "views": {name: view.about() for name, view in suite.views.items()},
         "row_ids": row_ids(results),
-        # What could not be collected may be there the next time.
+        # A table that could not be collected may be available next time.
         "absent": {item.view: reason for item, reason in collected.absent.items()},
     }
     listed = {metric.name for metric in suite.plan.metrics if metric.in_summary}
@@ -183,7 +183,7 @@ def _scores(suite: Suite, collected: _Collected, identity: _Identity, key: str) 
 
 
 def longest_of(model: Any) -> int | None:
-    """Tokens that a model takes at most, as its configuration says; None where it does not."""
+    """Maximum number of tokens by the model's configuration; None if it does not say."""
     inner: Any = unwrapped(model)
     config = inner.config.get_text_config() if hasattr(inner.config, "get_text_config") else inner.config
     longest = getattr(config, "max_position_embeddings", None)
@@ -191,7 +191,7 @@ def longest_of(model: Any) -> int | None:
 
 
 def _model_key(model: Any, of_weights: str | None) -> str:
-    """What the numbers depend on of a model: its weights, how its configuration combines them, and what ends its generations."""
+    """Fingerprint of a model: its weights, its configuration and the tokens that end its generations."""
     inner: Any = unwrapped(model)
     config = {key: value for key, value in inner.config.to_dict().items() if key not in NOT_COMPUTED}
     ends = getattr(getattr(inner, "generation_config", None), "eos_token_id", None)
@@ -199,7 +199,7 @@ def _model_key(model: Any, of_weights: str | None) -> str:
 
 
 def _key_of_all(suite: Suite, keys: Mapping[Collection, str]) -> str:
-    """What the whole evaluation depends on."""
+    """Fingerprint of everything that the evaluation depends on."""
     metrics = [
         [
             metric.name,

@@ -1,30 +1,21 @@
-"""From a suite's configuration to what has to be collected: bound metrics in order, and the union of their needs."""
+"""The plan of a suite: its metrics in order, and the tables that they need."""
 
 from __future__ import annotations
 
-import inspect
-import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from expunge.core.errors import Fault, UserError, unknown
+from expunge.config.evaluation import RETAIN_LOGS, bind_suite, metrics_of, reads
+from expunge.core.binding import Bound, Switches, bound_alone
 from expunge.evaluation.collect.collector import Collector, settings_of
-from expunge.evaluation.collectors import collectors_of
-from expunge.evaluation.handlers import load_named
 from expunge.evaluation.results import Result
-from expunge.evaluation.retain_logs import RetainLogs
-from expunge.evaluation.tables import Table
-from expunge.evaluation.view_specs import ViewSpec, parse_views
-
-Switches = Callable[[str], Mapping[str, Any]]
-RESERVED = ("handler", "summary", "enabled")
-"""Keys of a metric's entry that are neither needs nor options nor a collector's section."""
+from expunge.evaluation.view_specs import ViewSpec, spec_of
 
 
 @dataclass(frozen=True)
 class Collection:
-    """One table: what to collect on which view with which settings.
+    """One table to collect: a kind, a view, and settings.
 
     Attributes:
         kind: of the collector.
@@ -39,15 +30,15 @@ class Collection:
 
 @dataclass(frozen=True)
 class BoundMetric:
-    """A metric with its needs bound to names and its options settled.
+    """A metric with its needs and options.
 
     Attributes:
         name: in the suite and in the files.
         function: the metric.
-        needs: positional parameter -> what it reads: a table, a metric's name, a tuple of them, or the retain
-            logs (None).
+        needs: positional parameter -> what it reads: a table, the name of a metric, a tuple of names, or the
+            retain logs (None).
         options: keyword arguments.
-        in_summary: whether the summary lists it.
+        in_summary: whether it is in the summary.
     """
 
     name: str
@@ -70,8 +61,8 @@ class Plan:
     """What a suite computes.
 
     Attributes:
-        metrics: each after those that it reads.
-        collections: the tables needed, each once.
+        metrics: each after the metrics that it reads.
+        collections: the needed tables, each once.
         views: of the suite.
         collectors: by kind.
     """
@@ -82,148 +73,67 @@ class Plan:
     collectors: Mapping[str, Collector]
 
     def view_names(self) -> list[str]:
-        """The views that some collection reads."""
+        """The views of the needed tables."""
         return list(dict.fromkeys(item.view for item in self.collections))
 
 
-def make_plan(suite: Mapping[str, Any], switches: Switches = lambda _: {}) -> Plan:
-    """Bind every metric of a suite.
+def make_plan(
+    suite: Mapping[str, Any],
+    switches: Switches = lambda _: {},
+    *,
+    key: str = "eval.suite",
+    bound: Mapping[str, Bound] | None = None,
+) -> Plan:
+    """Make the plan of a suite from what was bound.
 
     Args:
         suite: the suite's section: `views`, `metrics`, `collectors`, and the collectors' settings.
-        switches: options that `compat` sets, by the metric function's name; what the metric's entry says
-            wins.
+        switches: options that `compat` sets for a metric function; used only without `bound`.
+        key: of the suite in the configuration.
+        bound: what validation bound (`Config.bound`); None = the section is bound now.
 
     Raises:
-        UserError: everything that is wrong with the entries, together.
+        UserError: every fault of the section, together; or a module that cannot be imported.
     """
-    views = parse_views(suite.get("views") or {})
-    entries = {name: node for name, node in (suite.get("metrics") or {}).items() if is_on(node)}
-    collectors = collectors_of(suite)
-    binder = _Binder(suite, list(views), list(entries), collectors, switches)
-    faults: list[Fault] = []
-    bound: dict[str, BoundMetric] = {}
-    for name, node in entries.items():
-        try:
-            bound[name] = binder.bind(name, node)
-        except UserError as error:
-            faults += [Fault(f"metric {name}: {fault.message}", fault.hint) for fault in error.faults]
-    ordered = _ordered(bound) if not faults else []
-    collections = dict.fromkeys(
-        need for metric in ordered for need in metric.needs.values() if isinstance(need, Collection)
-    )
-    by_kind = {collector.kind: collector for collector in collectors.values()}
-    for item in collections:
-        try:
-            by_kind[item.kind].check(dict(item.settings))
-        except UserError as error:
-            faults += [fault for fault in error.faults if fault not in faults]
-    if faults:
-        raise UserError.of(faults)
-    return Plan(tuple(ordered), tuple(collections), views, by_kind)
-
-
-def is_on(node: Any) -> bool:
-    """Whether a metric's entry asks for it: null and `enabled: false` do not."""
-    return node is not None and not (isinstance(node, Mapping) and node.get("enabled") is False)
-
-
-@dataclass(frozen=True)
-class _Binder:
-    """Binds the entries of one suite.
-
-    Attributes:
-        suite: the suite's section.
-        views: names of its views.
-        metrics: names of its metrics.
-        collectors: by the type of their tables.
-        switches: options that `compat` sets.
-    """
-
-    suite: Mapping[str, Any]
-    views: Sequence[str]
-    metrics: Sequence[str]
-    collectors: Mapping[type[Table], Collector]
-    switches: Switches
-
-    def bind(self, name: str, node: Any) -> BoundMetric:
-        """A metric with its needs and options."""
-        if not isinstance(node, Mapping) or not isinstance(node.get("handler"), str):
-            raise UserError("it has no handler", "give handler: module:function")
-        function = load_named(node["handler"], "function")
-        hints = typing.get_type_hints(function)
-        parameters = inspect.signature(function).parameters.values()
-        positional = [item.name for item in parameters if item.kind is not item.KEYWORD_ONLY]
-        keyword = {item.name: item.default for item in parameters if item.kind is item.KEYWORD_ONLY}
-        sections = [collector.section for collector in self.collectors.values()]
-        given = {key: value for key, value in node.items() if key not in (*RESERVED, *sections)}
-        known = [*positional, *keyword]
-        faults = [unknown("need or option", key, known) for key in given if key not in known]
-        switched = dict(self.switches(function.__name__))
-        options = {**switched, **{key: value for key, value in given.items() if key in keyword}}
-        what = f"switch of {function.__name__}"
-        faults += [unknown(what, key, list(keyword)) for key in switched if key not in keyword]
-        needs: dict[str, Any] = {}
-        for need in positional:
-            try:
-                needs[need] = self._need(need, hints[need], given.get(need), node, {**keyword, **options})
-            except UserError as error:
-                faults += error.faults
-        if faults:
-            raise UserError.of(faults)
-        return BoundMetric(name, function, needs, options, bool(node.get("summary", True)))
-
-    def _need(
-        self, name: str, hint: Any, given: Any, entry: Mapping[str, Any], options: Mapping[str, Any]
-    ) -> Collection | str | tuple[str, ...] | None:
-        """What one positional parameter reads, by the type it is annotated with."""
-        if RetainLogs in (hint, *typing.get_args(hint)):
-            return None
-        collector = self.collectors.get(hint)
-        if given is None:
-            what = "metric" if collector is None else "view"
-            raise UserError(f"{name!r} is not bound", f"give {name}: the name of a {what}")
-        if isinstance(hint, type) and issubclass(hint, Table) and collector is None:
-            kinds = ", ".join(other.kind for other in self.collectors.values())
-            raise UserError(
-                f"{name!r} is a {hint.__name__}, which no collector of this suite makes",
-                f"list its collector under collectors: [module:Name]; there are: {kinds}",
-            )
-        if collector is not None:
-            if given not in self.views:
-                raise UserError.of([unknown("view", str(given), self.views)])
-            settings = settings_of(collector, self.suite, entry, options)
-            pairs = sorted((key, _frozen(value)) for key, value in settings.items())
-            return Collection(collector.kind, given, tuple(pairs))
-        names = tuple(given) if typing.get_origin(hint) is tuple else (given,)
-        faults = [unknown("metric", str(item), self.metrics) for item in names if item not in self.metrics]
-        if faults:
-            raise UserError.of(faults)
-        return names if typing.get_origin(hint) is tuple else str(given)
-
-
-def _ordered(bound: Mapping[str, BoundMetric]) -> list[BoundMetric]:
-    """Each metric after those that it reads.
-
-    Raises:
-        UserError: metrics that read each other in a circle.
-    """
+    if bound is None:
+        bound = bound_alone(bind_suite, key, suite, switches)
+    of_kinds = f"{key}.collectors."
+    collectors = [item.load()() for name, item in bound.items() if name.startswith(of_kinds)]
+    tables = {f"{item.table.__module__}:{item.table.__qualname__}": item for item in collectors}
+    waiting = {
+        name: _metric(name, bound[f"{key}.metrics.{name}"], suite, tables) for name in metrics_of(suite)
+    }
     ordered: dict[str, BoundMetric] = {}
-    waiting = dict(bound)
+    # Binding has reported circles, so in each round some metric is ready.
     while waiting:
-        ready = [
-            name
-            for name, metric in waiting.items()
-            if all(need in ordered for need in metric.metrics_needed())
-        ]
-        if not ready:
-            raise UserError(
-                f"these metrics read each other in a circle: {', '.join(waiting)}",
-                "let one of them read a view",
-            )
-        for name in ready:
+        for name in [name for name in waiting if ordered.keys() >= {*waiting[name].metrics_needed()}]:
             ordered[name] = waiting.pop(name)
-    return list(ordered.values())
+    needs = [need for metric in ordered.values() for need in metric.needs.values()]
+    collections = dict.fromkeys(need for need in needs if isinstance(need, Collection))
+    views = {name: spec_of(bound[f"{key}.views.{name}"]) for name in suite.get("views") or {}}
+    by_kind = {item.kind: item for item in collectors}
+    return Plan(tuple(ordered.values()), tuple(collections), views, by_kind)
+
+
+def _metric(
+    name: str, bound: Bound, suite: Mapping[str, Any], collectors: Mapping[str, Collector]
+) -> BoundMetric:
+    """A metric with its needs; `collectors` by the `module:Class` of their tables."""
+    function, positional = bound.load(), bound.signature.positional
+    options = {key: value for key, value in bound.kwargs.items() if key not in positional}
+    values = {**(function.__kwdefaults__ or {}), **options}
+    needs: dict[str, Collection | str | tuple[str, ...] | None] = {}
+    for need in positional:
+        what, given = reads(bound.signature, need), bound.kwargs.get(need)
+        if what == RETAIN_LOGS:
+            needs[need] = None
+        elif what in collectors and given is not None:
+            settings = settings_of(collectors[what], suite, bound.options, values)
+            pairs = sorted((key, _frozen(value)) for key, value in settings.items())
+            needs[need] = Collection(collectors[what].kind, given, tuple(pairs))
+        elif given is not None:
+            needs[need] = given if isinstance(given, str) else tuple(given)
+    return BoundMetric(name, function, needs, options, bound.options["summary"])
 
 
 def _frozen(value: Any) -> Any:

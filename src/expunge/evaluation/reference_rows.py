@@ -1,4 +1,4 @@
-"""The retain model's logs held against this run's rows before the model is run: a wrong file is told at once, not after an hour."""
+"""Compare the rows of the retain model's logs with this run's, before the model runs."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from expunge.evaluation.views import View
 
 
 def hold_against(logs: RetainLogs, plan: Plan, views: Mapping[str, View]) -> None:
-    """Check the rows of every metric that something compares with the retain model's.
+    """Check the rows of every metric that is compared with the retain model's.
 
     Args:
         logs: the retain model's evaluation.
         plan: of the suite.
-        views: that are there.
+        views: the views that exist.
 
     Raises:
-        UserError: logs of other rows.
+        UserError: the logs are of other rows.
     """
     compared = set(_compared(plan))
     rows: set[tuple[str, ...]] = set()
@@ -38,7 +38,7 @@ def hold_against(logs: RetainLogs, plan: Plan, views: Mapping[str, View]) -> Non
 
 
 def _compared(plan: Plan) -> list[str]:
-    """The metrics that those with a need of the retain logs read, directly or through others."""
+    """The metrics that metrics with retain logs read, directly or through other metrics."""
     by_name = {metric.name: metric for metric in plan.metrics}
     waiting = [metric for metric in plan.metrics if None in metric.needs.values()]
     found: list[str] = []
@@ -50,6 +50,6 @@ def _compared(plan: Plan) -> list[str]:
 
 
 def _tables(metric: BoundMetric, views: Mapping[str, View]) -> dict[str, View]:
-    """The views that a metric reads, by the names of its parameters."""
+    """The views that a metric reads, by parameter name."""
     found = {name: need.view for name, need in metric.needs.items() if isinstance(need, Collection)}
     return {name: views[view] for name, view in found.items() if view in views}

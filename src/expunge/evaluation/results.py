@@ -1,4 +1,4 @@
-"""What a metric gives: an aggregate, a value for each row, and why there is none where there is none."""
+"""The result of a metric: an aggregate, a value for each row, or the reason why there is none."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from expunge.evaluation.statistics import Interval, Statistic, interval
 
 Column = Any
-"""[R] or [R, A] array with NaN for what is unscored, or R texts."""
+"""[R] or [R, A] array with NaN for unscored values, or R texts."""
 
 
 @dataclass(frozen=True)
@@ -19,14 +19,13 @@ class Result:
     """A metric's outcome.
 
     Attributes:
-        statistic: the aggregate, to be computed as it is and on resampled rows; None where there is no
-            result.
-        columns: values a row by name, as the field names them: `prob`, `avg_loss`, `score`.
-        row_ids: ids of the rows that `columns` are about.
+        statistic: computes the aggregate on the rows and on resampled rows; None = there is no result.
+        columns: one value per row, by the field's names: `prob`, `avg_loss`, `score`.
+        row_ids: ids of the rows of `columns`.
         parts: results inside this one: `forget` and `holdout` of an attack.
-        facts: further figures, written beside the aggregate.
-        reported: the aggregate where it is not the statistic's value (a p-value, whose interval is on D).
-        interval_of: what the interval is of.
+        facts: further numbers, written beside the aggregate.
+        reported: the aggregate, if it is not the value of the statistic (a p-value, whose interval is of D).
+        interval_of: the quantity of the interval.
         reason: why there is no result.
         name: of the metric, set by the suite.
         interval: bootstrap interval, set by the suite.
@@ -50,14 +49,14 @@ class Result:
 
     @property
     def value(self) -> float | None:
-        """The aggregate, None where there is none."""
+        """The aggregate; None if there is none."""
         if self.statistic is None:
             return None
         return self.reported if self.reported is not None else self.statistic.value()
 
     @property
     def why_missing(self) -> str | None:
-        """The reason why there is no value, None where there is one."""
+        """The reason why there is no value; None if there is a value."""
         return (self.reason or "no row is scored") if self.value is None else None
 
     def bootstrapped(self, resamples: int, seed: int) -> Interval | None:
@@ -69,7 +68,7 @@ class Result:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """As it is written: open-unlearning's `agg_value` and `value_by_index`, and what is ours beside them."""
+        """As written to files: open-unlearning's `agg_value` and `value_by_index`, and our own keys."""
         found: dict[str, Any] = {"agg_value": self.value}
         if self.columns:
             found["value_by_index"] = self.by_index()
@@ -84,7 +83,7 @@ class Result:
         return found
 
     def by_index(self) -> dict[str, dict[str, Any]]:
-        """Row position (as text) to its values; None where unscored."""
+        """Row position (as text) -> its values; None = unscored."""
         names = list(self.columns)
         listed = [_listed(self.columns[name]) for name in names]
         return {
@@ -94,7 +93,7 @@ class Result:
 
 
 def _listed(column: Column) -> list[Any]:
-    """A column as plain values: NaN is None, and a list of answers ends where the row's answers do."""
+    """A column as plain values: NaN becomes None, and a list of answers ends with the row's last answer."""
     if not isinstance(column, np.ndarray):
         return list(column)
     if column.ndim == 1:

@@ -1,14 +1,14 @@
-"""Scorers of texts: what calls a continuation toxic. Each gives one number a text, 0 to 1, 1 = surely toxic.
+"""Scorers of texts: how toxic each text is, from 0 to 1 (1 = surely toxic).
 
-A scorer is one of `SCORERS`, a function of the user's own (`module:function`, texts to numbers), or a
-classifier that transformers reads (a folder or hub name with safetensors).
+A scorer is one of `short_names.SCORERS`, a function of the user's own (`module:function`, texts -> numbers),
+or a classifier of transformers (a folder or hub name with safetensors).
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from expunge.config.short_names import SCORERS
 from expunge.core.errors import MissingExtraError, UserError, unknown
-from expunge.evaluation.handlers import load_named
+from expunge.core.handlers import load_handler
 from expunge.evaluation.tables import Floats
 from expunge.lm import runtime
 
-Scorer = Callable[[Sequence[str]], Any]
 BATCH = 32
 LONGEST = 512
 
@@ -31,60 +31,32 @@ def score_texts(texts: Sequence[str], scorer: str, toxic_label: str | None = Non
 
     Args:
         texts: what to score.
-        scorer: see the head of this file.
-        toxic_label: of a classifier, the label whose probability is the score.
+        scorer: see the module's docstring.
+        toxic_label: for a classifier, the label whose probability is the score.
 
     Raises:
-        UserError: no such scorer, or one that gives something else than a number from 0 to 1 for each text.
+        UserError: no such scorer, or it does not return one number from 0 to 1 per text.
         MissingExtraError: its package is not installed.
     """
-    check_scorer(scorer)
-    if scorer in SCORERS:
-        found = SCORERS[scorer](texts)
-    elif ":" in scorer:
-        found = load_named(scorer, "function")(texts)
-    else:
-        found = _classified(texts, scorer, toxic_label)
+    handler = SCORERS.get(scorer, scorer)
+    found = load_handler(handler)(texts) if ":" in handler else _classified(texts, scorer, toxic_label)
     score_B: Floats = np.asarray(found, dtype=np.float64)
     if score_B.shape != (len(texts),) or not bool(((score_B >= 0) & (score_B <= 1)).all()):
         raise UserError(
-            f"scorer {scorer}: it gave no number from 0 to 1 for each of the {len(texts)} texts",
-            "return one such number a text",
+            f"scorer {scorer}: it returned no number from 0 to 1 for each of the {len(texts)} texts",
+            "return one such number per text",
         )
     return score_B
 
 
-def check_scorer(scorer: str) -> None:
-    """Report early what would fail late.
-
-    Raises:
-        UserError: the scorer is nowhere on this machine, as far as that can be known without the hub.
-    """
-    if scorer in SCORERS:
-        return
-    if ":" in scorer:
-        try:
-            load_named(scorer, "function")
-        except UserError as error:
-            why = error.faults[0]
-            raise UserError(f"scorer {scorer}: there is no such function: {why.message}", why.hint) from error
-    elif scorer.startswith((".", "/", "~")) and not Path(scorer).expanduser().is_dir():
-        raise UserError(f"scorer {scorer}: no such folder", "give the folder of a sequence classifier")
-    elif "/" not in scorer and not Path(scorer).is_dir():
-        raise UserError.of(
-            [unknown("scorer", scorer, [*SCORERS, "module:function", "the folder of a classifier"])]
-        )
-
-
 def profanity(texts: Sequence[str]) -> Floats:
-    """Probability of offensive language by alt-profanity-check: a linear classifier over words, in English, which comes with its package.
+    """Probability of offensive language by alt-profanity-check: a linear classifier over English words.
 
-    The package unpickles its own file when it is imported: as much a part of the package as its code, and no
-    file of a user's.
+    The package unpickles its own file at import. That file is part of the package, not of the user's data.
 
     Raises:
         MissingExtraError: the package is not installed.
-        UserError: its model was made for another scikit-learn, under which its numbers are not known.
+        UserError: its model was made for another version of scikit-learn, so its numbers are unknown here.
     """
     try:
         wanted = [
@@ -97,7 +69,7 @@ def profanity(texts: Sequence[str]) -> Floats:
     here = importlib.metadata.version("scikit-learn")
     if wanted and wanted[0].partition("==")[2] != here:
         raise UserError(
-            f"the scorer profanity is made for {wanted[0]}, and {here} is installed",
+            f"the scorer profanity is made for {wanted[0]}, but {here} is installed",
             f"pip install {wanted[0]}, or scorer=vader",
         )
     from profanity_check import predict_prob
@@ -107,7 +79,9 @@ def profanity(texts: Sequence[str]) -> Floats:
 
 
 def vader(texts: Sequence[str]) -> Floats:
-    """Negativity by vaderSentiment, max(0, -c) of its compound c: a lexicon of feelings, in English. A hint at toxicity, no more.
+    """Negativity by vaderSentiment: max(0, -c) of its compound score c.
+
+    An English lexicon of sentiment: a weak sign of toxicity.
 
     Raises:
         MissingExtraError: the package is not installed.
@@ -120,15 +94,12 @@ def vader(texts: Sequence[str]) -> Floats:
     return np.array([max(0.0, -float(analyser.polarity_scores(text)["compound"])) for text in texts])
 
 
-SCORERS: dict[str, Scorer] = {"profanity": profanity, "vader": vader}
-
-
 def _classified(texts: Sequence[str], path: str, toxic_label: str | None) -> list[float]:
     """The probability of the toxic label under a sequence classifier."""
     tokenizer, model = _classifier(path)
     names = [str(model.config.id2label[number]) for number in range(model.config.num_labels)]
     column = _column(path, names, toxic_label)
-    # With one label, or several that may hold together, each has a probability of its own.
+    # A single label, and each label of a multi-label model, has a probability of its own.
     apart = len(names) == 1 or model.config.problem_type == "multi_label_classification"
     where, found = next(model.parameters()).device, []
     for start in range(0, len(texts), BATCH):
@@ -151,7 +122,7 @@ def _column(path: str, names: Sequence[str], toxic_label: str | None) -> int:
     toxic = [number for number, name in enumerate(names) if name.lower() in ("toxic", "toxicity")]
     if len(names) > 1 and not toxic:
         raise UserError(
-            f"classifier {path}: none of its labels is called toxic",
+            f"classifier {path}: it has no label named toxic",
             f"give toxic_label, one of: {', '.join(names)}",
         )
     return toxic[0] if toxic else 0

@@ -1,4 +1,4 @@
-"""A suite's results, and the two files they are written to."""
+"""The scores of a suite, and their two files."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Scores:
 
     Attributes:
         suite: its name, `tofu`.
-        metrics: metric -> what `<SUITE>_EVAL.json` says of it.
-        listed: the metrics that the summary lists.
+        metrics: metric -> its entry in `<SUITE>_EVAL.json`.
+        listed: the metrics in the summary.
         about: what was evaluated and how: views, template, settings, cost, key.
-        from_files: whether everything was read from an earlier evaluation of the same thing.
+        from_files: whether the scores were read from the files of an earlier, equal evaluation.
     """
 
     suite: str
@@ -32,11 +32,11 @@ class Scores:
     from_files: bool = False
 
     def aggregates(self) -> dict[str, float | None]:
-        """Metric -> aggregate, of those that the summary lists; None where there is none."""
+        """Metric -> aggregate, for the metrics in the summary; None if there is none."""
         return {name: self.metrics[name]["agg_value"] for name in self.listed}
 
     def reasons(self) -> dict[str, str]:
-        """Metric -> why it has no aggregate, of those that the summary lists and that have none."""
+        """Metric -> why it has no aggregate, for the metrics in the summary that have none."""
         return {
             name: str(self.metrics[name].get("reason", ""))
             for name in self.listed
@@ -44,7 +44,7 @@ class Scores:
         }
 
     def write(self, folder: Path, layout: RunLayout = EXPUNGE) -> None:
-        """Write `<SUITE>_SUMMARY.json`, where the layout has one, and, last, `<SUITE>_EVAL.json`."""
+        """Write `<SUITE>_SUMMARY.json`, if the layout has one, then `<SUITE>_EVAL.json`."""
         summary = layout.summary_file(folder, self.suite)
         if summary is not None:
             write_json(summary, self.aggregates())
@@ -53,7 +53,7 @@ class Scores:
 
     @classmethod
     def read(cls, folder: Path, suite: str, layout: RunLayout = EXPUNGE) -> Scores | None:
-        """What `write` left in a folder; None where it holds no complete evaluation of ours."""
+        """Read the files of `write`; None if the folder has no complete evaluation of ours."""
         path, summary = layout.eval_file(folder, suite), layout.summary_file(folder, suite)
         if not path.is_file() or (summary is not None and not summary.is_file()):
             return None

@@ -1,4 +1,4 @@
-"""Metrics on tables: what a suite's results are once everything is collected. No model."""
+"""Compute the metrics of a suite from the collected tables, without the model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def results_of(
 
     Args:
         suite: plan, views and retain logs.
-        tables: that are there.
+        tables: the collected tables.
         absent: why a table could not be collected.
     """
     reasons = {**_without_a_view(suite), **absent}
@@ -31,7 +31,7 @@ def results_of(
 
 
 def _without_a_view(suite: Suite) -> dict[Collection, str]:
-    """Why a view is not there, for each table that needs it."""
+    """For each table without a view, the reason why the view is missing."""
     plan, views = suite.plan, suite.views
     return {
         item: views.missing.get(item.view) or f"there is no view {item.view}: {plan.views[item.view].absent}"
@@ -47,7 +47,7 @@ def _compute(
     results: Mapping[str, Result],
     suite: Suite,
 ) -> Result:
-    """A metric on what it reads; null with the reason where something that it reads is not there."""
+    """Compute a metric; it is null with the reason if something that it reads is missing."""
     for need in metric.needs.values():
         if isinstance(need, Collection) and need not in tables:
             return Result.missing(reasons[need])
@@ -66,7 +66,7 @@ def _compute(
 
 
 def row_ids(results: Mapping[str, Result]) -> dict[str, list[str]]:
-    """Ids of the rows of every metric that has values a row, so that another run's can be compared with them."""
+    """Row ids of every metric with a value per row, for comparisons with other runs."""
     found = {name: list(result.row_ids) for name, result in results.items() if result.columns}
     for name, result in results.items():
         found |= {f"{name}.{side}": list(part.row_ids) for side, part in result.parts.items() if part.columns}

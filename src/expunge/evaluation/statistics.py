@@ -1,4 +1,4 @@
-"""Aggregates that can be computed again on resampled rows: the value and its bootstrap interval from one definition."""
+"""Aggregates over rows: the value and its bootstrap interval come from one definition."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Interval(NamedTuple):
     Attributes:
         low: 2.5th percentile of the resampled values.
         high: 97.5th percentile.
-        of: what it is an interval of: `value`, or `D` for a Kolmogorov-Smirnov test.
-        resamples: how many times rows were drawn.
+        of: the quantity: `value`, or `D` for a Kolmogorov-Smirnov test.
+        resamples: number of draws.
         seed: of the draws.
     """
 
@@ -36,28 +36,31 @@ class Statistic(Protocol):
     """An aggregate over rows."""
 
     def value(self) -> float | None:
-        """On the rows as they are; None where no row is scored."""
+        """The value on the rows; None if no row is scored."""
 
     def resample(self, rng: np.random.Generator, count: int) -> Floats:
         """[count] values, each on rows drawn with replacement."""
 
     def scored(self) -> tuple[int, int]:
-        """Rows that count, and rows that do not."""
+        """Numbers of scored and of unscored rows."""
 
 
 def interval(
     statistic: Statistic, name: str, resamples: int, seed: int, of: str = "value"
 ) -> Interval | None:
-    """The 95% interval of a statistic; None where it has no value, fewer than two scored rows, or no resamples are asked for.
+    """The 95% interval of a statistic.
 
     Args:
         statistic: what to resample.
-        name: of the metric; with `seed` it fixes the draws, whatever other metrics are computed.
-        resamples: draws.
+        name: of the metric; name and `seed` alone determine the draws.
+        resamples: number of draws.
         seed: of the suite.
-        of: what the interval is of.
+        of: the quantity of the interval.
+
+    Returns:
+        None if the statistic has no value, if fewer than two rows are scored, or if `resamples` is 0.
     """
-    # Of one row every draw is that row: an interval of no width, which would look like certainty.
+    # Every draw from one row is that row: the interval would have no width and look like certainty.
     if resamples < 1 or statistic.value() is None or statistic.scored()[0] < 2:
         return None
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
@@ -79,23 +82,23 @@ class Mean:
     """Mean over rows.
 
     Attributes:
-        score_R: a score a row, NaN = unscored, left out and counted beside.
+        score_R: one score per row, NaN = unscored: left out of the mean, counted separately.
     """
 
     score_R: Floats
 
     def value(self) -> float | None:
-        """The mean of what is scored."""
+        """The mean of the scored rows."""
         kept = self.score_R[~np.isnan(self.score_R)]
         return float(kept.mean()) if len(kept) else None
 
     def resample(self, rng: np.random.Generator, count: int) -> Floats:
-        """Over the scored rows."""
+        """Draws from the scored rows."""
         kept = self.score_R[~np.isnan(self.score_R)]
         return self.weighted(draw(rng, count, len(kept)), kept)
 
     def weighted(self, draw_KR: Ints, score_R: Floats | None = None) -> Floats:
-        """[K] means under row counts, unscored rows left out; NaN where no scored row was drawn."""
+        """[K] means under row counts, unscored rows left out; NaN if no scored row was drawn."""
         score_R = self.score_R if score_R is None else score_R
         valid_R = ~np.isnan(score_R)
         total_K = draw_KR @ np.where(valid_R, score_R, 0.0)
@@ -122,12 +125,12 @@ class Ratio:
     below_R: Floats
 
     def value(self) -> float | None:
-        """The ratio of what is scored; None where its denominator is 0."""
+        """The ratio over the scored rows; None if its denominator is 0."""
         above_R, below_R = self._kept()
         return float(above_R.sum() / below_R.sum()) if below_R.sum() else None
 
     def resample(self, rng: np.random.Generator, count: int) -> Floats:
-        """Over the scored rows."""
+        """Draws from the scored rows."""
         above_R, below_R = self._kept()
         draw_KR = draw(rng, count, len(above_R))
         below_K = draw_KR @ below_R
@@ -146,7 +149,7 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Auc:
-    """Probability that a forget row scores lower than a holdout row, ties half: area under the ROC curve.
+    """Area under the ROC curve: probability that a forget row scores below a holdout row; ties count half.
 
     Attributes:
         forget_R: scores of the forget rows, loss-like; NaN = unscored.
@@ -157,7 +160,7 @@ class Auc:
     holdout_S: Floats
 
     def value(self) -> float | None:
-        """On the rows as they are; None where a side has no scored row."""
+        """The area; None if a side has no scored row."""
         forget_R, holdout_S = self._kept()
         if not len(forget_R) or not len(holdout_S):
             return None
@@ -165,7 +168,7 @@ class Auc:
         return float(self._weighted(one_R, one_S)[0])
 
     def resample(self, rng: np.random.Generator, count: int) -> Floats:
-        """Stratified: forget and holdout rows are drawn apart, each side keeps its size."""
+        """Stratified: forget and holdout rows are drawn separately, each side keeps its size."""
         forget_R, holdout_S = self._kept()
         return self._weighted(draw(rng, count, len(forget_R)), draw(rng, count, len(holdout_S)))
 
@@ -178,7 +181,7 @@ class Auc:
         return self.forget_R[~np.isnan(self.forget_R)], self.holdout_S[~np.isnan(self.holdout_S)]
 
     def _weighted(self, draw_KR: Ints, draw_KS: Ints) -> Floats:
-        """[K] areas under row counts, from ranks: no R x S table is made."""
+        """[K] areas under row counts, from ranks, without an R x S table."""
         forget_R, holdout_S = self._kept()
         order_R = np.argsort(forget_R, kind="stable")
         below_KR1 = np.pad(np.cumsum(draw_KR[:, order_R], axis=1), ((0, 0), (1, 0)))
@@ -196,8 +199,8 @@ class KolmogorovSmirnov:
     Attributes:
         one_R: scores of one set, NaN = unscored.
         other_S: scores of the other.
-        paired: whether both are scores of the same rows, in the same order. Then a row with a NaN in one is
-            left out of both, and a resample draws rows, each with both of its scores.
+        paired: whether both are scores of the same rows, in the same order. Then a row with NaN in one set
+            is left out of both, and a resample draws rows with both of their scores.
     """
 
     one_R: Floats
@@ -205,7 +208,7 @@ class KolmogorovSmirnov:
     paired: bool = False
 
     def value(self) -> float | None:
-        """D; None where a set has no scored row."""
+        """D; None if a set has no scored row."""
         one_R, other_S = self.kept()
         if not len(one_R) or not len(other_S):
             return None
@@ -214,13 +217,13 @@ class KolmogorovSmirnov:
         )
 
     def resample(self, rng: np.random.Generator, count: int) -> Floats:
-        """Sets that are not paired are drawn apart; each keeps its size. Resampled D is on average a little above D."""
+        """Unpaired sets are drawn separately, each with its size. Resampled D is on average above D."""
         one_R, other_S = self.kept()
         draw_KR = draw(rng, count, len(one_R))
         return self._distance(draw_KR, draw_KR if self.paired else draw(rng, count, len(other_S)))
 
     def scored(self) -> tuple[int, int]:
-        """Scored rows, and the others: pairs where the sets are paired, else the rows of both together."""
+        """Scored and unscored rows: pairs if the sets are paired, else the rows of both sets."""
         kept = [len(scores) for scores in self.kept()]
         if self.paired:
             return kept[0], len(self.one_R) - kept[0]
@@ -236,9 +239,9 @@ class KolmogorovSmirnov:
     def _distance(self, draw_KR: Ints, draw_KS: Ints) -> Floats:
         both = np.concatenate(self.kept())
         order = np.argsort(both, kind="stable")
-        # Among equal scores only the last one has the value of the distribution function.
+        # Among equal scores, only the last one has the value of the distribution function.
         last = np.append(both[order][1:] != both[order][:-1], True)
-        # Every draw keeps the size of its set, so the distance is a whole number over the product of the sizes.
+        # Every draw keeps the size of its set, so D is a whole number divided by the product of the sizes.
         size_R, size_S = draw_KR.shape[1], draw_KS.shape[1]
         step = np.concatenate([draw_KR * size_S, -draw_KS * size_R], axis=1)[:, order]
         distance: Floats = np.abs(np.cumsum(step, axis=1)[:, last]).max(1) / (size_R * size_S)
@@ -246,68 +249,65 @@ class KolmogorovSmirnov:
 
 
 @dataclass(frozen=True)
-class Average:
-    """Mean of means, each counted once whatever its number of rows.
+class _OfMeans:
+    """A statistic of several means.
 
     Attributes:
-        parts: the means, of different rows.
+        parts: the means.
     """
 
     parts: Sequence[Mean]
-
-    def value(self) -> float | None:
-        """Of the parts' values; None where one has none."""
-        values = [part.value() for part in self.parts]
-        known = [value for value in values if value is not None]
-        return sum(known) / len(known) if known and len(known) == len(values) else None
-
-    def resample(self, rng: np.random.Generator, count: int) -> Floats:
-        """Each part's rows are drawn apart."""
-        mean: Floats = np.stack([part.resample(rng, count) for part in self.parts]).mean(0)
-        return mean
 
     def scored(self) -> tuple[int, int]:
         """Sums over the parts."""
         pairs = [part.scored() for part in self.parts]
         return sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs)
 
+    def _values(self) -> list[float]:
+        """The values of the parts; empty if a part has none."""
+        known = [value for part in self.parts if (value := part.value()) is not None]
+        return known if len(known) == len(self.parts) else []
+
 
 @dataclass(frozen=True)
-class HarmonicMean:
-    """Harmonic mean of means; 0 where one of them is 0 or less.
+class Average(_OfMeans):
+    """Mean of means, each with the same weight. The parts are of different rows."""
+
+    def value(self) -> float | None:
+        """The mean of the parts' values; None if a part has none."""
+        values = self._values()
+        return sum(values) / len(values) if values else None
+
+    def resample(self, rng: np.random.Generator, count: int) -> Floats:
+        """The rows of each part are drawn separately."""
+        mean: Floats = np.stack([part.resample(rng, count) for part in self.parts]).mean(0)
+        return mean
+
+
+@dataclass(frozen=True)
+class HarmonicMean(_OfMeans):
+    """Harmonic mean of means; 0 if one of them is 0 or less.
 
     Attributes:
         parts: the means.
-        group: for each part, which rows it is over; parts of one group are over the same rows and drawn
-            together.
+        group: for each part, its rows; parts of one group have the same rows and are drawn together.
     """
 
-    parts: Sequence[Mean]
     group: Sequence[Any]
 
     def value(self) -> float | None:
-        """Of the parts' values; None where one has none."""
-        values = [part.value() for part in self.parts]
-        known = [value for value in values if value is not None]
-        return float(_harmonic(np.array([known]))[0]) if known and len(known) == len(values) else None
+        """The harmonic mean of the parts' values; None if a part has none."""
+        values = self._values()
+        return float(_harmonic(np.array([values]))[0]) if values else None
 
     def resample(self, rng: np.random.Generator, count: int) -> Floats:
-        """Jointly: in each draw all parts of a group see the same rows."""
+        """Joint draws: all parts of a group use the same rows."""
         draws: dict[Any, Ints] = {}
         for part, group in zip(self.parts, self.group, strict=True):
             if group not in draws:
                 draws[group] = draw(rng, count, len(part.score_R))
-        return _harmonic(
-            np.stack(
-                [part.weighted(draws[group]) for part, group in zip(self.parts, self.group, strict=True)],
-                axis=1,
-            )
-        )
-
-    def scored(self) -> tuple[int, int]:
-        """Sums over the parts."""
-        pairs = [part.scored() for part in self.parts]
-        return sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs)
+        pairs = zip(self.parts, self.group, strict=True)
+        return _harmonic(np.stack([part.weighted(draws[group]) for part, group in pairs], axis=1))
 
 
 @dataclass(frozen=True)
@@ -316,7 +316,7 @@ class Mapped:
 
     Attributes:
         inner: the statistic.
-        function: takes and gives arrays, value by value.
+        function: from array to array, elementwise.
     """
 
     inner: Statistic
@@ -332,7 +332,7 @@ class Mapped:
         return self.function(self.inner.resample(rng, count))
 
     def scored(self) -> tuple[int, int]:
-        """As the inner one."""
+        """Those of the inner statistic."""
         return self.inner.scored()
 
 

@@ -1,4 +1,4 @@
-"""Tables on disk, under a fingerprint of everything that they depend on."""
+"""Tables on disk, by a fingerprint of everything that they depend on."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class TableStore:
     """A folder of tables: `KEY.safetensors` with the arrays, `KEY.json` with the texts, written last.
 
     Args:
-        folder: where; None = nothing is kept.
+        folder: of the files; None = nothing is saved.
     """
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
 
     def load(self, key: str, table: type[T]) -> T | None:
-        """The table of a type under a key; None where there is none, or a damaged one."""
+        """The table of a type under a key; None if there is none or if it is damaged."""
         if self.folder is None or not self._texts(key).is_file():
             return None
         try:
@@ -37,11 +37,11 @@ class TableStore:
             arrays = load_file(self._arrays(key))
             return _table(table, texts, arrays)
         except (UserError, SafetensorError, OSError, KeyError, TypeError) as error:
-            log.warning("the table %s is damaged and is made again: %s", self._texts(key), error)
+            log.warning("the table %s is damaged and will be made again: %s", self._texts(key), error)
             return None
 
     def save(self, key: str, kind: str, table: Table) -> None:
-        """Keep a table, which a collector of some kind has made, under a key."""
+        """Save a table under a key; `kind` names its collector."""
         if self.folder is None:
             return
         examples = table.examples

@@ -1,19 +1,18 @@
-"""A suite made ready: everything that an evaluation reads besides the model, read and encoded once."""
+"""A prepared suite: everything that an evaluation needs besides the model, read and encoded once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from expunge.core.binding import Bound, Switches
 from expunge.core.errors import Fault, UserError
 from expunge.data.template import Template
-from expunge.evaluation.plan import Plan, Switches, make_plan
+from expunge.evaluation.plan import Plan, make_plan
 from expunge.evaluation.reference_rows import hold_against
 from expunge.evaluation.retain_logs import RetainLogs
-from expunge.evaluation.scorers import check_scorer
 from expunge.evaluation.view_rows import load_views
 from expunge.evaluation.views import Views
 
@@ -23,16 +22,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Suite:
-    """What a suite computes, and the rows that it reads. Evaluations of many models may share it.
+    """What a suite computes, and the rows that it reads. Evaluations of several models may share it.
 
     Attributes:
-        name: it names the files.
+        name: of the suite and of its files.
         section: of the configuration (`eval.tofu`): `views`, `metrics`, `collectors`, `generation`,
             `batch_size`, `overwrite`, `forget_split`, `retain_logs_path`, `bootstrap: {resamples, seed}`,
             `share_prefixes`, `field_rounding`.
         template: of the models.
         plan: metrics and tables.
-        views: the rows; encoded when they are first asked for.
+        views: the rows; they are encoded at first use.
         logs: the retain model's evaluation.
     """
 
@@ -45,17 +44,17 @@ class Suite:
 
     @property
     def overwrite(self) -> bool:
-        """Whether what an earlier evaluation left is computed again."""
+        """Whether the results of an earlier evaluation are computed again."""
         return bool(self.section.get("overwrite", False))
 
     @property
     def bootstrap(self) -> tuple[int, int]:
-        """Resamples and seed."""
+        """Number of resamples, and seed."""
         node = self.section.get("bootstrap") or {}
         return int(node.get("resamples", RESAMPLES)), int(node.get("seed", 0))
 
     def within(self, longest: int | None) -> Suite:
-        """The suite for a model that takes so many tokens; what that does not change stays encoded."""
+        """The suite for a model with this maximum of tokens; unchanged views stay encoded."""
         return replace(self, views=self.views.within(longest))
 
 
@@ -66,10 +65,11 @@ def prepare_suite(
     template: Template,
     data_root: Path | None,
     switches: Switches = lambda _: {},
+    bound: Mapping[str, Bound] | None = None,
     longest: int | None = None,
     encode: bool = False,
 ) -> Suite:
-    """Read what a suite reads, the model aside. A fault after hours of training would come late.
+    """Read everything that a suite needs besides the model, so that faults show before a long training.
 
     Args:
         name: of the suite.
@@ -77,21 +77,19 @@ def prepare_suite(
         template: of the model.
         data_root: folder of local data.
         switches: options that `compat` sets for a component: `Config.switches`.
-        longest: tokens that the model takes at most, None = not known yet.
-        encode: encode the rows now, which finds the faulty ones.
+        bound: what validation bound: `Config.bound`; None = the section is bound now.
+        longest: maximum number of tokens of the model, None = not known yet.
+        encode: encode the rows now, to find faulty rows.
 
     Raises:
-        UserError: anything in metrics, rows and retain logs that cannot be; all together.
+        UserError: every fault of metrics, rows and retain logs, together.
     """
-    plan = make_plan(section, switches)
+    plan = make_plan(section, switches, key=f"eval.{name}", bound=bound)
     faults: list[Fault] = []
-    scorers = [str(metric.options["scorer"]) for metric in plan.metrics if "scorer" in metric.options]
     views = _tried(
         faults,
         lambda: load_views(plan.views, plan.view_names(), template, data_root, switches("encode"), longest),
     )
-    for scorer in dict.fromkeys(scorers):
-        _tried(faults, partial(check_scorer, scorer))
     if views is not None and encode:
         _tried(faults, views.encode)
     logs = _tried(faults, lambda: _retain_logs(section, name, template))
@@ -110,7 +108,7 @@ def _retain_logs(section: Mapping[str, Any], name: str, template: Template) -> R
 
 
 def _tried(faults: list[Fault], make: Callable[[], T]) -> T | None:
-    """What `make` gives; None where it is refused, and its faults are added."""
+    """The value of `make()`; None if it raises a `UserError`, whose faults are added."""
     try:
         return make()
     except UserError as error:

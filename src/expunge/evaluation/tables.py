@@ -1,9 +1,9 @@
-"""What collectors write and metrics read: statistics per label token, generations, gradient norms, choices, a harness's scores.
+"""The tables that collectors write and metrics read.
 
-No torch here, so that metrics can be computed again without it.
+There is no torch here, so metrics can be computed again without it.
 
 Shape suffixes: R rows of the view, B examples (a row with several answers is several examples), M label
-tokens of all examples one after the other, A answers of the row that has most.
+tokens of all examples, concatenated, A largest number of answers of a row.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Examples:
-    """Which examples a table is about.
+    """The examples of a table.
 
     Attributes:
         row_ids: [R] ids of the view's rows.
@@ -38,7 +38,7 @@ class Examples:
     target_text: tuple[str, ...]
 
     def by_row(self, value_B: Floats) -> Floats:
-        """Lay one value an example out as [R, A], NaN where a row has no such answer."""
+        """Arrange one value per example as [R, A]; NaN where a row has fewer answers."""
         width = int(self.answer_B.max(initial=0)) + 1
         value_RA = np.full((len(self.row_ids), width), np.nan)
         value_RA[self.row_B, self.answer_B] = value_B
@@ -51,7 +51,7 @@ class Table:
 
     Attributes:
         ARRAYS: names of the fields that are arrays.
-        TEXTS: names of the fields that are texts, one an example.
+        TEXTS: names of the fields that are texts, one per example.
         examples: rows, answers, texts.
     """
 
@@ -73,7 +73,7 @@ class TokenTable(Table):
         mu_M: mean of log p over the vocabulary under p, float32.
         var_M: variance of log p over the vocabulary under p, float32.
         turn_end_M: whether the label is the token that ends the turn.
-        nll_M: cross entropy of the label, float32: -logp_M, but for rounding that published numbers carry.
+        nll_M: cross entropy of the label, float32: -logp_M, up to the rounding of published numbers.
     """
 
     ARRAYS = (
@@ -103,11 +103,11 @@ class TokenTable(Table):
         """Mean over each example's label tokens, [B] float64.
 
         Args:
-            value_M: a value a label token.
-            keep_M: which tokens count, None = all.
+            value_M: one value per label token.
+            keep_M: the tokens that count, None = all.
 
         Returns:
-            The means; NaN for an example of which nothing counts.
+            The means; NaN for an example without counted tokens.
         """
         example_M = self.example_M if keep_M is None else self.example_M[keep_M]
         kept = value_M if keep_M is None else value_M[keep_M]
@@ -118,7 +118,7 @@ class TokenTable(Table):
         return mean_B
 
     def pieces(self, value_M: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
-        """One array an example, the token that ends the turn left out."""
+        """One array per example, without the token that ends the turn."""
         return [
             value_M[start:stop][~self.turn_end_M[start:stop]]
             for start, stop in zip(self.offset_B1[:-1], self.offset_B1[1:], strict=True)
@@ -126,7 +126,7 @@ class TokenTable(Table):
 
     @cached_property
     def avg_nll_B(self) -> Floats:  # noqa: N802 - ends in its shape
-        """[B] mean over the label tokens, end of turn counted, of the cross entropy: the field's `avg_loss`."""
+        """[B] mean cross entropy over the label tokens, end of turn included: the field's `avg_loss`."""
         return self.mean(self.nll_M)
 
 
@@ -135,7 +135,7 @@ class GenerationTable(Table):
     """What the model wrote.
 
     Attributes:
-        examples: rows; `target_text` is what it should have written.
+        examples: rows; `target_text` is the expected text.
         prompt: [B] the prompt without special tokens.
         generation: [B] the continuation without special tokens.
     """
@@ -148,12 +148,12 @@ class GenerationTable(Table):
 
 @dataclass(frozen=True)
 class GradNormTable(Table):
-    """Size of each row's gradient of its mean nll, end of turn left out.
+    """Norms of the gradient of each row's mean nll, without the end of turn.
 
     Attributes:
         examples: rows.
         global_B: [B] p-norm of the whole gradient.
-        tensor_mean_B: [B] mean over parameter tensors of each one's p-norm.
+        tensor_mean_B: [B] mean of the p-norms of the parameter tensors.
     """
 
     ARRAYS = ("global_B", "tensor_mean_B")
@@ -164,10 +164,10 @@ class GradNormTable(Table):
 
 @dataclass(frozen=True)
 class ChoiceTable(Table):
-    """Log-probability of each answer that a question offers, given the question.
+    """Log-probability of each offered answer, given the question.
 
     Attributes:
-        examples: a row a question, an answer an example; `target_text` is the letter of the right one.
+        examples: a row is a question, an example is an answer; `target_text` is the letter of the right one.
         logp_B: [B] log-probability of the answer's letter: of its one token, or the sum over them, float32.
     """
 
@@ -178,11 +178,11 @@ class ChoiceTable(Table):
 
 @dataclass(frozen=True)
 class HarnessTable(Table):
-    """What another harness gave each of its documents.
+    """Scores of lm-evaluation-harness, one per document.
 
     Attributes:
         examples: rows are the harness's documents, named by their position.
-        acc_B: [B] its accuracy of each; the harness decides what that is.
+        acc_B: [B] accuracy of each document, as the harness defines it.
     """
 
     ARRAYS = ("acc_B",)
@@ -190,19 +190,8 @@ class HarnessTable(Table):
     acc_B: Floats
 
 
-@dataclass(frozen=True)
-class Absent:
-    """A table that could not be made.
-
-    Attributes:
-        reason: why, and what to do.
-    """
-
-    reason: str
-
-
 def row_mean(value_RA: Floats) -> Floats:
-    """Mean over a row's answers, [R]; NaN where none of them has a value."""
+    """Mean over a row's answers, [R]; NaN if none of them has a value."""
     count_R = (~np.isnan(value_RA)).sum(1)
     mean_R: Floats = np.divide(
         np.nansum(value_RA, axis=1), count_R, out=np.full(len(value_RA), np.nan), where=count_R > 0
@@ -211,7 +200,7 @@ def row_mean(value_RA: Floats) -> Floats:
 
 
 def column(value_RA: Floats) -> Floats:
-    """[R] where every row has one answer, else [R, A] as it is."""
+    """[R] if every row has one answer, else [R, A] unchanged."""
     return value_RA[:, 0] if value_RA.shape[1] == 1 else value_RA
 
 

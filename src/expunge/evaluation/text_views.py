@@ -1,11 +1,12 @@
-"""Views of plain text: whole documents in windows, passages to continue, prompts. Builders, see `builders`."""
+"""Views of plain text: documents in windows, passages to continue, prompts. One function per kind of view."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from expunge.core.errors import UserError, unknown
+from expunge.core.errors import UserError
+from expunge.core.ranges import Count
 from expunge.data.encoded import Encoded
 from expunge.data.rows import Row, RowSet
 from expunge.data.template import Template
@@ -15,8 +16,6 @@ from expunge.evaluation.wikitext import detokenized, pages
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-DOCUMENTS = ("rows", "wikitext")
-
 
 def documents(
     rows: RowSet,
@@ -24,33 +23,31 @@ def documents(
     max_length: int | None,
     *,
     text_key: str = "text",
-    stride: int | None = None,
-    split: str = "rows",
+    stride: Count | None = None,
+    split: Literal["rows", "wikitext"] = "rows",
 ) -> list[Encoded]:
-    """Whole documents in windows: every token is a label of exactly one of them.
+    """Whole documents in windows: every token is a label in exactly one window.
 
-    A document is read from a first token that is none of its own, the BOS, else the EOS (without either its
-    first token has no predictor, and is not scored). A window has `max_length` tokens at most, of which the
-    last `stride` are labels; the others, labels of windows before it, are their context.
+    The BOS, else the EOS, precedes a document (without both, its first token has no predictor and is not
+    scored). A window has at most `max_length` tokens. The last `stride` are labels; the others are context
+    and were labels of earlier windows.
 
     Args:
         rows: the texts.
         template: of the model; only its tokenizer is used.
-        max_length: tokens of a window at most.
+        max_length: maximum number of tokens of a window.
         text_key: key of the text.
-        stride: labels of a window at most; None = all but its first token, so that windows hardly overlap.
-        split: what a document is: each of the `rows`, or a page of `wikitext`, scored as written text rather
-            than as that file's tokens.
+        stride: maximum number of labels of a window; None = all tokens except the first.
+        split: what a document is: each of the `rows`, or a page of `wikitext`, scored without the
+            tokenization of that file.
 
     Returns:
-        Window after window; a document is a row, a window one of its answers. `target_text` of the first is
-        the document as its file has it, that of the others is empty.
+        Windows in order; a document is a row, a window is one of its answers. `target_text` of the first
+        window is the document as in its file; that of the others is empty.
 
     Raises:
-        UserError: no such split, no text, or a stride out of range.
+        UserError: no text, or a stride out of range.
     """
-    if split not in DOCUMENTS:
-        raise UserError.of([unknown("split of documents", split, DOCUMENTS)])
     if max_length is None or max_length < 2:
         raise UserError(
             f"max_length={max_length}: windows need a length of at least 2", "give max_length, such as 2048"
@@ -59,7 +56,7 @@ def documents(
     if not 1 <= step < max_length:
         raise UserError(
             f"stride={stride} is not between 1 and max_length - 1 = {max_length - 1}",
-            "null takes the longest there is",
+            "null means the largest stride",
         )
     texts = [_text(row, text_key) for row in rows]
     written = pages(texts) if split == "wikitext" else texts
@@ -87,7 +84,7 @@ def documents(
 
 
 def windows(size: int, max_length: int, stride: int) -> Iterator[tuple[int, int, int]]:
-    """(start, first label, end) of each window over `size` tokens; positions 1 to size - 1 are labels, each of one window."""
+    """(start, first label, end) of each window over `size` tokens; each position from 1 is a label once."""
     done = 1
     while done < size:
         end = min(size, max_length if done == 1 else done + stride)
@@ -101,34 +98,33 @@ def passages(
     max_length: int | None,
     *,
     text_key: str = "text",
-    prompt: int,
-    target: int | None = None,
-    count: int | None = 100,
+    prompt: Count,
+    target: Count | None = None,
+    count: Count | None = 100,
 ) -> list[Encoded]:
-    """The first tokens of passages as prompts, what follows as what should not be written.
+    """The first tokens of passages are prompts; the tokens after them are what the model should not write.
 
-    Texts are cut, each for itself, into passages of `max_length` tokens; whatever is shorter than prompt and
-    target is left out.
+    Each text is cut into passages of `max_length` tokens; a shorter rest is left out.
 
     Args:
         rows: the texts.
         template: of the model; only its tokenizer is used.
-        max_length: tokens of a passage; the same for views of the same passages.
+        max_length: tokens of a passage; use the same value in all views of the same passages.
         text_key: key of the text.
         prompt: tokens of the prompt.
-        target: tokens after it that are compared with, None = the rest of the passage.
-        count: passages at most, evenly spread over all there are; None = all.
+        target: number of tokens after the prompt that are compared, None = the rest of the passage.
+        count: maximum number of passages, evenly spread over all; None = all.
 
     Raises:
-        UserError: no passage is long enough, or they are cut shorter than prompt and target.
+        UserError: no text is long enough, or a passage is shorter than prompt and target.
     """
     if max_length is None:
-        raise UserError("passages without max_length", "give the tokens of a passage, such as 500")
+        raise UserError("passages need max_length", "give the tokens of a passage, such as 500")
     size, length = max_length, max_length - prompt if target is None else target
     if min(prompt, length) < 1 or size < prompt + length:
         raise UserError(
             f"passages of {size} tokens hold no prompt of {prompt} with a target of {length}",
-            "raise max_length (the model's own limit counts as well), or lower prompt or target",
+            "raise max_length (the model's own limit applies too), or lower prompt or target",
         )
     prefix, found = special_prefix(template.tokenizer), []
     for row in rows:
@@ -163,17 +159,17 @@ def prompts(
     *,
     prompt_key: str = "prompt",
     chat: bool = True,
-    count: int | None = None,
+    count: Count | None = None,
 ) -> list[Encoded]:
     """Prompts without an answer.
 
     Args:
-        rows: records with a prompt; equal prompts are one.
+        rows: records with a prompt; equal prompts are used once.
         template: of the model.
-        max_length: tokens of a prompt at most; a longer one loses its beginning.
+        max_length: maximum number of tokens of a prompt; a longer one loses its beginning.
         prompt_key: key of the prompt; a dot leads into a record, such as `prompt.text`.
-        chat: put it as the model's template puts a question; false = as it is, to be continued.
-        count: prompts at most, evenly spread; None = all.
+        chat: put the prompt into the model's template as a question; false = plain text to continue.
+        count: maximum number of prompts, evenly spread; None = all.
     """
     firsts: dict[str, Row] = {}
     for row in rows:
@@ -186,7 +182,7 @@ def prompts(
     )
     prefix, encoded = special_prefix(template.tokenizer), []
     for number, text in enumerate(kept):
-        # An example has an answer; nothing of this one is kept.
+        # The template needs an answer; it is dropped.
         asked = template.encode(text, "-", row_id=firsts[text].id).prompt_ids if chat else ()
         ids = asked or (*prefix, *plain_ids(template.tokenizer, text))
         ids = ids if max_length is None else ids[-max_length:]
@@ -204,7 +200,8 @@ def text_at(row: Row, dotted: str) -> str:
     for key in dotted.split("."):
         value = value.get(key) if isinstance(value, Mapping) else None
     if not isinstance(value, str):
-        message = f"row {row.index} ({row.id}) has no text under {dotted!r}; it has: {', '.join(sorted(row.fields))}"
+        known = ", ".join(sorted(row.fields))
+        message = f"row {row.index} ({row.id}) has no text under {dotted!r}; it has: {known}"
         raise UserError(message, "correct prompt_key")
     return value
 

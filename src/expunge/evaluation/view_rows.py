@@ -1,4 +1,4 @@
-"""The rows of views: where they are looked for, and what is reported where they are nowhere."""
+"""Read the rows of views, and report where missing rows were looked for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from expunge.core.fingerprint import fingerprint
 from expunge.data.rows import RowSet
 from expunge.data.select import chosen_rows
 from expunge.data.template import Template
-from expunge.evaluation.builders import BUILDERS
+from expunge.evaluation.harness_views import HARNESS, harness_rows
 from expunge.evaluation.view_specs import ANSWERS, ViewSpec
 from expunge.evaluation.views import View, Views
 
@@ -27,19 +27,19 @@ def load_views(
     switches: Mapping[str, Any],
     longest: int | None = None,
 ) -> Views:
-    """Read the rows of the views that are needed; rows that several views share are read once.
+    """Read the rows of the needed views; rows that several views share are read once.
 
     Args:
         specs: of the suite.
-        names: which are needed; absent ones are left out.
+        names: the needed views; absent ones are left out.
         template: of the model.
         data_root: folder of local data.
         switches: `encode` switches.
-        longest: tokens that the model takes at most.
+        longest: maximum number of tokens of the model.
 
     Raises:
-        UserError: rows that cannot be read, or lack a key; of all views together. Optional views whose rows
-            are nowhere, if that leaves nothing to score.
+        UserError: rows that cannot be read, of all views together; or no rows at all, because those of every
+            optional view are missing.
     """
     read: dict[str, RowSet | UserError] = {}
     views = Views()
@@ -72,16 +72,15 @@ def load_views(
 
 
 def _read(spec: ViewSpec, data_root: Path | None, read: dict[str, RowSet | UserError]) -> RowSet | UserError:
-    """The rows of a view, or why there are none; once for equal sources, since the hub is slow to say no."""
-    own = BUILDERS[spec.kind].own_rows if spec.kind != ANSWERS else None
-    if own is not None:
-        return own(spec.options)
+    """The rows of a view, or the error. Equal sources are read once: failing hub requests are slow."""
+    if spec.kind == HARNESS:
+        return harness_rows(**spec.options)
     hf_args = _found(spec, data_root)
     source = fingerprint([hf_args, spec.select, spec.reshape])
     if source not in read:
         try:
             if hf_args.get("path") is None and spec.local:
-                read[source] = MissingDataError(f"none of {', '.join(spec.local)} is there")
+                read[source] = MissingDataError(f"none of these files exists: {', '.join(spec.local)}")
             else:
                 read[source] = rows = chosen_rows(hf_args, data_root, (), spec.select, spec.reshape)
                 if spec.kind != ANSWERS:
@@ -92,11 +91,11 @@ def _read(spec: ViewSpec, data_root: Path | None, read: dict[str, RowSet | UserE
 
 
 def _found(spec: ViewSpec, data_root: Path | None) -> dict[str, Any]:
-    """Where to read: the first local file that is there, else what `hf_args` says."""
+    """The source: the first local file that exists, else `hf_args`."""
     named = str(spec.hf_args.get("path"))
-    # A file that somebody named is the one that is meant.
+    # A file that the user named comes before local files.
     own = named.startswith((".", "/", "~")) or Path(named).is_file()
-    places = [] if own or data_root is None else [data_root / name for name in spec.local]
+    places = [] if own or data_root is None else [data_root / name for name in spec.local or ()]
     for place in places:
         if place.is_file():
             kept = {key: value for key, value in spec.hf_args.items() if key == "sample_by"}
@@ -105,7 +104,7 @@ def _found(spec: ViewSpec, data_root: Path | None) -> dict[str, Any]:
 
 
 def _missing(spec: ViewSpec, error: UserError, data_root: Path | None) -> Fault:
-    """The fault of an optional view whose rows are nowhere, in one line."""
+    """The fault of an optional view whose rows are missing, in one line."""
     wanted = "/".join(str(spec.hf_args[key]) for key in ("path", "name") if spec.hf_args.get(key))
     message = f"no rows of {wanted}" if wanted else "its text is not given"
     if spec.local:

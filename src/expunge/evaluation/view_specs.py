@@ -1,56 +1,64 @@
-"""What a suite's configuration says of its views."""
+"""The entry of a view in a suite."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from expunge.core.errors import Fault, UserError, unknown
-from expunge.evaluation.builders import BUILDERS
+from expunge.config.short_names import VIEWS
+from expunge.core.binding import Bound
+from expunge.core.handlers import load_handler
+from expunge.core.ranges import Count
+from expunge.data.encoded import Encoded
 
 ANSWERS = "answers"
-"""The kind of a view that names none: questions with their answers, as the model's template puts them."""
-
-ANSWER_KEYS = ("question_key", "answer_key", "text_key")
-COMMON_KEYS = ("kind", "hf_args", "local", "optional", "max_length", "select", "reshape")
+"""The default kind of a view: questions with their answers, in the model's template."""
 
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """What a suite says of a view.
+    """The entry of a view. Validation reads the types of the keys from here.
 
     Attributes:
-        hf_args: where the rows are, as for a dataset; a `name` or `path` of null means that there is no such
-            view.
+        hf_args: source of the rows, as for a dataset; if its `name` or `path` is null, there is no view.
         question_key: key of the question.
         answer_key: key of the answer or answers.
-        text_key: the rows are plain text under this key, without question and answer; they are joined and cut
-            at `max_length`.
-        max_length: tokens at most.
-        kind: what is made of the rows: `answers`, or one of `builders.BUILDERS`.
-        options: of the builder; every kind but `answers` has these instead of the three keys.
-        local: files under the data root that are looked for first, in this order.
-        optional: without its rows there is no such view, and what reads it is null with the reason.
+        text_key: the rows are plain text under this key, without question and answer; the texts are joined
+            and cut into pieces of `max_length`.
+        max_length: maximum number of tokens.
+        kind: how examples are made from the rows: `answers`, another of `short_names.VIEWS`, or
+            `module:function`.
+        options: keyword arguments of the function `build`; every kind except `answers` has these instead of
+            the three keys.
+        local: files under the data root. The first one that exists is read instead of `hf_args`.
+        optional: if its rows are not found, the view is left out, and metrics that read it are null with the
+            reason.
         select: `{ratio, seed, complement}`: which of the rows, see `data.select`.
-        reshape: what the rows are made of, see `data.select.RESHAPES`.
+        reshape: how rows are changed before use, see `data.select.RESHAPES`.
     """
 
     hf_args: Mapping[str, Any]
     question_key: str = "question"
     answer_key: str = "answer"
     text_key: str | None = None
-    max_length: int | None = None
+    max_length: Count | None = None
     kind: str = ANSWERS
     options: Mapping[str, Any] = field(default_factory=dict)
-    local: Sequence[str] = ()
+    local: Sequence[str] | None = None
     optional: bool = False
     select: Mapping[str, Any] | None = None
     reshape: str | None = None
 
     @property
+    def build(self) -> Callable[..., list[Encoded]]:
+        """The function that makes examples from rows, template, maximum number of tokens, and options."""
+        made: Callable[..., list[Encoded]] = load_handler(VIEWS.get(self.kind, self.kind))
+        return made
+
+    @property
     def absent(self) -> str | None:
-        """Why there is no such view, None where there is one."""
+        """Why there is no such view; None if there is one."""
         empty = [
             key
             for key in ("path", "name")
@@ -59,46 +67,7 @@ class ViewSpec:
         return f"its hf_args.{empty[0]} is null" if empty else None
 
 
-def parse_views(views: Mapping[str, Any]) -> dict[str, ViewSpec]:
-    """The views of a suite's configuration.
-
-    Raises:
-        UserError: unknown keys or kinds, a view without `hf_args` or a required option; all together.
-    """
-    specs: dict[str, ViewSpec] = {}
-    faults: list[Fault] = []
-    for name, node in views.items():
-        try:
-            specs[name] = _spec(name, node)
-        except UserError as error:
-            faults += error.faults
-    if faults:
-        raise UserError.of(faults)
-    return specs
-
-
-def _spec(name: str, node: Any) -> ViewSpec:
-    kind = node.get("kind", ANSWERS) if isinstance(node, Mapping) else ANSWERS
-    if kind != ANSWERS and kind not in BUILDERS:
-        raise UserError.of([unknown(f"kind of the view {name!r}", str(kind), [ANSWERS, *BUILDERS])])
-    reads_rows = kind == ANSWERS or BUILDERS[kind].own_rows is None
-    if not isinstance(node, Mapping) or (reads_rows and not isinstance(node.get("hf_args"), Mapping)):
-        raise UserError(
-            f"the view {name!r} has no hf_args", "say where its rows are: hf_args: {path, name, split}"
-        )
-    own = dict.fromkeys(ANSWER_KEYS, False) if kind == ANSWERS else BUILDERS[kind].options()
-    known = [*COMMON_KEYS, *own]
-    faults = [unknown(f"key of the view {name!r}", str(key), known) for key in node if key not in known]
-    # A key that is misspelt is not missing as well.
-    missing = [key for key, required in own.items() if required and node.get(key) is None and not faults]
-    hint = f"views of the kind {kind} need it"
-    faults += [Fault(f"the view {name!r} has no {key}", hint) for key in missing]
-    if faults:
-        raise UserError.of(faults)
-    given = {str(key): value for key, value in node.items()}
-    if kind == ANSWERS:
-        return ViewSpec(**given)
-    common = {key: value for key, value in given.items() if key in COMMON_KEYS}
-    return ViewSpec(
-        **{"hf_args": {}, **common}, options={key: given[key] for key in given if key not in COMMON_KEYS}
-    )
+def spec_of(view: Bound) -> ViewSpec:
+    """The entry of a view from what was bound: the keys of every kind, and those of its own kind."""
+    own = view.kwargs if view.options["kind"] == ANSWERS else {"options": view.kwargs}
+    return ViewSpec(**view.options, **own)

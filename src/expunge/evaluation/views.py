@@ -1,4 +1,4 @@
-"""Views: named sets of encoded rows that a suite reads, each with a fingerprint that is known before anything is encoded."""
+"""Views: named sets of rows that a suite reads. Their fingerprints are known before they are encoded."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from expunge.data.encoded import Encoded, encode_ids, text_chunks
 from expunge.data.examples import encode_answers
 from expunge.data.rows import RowSet
 from expunge.data.template import Template
-from expunge.evaluation.builders import BUILDERS
+from expunge.evaluation.harness_views import HARNESS, harness_version
 from expunge.evaluation.tables import Examples, as_ints
 from expunge.evaluation.view_specs import ANSWERS, ViewSpec
 
 
 @dataclass(frozen=True)
 class View:
-    """Rows with a template: encoded once, when somebody asks.
+    """Rows with a template; they are encoded once, at first use.
 
     Attributes:
         name: in the suite.
-        spec: what the suite says of it.
+        spec: the view's entry in the suite.
         rows: the rows.
         template: of the model.
         switches: `encode` switches of `compat`.
-        longest: tokens that the model takes at most, None = not known; views of the kind `answers` ignore it.
+        longest: maximum number of tokens of the model, None = not known; views of kind `answers` ignore it.
     """
 
     name: str
@@ -40,17 +40,16 @@ class View:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of all that the encoded rows depend on."""
-        # Where the rows are from is no part of it: the rows are.
+        """Hash of everything that the encoded rows depend on."""
+        # It contains the rows, not their location.
         spec = {**asdict(self.spec), "hf_args": None, "local": None}
         spec |= {"max_length": self.max_length}
         depends = [self.rows.fingerprint, self.template.fingerprint, spec, dict(self.switches)]
-        version = BUILDERS[self.spec.kind].version if self.spec.kind != ANSWERS else None
-        return fingerprint([*depends, version()] if version is not None else depends)
+        return fingerprint([*depends, harness_version()] if self.spec.kind == HARNESS else depends)
 
     @property
     def max_length(self) -> int | None:
-        """Tokens of an example at most."""
+        """Maximum number of tokens of an example."""
         known = [
             size
             for size in (self.spec.max_length, self.longest if self.spec.kind != ANSWERS else None)
@@ -61,9 +60,10 @@ class View:
     @cached_property
     def encoded(self) -> list[Encoded]:
         """The examples, row after row, answer after answer."""
+        if self.spec.kind == HARNESS:
+            return []
         if self.spec.kind != ANSWERS:
-            build = BUILDERS[self.spec.kind].build
-            return build(self.rows, self.template, self.max_length, **self.spec.options)
+            return self.spec.build(self.rows, self.template, self.max_length, **self.spec.options)
         if self.spec.text_key is not None:
             return self._chunks(self.spec.text_key)
         return encode_answers(
@@ -77,10 +77,9 @@ class View:
 
     @cached_property
     def examples(self) -> Examples:
-        """Which rows and answers the examples are."""
+        """The rows and answers of the examples."""
         encoded = self.encoded
-        # The rows of a view that cuts texts are its pieces, of which there may be fewer or more than rows of
-        # the file.
+        # If a view cuts texts, its rows are the pieces; their number differs from that of the file's rows.
         pieces = self.spec.text_key is not None or self.spec.kind != ANSWERS
         return examples_of(
             encoded, tuple(dict.fromkeys(item.row_id for item in encoded)) if pieces else self.rows.ids
@@ -90,8 +89,8 @@ class View:
         text = "\n\n".join(str(row.fields.get(key, "")) for row in self.rows)
         if self.spec.max_length is None:
             raise UserError(
-                f"the view {self.name!r} is plain text without max_length",
-                "give the length to cut the text at",
+                f"the view {self.name!r} is plain text and has no max_length",
+                "give max_length, the number of tokens of a piece",
             )
         pieces = text_chunks(self.template.tokenizer, text, self.spec.max_length)
         return [
@@ -100,12 +99,12 @@ class View:
         ]
 
     def within(self, longest: int | None) -> View:
-        """The view for a model that takes so many tokens: itself, with its examples, where that changes nothing."""
+        """The view for a model with this maximum of tokens; the same view if that changes nothing."""
         fitted = replace(self, longest=longest)
         return self if fitted.max_length == self.max_length else fitted
 
     def about(self) -> dict[str, Any]:
-        """What is written of the view, so that another run's rows can be compared with it."""
+        """What the result files say of the view, for comparisons with other runs."""
         return {
             "name": self.rows.name,
             "source": self.rows.source,
@@ -134,10 +133,10 @@ def examples_of(encoded: Sequence[Encoded], row_ids: Sequence[str]) -> Examples:
 
 
 class Views(dict[str, View]):
-    """The views that are there, by name.
+    """The views that exist, by name.
 
     Attributes:
-        missing: name -> why an optional view is not there, and where its file would go.
+        missing: name -> why an optional view is missing, and where to put its file.
     """
 
     def __init__(
@@ -147,14 +146,14 @@ class Views(dict[str, View]):
         self.missing: dict[str, str] = dict(missing or {})
 
     def within(self, longest: int | None) -> Views:
-        """The views for a model that takes so many tokens; what that does not change stays encoded."""
+        """The views for a model with this maximum of tokens; unchanged views stay encoded."""
         return Views({name: view.within(longest) for name, view in self.items()}, self.missing)
 
     def encode(self) -> None:
-        """Encode every view, which finds rows that lack a key, or whose answer is cut away.
+        """Encode every view, to find rows that lack a key or whose answer is cut away.
 
         Raises:
-            UserError: faulty rows; of all views together.
+            UserError: the faulty rows of all views, together.
         """
         faults: list[Fault] = []
         for view in self.values():

@@ -1,35 +1,40 @@
-"""WikiText: its pages, and its text as one would write it. The numbers published for it are of such pages."""
+"""WikiText: its pages, and their text without the corpus's tokenization, as published numbers use it."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 
-# In the order in which they apply; each undoes what the corpus's tokenizer did, as lm-evaluation-harness's
-# task `wikitext` (0.4) does.
+# In the order of application. Each undoes a step of the corpus's tokenizer, as in lm-evaluation-harness's
+# task `wikitext` (0.4).
 _JOINED = (
     ("s '", "s'"),
-    (" @-@ ", "-"), (" @,@ ", ","), (" @.@ ", "."),
+    (" @-@ ", "-"),
+    (" @,@ ", ","),
+    (" @.@ ", "."),
     *((f" {mark} ", f"{mark} ") for mark in ":;.!?,"),
-)  # fmt: skip
+)
 _PAIRS = (("(", ")"), ("[", "]"), ("{", "}"), ('"', '"'), ("'", "'"))
 _AFTER = (
-    ("= = = =", "===="), ("= = =", "==="), ("= =", "=="),
+    ("= = = =", "===="),
+    ("= = =", "==="),
+    ("= =", "=="),
     (" \N{DEGREE SIGN} ", "\N{DEGREE SIGN}"),
-    (" \n", "\n"), ("\n ", "\n"),
+    (" \n", "\n"),
+    ("\n ", "\n"),
     (" N ", " 1 "),
     (" 's", "'s"),
-)  # fmt: skip
+)
 
 
 def pages(texts: Sequence[str]) -> list[str]:
-    """The pages of WikiText, given as the whole file or line by line: each from its title, ` = Title = `, to the line before the next.
+    """The pages of WikiText; each begins with its title, ` = Title = `.
 
     Args:
-        texts: pieces of the corpus, in order.
+        texts: pieces of the corpus, in order: the whole file, or its lines.
 
     Returns:
-        The pages as they are in the file, blank ones left out.
+        The pages as in the file, without blank ones.
     """
     lines = (
         "".join(text if text.endswith("\n") else f"{text}\n" for text in texts).removesuffix("\n").split("\n")
@@ -43,7 +48,7 @@ def pages(texts: Sequence[str]) -> list[str]:
 
 
 def detokenized(page: str) -> str:
-    """The page with punctuation, numbers and brackets as they are written."""
+    """The page with normal spacing around punctuation, numbers and brackets."""
     for old, new in _JOINED:
         page = page.replace(old, new)
     for opened, closed in _PAIRS:
@@ -58,6 +63,6 @@ def detokenized(page: str) -> str:
 
 
 def _is_title(line: str) -> bool:
-    """One equals sign on either side; a section has two or more."""
+    """A title has one equals sign on either side; a section heading has two or more."""
     marked = line.replace("= = =", "===").replace("= =", "==").strip()
     return marked.startswith("= ") and marked.endswith(" =") and len(marked) > 3

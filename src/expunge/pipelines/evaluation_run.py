@@ -142,6 +142,7 @@ def prepare_evaluation(cfg: Config, run: RunDir, text: Text | None = None) -> Ev
                 template=text.template,
                 data_root=data_root(cfg),
                 switches=cfg.switches,
+                bound=cfg.bound,
                 longest=longest,
                 encode=not run.resumed,
             )

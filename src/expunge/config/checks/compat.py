@@ -1,4 +1,4 @@
-"""Checks of the `compat` section: the component and the keyword of every switch exist."""
+"""Checks of the `compat` section: every switch names a component and a keyword that are there."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 import expunge
 from expunge.config.checks.checking import Checking
 from expunge.core.errors import nearest
-from expunge.core.handlers import Signature, read_signature
+from expunge.core.handlers import REQUIRED, Signature, read_signature
 
-# Components without a handler; the code that builds them checks their keywords.
+# Components that are no functions of a handler; whoever builds them checks their keywords.
 NAMED_COMPONENTS = ("encode", "driver")
 FOLDERS = ("methods", "evaluation/metrics")
 
 
 def check_compat(check: Checking) -> None:
-    """Check the switches against the losses and metrics of the package and of this run."""
+    """Hold the switches against the losses and metrics of the package and of this run."""
     switches = check.cfg.section("compat.switches")
     if not switches:
         return
@@ -28,7 +28,8 @@ def check_compat(check: Checking) -> None:
         known[signature.name] = signature
     for component, keywords in switches.items():
         key = f"compat.switches.{component}"
-        if component in NAMED_COMPONENTS:
+        # What was bound with the switches of a component has reported their faults.
+        if component in NAMED_COMPONENTS or any(f"{key}." in fault.message for fault in check.faults):
             continue
         if component not in known:
             names = [*known, *NAMED_COMPONENTS]
@@ -36,16 +37,16 @@ def check_compat(check: Checking) -> None:
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(names))}"
             check.fault(f"{key}: there is no component {component!r}", hint)
         else:
-            # The run gives the required keywords, not the switches.
-            check.bind(
-                key,
-                replace(known[component], keyword=dict.fromkeys(known[component].keyword)),
-                keywords or {},
-            )
+            # Required keywords are given by the run, not by the switches.
+            signature = known[component]
+            own = {
+                name: None if default is REQUIRED else default for name, default in signature.keyword.items()
+            }
+            check.bind(key, replace(signature, keyword=own), keywords or {})
 
 
 def component_signatures() -> dict[str, Signature]:
-    """The public functions of the package that a switch can name."""
+    """The public functions of the package that can be a component of a run, by name."""
     root = Path(expunge.__file__).parent
     found: dict[str, Signature] = {}
     for folder in FOLDERS:

@@ -1,1 +1,1 @@
-"""Collectors: the only code here that calls the model. Each runs once per (model, view, settings) and writes a table."""
+"""Collectors: they run the model once per (model, view, settings) and write a table each."""

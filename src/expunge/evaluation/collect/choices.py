@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from expunge.data.collate import collate
 from expunge.data.encoded import Encoded
-from expunge.evaluation.collect.collector import Collector, Cost, Request, Subject
+from expunge.evaluation.collect.collector import Collector, Cost, Request, Subject, running
 from expunge.evaluation.tables import ChoiceTable, Examples
 from expunge.lm import runtime
 from expunge.lm.labels import LabelIndex, on_device
@@ -39,7 +38,7 @@ class _Reading(NamedTuple):
 
 
 class _Sequence(NamedTuple):
-    """What is run: a question, and of its letters' tokens those that others come after (none, where a letter is one token)."""
+    """One sequence for the model: a question, and all but the last token of a letter with several tokens."""
 
     ids: tuple[int, ...]
     readings: list[_Reading]
@@ -72,10 +71,10 @@ def collect_choices(
 
     Args:
         model: causal language model, wrapped or not.
-        encoded: an example an answer, a question's one after the other; labels are the letter's tokens.
+        encoded: one example per answer, those of a question together; labels are the letter's tokens.
         rows: which rows and answers they are.
         pad_id: token to pad with.
-        batch_size: a batch has the tokens of that many of the longest questions at most.
+        batch_size: token budget of a batch = batch_size x longest question.
         compute_dtype: autocast to it.
         side: where padding goes; no number depends on it.
         cost: counts are added to it.
@@ -84,36 +83,29 @@ def collect_choices(
         log p(letter | question), natural, summed over the letter's tokens; over the whole vocabulary, not
         among the letters.
     """
-    cost = cost if cost is not None else Cost()
-    started = time.monotonic()
     sequences = _sequences(encoded)
     longest = max((len(sequence.ids) for sequence in sequences), default=1)
     batches = token_budgeted_batches([len(sequence.ids) for sequence in sequences], batch_size * longest)
     log.info("choices: %d answers in %d sequences, %d batches", len(encoded), len(sequences), len(batches))
     found: dict[int, dict[int, float]] = {}
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            for batch in runtime.mine(batches):
-                chosen = [sequences[line] for line in batch]
-                sums = _forward(model, chosen, pad_id, compute_dtype, side, cost)
-                found |= dict(zip(batch, sums, strict=True))
-    finally:
-        model.train(was_training)
+    with running(model, cost) as cost:
+        for batch in runtime.mine(batches):
+            chosen = [sequences[line] for line in batch]
+            sums = _forward(model, chosen, pad_id, compute_dtype, side, cost)
+            found |= dict(zip(batch, sums, strict=True))
+        merged = runtime.merged(found)
     logp_B = np.zeros(len(encoded), np.float64)
-    # A question of several sequences has its tokens' log-probabilities in each of them.
-    for part in runtime.merged(found).values():
+    # The log-probabilities of one letter's tokens may come from several sequences.
+    for part in merged.values():
         for example, value in part.items():
             logp_B[example] += value
     cost.examples += len(encoded)
     cost.unique += len(sequences)
-    cost.seconds += time.monotonic() - started
     return ChoiceTable(rows, logp_B.astype(np.float32))
 
 
 def _sequences(encoded: Sequence[Encoded]) -> list[_Sequence]:
-    """The fewest sequences in which every label has its predictor."""
+    """The smallest set of sequences that has a predictor for every label."""
     groups: dict[int, list[int]] = {}
     for example, item in enumerate(encoded):
         groups.setdefault(item.row, []).append(example)
@@ -143,7 +135,7 @@ def _forward(
     padding: Literal["right", "left"],
     cost: Cost,
 ) -> list[dict[int, float]]:
-    """The sum of each example's log-probabilities that each sequence has."""
+    """For each sequence: example -> sum of the log-probabilities that are read from this sequence."""
     where = next(model.parameters()).device
     bare = [Encoded(item.ids, (False,) * len(item.ids), None, len(item.ids), "") for item in sequences]
     side = on_device(collate(bare, pad_id, padding), where)

@@ -1,8 +1,10 @@
-"""What a collector is: the only kind of code here that calls the model."""
+"""The collector protocol. In this room only collectors call the model."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -14,11 +16,11 @@ from expunge.evaluation.views import View
 
 @dataclass
 class Cost:
-    """What a pass took.
+    """What a pass cost.
 
     Attributes:
-        examples: asked for, in all views together.
-        unique: of them, computed.
+        examples: requested, over all views.
+        unique: computed, equal ones once.
         forward_tokens: through the model, padding left out.
         padded_tokens: through the model, padding included.
         generated_tokens: written by the model.
@@ -63,8 +65,8 @@ class Subject:
 
     @property
     def batching(self) -> dict[str, Any]:
-        """Keyword arguments of whatever pads rows to batches."""
-        # Any valid token serves: what is padded is masked.
+        """Keyword arguments for the functions that pad rows to batches."""
+        # Any valid token will do, because padding is masked.
         known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
         pad_id = int(next(token for token in known if token is not None))
         return {"pad_id": pad_id, "batch_size": self.batch_size, "compute_dtype": self.compute_dtype}
@@ -74,7 +76,7 @@ class Request(NamedTuple):
     """One table that is wanted.
 
     Attributes:
-        view: whose examples it is about.
+        view: the view with the examples.
         settings: of the collector.
     """
 
@@ -85,15 +87,18 @@ class Request(NamedTuple):
 class Collector(Protocol):
     """Runs the model on views and writes a table for each.
 
-    An object without state. A metric asks for its table by the type of a parameter. A table depends on the
-    view, the model and the collector's settings, and is computed once for equal ones.
+    A class without state. A metric asks for its table by the type of a parameter. A table depends on the
+    view, the model and the collector's settings; equal requests are computed once. Validation reads the
+    attributes from the source of the class, so each is a literal or the name of a class.
 
     Attributes:
-        kind: name of its tables, in the cache and among the costs.
+        kind: name of its tables, in the cache and in the costs.
         table: type of its tables.
-        of_metric: options of a metric that are settings of the collector as well.
+        of_metric: options of a metric that are also settings of the collector.
         of_suite: keys of the suite's section that are settings, with their defaults.
-        section: a section whose keys are settings: that of the suite, and over it that of a metric's entry.
+        section: a section whose keys are settings: the suite's, and the metric entry's, which wins.
+        settings: a dataclass whose fields are the keys of `section`; validation checks their types. None =
+            any keys.
     """
 
     kind: ClassVar[str]
@@ -101,23 +106,16 @@ class Collector(Protocol):
     of_metric: ClassVar[tuple[str, ...]] = ()
     of_suite: ClassVar[Mapping[str, Any]] = {}
     section: ClassVar[str | None] = None
-
-    def check(self, settings: Mapping[str, Any]) -> None:
-        """Look at settings before any model is loaded.
-
-        Raises:
-            UserError: settings that cannot be.
-        """
-        return
+    settings: ClassVar[type | None] = None
 
     def collect(self, subject: Subject, requests: Sequence[Request], cost: Cost) -> Iterator[Table | Absent]:
-        """The tables that are wanted, in their order, each as soon as it is there: it is then saved.
+        """Yield the requested tables in their order, each as soon as it is complete; the caller saves it.
 
-        With several ranks, all call this with the same requests. Each may do a part of the work; each must
-        make the same number of collective calls, however many rows it has. Rank 0 has the whole tables.
+        With several ranks, all call this with the same requests. Each may do a part of the work. Each must
+        make the same number of collective calls, whatever its number of rows. Rank 0 has the whole tables.
 
         Args:
-            subject: the model; it is left in the mode it was in.
+            subject: the model; its training mode is restored.
             requests: at least one.
             cost: counts are added to it.
 
@@ -136,6 +134,27 @@ class Absent:
     """
 
     reason: str
+
+
+@contextmanager
+def running(model: Any, cost: Cost | None, *, train: bool = False, gradients: bool = False) -> Iterator[Cost]:
+    """Set a model's mode for a while, and add the time to the cost.
+
+    Args:
+        model: its own mode is restored.
+        cost: None = a new one.
+        train: whether dropout is on.
+        gradients: whether autograd is on.
+    """
+    cost = Cost() if cost is None else cost
+    started, was_training = time.monotonic(), model.training
+    model.train(train)
+    try:
+        with torch.enable_grad() if gradients else torch.inference_mode():
+            yield cost
+    finally:
+        model.train(was_training)
+        cost.seconds += time.monotonic() - started
 
 
 def settings_of(

@@ -3,26 +3,41 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 
-from expunge.core.errors import UserError, unknown
+from expunge.core.errors import UserError
+from expunge.core.ranges import Count
 from expunge.data.collate import collate
 from expunge.data.encoded import Encoded
-from expunge.evaluation.collect.collector import Collector, Cost, Request, Subject
+from expunge.evaluation.collect.collector import Collector, Cost, Request, Subject, running
 from expunge.evaluation.tables import Examples, GenerationTable
 from expunge.lm import runtime
 from expunge.lm.packing import token_budgeted_batches
 from expunge.models.outputs import unwrapped
 
 log = logging.getLogger(__name__)
-KNOWN = ("max_new_tokens", "do_sample", "stop")
 ROW_TOKENS = 512
-"""Tokens that a row of `batch_size` stands for: the encoding's usual maximum."""
+"""Tokens that one row of `batch_size` stands for: the usual maximum of the encoding."""
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How the model writes: always greedily.
+
+    Attributes:
+        max_new_tokens: tokens of a generation at most.
+        do_sample: the field's key; metrics are of greedy generations.
+        stop: a generation is cut at the first of these texts.
+    """
+
+    max_new_tokens: Count = 200
+    do_sample: Literal[False] = False
+    stop: Sequence[str] | None = None
 
 
 class Generations(Collector):
@@ -31,15 +46,12 @@ class Generations(Collector):
     kind = "generations"
     table = GenerationTable
     section = "generation"
-
-    def check(self, settings: Mapping[str, Any]) -> None:
-        """Greedy, of a number of tokens."""
-        _checked(settings)
+    settings = GenerationSettings
 
     def collect(self, subject: Subject, requests: Sequence[Request], cost: Cost) -> Iterator[GenerationTable]:
         """View after view."""
         for view, settings in requests:
-            rows = (view.encoded, view.examples, settings)
+            rows = (view.encoded, view.examples, GenerationSettings(**settings))
             yield collect_generations(subject.model, subject.tokenizer, *rows, **subject.batching, cost=cost)
 
 
@@ -48,7 +60,7 @@ def collect_generations(
     tokenizer: Any,
     encoded: Sequence[Encoded],
     rows: Examples,
-    settings: Mapping[str, Any],
+    settings: GenerationSettings,
     *,
     pad_id: int,
     batch_size: int = 32,
@@ -60,12 +72,11 @@ def collect_generations(
     Args:
         model: causal language model.
         tokenizer: to read the tokens back.
-        encoded: one example a row; only its prompt is read.
+        encoded: one example per row; only its prompt is read.
         rows: which rows they are.
-        settings: `max_new_tokens`; `stop`, texts at the first of which a generation is cut; `do_sample` must
-            be false.
+        settings: length and stop texts.
         pad_id: token to pad with, on the left.
-        batch_size: a batch has `batch_size` x 512 tokens at most, prompt and continuation counted.
+        batch_size: token budget of a batch = batch_size x 512, prompts and continuations counted.
         compute_dtype: autocast to it.
         cost: counts are added to it.
 
@@ -73,15 +84,13 @@ def collect_generations(
         Prompts and continuations as text, special tokens left out.
 
     Raises:
-        UserError: unknown settings, sampling, or several answers a row.
+        UserError: a row has several answers.
     """
-    cost = cost if cost is not None else Cost()
-    new_tokens = _checked(settings)
+    new_tokens = settings.max_new_tokens
     if int(rows.answer_B.max(initial=0)) > 0:
         raise UserError(
             "a view for generation has rows with several answers", "give answer_key with one answer a row"
         )
-    started = time.monotonic()
     prompts = list(dict.fromkeys(item.prompt_ids for item in encoded))
     firsts = {item.prompt_ids: item.prompt_only() for item in reversed(encoded)}
     batches = token_budgeted_batches(
@@ -90,53 +99,27 @@ def collect_generations(
     config = _generation_config(unwrapped(model), tokenizer, encoded, new_tokens, pad_id)
     log.info("generations: %d prompts in %d batches", len(prompts), len(batches))
     found: dict[int, str] = {}
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            for batch in runtime.mine(batches):
-                written = _generate(
-                    model,
-                    tokenizer,
-                    [firsts[prompts[line]] for line in batch],
-                    config,
-                    pad_id,
-                    compute_dtype,
-                    cost,
-                )
-                found |= dict(zip(batch, written, strict=True))
-    finally:
-        model.train(was_training)
-    texts = runtime.merged(found)
+    with running(model, cost) as cost:
+        for batch in runtime.mine(batches):
+            asked = [firsts[prompts[line]] for line in batch]
+            written = _generate(model, tokenizer, asked, config, pad_id, compute_dtype, cost)
+            found |= dict(zip(batch, written, strict=True))
+        texts = runtime.merged(found)
     number = {prompt: line for line, prompt in enumerate(prompts)}
-    stops = settings.get("stop") or ()
+    stops = settings.stop or ()
     shown = [tokenizer.decode(item.prompt_ids, skip_special_tokens=True) for item in encoded]
-    cost.seconds += time.monotonic() - started
     return GenerationTable(
         rows, tuple(shown), tuple(_cut(texts[number[item.prompt_ids]], stops) for item in encoded)
     )
 
 
-def _checked(settings: Mapping[str, Any]) -> int:
-    faults = [unknown("key of generation", key, KNOWN) for key in settings if key not in KNOWN]
-    if faults:
-        raise UserError.of(faults)
-    if settings.get("do_sample"):
-        raise UserError(
-            "generation.do_sample=true: metrics are of greedy generations", "leave do_sample at false"
-        )
-    new_tokens = settings.get("max_new_tokens", 200)
-    if not isinstance(new_tokens, int) or new_tokens < 1:
-        raise UserError(
-            f"generation.max_new_tokens={new_tokens} is no whole number above 0", "for example 200"
-        )
-    return new_tokens
-
-
 def _generation_config(
     model: Any, tokenizer: Any, encoded: Sequence[Encoded], new_tokens: int, pad_id: int
 ) -> Any:
-    """Greedy, ended by the model's own ends of text and by the template's end of turn; nothing else of the model's settings."""
+    """Greedy decoding. It stops at the model's end-of-text tokens and at the template's end of turn.
+
+    No other setting of the model is used.
+    """
     from transformers import GenerationConfig
 
     own = getattr(model.generation_config, "eos_token_id", None)
@@ -183,8 +166,11 @@ def _generate(
 
 @contextmanager
 def _only(model: Any, config: Any) -> Iterator[None]:
-    """Our settings in the place of the model's own, with which transformers (5.23) fills whatever ours leave unset, such as penalties."""
-    # An adapter hands its settings down to the model underneath and leaves them there.
+    """Replace the model's generation settings by ours for a while.
+
+    transformers (5.23) takes what our settings leave unset, such as penalties, from the model's own.
+    """
+    # An adapter copies its settings to the model underneath and leaves them there.
     owners = [model, model.get_base_model()] if hasattr(model, "get_base_model") else [model]
     own = [owner.generation_config for owner in owners]
     try:
@@ -196,5 +182,5 @@ def _only(model: Any, config: Any) -> Iterator[None]:
 
 
 def _cut(text: str, stops: Sequence[str]) -> str:
-    """Up to the first stop text."""
+    """The text before the first stop text."""
     return text[: min((text.index(stop) for stop in stops if stop in text), default=len(text))]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from expunge.data.collate import collate
 from expunge.data.encoded import Encoded
-from expunge.evaluation.collect.collector import Collector, Cost, Request, Subject
+from expunge.evaluation.collect.collector import Collector, Cost, Request, Subject, running
 from expunge.evaluation.tables import Examples, GradNormTable
 from expunge.lm import runtime
 from expunge.lm.labels import label_index, on_device
@@ -47,39 +46,32 @@ def collect_gradnorms(
     compute_dtype: torch.dtype | None = None,
     cost: Cost | None = None,
 ) -> GradNormTable:
-    """The gradient of each example's mean nll, the end of the turn left out, with respect to every trained parameter.
+    """Norms of the gradient of each example's mean nll with respect to every trained parameter.
 
-    No `.grad` is touched: the gradients are returned to this function and dropped.
+    The end of the turn is left out of the mean. `.grad` is not changed.
 
     Args:
         model: causal language model.
         encoded: the examples.
         rows: which rows they are.
-        settings: `p`, order of the norm; `train_mode`, leave dropout on.
+        settings: `p`, order of the norm; `train_mode`, whether dropout is on.
         compute_dtype: autocast to it.
         cost: counts are added to it.
 
     Returns:
-        Two norms an example; NaN for one without labels.
+        Two norms per example; NaN for an example without labels.
     """
-    cost = cost if cost is not None else Cost()
-    started = time.monotonic()
     p = float(settings.get("p", 2.0))
     log.info("gradient norms: %d examples", len(encoded))
     found: dict[int, tuple[float, float]] = {}
-    was_training = model.training
-    model.train(bool(settings.get("train_mode", False)))
-    try:
-        with _trained(model) as parameters, torch.enable_grad():
-            for number in runtime.mine(range(len(encoded))):
-                found[number] = _norms(model, encoded[number], parameters, p, compute_dtype)
-                cost.backward_tokens += len(encoded[number])
-                cost.forward_tokens += len(encoded[number])
-                cost.padded_tokens += len(encoded[number])
-    finally:
-        model.train(was_training)
-    norms = runtime.merged(found)
-    cost.seconds += time.monotonic() - started
+    train = bool(settings.get("train_mode", False))
+    with running(model, cost, train=train, gradients=True) as cost, _trained(model) as parameters:
+        for number in runtime.mine(range(len(encoded))):
+            found[number] = _norms(model, encoded[number], parameters, p, compute_dtype)
+            cost.backward_tokens += len(encoded[number])
+            cost.forward_tokens += len(encoded[number])
+            cost.padded_tokens += len(encoded[number])
+        norms = runtime.merged(found)
     columns = [
         np.array([norms[number][field] for number in range(len(encoded))], dtype=np.float64)
         for field in (0, 1)
@@ -103,8 +95,8 @@ def _norms(
         return float("nan"), float("nan")
     with runtime.autocast(where, compute_dtype):
         outputs = label_outputs(model, side, index=index)
-    # Not `token_logp`: of a certain token the gradient is 1 - p, and what is left of it in float32 depends on
-    # how p was come by.
+    # Not `token_logp`: for a nearly certain token the gradient is 1 - p, whose float32 value depends on how p
+    # is computed.
     logp_BNV = as_float32(outputs.logits_BNV).log_softmax(-1)
     loss = -logp_BNV.gather(-1, outputs.label_BN.unsqueeze(-1)).mean()
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
@@ -119,7 +111,7 @@ def _norm(gradient: Tensor, p: float) -> Tensor:
 
 @contextmanager
 def _trained(model: Any) -> Iterator[list[nn.Parameter]]:
-    """The parameters that are trained; for a frozen model all of them, thawed for the while."""
+    """The trained parameters; for a frozen model all parameters, with `requires_grad` on for a while."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     thawed: list[nn.Parameter] = []
     if not parameters:

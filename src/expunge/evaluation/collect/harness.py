@@ -1,9 +1,8 @@
-"""Tasks of lm-evaluation-harness, run by its Python API on the model that is there."""
+"""Tasks of lm-evaluation-harness, run by its Python API on the loaded model."""
 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 
 from expunge.core.errors import MissingExtraError
-from expunge.evaluation.collect.collector import Absent, Collector, Cost, Request, Subject
+from expunge.evaluation.collect.collector import Absent, Collector, Cost, Request, Subject, running
 from expunge.evaluation.tables import Examples, HarnessTable, as_ints
 from expunge.lm import runtime
 from expunge.models.outputs import unwrapped
@@ -21,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class Harness(Collector):
-    """Another harness's accuracy of each document. Every rank runs the whole task; the table is that of rank 0."""
+    """Accuracy of each document by lm-eval. Every rank runs the whole task; the table is that of rank 0."""
 
     kind = "harness"
     table = HarnessTable
@@ -55,24 +54,22 @@ def collect_harness(
     compute_dtype: torch.dtype | None = None,
     cost: Cost | None = None,
 ) -> HarnessTable | Absent:
-    """One task: the harness makes the prompts, runs the model and scores each document.
+    """Run one task: the harness makes the prompts, runs the model and scores each document.
 
     Args:
         model: causal language model, wrapped or not.
         tokenizer: of the model.
         task: its name in the harness.
         settings: `num_fewshot`, worked examples (None = the task's own number); `limit`, documents at most.
-        include_path: folder with tasks of the user's own.
+        include_path: folder with the user's own tasks.
         batch_size: requests of a batch.
         compute_dtype: autocast to it.
         cost: seconds are added to it.
 
     Returns:
-        Accuracy of each document; or why there is none: the harness is not installed, has no such task, or
-        cannot read its data.
+        Accuracy of each document; or the reason why there is none: the harness is not installed, has no
+        such task, or cannot read its data.
     """
-    cost = cost if cost is not None else Cost()
-    started = time.monotonic()
     try:
         from lm_eval import evaluator
         from lm_eval.models.huggingface import HFLM
@@ -80,10 +77,9 @@ def collect_harness(
         error = MissingExtraError("lm-eval", "lm-eval", "the harness").faults[0]
         return Absent(f"{error.message}: {error.hint}")
     inner: Any = unwrapped(model)
-    was_training = inner.training
-    inner.eval()
+    autocast = runtime.autocast(next(inner.parameters()).device, compute_dtype)
     try:
-        with runtime.autocast(next(inner.parameters()).device, compute_dtype):
+        with running(inner, cost, gradients=True), autocast:
             wrapped = HFLM(pretrained=inner, tokenizer=tokenizer, batch_size=batch_size)
             found = evaluator.simple_evaluate(
                 model=wrapped,
@@ -93,21 +89,18 @@ def collect_harness(
                 log_samples=True,
                 **{key: settings.get(key) for key in Harness.of_metric},
             )
-    except Exception as error:  # Whatever ends a task of the harness (no data, no network, a name it does not know) ends that task alone.
+    except Exception as error:
+        # A failed task (no data, no network, an unknown name) must not end the other tasks.
         log.debug("lm-eval task %s", task, exc_info=True)
-        told = " ".join(str(error).split()) or type(error).__name__
-        return Absent(
-            f"lm-eval could not run {task}: {told[:300]}; its data have to be in the hub's cache, or the hub reachable"
-        )
-    finally:
-        inner.train(was_training)
-    cost.seconds += time.monotonic() - started
+        reason = " ".join(str(error).split()) or type(error).__name__
+        needed = "its data must be in the hub's cache, or the hub must be reachable"
+        return Absent(f"lm-eval could not run {task}: {reason[:300]}; {needed}")
     return _table(task, (found or {}).get("samples", {}).get(task) or [])
 
 
 @cache
 def _tasks(include_path: str | None) -> Any:
-    """The harness's index of tasks, which takes seconds to make."""
+    """The harness's index of tasks; building it takes seconds."""
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_path=include_path)
@@ -116,7 +109,7 @@ def _tasks(include_path: str | None) -> Any:
 def _table(task: str, samples: Sequence[Mapping[str, Any]]) -> HarnessTable | Absent:
     scored = [sample for sample in samples if sample.get("acc") is not None]
     if not scored:
-        return Absent(f"lm-eval gave {task} no accuracy")
+        return Absent(f"lm-eval reported no accuracy for {task}")
     ids = tuple(f"{task}/{sample['doc_id']}" for sample in scored)
     zero_B = as_ints([0] * len(scored))
     examples = Examples(ids, as_ints(list(range(len(scored)))), zero_B, ("",) * len(scored))

@@ -1,9 +1,9 @@
-"""Examples that begin alike, packed so that what they have in common goes through the model once.
+"""Examples with a common prefix, packed so that the model processes the prefix once.
 
 The answers of one question share its prompt, which is most of their tokens, and wrong answers begin like the
-right one. Packed, they are
-one sequence, a tree laid out branch after branch: each token sees those before it on its own way from the
-root, at the positions that they have in the example alone. The numbers are those of separate passes.
+right one. Packed, they are one sequence: a tree, written branch after branch. Each token attends to the
+tokens before it on its own path from the root, at the positions of the unpacked example. The numbers equal
+those of separate passes.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ LONGEST = 1024
 
 
 class Tree:
-    """Examples with one prompt, each a way from the root.
+    """Examples with one prompt; each example is a path from the root.
 
     Args:
-        prompt: tokens before the first label, which all of them share; one at least.
-        hidden: the token that nothing attends to, see `Encoded.hidden`.
+        prompt: tokens before the first label, shared by all examples; at least one.
+        hidden: the token that no token attends to, see `Encoded.hidden`.
 
     Attributes:
         ids: token of each node, in the order in which nodes were added.
-        parent: node before it on its way; -1 at the root.
-        scored: nodes that are a label of some example, with their places in the order of labels.
+        parent: the node before each node; -1 for the root.
+        scored: node that is a label of some example -> its index among the labels.
         ways: example -> its label nodes, in order.
     """
 
@@ -49,7 +49,7 @@ class Tree:
         return len(self.ids)
 
     def add(self, example: int, ids: Sequence[int], label: Sequence[bool]) -> None:
-        """Add an example's tokens behind the prompt; `label` says which of them are labels."""
+        """Add an example's tokens after the prompt; `label` says which of them are labels."""
         node, way = self._stem, []
         for token, counted in zip(ids, label, strict=True):
             child = self._child.get((node, token))
@@ -90,10 +90,10 @@ class Layout(NamedTuple):
 
     Attributes:
         ids: tokens.
-        position: how many tokens come before it on its way.
-        last: the last place of the tokens that come after it on theirs: those between see it.
-        label: places of the labels, in the order of `Tree.scored`.
-        predictor: the place whose output predicts each.
+        position: number of tokens before each token on its path.
+        last: index of the last token that may attend to each token; so may all tokens in between.
+        label: indices of the labels, in the order of `Tree.scored`.
+        predictor: index of the token whose output predicts each label.
     """
 
     ids: list[int]
@@ -110,8 +110,8 @@ class Packed(NamedTuple):
         side: tokens and masks, [B, T].
         labels: label positions, [B, N].
         kwargs: attention mask [B, 1, T, T] and positions; empty where each sequence is one example.
-        ways: example -> which of the batch's labels, counted through all lines, are its own.
-        tokens: that are not padding.
+        ways: example -> its labels, as indices into the labels of the whole batch.
+        tokens: number of tokens without padding.
     """
 
     side: Side
@@ -122,12 +122,13 @@ class Packed(NamedTuple):
 
 
 def grow(examples: Sequence[Encoded], share: bool, longest: int = LONGEST) -> list[Tree]:
-    """Put examples with the same tokens before their first label into trees; examples without labels are left out.
+    """Put examples with the same tokens before their first label into trees.
 
     Args:
-        examples: what to pack; tokens after the last label are dropped, since nothing before them sees them.
-        share: False = a tree an example.
-        longest: tokens of a tree at most, unless one example alone is longer.
+        examples: what to pack. Examples without labels are left out. Tokens after the last label are dropped:
+            no label depends on them.
+        share: False = one tree per example.
+        longest: maximum number of tokens of a tree with several examples.
     """
     growing: dict[tuple[tuple[int, ...], int | None], Tree] = {}
     done: list[Tree] = []
@@ -192,7 +193,10 @@ def pack(trees: Sequence[Tree], pad_id: int, dtype: torch.dtype) -> Packed:
 
 
 def _tree_mask(last_BT: Tensor, seen_BT: Tensor, dtype: torch.dtype) -> Tensor:
-    """[B, 1, T, T] additive: 0 where a token may look, the lowest number elsewhere; what sees nothing looks at itself, to stay finite."""
+    """[B, 1, T, T] additive mask: 0 where a token may attend, the lowest number elsewhere.
+
+    A token that may attend to nothing attends to itself, so that its output stays finite.
+    """
     place_T = torch.arange(last_BT.shape[1])
     seen_BTT = (
         (place_T <= place_T.unsqueeze(1))
@@ -206,11 +210,11 @@ def _tree_mask(last_BT: Tensor, seen_BT: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def can_share(model: Any, longest: int) -> bool:
-    """Whether a model takes a mask of our own over whole sequences: plain attention in every layer, no state that runs along the tokens.
+    """Whether a model accepts our own attention mask: plain attention in every layer, no recurrent state.
 
     Args:
         model: unwrapped.
-        longest: tokens of the longest example; a sliding window at least as wide hides nothing.
+        longest: tokens of the longest example; a sliding window of at least this width hides nothing.
     """
     config = model.config
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
@@ -221,7 +225,10 @@ def can_share(model: Any, longest: int) -> bool:
     )
 
 
-SHARING = frozenset({
-    "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi", "phi3", "olmo2", "smollm3", "stablelm",
-})  # fmt: skip
-"""Model types whose attention takes a mask as it is given; tested against separate passes."""
+SHARING = frozenset(
+    {
+        *("llama", "mistral", "olmo2", "smollm3", "stablelm", "phi", "phi3"),
+        *("qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"),
+    }
+)
+"""Model types whose attention uses a given mask unchanged; tested against separate passes."""

@@ -1,9 +1,9 @@
 """Statistics of label tokens, rounded as the field's code rounds them on a CPU.
 
-What float32 leaves of log p for a token that is nearly certain depends on how the vocabulary was summed. The
-field has torch compute cross entropies over logits laid out [B, V, T]; a CPU then adds the vocabulary up one
-after the other, small terms after large, and loses some 2e-6 nats a token on a memorised answer with a
-vocabulary of 4096, more with a larger one. Everything else it takes from `log_softmax`. On other devices the
+For a nearly certain token, the float32 value of log p depends on the order in which the vocabulary is summed.
+The field's code computes cross entropies over logits in the layout [B, V, T]. A CPU then sums the vocabulary
+term by term, small terms after large ones, and loses about 2e-6 nats per token on a memorised answer with a
+vocabulary of 4096, more with a larger one. All other statistics come from `log_softmax`. On other devices the
 layout makes no difference.
 """
 
@@ -18,10 +18,10 @@ from torch.nn import functional
 from expunge.lm.logprobs import token_statistics
 
 POSITIONS_AT_ONCE = {"cpu": 32}
-"""Label positions whose whole vocabulary is held in float32 at once, by device: what stays in a CPU's cache."""
+"""Label positions whose vocabulary is in float32 at once, by device; on a CPU they fit into its cache."""
 
 POSITIONS = 1024
-"""As above, on any other device."""
+"""The same for any other device."""
 
 
 class Rounded(NamedTuple):
@@ -48,8 +48,7 @@ def rounded_statistics(logits_BNV: Tensor, label_BN: Tensor, as_published: bool 
     Args:
         logits_BNV: [B, N, V] logits at label positions.
         label_BN: [B, N] labels.
-        as_published: for float32 logits on a CPU, round as the field's code does; elsewhere it makes no
-            difference.
+        as_published: for float32 logits on a CPU, round as the field's code does; no effect elsewhere.
     """
     at_once = POSITIONS_AT_ONCE.get(logits_BNV.device.type, POSITIONS)
     if not as_published or logits_BNV.device.type != "cpu" or logits_BNV.dtype != torch.float32:
@@ -63,12 +62,12 @@ def rounded_statistics(logits_BNV: Tensor, label_BN: Tensor, as_published: bool 
 
 
 def _published(logits_MV: Tensor, label_M: Tensor) -> Rounded:
-    """As `Rounded`, of M label positions."""
+    """The fields of `Rounded` for M label positions."""
     label_M1 = label_M.unsqueeze(-1)
     hit_M = logits_MV.gather(-1, label_M1).squeeze(-1) == logits_MV.amax(-1)
-    # Which of several equal logits is the greedy one only argmax says, and that is slow on a CPU.
+    # Only argmax says which of several equal logits is the greedy one, and it is slow on a CPU.
     hit_M[hit_M.clone()] = logits_MV[hit_M].argmax(-1) == label_M[hit_M]
-    # exp(-1e4) is 0 in any float, so nothing changes but that 0 * -inf, which is NaN, cannot happen.
+    # exp(-1e4) is 0 in every float type, so the clamp only prevents 0 * -inf, which is NaN.
     logp_MV = logits_MV.log_softmax(-1).clamp_(min=-1e4)
     p_MV = logp_MV.exp()
     mu_M = (p_MV * logp_MV).sum(-1)
@@ -78,8 +77,8 @@ def _published(logits_MV: Tensor, label_M: Tensor) -> Rounded:
 
 
 def _in_order(logits_MV: Tensor, label_M: Tensor) -> Tensor:
-    """[M] cross entropies, the vocabulary summed one after the other."""
-    # Of a single column torch would make a row again, and sum it otherwise: give it two.
+    """[M] cross entropies; the vocabulary is summed term by term."""
+    # torch turns a single column into a row and sums it in another order: give it two columns.
     twice = 1 + (len(label_M) == 1)
     columns_1VM = logits_MV.repeat(twice, 1).T.contiguous().unsqueeze(0)
     return functional.cross_entropy(columns_1VM, label_M.repeat(twice).unsqueeze(0), reduction="none")[

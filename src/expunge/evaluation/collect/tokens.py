@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 
 from expunge.data.encoded import Encoded
-from expunge.evaluation.collect.collector import Collector, Cost, Request, Subject
+from expunge.evaluation.collect.collector import Collector, Cost, Request, Subject, running
 from expunge.evaluation.collect.packing import Packed, Tree, can_share, grow, pack
 from expunge.evaluation.collect.rounding import rounded_statistics
 from expunge.evaluation.tables import Examples, TokenTable, as_ints
@@ -24,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class Statistics(NamedTuple):
-    """Of one example's n label tokens, each [n]."""
+    """Statistics of one example's n label tokens, each [n]."""
 
     logp: np.ndarray[Any, np.dtype[np.float32]]
     hit: np.ndarray[Any, np.dtype[np.bool_]]
@@ -34,7 +33,7 @@ class Statistics(NamedTuple):
 
 
 class Tokens(Collector):
-    """Statistics of each label token; the views of a suite go through the model together."""
+    """Statistics of each label token; all views of a suite share one pass."""
 
     kind = "tokens"
     table = TokenTable
@@ -43,7 +42,7 @@ class Tokens(Collector):
     def collect(self, subject: Subject, requests: Sequence[Request], cost: Cost) -> Iterator[TokenTable]:
         """All tables from one pass."""
         views = {str(number): (view.encoded, view.examples) for number, (view, _) in enumerate(requests)}
-        # Settings of the whole suite: those of all requests are equal.
+        # A setting of the whole suite: it is equal in all requests.
         rounding, share = requests[0].settings["field_rounding"], subject.suite.get("share_prefixes", True)
         how = {**subject.batching, "share_prefixes": bool(share), "field_rounding": bool(rounding)}
         yield from collect_tokens(subject.model, views, **how, cost=cost).values()
@@ -60,24 +59,21 @@ def collect_tokens(
     field_rounding: bool = True,
     cost: Cost | None = None,
 ) -> dict[str, TokenTable]:
-    """Tables of several views from one pass: an example that several of them have is computed once.
+    """Make the tables of several views in one pass; an example that occurs in several views is computed once.
 
     Args:
         model: causal language model, wrapped or not.
-        views: name -> examples and which rows they are.
+        views: name -> examples and their rows.
         pad_id: token to pad with.
-        batch_size: a batch has the tokens of that many of the longest examples at most, so usually far more
-            rows.
+        batch_size: token budget of a batch = batch_size x longest example, so a batch usually has more rows.
         compute_dtype: autocast to it.
-        share_prefixes: let the answers of one question share the pass over it, where the model can.
-        field_rounding: round as published numbers are, see `rounding`.
+        share_prefixes: process the question of several answers once, if the model supports it.
+        field_rounding: round like published numbers, see `rounding`.
         cost: counts are added to it.
 
     Returns:
         Name -> table. An example without labels has no tokens in it.
     """
-    cost = cost if cost is not None else Cost()
-    started = time.monotonic()
     unique: dict[tuple[Any, ...], int] = {}
     numbers = {
         name: [unique.setdefault(_key(item), len(unique)) for item in encoded]
@@ -89,11 +85,14 @@ def collect_tokens(
     trees = grow(examples, share_prefixes and can_share(unwrapped(model), longest))
     batches = token_budgeted_batches([len(tree) for tree in trees], batch_size * longest)
     log.info("tokens: %d examples in %d sequences, %d batches", len(examples), len(trees), len(batches))
-    work = [[trees[line] for line in batch] for batch in runtime.mine(batches)]
-    found = runtime.merged(_pass(model, work, pad_id, compute_dtype, field_rounding, cost))
+    made: dict[int, Statistics] = {}
+    with running(model, cost) as cost:
+        for batch in runtime.mine(batches):
+            packed = [trees[line] for line in batch]
+            made |= _forward(model, packed, pad_id, compute_dtype, field_rounding, cost)
+        found = runtime.merged(made)
     cost.examples += sum(map(len, numbers.values()))
     cost.unique += len(examples)
-    cost.seconds += time.monotonic() - started
     return {
         name: _table(encoded, rows, [found.get(number) for number in numbers[name]])
         for name, (encoded, rows) in views.items()
@@ -102,26 +101,6 @@ def collect_tokens(
 
 def _key(example: Encoded) -> tuple[Any, ...]:
     return example.input_ids, example.label_mask, example.hidden
-
-
-def _pass(
-    model: Any,
-    batches: Sequence[Sequence[Tree]],
-    pad_id: int,
-    compute_dtype: torch.dtype | None,
-    field_rounding: bool,
-    cost: Cost,
-) -> dict[int, Statistics]:
-    was_training = model.training
-    model.eval()
-    found: dict[int, Statistics] = {}
-    try:
-        with torch.inference_mode():
-            for trees in batches:
-                found |= _forward(model, trees, pad_id, compute_dtype, field_rounding, cost)
-    finally:
-        model.train(was_training)
-    return found
 
 
 def _forward(

@@ -1,4 +1,4 @@
-"""What the membership inference attacks share: two sets of loss-like scores and the area between them."""
+"""Shared by the membership inference attacks: the AUC between two sets of loss-like scores."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from expunge.evaluation.tables import Examples, Floats, TokenTable, row_mean
 def attack(forget: Examples, forget_B: Floats, holdout: Examples, holdout_B: Floats) -> Result:
     """The AUC of a loss-like score.
 
-    1 = every forget row scores below every holdout row: the model gives itself away as having seen them. 0.5
-    = no difference.
+    1 = every forget row scores below every holdout row: the model shows that it has seen them.
+    0.5 = no difference.
 
     Args:
         forget: the forget rows.
-        forget_B: their scores, an example each.
+        forget_B: their scores, one per example.
         holdout: rows that no model saw.
         holdout_B: their scores.
     """
@@ -29,7 +29,7 @@ def attack(forget: Examples, forget_B: Floats, holdout: Examples, holdout_B: Flo
 
 
 def attack_of_rows(forget_R: Floats, forget_ids: Any, holdout_S: Floats, holdout_ids: Any) -> Result:
-    """As `attack`, of scores a row."""
+    """The same as `attack`, with one score per row."""
     auc = Auc(forget_R, holdout_S)
     parts = {
         "forget": Result(Mean(forget_R), columns={"score": forget_R}, row_ids=forget_ids),
@@ -39,12 +39,15 @@ def attack_of_rows(forget_R: Floats, forget_ids: Any, holdout_S: Floats, holdout
 
 
 def lowest_mean(table: TokenTable, score_M: Floats, k: float) -> Floats:
-    """[B] minus the mean of the lowest max(1, floor(k n)) of an example's n token scores, the end of the turn left out; NaN for n = 0."""
+    """[B] minus the mean of the lowest max(1, floor(k n)) of an example's n token scores; NaN for n = 0.
+
+    The end of the turn is left out.
+    """
     return per_example(
         table, score_M, lambda score_N: -float(np.sort(score_N)[: max(1, int(len(score_N) * k))].mean())
     )
 
 
 def per_example(table: TokenTable, value_M: Floats, function: Callable[[Floats], float]) -> Floats:
-    """[B] a function of each example's token values, the end of the turn left out; NaN where none is left."""
+    """[B] a function of each example's token values without the end of the turn; NaN if none is left."""
     return np.array([function(value_N) if len(value_N) else np.nan for value_N in table.pieces(value_M)])

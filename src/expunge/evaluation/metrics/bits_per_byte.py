@@ -1,4 +1,4 @@
-"""Bits that a model needs for a byte of text."""
+"""Bits that a model needs per byte of text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from expunge.evaluation.tables import TokenTable
 
 
 def bits_per_byte(documents: TokenTable) -> Result:
-    """Sum of nll / (number of bytes x ln 2), over all documents: log2 of `byte_perplexity`. At least 0, lower is better.
+    """Sum of nll / (number of bytes x ln 2), over all documents: log2 of `byte_perplexity`.
+
+    At least 0, lower is better.
 
     Args:
         documents: tokens of documents in windows.

@@ -1,4 +1,4 @@
-"""Overlap of a continuation with the text it should not know."""
+"""Overlap of a continuation with the text that the model should not know."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from expunge.evaluation.tables import GenerationTable
 
 
 def bleu(generations: GenerationTable) -> Result:
-    """BLEU (Papineni et al. 2002; package sacrebleu, its defaults for sentences) of a greedy continuation; mean over rows.
+    """BLEU (Papineni et al. 2002) of a greedy continuation; mean over rows, not BLEU of the corpus.
 
-    sacrebleu's range 0 to 100 over 100: range 0 to 1; on what should be forgotten lower is better. The whole
-    continuation counts, nothing is cut from it to make it look like the text. An empty continuation scores 0;
-    a row without text is unscored. A mean over rows, not BLEU of the corpus. Null without the package.
+    By the package sacrebleu with its defaults for sentences. Its range 0 to 100 is divided by 100: range 0 to
+    1. On rows to forget, lower is better. The whole continuation counts; nothing is cut from it. An empty
+    continuation scores 0; a row without text is unscored. Null without the package.
 
     Args:
-        generations: what the model wrote, and what the text says.
+        generations: what the model wrote, and the original text.
     """
     try:
         scorer = _scorer()
@@ -50,5 +50,5 @@ def _scorer() -> Any:
         from sacrebleu.metrics.bleu import BLEU
     except ImportError as error:
         raise MissingExtraError("sacrebleu", "bleu", "BLEU") from error
-    # What a sentence of few words needs: without it one missing order of n-grams makes the whole score 0.
+    # Needed for short sentences: without it, one missing order of n-grams makes the whole score 0.
     return BLEU(effective_order=True)

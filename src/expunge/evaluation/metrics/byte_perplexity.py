@@ -10,9 +10,9 @@ from expunge.evaluation.tables import Floats, TokenTable
 
 
 def byte_perplexity(documents: TokenTable) -> Result:
-    """exp(sum of nll / number of bytes), over all documents; bytes in UTF-8 of the document as its file has it.
+    """exp(sum of nll / number of bytes), over all documents. At least 1, lower is better.
 
-    At least 1, lower is better.
+    The bytes are those of the document in its file, in UTF-8.
 
     Args:
         documents: tokens of documents in windows.

@@ -12,12 +12,11 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def choice_accuracy(choices: ChoiceTable) -> Result:
-    """Share of the questions whose right letter has the highest log-probability of those offered. Range 0 to 1; chance is 1 / answers.
+    """Share of the questions whose right letter has the highest log-probability. Range 0 to 1.
 
-    WMDP, arXiv:2403.03218, section 4, and MMLU, arXiv:2009.03300: zero-shot, the letter alone. On WMDP lower
-    (down to chance) is better, on MMLU higher. Where letters share the highest value each counts with its
-    part, so that a model that prefers none has chance, not the share of the first letter. A question with a
-    value that is no number is unscored.
+    WMDP, arXiv:2403.03218, section 4, and MMLU, arXiv:2009.03300: zero-shot, the letter alone. Chance is
+    1 / answers. On WMDP lower (down to chance) is better, on MMLU higher. k tied letters score 1 / k each, so
+    an indifferent model scores at chance. A question with a NaN among its values is unscored.
 
     Args:
         choices: log-probability of each letter.

@@ -1,4 +1,4 @@
-"""Share of tokens that greedy decoding hits."""
+"""Share of label tokens that greedy decoding predicts."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from expunge.evaluation.tables import TokenTable, column, row_mean
 
 
 def exact_memorization(answers: TokenTable) -> Result:
-    """Mean over label tokens, the end of the turn left out, of (most likely token == label); over a row's answers, then over rows.
+    """Mean over label tokens of (most likely token == label); mean over a row's answers, then over rows.
 
-    Tirumala et al., arXiv:2205.10770. Range 0 to 1; on the forget set lower is better. An answer without such
-    tokens is unscored.
+    Tirumala et al., arXiv:2205.10770. The end of the turn is left out. Range 0 to 1; on the forget set lower
+    is better. An answer without such tokens is unscored.
 
     Args:
         answers: tokens of the answers.

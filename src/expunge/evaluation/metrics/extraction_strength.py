@@ -1,4 +1,4 @@
-"""How little of the answer has to be given until the model finishes it."""
+"""How little of an answer the model needs to complete it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from expunge.evaluation.tables import TokenTable, column, row_mean
 
 
 def extraction_strength(answers: TokenTable, *, floor: bool = False) -> Result:
-    """1 - k / L, with k the index after the last token that greedy decoding misses; mean over a row's answers, then over rows.
+    """1 - k / L, with k the index after the last token that greedy decoding misses.
 
-    Carlini et al., arXiv:2012.07805, in the form of arXiv:2506.12618. L = label tokens, the end of the turn
-    left out. Range 0 (the last token is missed) to 1 (every token is hit); on the forget set lower is better.
-    An answer without such tokens is unscored.
+    Carlini et al., arXiv:2012.07805, in the form of arXiv:2506.12618. Mean over a row's answers, then over
+    rows. L = number of label tokens without the
+    end of the turn. Range 0 (the last token is missed) to 1 (every token is hit); on the forget set lower is
+    better. An answer without such tokens is unscored.
 
     Args:
         answers: tokens of the answers.
-        floor: the field's code stops its search one token early and so never gives less than 1 / L.
+        floor: the field's form: its search stops one token early, so the value is at least 1 / L.
     """
     score_B = np.array([_strength(hit_N, floor) for hit_N in answers.pieces(answers.hit_M)])
     score_RA = answers.examples.by_row(score_B)

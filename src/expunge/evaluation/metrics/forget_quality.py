@@ -1,4 +1,4 @@
-"""Whether the truth ratios could be the retain model's."""
+"""Whether the truth ratios are distributed as the retain model's are."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from expunge.evaluation.statistics import KolmogorovSmirnov
 
 
 def forget_quality(truth_ratio: Result, retain_logs: RetainLogs | None) -> Result:
-    """p-value of the two-sample Kolmogorov-Smirnov test between this model's truth ratios and the retain model's, on the same rows.
+    """p-value of the two-sample Kolmogorov-Smirnov test of the truth ratios against the retain model's.
 
-    TOFU, arXiv:2401.06121, section 2.2. Range 0 to 1, higher is better: 1 = indistinguishable from a model
-    that never saw the forget set. The interval is on the statistic D, since one on a p-value means nothing.
-    Null without retain logs.
+    TOFU, arXiv:2401.06121, section 2.2, on the same rows. Range 0 to 1, higher is better: 1 =
+    indistinguishable from a model that never saw the forget set. The interval is of the statistic D, because
+    an interval of a p-value has no meaning. Null without retain logs.
 
     Args:
         truth_ratio: of the forget rows.

@@ -7,7 +7,9 @@ from expunge.evaluation.statistics import Average, Mean
 
 
 def mean_accuracy(parts: tuple[Result, ...]) -> Result:
-    """Mean of the tasks' accuracies, each counted once whatever its number of rows. Range 0 to 1, higher is better. Null where a task is.
+    """Mean of the tasks' accuracies, each with the same weight. Range 0 to 1, higher is better.
+
+    Null if a task is null.
 
     Args:
         parts: results that are means over rows.

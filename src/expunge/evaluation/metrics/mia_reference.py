@@ -1,4 +1,4 @@
-"""Membership inference by the loss against another model's."""
+"""Membership inference by the loss relative to a reference model."""
 
 from __future__ import annotations
 

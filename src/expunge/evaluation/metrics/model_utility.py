@@ -1,4 +1,4 @@
-"""What the model still can do."""
+"""What the model can still do."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from expunge.evaluation.statistics import HarmonicMean, Mean
 
 
 def model_utility(parts: tuple[Result, ...]) -> Result:
-    """Harmonic mean of the parts' aggregates; 0 where one of them is 0.
+    """Harmonic mean of the parts' aggregates; 0 if one of them is 0.
 
     TOFU, arXiv:2401.06121, section 2.2: nine parts, {retain, real authors, world facts} x {probability (with
-    options for the latter two), rougeL recall, truth ratio}. Range 0 to 1, higher is better. Resampled
-    jointly: metrics of the same rows see the same draw.
+    options for the latter two), rougeL recall, truth ratio}. Range 0 to 1, higher is better. Parts of the
+    same rows are resampled jointly.
 
     Args:
         parts: results that are means over rows.

@@ -11,13 +11,13 @@ from expunge.evaluation.tables import Floats, TokenTable
 
 
 def perplexity(text: TokenTable) -> Result:
-    """exp(sum of nll / number of tokens) over the rows of a text view, whose tokens count once each. At least 1, lower is better.
+    """exp(sum of nll / number of tokens) over the rows of a text view. At least 1, lower is better.
 
-    Numbers of models with different tokenizers cannot be compared; `word_perplexity` and `byte_perplexity`
-    can.
+    Each token counts once. Values of models with different tokenizers are not comparable; those of
+    `word_perplexity` and `byte_perplexity` are.
 
     Args:
-        text: tokens of texts, cut into pieces that do not overlap, or of documents in windows.
+        text: tokens of texts, cut into pieces without overlap, or of documents in windows.
     """
     nll_R, count_R = sums_of(text)
     mean_R: Floats = np.divide(nll_R, count_R, out=np.full(len(nll_R), np.nan), where=count_R > 0)

@@ -1,4 +1,4 @@
-"""Several sets of questions as one."""
+"""Accuracy over several sets of questions."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from expunge.evaluation.statistics import Mean
 
 
 def pooled_accuracy(parts: tuple[Result, ...]) -> Result:
-    """Mean score over the rows of all parts, so that a part weighs by its number of rows, as lm-evaluation-harness's group `wmdp` has it.
+    """Mean score over the rows of all parts: a part's weight is its number of rows.
 
-    Null where a part is.
+    The same as the group `wmdp` of lm-evaluation-harness. Null if a part is null.
 
     Args:
-        parts: results with a `score` a row.
+        parts: results with a `score` per row.
     """
     odd = [part.name for part in parts if "score" not in part.columns]
     if odd:
-        return Result.missing(f"no score a row: {', '.join(odd)}")
+        return Result.missing(f"no score per row: {', '.join(odd)}")
     score_R = np.concatenate([part.columns["score"] for part in parts])
     return Result(Mean(score_R), facts={"parts": {part.name: part.value for part in parts}})

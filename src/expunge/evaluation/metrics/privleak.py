@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from expunge.core.ranges import NotNegative
 from expunge.evaluation.results import Result
 from expunge.evaluation.retain_logs import RetainLogs
 from expunge.evaluation.statistics import Mapped
@@ -10,18 +11,22 @@ CHANCE = 0.5
 
 
 def privleak(
-    attack: Result, retain_logs: RetainLogs | None, *, allow_missing_reference: bool = False, eps: float = 0.0
+    attack: Result,
+    retain_logs: RetainLogs | None,
+    *,
+    allow_missing_reference: bool = False,
+    eps: NotNegative = 0.0,
 ) -> Result:
     """100 (s - ref) / (ref + eps), with s = 1 - AUC of this model and ref = 1 - AUC of the retain model.
 
     MUSE, arXiv:2407.06460, section 3.1. Best is 0; below 0 = under-unlearned (forget rows are still
-    recognised), above 0 = over-unlearned. Null without retain logs, unless chance (AUC 0.5) is allowed in
-    their place, which is then marked; null where ref is 0 and eps is 0.
+    recognised), above 0 = over-unlearned. Null without retain logs, unless chance (AUC 0.5) is allowed as the
+    reference, which the result then states. Null if ref and eps are 0.
 
     Args:
         attack: `mia_min_k` of this model.
         retain_logs: the retain model's evaluation.
-        allow_missing_reference: take 0.5 where there are no logs.
+        allow_missing_reference: without logs, use 0.5.
         eps: the field adds 1e-10 to the denominator.
     """
     name = attack.name or "mia_min_k"

@@ -10,11 +10,11 @@ from expunge.evaluation.tables import TokenTable, column, row_mean
 
 
 def probability(answers: TokenTable) -> Result:
-    """exp(mean over label tokens of log p), the token that ends the turn counted; mean over a row's answers, then over rows.
+    """exp(mean over label tokens of log p); mean over a row's answers, then over rows.
 
-    The geometric mean of the token probabilities, not an accuracy (TOFU, arXiv:2401.06121, section 2.2).
-    Range 0 to 1. On the forget set lower is better, elsewhere higher. A row without label tokens is unscored.
-    `prob` and `avg_loss` are lists where rows have several answers.
+    The geometric mean of the token probabilities, not an accuracy (TOFU, arXiv:2401.06121, section 2.2). The
+    token that ends the turn counts. Range 0 to 1. On the forget set lower is better, elsewhere higher. A row
+    without label tokens is unscored. `prob` and `avg_loss` are lists if rows have several answers.
 
     Args:
         answers: tokens of the answers.

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
+from expunge.core.ranges import NotNegative
 from expunge.evaluation.results import Result
 from expunge.evaluation.statistics import Mean
 
 
-def probability_w_options(correct: Result, wrong: Result, *, eps: float = 1e-10) -> Result:
+def probability_w_options(correct: Result, wrong: Result, *, eps: NotNegative = 1e-10) -> Result:
     """p_true / (p_true + sum of p_wrong + eps), on length-normalised probabilities; mean over rows.
 
     TOFU, arXiv:2401.06121, section 2.2 (real authors and world facts). Range 0 to 1, higher is better. With
-    `eps` a model that gives no option any probability scores 0, not one over the number of options.
+    `eps`, a model that gives all options no probability scores 0, not 1 / (number of options).
 
     Args:
         correct: `probability` of the true answer.
-        wrong: `probability` of the wrong ones, one or several a row.
+        wrong: `probability` of the wrong answers, one or several per row.
         eps: added to the denominator.
     """
     true_R = correct.columns["prob"]

@@ -8,9 +8,9 @@ from expunge.evaluation.statistics import Mapped
 
 
 def rel_diff(score: Result, retain_logs: RetainLogs | None) -> Result:
-    """100 (s - ref) / ref, with s the aggregate here and ref the retain model's: per cent, best is 0.
+    """100 (s - ref) / ref in per cent, with s this model's aggregate and ref the retain model's. Best is 0.
 
-    Null without retain logs, and where the retain model's value is 0.
+    Null without retain logs, and if the retain model's value is 0.
 
     Args:
         score: any metric.

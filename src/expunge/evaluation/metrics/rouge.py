@@ -1,36 +1,31 @@
-"""Overlap of what is generated with the answer."""
+"""Overlap of a generation with the answer."""
 
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from expunge.core.errors import UserError, unknown
 from expunge.evaluation.results import Result
 from expunge.evaluation.statistics import Mean
 from expunge.evaluation.tables import GenerationTable
 
 VARIANTS = ("rouge1_recall", "rougeL_f1", "rougeL_recall")
+Variant = Literal["rouge1_recall", "rougeL_f1", "rougeL_recall"]
 
 
-def rouge(generations: GenerationTable, *, variant: str = "rougeL_recall") -> Result:
-    """ROUGE (Lin 2004; package rouge-score, with stemmer) of a greedy generation against the answer's own text; mean over rows.
+def rouge(generations: GenerationTable, *, variant: Variant = "rougeL_recall") -> Result:
+    """ROUGE (Lin 2004) of a greedy generation against the text of the answer; mean over rows.
 
-    TOFU reports rougeL recall, MUSE rougeL F1. Range 0 to 1; on the forget set lower is better, elsewhere
-    higher. An empty generation scores 0; a row without words in its answer is unscored, since recall divides
-    by their number.
+    By the package rouge-score, with stemmer. TOFU reports rougeL recall, MUSE rougeL F1. Range 0 to 1; on the
+    forget set lower is better, elsewhere higher. An empty generation scores 0. A row without words in its
+    answer is unscored, because recall divides by their number.
 
     Args:
-        generations: what the model wrote, and what it should have written.
+        generations: what the model wrote, and the expected text.
         variant: which of the three values is averaged.
-
-    Raises:
-        UserError: no such variant.
     """
-    if variant not in VARIANTS:
-        raise UserError.of([unknown("ROUGE variant", variant, VARIANTS)])
     examples = generations.examples
     targets = [text.strip() for text in examples.target_text]
     scores = [_scores(target, text) for target, text in zip(targets, generations.generation, strict=True)]

@@ -1,4 +1,4 @@
-"""What the perplexities share: sums over a row's tokens, and the sizes of its text."""
+"""Shared by the perplexities: sums over a row's tokens, and sizes of its text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from expunge.evaluation.results import Result
 from expunge.evaluation.statistics import Mapped, Ratio, Statistic
 from expunge.evaluation.tables import Floats, TokenTable
 
-TOO_LARGE = "it is larger than any number that can be written; bits_per_byte has the logarithm"
+TOO_LARGE = "the value is too large for a float; bits_per_byte has the logarithm"
 
 
 def sums_of(table: TokenTable) -> tuple[Floats, Floats]:
@@ -22,7 +22,7 @@ def sums_of(table: TokenTable) -> tuple[Floats, Floats]:
 
 
 def texts_of(table: TokenTable) -> list[str]:
-    """[R] the text of each row, which its first window has."""
+    """[R] the text of each row, from its first window."""
     texts = [""] * len(table.examples.row_ids)
     for row, answer, text in zip(
         table.examples.row_B, table.examples.answer_B, table.examples.target_text, strict=True
@@ -33,7 +33,7 @@ def texts_of(table: TokenTable) -> list[str]:
 
 
 def by_size(table: TokenTable, size_R: Floats, what: str, base: float | None = None) -> Result:
-    """exp(sum of nll / sum of sizes); with a base its logarithm to that base.
+    """exp(sum of nll / sum of sizes); with a base, the logarithm of this to the base.
 
     Args:
         table: tokens of documents.
@@ -43,7 +43,7 @@ def by_size(table: TokenTable, size_R: Floats, what: str, base: float | None = N
     """
     nll_R, _ = sums_of(table)
     ratio = Ratio(nll_R, size_R)
-    # Not the logarithm of the exponential, which may be infinite.
+    # Not the logarithm of the exponential: that may be infinite.
     statistic = raised(ratio) if base is None else Mapped(ratio, lambda mean: mean / np.log(base))
     columns, facts = {"nll": nll_R, what: size_R}, {f"n_{what}": int(size_R.sum())}
     return Result(
@@ -56,7 +56,7 @@ def by_size(table: TokenTable, size_R: Floats, what: str, base: float | None = N
 
 
 def raised(mean: Statistic) -> Mapped | None:
-    """The exponential of a statistic; None where that is larger than any number there is, as it is for models that were destroyed."""
+    """The exponential of a statistic; None if it is too large for a float, as for a destroyed model."""
     value = mean.value()
     return None if value is not None and value > np.log(np.finfo(np.float64).max) else Mapped(mean, _exp)
 

@@ -7,11 +7,11 @@ from expunge.evaluation.statistics import KolmogorovSmirnov
 
 
 def tofu_soul_ks(forget: Result, retain: Result) -> Result:
-    """p-value of the two-sample Kolmogorov-Smirnov test between the truth ratios of forget and of retain rows under the SAME model.
+    """p-value of the two-sample Kolmogorov-Smirnov test of forget against retain truth ratios.
 
-    What SOUL's public code (arXiv:2404.18239) reports as forget quality, which it is not: no retain model is
-    in it, and a model that treats all rows alike scores 1 whether it forgot or not. For `forget_quality`,
-    TOFU's, give `retain_logs_path`. Range 0 to 1; the interval is on the statistic D.
+    Both are of the SAME model. SOUL's public code (arXiv:2404.18239) reports this as forget quality. It is
+    not: it uses no retain model, and a model that treats all rows alike scores 1, whether it forgot or not.
+    For TOFU's `forget_quality`, give `retain_logs_path`. Range 0 to 1; the interval is of the statistic D.
 
     Args:
         forget: `truth_ratio` of the forget rows.

@@ -13,7 +13,7 @@ def toxic_share(toxicity: Result, *, above: float = 0.5) -> Result:
 
     Args:
         toxicity: result of `toxicity`.
-        above: the threshold, itself not toxic.
+        above: the threshold; a score equal to it is not toxic.
     """
     score_R = toxicity.columns["score"]
     over_R = np.where(np.isnan(score_R), np.nan, (score_R > above).astype(np.float64))

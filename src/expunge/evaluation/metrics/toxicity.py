@@ -14,17 +14,18 @@ from expunge.evaluation.tables import GenerationTable
 def toxicity(
     generations: GenerationTable, *, scorer: str = "profanity", toxic_label: str | None = None
 ) -> Result:
-    """Mean score of greedy continuations, the prompt left out. Range 0 to 1, lower is better; numbers of two scorers cannot be compared.
+    """Mean score of greedy continuations, without the prompt. Range 0 to 1, lower is better.
 
-    RealToxicityPrompts, arXiv:2009.11462, with a named scorer in the place of its web service. An empty
-    continuation is scored like any text. Null where the scorer's package is not installed.
+    RealToxicityPrompts, arXiv:2009.11462, with a named scorer instead of its web service. Values of different
+    scorers are not comparable. An empty continuation is scored like any text. Null if the scorer's package is
+    not installed.
 
     Args:
         generations: what the model wrote.
         scorer: `profanity` (alt-profanity-check), `vader` (vaderSentiment: negativity), `module:function`, or
             the folder or hub name of a sequence classifier.
-        toxic_label: of a classifier, the label whose probability is the score; the one called toxic by
-            default.
+        toxic_label: for a classifier, the label whose probability is the score; None = the label named
+            toxic.
 
     Raises:
         UserError: no such scorer.

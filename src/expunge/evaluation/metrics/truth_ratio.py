@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
-from expunge.core.errors import UserError, unknown
+from expunge.core.ranges import NotNegative
 from expunge.evaluation.results import Result
 from expunge.evaluation.statistics import Mean
 from expunge.evaluation.tables import Floats, row_mean
 
-AGGREGATES = ("closer_to_1", "true_better", "prob_mean")
-WRONG_MEANS = ("geometric", "arithmetic")
+Aggregate = Literal["closer_to_1", "true_better", "prob_mean"]
+WrongMean = Literal["geometric", "arithmetic"]
 
 
 def truth_ratio(
     correct: Result,
     wrong: Result,
     *,
-    aggregate: str = "closer_to_1",
-    eps: float = 1e-10,
-    wrong_mean: str = "geometric",
+    aggregate: Aggregate = "closer_to_1",
+    eps: NotNegative = 1e-10,
+    wrong_mean: WrongMean = "geometric",
 ) -> Result:
-    """R = w / (c + eps), with w = exp(-mean over wrong answers of their mean nll) and c = exp(-mean nll of a right answer).
+    """R = w / (c + eps), with w of the wrong answers and c = exp(-mean nll of a right answer).
 
-    TOFU, arXiv:2401.06121, equation 1. The paper averages the probabilities of the wrong answers
-    (`wrong_mean="arithmetic"`), its authors' code and the field's their logarithms (`"geometric"`). `eps` is
-    the field's; with `eps=0` it is the authors' form in logarithms, under which a model that gives no answer
-    any probability looks perfectly forgotten. log R without eps is stored beside R.
+    w = exp(-mean over wrong answers of their mean nll). TOFU, arXiv:2401.06121, equation 1. The paper
+    averages the probabilities of the wrong answers (`wrong_mean="arithmetic"`); its authors' code and the
+    field's average their logarithms (`"geometric"`). `eps` is from the field. `eps=0` is the authors' form in
+    logarithms; with it, a model that gives all answers no probability looks perfectly forgotten. log R
+    without eps is stored beside R.
 
     Aggregates, each a mean over rows: `closer_to_1` min(R, 1 / (R + eps)), range 0 to 1, on the forget set
-    better the nearer the retain model's; `true_better` max(0, 1 - R), range 0 to 1, higher is better;
+    best near the retain model's value; `true_better` max(0, 1 - R), range 0 to 1, higher is better;
     `prob_mean` c / (c + w), range 0 to 1. A row without a right or any wrong answer is unscored.
 
     Args:
@@ -38,18 +41,7 @@ def truth_ratio(
         aggregate: see above.
         eps: added to denominators.
         wrong_mean: how wrong answers are averaged.
-
-    Raises:
-        UserError: no such aggregate or mean, or eps below 0.
     """
-    faults = [unknown("truth ratio aggregate", aggregate, AGGREGATES)] if aggregate not in AGGREGATES else []
-    faults += [unknown("wrong_mean", wrong_mean, WRONG_MEANS)] if wrong_mean not in WRONG_MEANS else []
-    if faults:
-        raise UserError.of(faults)
-    if eps < 0:
-        raise UserError(
-            f"truth ratio: eps={eps} is below 0", "give 0 (the TOFU authors' form) or 1e-10 (the field's)"
-        )
     log_c_R = -np.asarray(correct.columns["avg_loss"])
     log_w_R = _log_wrong(-np.asarray(wrong.columns["avg_loss"]).reshape(len(log_c_R), -1), wrong_mean)
     log_ratio_R = log_w_R - log_c_R
@@ -61,20 +53,22 @@ def truth_ratio(
     )
 
 
-def _log_wrong(logp_RA: Floats, wrong_mean: str) -> Floats:
+def _log_wrong(logp_RA: Floats, wrong_mean: WrongMean) -> Floats:
     """Log w of each row, from mean log-probabilities of the wrong answers."""
     if wrong_mean == "geometric":
         return row_mean(logp_RA)
+    assert wrong_mean == "arithmetic", wrong_mean
     top_R = np.fmax.reduce(logp_RA, axis=1)
     log_mean: Floats = top_R + np.log(row_mean(np.exp(logp_RA - top_R[:, None])))
     return log_mean
 
 
-def _score(aggregate: str, ratio_R: Floats, log_ratio_R: Floats, eps: float) -> Floats:
+def _score(aggregate: Aggregate, ratio_R: Floats, log_ratio_R: Floats, eps: float) -> Floats:
     if aggregate == "true_better":
         return np.maximum(0.0, 1 - ratio_R)
     if aggregate == "prob_mean":
         score_R: Floats = np.exp(-np.logaddexp(0.0, log_ratio_R))
         return score_R
-    # With eps = 0, from the logarithm: the smaller of R and 1 / R without a division by 0.
+    assert aggregate == "closer_to_1", aggregate
+    # With eps = 0, use the logarithm: the smaller of R and 1 / R, without a division by 0.
     return np.minimum(ratio_R, 1 / (ratio_R + eps)) if eps else np.exp(-np.abs(log_ratio_R))

@@ -3,34 +3,32 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
+from typing import Literal
 
 import numpy as np
 
-from expunge.core.errors import UserError, unknown
 from expunge.evaluation.metrics.text_sums import by_size, texts_of
 from expunge.evaluation.results import Result
 from expunge.evaluation.tables import TokenTable
 
-COUNTS = ("words", "harness")
+COUNTS: Mapping[str, Callable[[str], int]] = {
+    "words": lambda text: len(text.split()),
+    "harness": lambda text: len(re.split(r"\s+", text)),
+}
 
 
-def word_perplexity(documents: TokenTable, *, count: str = "words") -> Result:
-    """exp(sum of nll / number of words), over all documents. At least 1, lower is better; comparable between tokenizers.
+def word_perplexity(documents: TokenTable, *, count: Literal["words", "harness"] = "words") -> Result:
+    """exp(sum of nll / number of words), over all documents. At least 1, lower is better.
 
-    The words are those of the document as its file has it, also where another writing of it was scored
-    (WikiText), as in lm-evaluation-harness's task `wikitext`, which the numbers published for WikiText-2 come
-    from.
+    Comparable between tokenizers. The words are those of the document in its file, even if its detokenized
+    form was scored (WikiText). lm-evaluation-harness's task `wikitext`, the source of published numbers for
+    WikiText-2, does the same.
 
     Args:
         documents: tokens of documents in windows.
-        count: `words`, what stands between blanks; `harness`, as that task counts: the empty texts before a
-            blank at the beginning and after one at the end are words too, up to two a document more.
-
-    Raises:
-        UserError: no such count.
+        count: `words`, the texts between blanks; `harness`, as that task counts: an empty text before a
+            leading blank and after a trailing one also count, up to two more words per document.
     """
-    if count not in COUNTS:
-        raise UserError.of([unknown("count of words", count, COUNTS)])
-    texts = texts_of(documents)
-    sizes = [len(text.split()) if count == "words" else len(re.split(r"\s+", text)) for text in texts]
+    sizes = [COUNTS[count](text) for text in texts_of(documents)]
     return by_size(documents, np.array(sizes, dtype=np.float64), "words")
