@@ -1,7 +1,8 @@
 """`python -m benchmarks.start COMMIT`: CPU seconds to the first step, here and at another commit.
 
 The same command line trains one step of NPO on the embedded benchmark, in a process of its own, from both
-trees in turn. The time is that of the process from its start until its first record is on disk, all threads counted.
+trees in turn. The time is that of the process from its start until its first record is on disk; all threads
+count.
 """
 
 from __future__ import annotations
