@@ -6,7 +6,7 @@ import atexit
 import hashlib
 import os
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar, cast
 
@@ -57,16 +57,6 @@ def gathered(value: T) -> list[T]:
     values: list[T | None] = [None] * world_size()
     torch.distributed.all_gather_object(values, value)
     return cast(list[T], values)
-
-
-def mine(items: Sequence[T]) -> Sequence[T]:
-    """The items of this rank: every W-th item, W = number of ranks."""
-    return items[rank() :: world_size()]
-
-
-def merged(found: Mapping[int, T]) -> dict[int, T]:
-    """The union of the mappings of all ranks, on every rank."""
-    return {key: value for part in gathered(dict(found)) for key, value in part.items()}
 
 
 def from_rank_0(make: Callable[[], T]) -> T:

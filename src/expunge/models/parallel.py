@@ -6,11 +6,11 @@ whether a forward pass needs all ranks, uses this value and never the class of a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from expunge.models.outputs import unwrapped
 from expunge.models.progress_bars import no_progress_bar
 
 Kind = Literal["single", "ddp"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ class Parallel:
         size = runtime.world_size()
         return cls("ddp" if size > 1 else "single", runtime.rank(), size, where)
 
+    @classmethod
+    def alone(cls) -> Parallel:
+        """The value for one process, whatever others there are."""
+        return cls("single", 0, 1, runtime.device())
+
     @property
     def is_first(self) -> bool:
         """Whether this process is the first; it alone writes shared files."""
@@ -67,6 +73,18 @@ class Parallel:
         """Wait until all processes call this."""
         if self.dp_size > 1:
             torch.distributed.barrier()
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean of a tensor over all processes."""
+        return self.all_sum(value) / self.dp_size if self.dp_size > 1 else value
+
+    def mine(self, items: Sequence[T]) -> Sequence[T]:
+        """The items of this process: every n-th item, n = number of processes."""
+        return items[self.dp_rank :: self.dp_size]
+
+    def merged(self, found: Mapping[int, T]) -> dict[int, T]:
+        """The union of the mappings of all processes, on every process."""
+        return {key: value for part in runtime.gathered(dict(found)) for key, value in part.items()}
 
     @contextmanager
     def whole(self, model: nn.Module) -> Iterator[nn.Module]:

@@ -27,6 +27,7 @@ from expunge.models.attention import attention_of
 from expunge.models.fingerprint import model_fingerprint
 from expunge.models.logp_table import LogpTable
 from expunge.models.outputs import SideOutputs, side_outputs, unwrapped
+from expunge.models.parallel import Parallel
 
 
 class Reference(Protocol):
@@ -110,6 +111,7 @@ class CachedReference:
         fingerprint_of_model: str | None = None,
         autocast_dtype: torch.dtype | None = None,
         max_tokens: int = 4096,
+        parallel: Parallel | None = None,
     ) -> CachedReference:
         """Reuse values in `folder` for the same model and rows; compute and store the others.
 
@@ -123,10 +125,12 @@ class CachedReference:
             fingerprint_of_model: fingerprint of the weights; default: computed from the tensors of the model.
             autocast_dtype: the dtype in which the trained model computes.
             max_tokens: padded tokens of a forward pass.
+            parallel: how the rows are split over processes; None = over those that have met.
 
         Returns:
             A reference with those rows; equal on all ranks, which share the work.
         """
+        parallel = Parallel.here() if parallel is None else parallel
         key = {
             "model": fingerprint_of_model or model_fingerprint(unwrapped(model)),
             "dtype": [str(next(model.parameters()).dtype), str(autocast_dtype)],
@@ -145,9 +149,9 @@ class CachedReference:
             ]
             if missing:
                 with evaluating(model):
-                    computed = _compute(model, missing, pad_id, autocast_dtype, max_tokens)
+                    computed = _compute(model, missing, pad_id, autocast_dtype, max_tokens, parallel)
                 found = computed if found is None else found.merged(computed)
-                if runtime.rank() == 0:
+                if parallel.is_first:
                     found.write(folder, side, side_key)
             tables[side] = found if found is not None else LogpTable.of({})
         return cls(tables)
@@ -184,13 +188,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _compute(
-    model: nn.Module, items: Sequence[Encoded], pad_id: int, dtype: torch.dtype | None, max_tokens: int
+    model: nn.Module,
+    items: Sequence[Encoded],
+    pad_id: int,
+    dtype: torch.dtype | None,
+    max_tokens: int,
+    parallel: Parallel,
 ) -> LogpTable:
-    """Log-probs of rows; all ranks share the computation."""
+    """Log-probs of rows; all processes share the computation."""
     where = next(model.parameters()).device
     batches = token_budgeted_batches([len(item.input_ids) for item in items], max_tokens)
     by_row: dict[int, tuple[Tensor, Tensor]] = {}
-    for batch in batches[runtime.rank() :: runtime.world_size()]:
+    for batch in parallel.mine(batches):
         members = [items[number] for number in batch]
         side = laid_out(on_device(collate(members, pad_id), where))
         host = side["host"]
@@ -201,4 +210,4 @@ def _compute(
             members, torch.split(logp_M, counts), torch.split(host.label_M, counts), strict=True
         ):
             by_row[item.row] = (logp_N, label_N)
-    return LogpTable.of({row: values for part in runtime.gathered(by_row) for row, values in part.items()})
+    return LogpTable.of(parallel.merged(by_row))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from expunge.core.errors import UserError
 from expunge.methods.combine import Combination
+from expunge.models.parallel import Parallel
 
 
 class StepGradients:
@@ -18,11 +19,11 @@ class StepGradients:
 
     Args:
         combination: combines the two sums.
-        world_size: number of ranks.
+        parallel: the processes over which gradients are averaged.
     """
 
-    def __init__(self, combination: Combination, world_size: int = 1) -> None:
-        self.combination, self.world_size = combination, world_size
+    def __init__(self, combination: Combination, parallel: Parallel) -> None:
+        self.combination, self.parallel = combination, parallel
         self.done = 0
         self.sums: dict[bool, list[Tensor]] = {}
 
@@ -39,9 +40,9 @@ class StepGradients:
             return
         parameters = _trained(model)
         own, retain = (
-            self.sums.get(key) or [torch.zeros_like(item) for item in parameters] for key in (False, True)
+            [self.parallel.mean(part) for part in self.sums.get(key) or map(torch.zeros_like, parameters)]
+            for key in (False, True)
         )
-        _average([*own, *retain], self.world_size)
         for parameter, gradient in zip(parameters, self.combination(own, retain), strict=True):
             parameter.grad = gradient
         self.done, self.sums = 0, {}
@@ -54,11 +55,11 @@ class GradientApart:
 
     Args:
         side: the side.
-        world_size: number of ranks.
+        parallel: the processes over which gradients are averaged.
     """
 
-    def __init__(self, side: str, world_size: int = 1) -> None:
-        self.side, self.world_size = side, world_size
+    def __init__(self, side: str, parallel: Parallel) -> None:
+        self.side, self.parallel = side, parallel
         self.sum: list[Tensor] | None = None
 
     def backward(self, model: nn.Module, backward: Callable[[Tensor], None], loss: Tensor) -> None:
@@ -68,9 +69,7 @@ class GradientApart:
     def take(self) -> list[Tensor] | None:
         """Return and reset the gradient of the step, one tensor per trained parameter; None = no gradient."""
         found, self.sum = self.sum, None
-        if found is not None:
-            _average(found, self.world_size)
-        return found
+        return None if found is None else [self.parallel.mean(part) for part in found]
 
 
 def _gradient_alone(
@@ -89,13 +88,6 @@ def _gradient_alone(
 
 def _added(sums: list[Tensor] | None, found: list[Tensor]) -> list[Tensor]:
     return found if sums is None else [old + new for old, new in zip(sums, found, strict=True)]
-
-
-def _average(parts: list[Tensor], world_size: int) -> None:
-    if world_size > 1:
-        for part in parts:
-            torch.distributed.all_reduce(part)
-            part /= world_size
 
 
 def _trained(model: nn.Module) -> list[nn.Parameter]:

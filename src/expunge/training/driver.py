@@ -20,6 +20,7 @@ from expunge.core.errors import UserError
 from expunge.lm.labels import Batch, without_first
 from expunge.lm.logprobs import as_float32, masked_sum
 from expunge.methods.objective import Objective, Term
+from expunge.models.parallel import Parallel
 from expunge.models.reference import Reference
 from expunge.training.combining import GradientApart, StepGradients
 from expunge.training.order import MicroBatch
@@ -118,7 +119,7 @@ class Driver:
     Args:
         objective: the terms, in the order of logging.
         reference: the model before unlearning, if a term reads it.
-        world_size: number of ranks whose gradients are averaged.
+        parallel: the processes whose gradients are averaged; None = this one alone.
         normalise: "step" = means over the whole step; "micro_batch" = the field's mean of micro-batch means,
             whose gradient depends on how a step is split (compat switch `driver.normalise`).
         sequential_terms: back-propagate terms that share no forward pass one after the other, so that memory
@@ -135,7 +136,7 @@ class Driver:
         objective: Objective,
         reference: Reference | None = None,
         *,
-        world_size: int = 1,
+        parallel: Parallel | None = None,
         normalise: Normalise = "step",
         sequential_terms: bool = True,
     ) -> None:
@@ -143,11 +144,12 @@ class Driver:
             raise UserError(
                 f"unknown value of driver.normalise: {normalise!r}", "choose 'step' or 'micro_batch'"
             )
-        self.objective, self.reference, self.world_size = objective, reference, world_size
+        self.objective, self.reference = objective, reference
+        self.parallel = Parallel.alone() if parallel is None else parallel
         self.normalise, self.sequential_terms = normalise, sequential_terms
         terms, combination = objective.terms, objective.combination
         self.names = (*(term.name for term in terms), *(name for term in terms for name in term.diagnostics))
-        self.gradients = None if combination is None else StepGradients(combination, world_size)
+        self.gradients = None if combination is None else StepGradients(combination, self.parallel)
         self.apart: GradientApart | None = None
 
     def backward(
@@ -191,7 +193,7 @@ class Driver:
                         scale = self._scale(term, batch, counts)
                         shares[term.name] = scale * summed(term, value, quantities, batch["counted_B"])
                         values |= _diagnosed(term, quantities, batch["counted_B"], counts)
-                weighted = [term.weight * self.world_size * shares[term.name] for term in group]
+                weighted = [term.weight * self.parallel.dp_size * shares[term.name] for term in group]
                 loss = torch.stack(weighted).sum()
                 # The graph keeps what the backward pass needs; the rest is freed.
                 del quantities, value, weighted
@@ -242,7 +244,7 @@ class Driver:
         others = [term for term in self.objective.terms if term.side != side]
         both = len(others) < len(self.objective.terms) and any(term.side for term in others)
         possible = side and both and self.gradients is None and self.sequential_terms
-        self.apart = GradientApart(side, self.world_size) if side and possible else None
+        self.apart = GradientApart(side, self.parallel) if side and possible else None
         return self.apart is not None
 
     def _quantities(

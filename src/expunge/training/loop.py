@@ -152,7 +152,7 @@ class Training:
         self.driver = Driver(
             objective,
             reference,
-            world_size=self.parallel.dp_size,
+            parallel=self.parallel,
             normalise=normalise,
             sequential_terms=sequential_terms,
         )

@@ -19,6 +19,7 @@ from expunge.lm.labels import LabelIndex, on_device
 from expunge.lm.logprobs import as_float32
 from expunge.lm.packing import token_budgeted_batches
 from expunge.models.outputs import label_outputs
+from expunge.models.parallel import Parallel
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ def collect_choices(
     batch_size: int = 32,
     compute_dtype: torch.dtype | None = None,
     side: Literal["right", "left"] = "right",
+    parallel: Parallel | None = None,
     cost: Cost | None = None,
 ) -> ChoiceTable:
     """Run each question once, whatever the number of its answers.
@@ -77,6 +79,7 @@ def collect_choices(
         batch_size: token budget of a batch = batch_size x longest question.
         compute_dtype: autocast to it.
         side: where padding goes; no number depends on it.
+        parallel: how the rows are split over processes; None = over those that have met.
         cost: counts are added to it.
 
     Returns:
@@ -88,12 +91,13 @@ def collect_choices(
     batches = token_budgeted_batches([len(sequence.ids) for sequence in sequences], batch_size * longest)
     log.info("choices: %d answers in %d sequences, %d batches", len(encoded), len(sequences), len(batches))
     found: dict[int, dict[int, float]] = {}
+    parallel = Parallel.here() if parallel is None else parallel
     with running(model, cost) as cost:
-        for batch in runtime.mine(batches):
+        for batch in parallel.mine(batches):
             chosen = [sequences[line] for line in batch]
             sums = _forward(model, chosen, pad_id, compute_dtype, side, cost)
             found |= dict(zip(batch, sums, strict=True))
-        merged = runtime.merged(found)
+        merged = parallel.merged(found)
     logp_B = np.zeros(len(encoded), np.float64)
     # The log-probabilities of one letter's tokens may come from several sequences.
     for part in merged.values():

@@ -12,6 +12,7 @@ import torch
 
 from expunge.evaluation.tables import Table
 from expunge.evaluation.views import View
+from expunge.models.parallel import Parallel
 
 
 @dataclass
@@ -46,12 +47,14 @@ class Subject:
         tokenizer: of the model.
         suite: the suite's section of the configuration.
         compute_dtype: autocast to it.
+        parallel: how the rows are split over processes.
     """
 
     model: Any
     tokenizer: Any
     suite: Mapping[str, Any] = field(default_factory=dict)
     compute_dtype: torch.dtype | None = None
+    parallel: Parallel = field(default_factory=Parallel.here)
 
     @property
     def dtype(self) -> str:
@@ -69,7 +72,12 @@ class Subject:
         # Any valid token will do, because padding is masked.
         known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
         pad_id = int(next(token for token in known if token is not None))
-        return {"pad_id": pad_id, "batch_size": self.batch_size, "compute_dtype": self.compute_dtype}
+        return {
+            "pad_id": pad_id,
+            "batch_size": self.batch_size,
+            "compute_dtype": self.compute_dtype,
+            "parallel": self.parallel,
+        }
 
 
 class Request(NamedTuple):

@@ -19,6 +19,7 @@ from expunge.evaluation.tables import Examples, GenerationTable
 from expunge.lm import runtime
 from expunge.lm.packing import token_budgeted_batches
 from expunge.models.outputs import unwrapped
+from expunge.models.parallel import Parallel
 
 log = logging.getLogger(__name__)
 ROW_TOKENS = 512
@@ -65,6 +66,7 @@ def collect_generations(
     pad_id: int,
     batch_size: int = 32,
     compute_dtype: torch.dtype | None = None,
+    parallel: Parallel | None = None,
     cost: Cost | None = None,
 ) -> GenerationTable:
     """Continue every row's prompt greedily; equal prompts once.
@@ -78,6 +80,7 @@ def collect_generations(
         pad_id: token to pad with, on the left.
         batch_size: token budget of a batch = batch_size x 512, prompts and continuations counted.
         compute_dtype: autocast to it.
+        parallel: how the rows are split over processes; None = over those that have met.
         cost: counts are added to it.
 
     Returns:
@@ -99,12 +102,13 @@ def collect_generations(
     config = _generation_config(unwrapped(model), tokenizer, encoded, new_tokens, pad_id)
     log.info("generations: %d prompts in %d batches", len(prompts), len(batches))
     found: dict[int, str] = {}
+    parallel = Parallel.here() if parallel is None else parallel
     with running(model, cost) as cost:
-        for batch in runtime.mine(batches):
+        for batch in parallel.mine(batches):
             asked = [firsts[prompts[line]] for line in batch]
             written = _generate(model, tokenizer, asked, config, pad_id, compute_dtype, cost)
             found |= dict(zip(batch, written, strict=True))
-        texts = runtime.merged(found)
+        texts = parallel.merged(found)
     number = {prompt: line for line, prompt in enumerate(prompts)}
     stops = settings.stop or ()
     shown = [tokenizer.decode(item.prompt_ids, skip_special_tokens=True) for item in encoded]

@@ -19,6 +19,7 @@ from expunge.lm import runtime
 from expunge.lm.labels import label_index, on_device
 from expunge.lm.logprobs import as_float32
 from expunge.models.outputs import label_outputs
+from expunge.models.parallel import Parallel
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,9 @@ class GradientNorms(Collector):
         """View after view."""
         for view, settings in requests:
             rows, dtype = (view.encoded, view.examples), subject.compute_dtype
-            yield collect_gradnorms(subject.model, *rows, settings, compute_dtype=dtype, cost=cost)
+            yield collect_gradnorms(
+                subject.model, *rows, settings, compute_dtype=dtype, parallel=subject.parallel, cost=cost
+            )
 
 
 def collect_gradnorms(
@@ -44,6 +47,7 @@ def collect_gradnorms(
     settings: Mapping[str, Any],
     *,
     compute_dtype: torch.dtype | None = None,
+    parallel: Parallel | None = None,
     cost: Cost | None = None,
 ) -> GradNormTable:
     """Norms of the gradient of each example's mean nll with respect to every trained parameter.
@@ -56,6 +60,7 @@ def collect_gradnorms(
         rows: which rows they are.
         settings: `p`, order of the norm; `train_mode`, whether dropout is on.
         compute_dtype: autocast to it.
+        parallel: how the rows are split over processes; None = over those that have met.
         cost: counts are added to it.
 
     Returns:
@@ -65,13 +70,14 @@ def collect_gradnorms(
     log.info("gradient norms: %d examples", len(encoded))
     found: dict[int, tuple[float, float]] = {}
     train = bool(settings.get("train_mode", False))
+    parallel = Parallel.here() if parallel is None else parallel
     with running(model, cost, train=train, gradients=True) as cost, _trained(model) as parameters:
-        for number in runtime.mine(range(len(encoded))):
+        for number in parallel.mine(range(len(encoded))):
             found[number] = _norms(model, encoded[number], parameters, p, compute_dtype)
             cost.backward_tokens += len(encoded[number])
             cost.forward_tokens += len(encoded[number])
             cost.padded_tokens += len(encoded[number])
-        norms = runtime.merged(found)
+        norms = parallel.merged(found)
     columns = [
         np.array([norms[number][field] for number in range(len(encoded))], dtype=np.float64)
         for field in (0, 1)

@@ -18,6 +18,7 @@ from expunge.lm import runtime
 from expunge.lm.labels import LabelIndex, on_device
 from expunge.lm.packing import token_budgeted_batches
 from expunge.models.outputs import label_outputs, unwrapped
+from expunge.models.parallel import Parallel
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ def collect_tokens(
     compute_dtype: torch.dtype | None = None,
     share_prefixes: bool = True,
     field_rounding: bool = True,
+    parallel: Parallel | None = None,
     cost: Cost | None = None,
 ) -> dict[str, TokenTable]:
     """Make the tables of several views in one pass; an example that occurs in several views is computed once.
@@ -69,6 +71,7 @@ def collect_tokens(
         compute_dtype: autocast to it.
         share_prefixes: process the question of several answers once, if the model supports it.
         field_rounding: round like published numbers, see `rounding`.
+        parallel: how the rows are split over processes; None = over those that have met.
         cost: counts are added to it.
 
     Returns:
@@ -86,11 +89,12 @@ def collect_tokens(
     batches = token_budgeted_batches([len(tree) for tree in trees], batch_size * longest)
     log.info("tokens: %d examples in %d sequences, %d batches", len(examples), len(trees), len(batches))
     made: dict[int, Statistics] = {}
+    parallel = Parallel.here() if parallel is None else parallel
     with running(model, cost) as cost:
-        for batch in runtime.mine(batches):
+        for batch in parallel.mine(batches):
             packed = [trees[line] for line in batch]
             made |= _forward(model, packed, pad_id, compute_dtype, field_rounding, cost)
-        found = runtime.merged(made)
+        found = parallel.merged(made)
     cost.examples += sum(map(len, numbers.values()))
     cost.unique += len(examples)
     return {
