@@ -383,3 +383,15 @@ def test_a_torn_last_line_is_no_record(name: str, tmp_path: Path) -> None:
     log.cut(5)
     log.append({"step": 2})
     assert read_records(tmp_path) == [{"step": 1, "loss": None}, {"step": 2}]
+
+
+def test_a_resumed_run_logs_and_evaluates_at_the_steps_of_its_own_command(
+    trainer: Any, tmp_path: Path
+) -> None:
+    """Logging is no part of a run's identity: a run that was logged every 5 steps may go on with every step."""
+    with pytest.MonkeyPatch.context() as patch:
+        nth_call(Stepper, "step", 6, patch, kill)
+        with pytest.raises(Killed):
+            trainer(folder=tmp_path, **SETTINGS).run()
+    trainer(folder=tmp_path, **{**SETTINGS, "logging_steps": 1}).run(True)
+    assert [record["step"] for record in read_records(tmp_path) if "loss" in record] == [4, 5, 6, 7, 8]

@@ -47,7 +47,8 @@ def owners_of(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> list[
     by_id = {id(parameter): name for name, parameter in parameters.items()}
     found = []
     for name, module in model.named_modules():
-        local = {key: by_id[id(value)] for key, value in module._parameters.items() if id(value) in by_id}
+        own = module.named_parameters(recurse=False, remove_duplicate=False)
+        local = {key: by_id[id(value)] for key, value in own if id(value) in by_id}
         if local:
             found.append(Owner(name, module, local))
     return found

@@ -353,7 +353,6 @@ class Training:
             max_steps, epochs = math.ceil(args.num_train_epochs * updates), math.ceil(args.num_train_epochs)
         if checkpoint is None:
             self.events.state = TrainerState(train_batch_size=args.per_device_train_batch_size)
-            self.state.compute_steps(args, max_steps)  # type: ignore[no-untyped-call]
         else:
             self.events.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_FILE))
             best = checkpoints.checkpoint_folder(self.checkpoint_dir, self.state.best_global_step or 0)
@@ -362,6 +361,8 @@ class Training:
             self.state.best_model_checkpoint = str(best) if found else None
             if args.restore_callback_states_from_checkpoint:
                 self.events.restore()
+        # Also for a resumed run, whose logging and evaluation steps may be others now.
+        self.state.compute_steps(args, max_steps)  # type: ignore[no-untyped-call]
         self.state.max_steps, self.state.num_train_epochs = max_steps, epochs
         self._place_state()
 

@@ -40,8 +40,8 @@ def rouge(generations: GenerationTable, *, variant: Variant = "rougeL_recall") -
 
 
 def _scores(target: str, text: str) -> dict[str, float]:
-    scorer = _scorer()
-    if not scorer._tokenizer.tokenize(target):
+    scorer, tokenizer = _scorer()
+    if not tokenizer.tokenize(target):
         return dict.fromkeys(VARIANTS, float("nan"))
     found = scorer.score(target, text)
     return {
@@ -52,7 +52,9 @@ def _scores(target: str, text: str) -> dict[str, float]:
 
 
 @cache
-def _scorer() -> Any:
-    from rouge_score import rouge_scorer
+def _scorer() -> tuple[Any, Any]:
+    """The scorer and its tokenizer, which stems words."""
+    from rouge_score import rouge_scorer, tokenizers
 
-    return rouge_scorer.RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
+    tokenizer = tokenizers.DefaultTokenizer(use_stemmer=True)
+    return rouge_scorer.RougeScorer(["rouge1", "rougeL"], tokenizer=tokenizer), tokenizer
