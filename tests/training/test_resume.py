@@ -388,7 +388,7 @@ def test_a_torn_last_line_is_no_record(name: str, tmp_path: Path) -> None:
 def test_a_resumed_run_logs_and_evaluates_at_the_steps_of_its_own_command(
     trainer: Any, tmp_path: Path
 ) -> None:
-    """Logging is no part of a run's identity: a run that was logged every 5 steps may go on with every step."""
+    """Logging is no part of the identity of a run: one logged every 5 steps may resume with every step."""
     with pytest.MonkeyPatch.context() as patch:
         nth_call(Stepper, "step", 6, patch, kill)
         with pytest.raises(Killed):
