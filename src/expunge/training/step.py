@@ -91,17 +91,19 @@ class Stepper:
         self.sides = sorted(objective.sides)
         self.places = special(place_of(term) for term in objective.terms if term.kind == "token")
 
-    def step(self, batches: Sequence[MicroBatch], at: StepInfo) -> Update:
+    def step(self, batches: Sequence[MicroBatch], at: StepInfo, counts: StepCounts | None = None) -> Update:
         """Take one optimizer step.
 
         Args:
             batches: this rank's micro-batches; each says which of its rows are counted.
             at: where the run stands.
+            counts: what the step counts, where that is known; None = it is counted here.
 
         Returns:
             What the step did. Gradients are empty again.
         """
-        counts = count_step(batches, self.sides, self.parallel.all_sum, self.places)
+        if counts is None:
+            counts = count_step(batches, self.sides, self.parallel.all_sum, self.places)
         around = self._around(batches, counts, at)
         self.driver.objective.begin_step(at)
         self.model.train()
