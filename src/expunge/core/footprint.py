@@ -97,32 +97,38 @@ def _pass(job: Job, ranks: int, group: tuple[Load, ...], present: float) -> list
     gradients = job.trained * job.master_width * share
     own = [load for load in group if load.own]
     kept = sum(kept_bytes(job, load, split) for load in own)
-    casts = 0.0 if split else _casts(job)
-    logits, after = sum(map(_logits, own)), sum(load.labels for load in own) * shape.vocab * FLOAT
-    layer = sum(layer_bytes(job, load, split) for load in own)
-    # One layer of the backward pass: what it needs again, and the gradients of what it computes.
-    inside = (layer if job.checkpointing else 0.0) + _backward(job, own, split)
-    unit, block = max(shape.embedding, shape.matrices), shape.matrices
-    head = 0.0 if job.adapter is not None else float(shape.embedding * (FLOAT + (HALF if job.compute_width == HALF else 0)))
-    grown = present + (0.0 if job.adapter is not None else shape.embedding * FLOAT * share)
+    logits = sum(_logits(job, load) for load in group)
+    # The gradient that the output embeddings get of the logits, and the logits' in the dtype they are computed in.
+    width = HALF if job.compute_width == HALF else 0
+    head = 0.0 if job.adapter is not None else float(shape.embedding * (FLOAT + width))
+    fading = sum(load.labels for load in own) * shape.vocab * float(job.compute_width)
+    # One layer in the backward pass: what it computes again, and gradients.
+    again = sum(layer_bytes(job, load, split) for load in own) if job.checkpointing else 0.0
+    inside = again + _backward(job, own, split)
+    embedding = 0.0 if job.adapter is not None else float(shape.embedding * FLOAT)
     if split:
-        # Gathered weights and the buffer they were gathered in, for this layer and the next.
-        gathered = (2 * job.compute_width) * unit
-        scattered = 0.0 if job.adapter is not None else FLOAT * float(unit)
+        unit = job.compute_width * float(max(shape.embedding, shape.matrices))
+        exchanged = 0.0 if job.adapter is not None else unit * FLOAT / job.compute_width
+        # Weights as gathered and as copied out of that, those of the next layer too; gradients as exchanged.
+        in_layer = (4 * job.compute_width + (0 if job.adapter is not None else FLOAT)) * float(shape.matrices)
         return [
-            Parts(gradients=present, activations=kept, logits=logits, unsharded=gathered),
-            Parts(gradients=grown, activations=kept, logits=0.0, unsharded=gathered + scattered),
-            Parts(gradients=grown, activations=kept + inside, unsharded=(4 * job.compute_width + FLOAT) * block),
-            Parts(gradients=gradients, activations=inside, unsharded=gathered + scattered),
+            Parts(gradients=present, activations=kept, logits=logits, unsharded=2 * unit),
+            Parts(gradients=present + embedding * share, activations=kept, unsharded=2 * unit + exchanged),
+            Parts(gradients=present + embedding * share, activations=kept + inside, unsharded=in_layer),
+            Parts(gradients=gradients, activations=inside, unsharded=2 * unit + exchanged),
         ]
-    live = casts if not job.checkpointing else _head_cast(job)
+    casts, in_head = _casts(job), _head_cast(job)
+    # With checkpointing, what autocast made of the layers' weights is gone when the backward pass begins.
+    cast = in_head if job.checkpointing else casts
+    a_layer = (casts - in_head) / shape.layers if job.checkpointing else casts - in_head
+    # Two gradients of one matrix: there already and added to it, or of the input and of the output embeddings.
+    twice = embedding if present or shape.tied else 0.0
     return [
-        # The reference reads the side after the forward pass of the model in training or before it.
-        Parts(gradients=present, activations=kept + casts + _reading(job, group), logits=after),
-        Parts(gradients=present, activations=kept + live, logits=logits),
-        Parts(gradients=present, activations=kept + live + head, logits=after * (job.compute_width / FLOAT)),
-        Parts(gradients=grown, activations=kept + inside + (live - _head_cast(job)) + _casts(job) / shape.layers * job.checkpointing),
-        Parts(gradients=gradients, activations=inside + (0.0 if job.adapter is not None else shape.embedding * FLOAT * (present > 0 or shape.tied))),
+        Parts(gradients=present, activations=kept + casts, logits=fading),
+        Parts(gradients=present, activations=kept + cast, logits=logits),
+        Parts(gradients=present, activations=kept + cast + head, logits=fading),
+        Parts(gradients=max(present, embedding), activations=kept + a_layer + inside),
+        Parts(gradients=gradients, activations=inside + twice),
     ]
 
 
@@ -145,29 +151,28 @@ def layer_bytes(job: Job, load: Load, split: bool = False) -> float:
     # Keys and values are repeated for every head where attention takes a mask.
     keys = shape.queries if masked else shape.keys
     attention = 2 * shape.queries + 2 * keys
-    feed = (4 if shape.gated else 2) * shape.intermediate
+    # Frozen layers keep neither their inputs nor what their norms are multiplied with.
+    frozen = job.adapter is not None
+    feed = ((3 if frozen else 4) if shape.gated else 2) * shape.intermediate
     if width == FLOAT:
-        norms = 6 * FLOAT * shape.hidden
-        inputs = 0.0
+        norms, inputs = (2 if frozen else 6) * FLOAT * shape.hidden, 0.0
     elif _residual(job, split) == HALF:
-        norms, inputs = 2 * (FLOAT + 2 * HALF) * shape.hidden, 0.0
+        norms, inputs = 2 * (FLOAT + (0 if frozen else 2 * HALF)) * shape.hidden, 0.0
     else:
         # The residual stream is float32, and autocast makes each linear layer an input of its own.
-        norms, inputs = 4 * FLOAT * shape.hidden, 5.0 * HALF * shape.hidden
-    own = tokens * (norms + inputs + width * (attention + feed))
-    if job.adapter is not None:
-        own += tokens * _adapter(job)
+        norms, inputs = (2 if frozen else 4) * FLOAT * shape.hidden, (0.0 if frozen else 5.0 * HALF * shape.hidden)
+    own = tokens * (norms + inputs + width * (attention + feed) + _adapter(job))
     return own + (load.rows * load.tokens**2 * width if masked else 0)
 
 
 def _adapter(job: Job) -> float:
     """Bytes a token that the adapter of one layer keeps: the inputs of its first matrices, and where dropout struck."""
-    assert job.adapter is not None
-    inputs = job.adapter.inputs
-    dropout = 1 if job.adapter.dropout else 0
-    # Without dropout, in float32, the layer's own input serves.
-    fresh = job.compute_width if job.adapter.dropout or job.compute_width == HALF else 0
-    return float(inputs * (fresh + dropout))
+    if job.adapter is None:
+        return 0.0
+    if job.adapter.dropout or job.compute_width == HALF:
+        return float(job.adapter.inputs * (job.compute_width + (1 if job.adapter.dropout else 0)))
+    # Inputs in float32 that several layers share.
+    return float((2 * job.shape.hidden + job.shape.intermediate) * FLOAT)
 
 
 def _backward(job: Job, own: list[Load], split: bool) -> float:
@@ -178,9 +183,13 @@ def _backward(job: Job, own: list[Load], split: bool) -> float:
     return wide + weight * (job.compute_width + (0 if split or job.compute_width == FLOAT else FLOAT))
 
 
-def _logits(load: Load) -> float:
-    """Bytes at the label positions in the backward pass: softmax and two gradients; where a loss reads the logits, more."""
-    raise NotImplementedError
+def _logits(job: Job, load: Load) -> float:
+    """Bytes at the label positions at their peak, all in float32.
+
+    For log-probs: the softmax, and the gradients of the loss and of the logits. A divergence from the reference
+    holds, at the end of its forward pass, nine of such tensors and a mask.
+    """
+    return load.labels * job.shape.vocab * (9 * FLOAT + 1.0 if load.whole_distribution else 3.0 * FLOAT)
 
 
 def _residual(job: Job, split: bool) -> int:
