@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from expunge.core.job import OFFLOADED, Job, Load
 
 HALF, FLOAT = 2, 4
+NAMES = {"reference": "frozen reference", "logits": "logits at labels", "unsharded": "largest unit unsharded"}
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ class Parts:
     def total(self) -> float:
         """All parts."""
         return sum(float(getattr(self, field.name)) for field in fields(self))
+
+    def named(self) -> dict[str, float]:
+        """Bytes of the parts that there are, by the names that users read."""
+        found = {NAMES.get(field.name, field.name): float(getattr(self, field.name)) for field in fields(self)}
+        return {name: size for name, size in found.items() if size > 0}
 
 
 def peak(job: Job, ranks: int = 1) -> Parts:
@@ -109,18 +115,19 @@ def _pass(job: Job, ranks: int, group: tuple[Load, ...], present: float) -> list
     if split:
         unit = job.compute_width * float(max(shape.embedding, shape.matrices))
         exchanged = 0.0 if job.adapter is not None else unit * FLOAT / job.compute_width
+        grown = max(present, embedding * share)
         # Weights as gathered and as copied out of that, those of the next layer too; gradients as exchanged.
         in_layer = (4 * job.compute_width + (0 if job.adapter is not None else FLOAT)) * float(shape.matrices)
         return [
             Parts(gradients=present, activations=kept, logits=logits, unsharded=2 * unit),
-            Parts(gradients=present + embedding * share, activations=kept, unsharded=2 * unit + exchanged),
-            Parts(gradients=present + embedding * share, activations=kept + inside, unsharded=in_layer),
+            Parts(gradients=grown, activations=kept, unsharded=2 * unit + exchanged),
+            Parts(gradients=grown, activations=kept + inside, unsharded=in_layer),
             Parts(gradients=gradients, activations=inside, unsharded=2 * unit + exchanged),
         ]
     casts, in_head = _casts(job), _head_cast(job)
     # With checkpointing, what autocast made of the layers' weights is gone when the backward pass begins.
     cast = in_head if job.checkpointing else casts
-    a_layer = (casts - in_head) / shape.layers if job.checkpointing else casts - in_head
+    a_layer = (casts - in_head) / max(1, shape.layers) if job.checkpointing else casts - in_head
     # Two gradients of one matrix: there already and added to it, or of the input and of the output embeddings.
     twice = embedding if present or shape.tied else 0.0
     return [

@@ -81,10 +81,10 @@ def empty_on(model: nn.Module, where: torch.device) -> None:
 def sharding_units(model: Any) -> list[Any]:
     """The parts of a model that are gathered one after the other when its weights are sharded, as accelerate has them.
 
-    Each decoder layer is one; the embeddings are, and with the last norm those of the output where they are others.
+    Each decoder layer is one; so are embeddings that are not tied. What is left is gathered with the whole.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     lists = [module for module in base.modules() if isinstance(module, nn.ModuleList)]
     layers = list(max(lists, key=lambda found: sum(weight.numel() for weight in found.parameters())))
     first, last = base.get_input_embeddings(), base.get_output_embeddings()
-    return [*layers, first, *([last] if last.weight is not first.weight else [])]
+    return [*layers, *([first, last] if last.weight is not first.weight else [])]

@@ -13,6 +13,7 @@ from accelerate.utils import convert_outputs_to_fp32, recursively_apply
 from torch import Tensor, nn
 
 from expunge.core.job import Job, Load
+from expunge.core.needs import SIDES
 from expunge.data.collate import collate
 from expunge.data.encoded import Encoded
 from expunge.lm import runtime
@@ -166,7 +167,7 @@ class Rows:
     @classmethod
     def of(cls, job: Job, objective: Objective) -> Rows:
         """Rows of a job's lengths."""
-        loads = {load.name: load for load in job.loads}
+        loads = {SIDES[load.name]: load for load in job.loads}
         sides = {name: collate(_encoded(load), pad_id=0) for name, load in loads.items()}
         batches = [micro_batch(dict(sides), None, objective.elsewhere) for _ in range(job.micro_batches)]
         places = special(place_of(term) for term in objective.terms if term.kind == "token")
