@@ -27,7 +27,13 @@ from expunge.models.reference import CachedReference
 from expunge.training.arguments import training_arguments
 from expunge.training.loop import Training
 
-TINY = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+TINY = {
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
 
 
 class Pairs:
@@ -36,7 +42,9 @@ class Pairs:
     def __init__(self, case: dict[str, Any]) -> None:
         tokens, labels, rows = case["tokens"], case["labels"], case["rows"] * 2
         mask = (False,) * (tokens - labels) + (True,) * labels
-        self.items = [Encoded((1,) * tokens, mask, None, tokens - labels, str(row), row) for row in range(rows)]
+        self.items = [
+            Encoded((1,) * tokens, mask, None, tokens - labels, str(row), row) for row in range(rows)
+        ]
 
     def __len__(self) -> int:
         return len(self.items)
@@ -55,7 +63,9 @@ def train(case: dict[str, Any], folder: Path) -> None:
     if case.get("lora"):
         model = attach_adapter(model, {"type": "lora", **case["lora"]}, for_training=True)
     rows = Pairs(case)
-    objective = build_objective(case.get("method", "expunge.methods.npo:npo"), {"retain": case.get("retain", "nll")})
+    objective = build_objective(
+        case.get("method", "expunge.methods.npo:npo"), {"retain": case.get("retain", "nll")}
+    )
     objective.prepare(model, 0)
     args = {
         "per_device_train_batch_size": case["rows"], "max_steps": 2, "save_strategy": "no", "disable_tqdm": True,
@@ -73,7 +83,9 @@ def train(case: dict[str, Any], folder: Path) -> None:
         reference=reference_for(
             model,
             objective.needs,
-            cached=lambda: CachedReference.compute(model, view, folder, pad_id=0, autocast_dtype=dtype, max_tokens=256),
+            cached=lambda: CachedReference.compute(
+                model, view, folder, pad_id=0, autocast_dtype=dtype, max_tokens=256
+            ),
             asked=case.get("reference", "auto"),
             autocast_dtype=dtype,
         ),

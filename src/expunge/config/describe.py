@@ -7,8 +7,8 @@ import os
 from omegaconf import OmegaConf
 
 from expunge.config.checks.data import datasets
-from expunge.config.local_data import count_rows, local_file
 from expunge.config.job import job_of, optimizer_steps
+from expunge.config.local_data import count_rows, local_file
 from expunge.config.procedure import stages_of
 from expunge.config.shape import count_parameters, local_shape
 from expunge.core.config import Config
@@ -94,7 +94,10 @@ def rows_of(cfg: Config, side: str) -> int | None:
 
 
 def _steps(cfg: Config, rows: int | None) -> str:
-    found, epochs = optimizer_steps(cfg, rows, world_size()), float(cfg.get("trainer.args.num_train_epochs", 3))
+    found, epochs = (
+        optimizer_steps(cfg, rows, world_size()),
+        float(cfg.get("trainer.args.num_train_epochs", 3)),
+    )
     if found is None:
         return f"{UNKNOWN}, {epochs:g} epochs"
     limit = cfg.get("trainer.args.max_steps")

@@ -213,7 +213,9 @@ def _matching(shape: Shape, patterns: Sequence[str]) -> int:
         for layer in range(shape.layers)
         for name, width in widths.items()
     }
-    return sum(size for name, size in names.items() if any(re.fullmatch(pattern, name) for pattern in patterns))
+    return sum(
+        size for name, size in names.items() if any(re.fullmatch(pattern, name) for pattern in patterns)
+    )
 
 
 def _width(dtype: Any) -> int:

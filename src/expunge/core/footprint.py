@@ -44,7 +44,9 @@ class Parts:
 
     def named(self) -> dict[str, float]:
         """Bytes of the parts that there are, by the names that users read."""
-        found = {NAMES.get(field.name, field.name): float(getattr(self, field.name)) for field in fields(self)}
+        found = {
+            NAMES.get(field.name, field.name): float(getattr(self, field.name)) for field in fields(self)
+        }
         return {name: size for name, size in found.items() if size > 0}
 
 
@@ -70,7 +72,9 @@ def peak(job: Job, ranks: int = 1) -> Parts:
     largest = max(moments, key=lambda moment: moment.total)
     offloaded = job.engine == OFFLOADED and ranks > 1
     return Parts(
-        weights=0.0 if offloaded else (job.trained * job.master_width + job.frozen * job.frozen_width) * share,
+        weights=0.0
+        if offloaded
+        else (job.trained * job.master_width + job.frozen * job.frozen_width) * share,
         gradients=buckets + (0.0 if offloaded else largest.gradients),
         optimizer=0.0 if offloaded else job.trained * job.moments_width * share,
         reference=reference_bytes(job, ranks),
@@ -113,16 +117,18 @@ def _pass(job: Job, ranks: int, group: tuple[Load, ...], present: float) -> list
     inside = again + _backward(job, own, split)
     embedding = 0.0 if job.adapter is not None else float(shape.embedding * FLOAT)
     if split:
-        unit = job.compute_width * float(max(shape.embedding, shape.matrices))
-        exchanged = 0.0 if job.adapter is not None else unit * FLOAT / job.compute_width
-        grown = max(present, embedding * share)
+        unit, block = job.compute_width * float(max(shape.embedding, shape.matrices)), float(shape.matrices)
+        # The gradient of a gathered unit; beside a unit the next layer is gathered already.
+        made = 0.0 if job.adapter is not None else unit
+        gathered = unit + job.compute_width * block
         # Weights as gathered and as copied out of that, those of the next layer too; gradients as exchanged.
-        in_layer = (4 * job.compute_width + (0 if job.adapter is not None else FLOAT)) * float(shape.matrices)
+        in_layer = (4 * job.compute_width + (0 if job.adapter is not None else FLOAT)) * block
+        grown = max(present, embedding * share)
         return [
             Parts(gradients=present, activations=kept, logits=logits, unsharded=2 * unit),
-            Parts(gradients=grown, activations=kept, unsharded=2 * unit + exchanged),
+            Parts(gradients=grown, activations=kept + made, logits=fading, unsharded=gathered),
             Parts(gradients=grown, activations=kept + inside, unsharded=in_layer),
-            Parts(gradients=gradients, activations=inside, unsharded=2 * unit + exchanged),
+            Parts(gradients=gradients, activations=inside + 2 * made, unsharded=gathered),
         ]
     casts, in_head = _casts(job), _head_cast(job)
     # With checkpointing, what autocast made of the layers' weights is gone when the backward pass begins.
@@ -167,7 +173,10 @@ def layer_bytes(job: Job, load: Load, split: bool = False) -> float:
         norms, inputs = 2 * (FLOAT + (0 if frozen else 2 * HALF)) * shape.hidden, 0.0
     else:
         # The residual stream is float32, and autocast makes each linear layer an input of its own.
-        norms, inputs = (2 if frozen else 4) * FLOAT * shape.hidden, (0.0 if frozen else 5.0 * HALF * shape.hidden)
+        norms, inputs = (
+            (2 if frozen else 4) * FLOAT * shape.hidden,
+            (0.0 if frozen else 5.0 * HALF * shape.hidden),
+        )
     own = tokens * (norms + inputs + width * (attention + feed) + _adapter(job))
     return own + (load.rows * load.tokens**2 * width if masked else 0)
 

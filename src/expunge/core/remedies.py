@@ -63,7 +63,9 @@ def changes(job: Job, ranks: int) -> Iterator[Change]:
     if ranks > 1 and job.engine == "ddp":
         yield Change("sharded weights (parallel=fsdp2)", replace(job, engine="fsdp2"))
     if ranks > 1 and job.engine != "fsdp2_offload":
-        yield Change("sharded, offloaded weights (parallel=fsdp2_offload)", replace(job, engine="fsdp2_offload"))
+        yield Change(
+            "sharded, offloaded weights (parallel=fsdp2_offload)", replace(job, engine="fsdp2_offload")
+        )
 
 
 def _together(job: Job, ranks: int) -> Iterator[Change]:

@@ -8,7 +8,7 @@ torch, so they are used in this file alone; `why_not` says why they cannot be, a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -64,9 +64,11 @@ def fake_tensors() -> Iterator[Callable[[Tensor], Tensor]]:
 @contextmanager
 def fake_ranks(count: int) -> Iterator[Any]:
     """While open, a mesh of that many ranks, of which this process is the first and the others are not there."""
-    torch.distributed.init_process_group("fake", rank=0, world_size=count, store=torch.distributed.HashStore())
+    torch.distributed.init_process_group(
+        "fake", rank=0, world_size=count, store=import_module("torch.distributed").HashStore()
+    )
     try:
-        yield torch.distributed.init_device_mesh("cpu", (count,))
+        yield import_module("torch.distributed").init_device_mesh("cpu", (count,))
     finally:
         torch.distributed.destroy_process_group()
 
@@ -122,7 +124,9 @@ class Watch:
 
     def look(self) -> None:
         """Take note of the activations that are alive now."""
-        self._passing = max(self._passing, _parts(self._tracker.get_tracker_snapshot("current"))["activations"])
+        self._passing = max(
+            self._passing, _parts(self._tracker.get_tracker_snapshot("current"))["activations"]
+        )
 
     def peak(self) -> Peak:
         """The most that was held at once so far."""
@@ -137,6 +141,8 @@ def _adapted(tracker: type[Any]) -> type[Any]:
     """
 
     class Adapted(tracker):  # type: ignore[misc]
+        memory_tracking: Any
+
         def _update_peak_stats(self, peak_state: Any) -> None:
             by_module, self.memory_tracking = self.memory_tracking, {}
             super()._update_peak_stats(peak_state)
@@ -174,8 +180,3 @@ def shard(model: nn.Module, units: Sequence[Any], mesh: Any, compute_dtype: torc
     for unit in [*units, model]:
         fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     return model
-
-
-def watching(watch: Watch | None) -> Any:
-    """The watch as a context; nothing where there is none."""
-    return nullcontext() if watch is None else watch

@@ -58,7 +58,7 @@ def without_weights(
 
     adapted: Any = get_peft_model(model, new_config(adapter))
     for module in adapted.modules():
-        dropouts = getattr(module, "lora_dropout", None)
+        dropouts: Any = getattr(module, "lora_dropout", None)
         for name, dropout in dropouts.items() if dropouts is not None and for_gpu else ():
             if isinstance(dropout, nn.Dropout):
                 dropouts[name] = KernelDropout(dropout.p)
@@ -85,6 +85,6 @@ def sharding_units(model: Any) -> list[Any]:
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     lists = [module for module in base.modules() if isinstance(module, nn.ModuleList)]
-    layers = list(max(lists, key=lambda found: sum(weight.numel() for weight in found.parameters())))
+    layers: Any = max(lists, key=lambda found: sum(weight.numel() for weight in found.parameters()))
     first, last = base.get_input_embeddings(), base.get_output_embeddings()
     return [*layers, *([first, last] if last.weight is not first.weight else [])]

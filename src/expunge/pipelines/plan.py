@@ -18,7 +18,7 @@ from expunge.config.shape import shape_of
 from expunge.core.config import Config
 from expunge.core.errors import UserError
 from expunge.core.footprint import Parts, peak
-from expunge.core.job import Job
+from expunge.core.job import Engine, Job
 from expunge.core.plan import Line, Plan
 from expunge.core.remedies import first_that_fits
 from expunge.core.step_cost import Speed, cost
@@ -47,7 +47,7 @@ def run(
     *,
     gpu_memory: float | None = None,
     ranks: Sequence[int] = (),
-    engine: str | None = None,
+    engine: Engine | None = None,
     formulas: bool = False,
     measure: bool = False,
     speed: Speed | None = None,
@@ -67,7 +67,9 @@ def run(
         UserError: nothing is trained, the model's shape is not to be had, or it does not fit what is measured on.
     """
     if "trainer" not in cfg.tree:
-        raise UserError("nothing is trained here", "plan a training: expunge plan unlearn ... or plan train ...")
+        raise UserError(
+            "nothing is trained here", "plan a training: expunge plan unlearn ... or plan train ..."
+        )
     planner = Planner(cfg, engine)
     notices = planner.notices
     limit, limit_source = _limit(gpu_memory)
@@ -105,7 +107,7 @@ class Planner:
         engine: see `run`.
     """
 
-    def __init__(self, cfg: Config, engine: str | None) -> None:
+    def __init__(self, cfg: Config, engine: Engine | None) -> None:
         self.cfg, self.notices = cfg, list[str]()
         self.config = read_config_of(cfg.section("model.model_args"))
         shape = shape_of(self.config.to_dict())
@@ -160,7 +162,9 @@ class Planner:
                 self._alone = self._track(job, 1)
         except Exception as error:  # private modules of torch: whatever they cannot do, the formulas can
             log.debug("tracking failed", exc_info=True)
-            return self._not_tracked(f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}")
+            return self._not_tracked(
+                f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
+            )
         buckets = peak(job, ranks).gradients - peak(job, 1).gradients if ranks > 1 else 0.0
         return replace(self._alone, gradients=self._alone.gradients + buckets)
 
@@ -181,7 +185,9 @@ class Planner:
         model, objective = self._model(job, for_gpu=False, where=where)
         args = self._args()
         seconds = measured_seconds(job, model, objective, self._stepping, args.max_grad_norm)
-        return replace(speed, flops=cost(job, 1, speed).operations / seconds, source=f"measured on this {where.type}")
+        return replace(
+            speed, flops=cost(job, 1, speed).operations / seconds, source=f"measured on this {where.type}"
+        )
 
     def _track(self, job: Job, ranks: int) -> Parts:
         model, objective = self._model(job)
@@ -211,17 +217,23 @@ class Planner:
         return optimizer, build_rules(rules_of(self.cfg.bound), optimizer)
 
     def _args(self) -> Any:
-        args = {key: value for key, value in self.cfg.section("trainer.args").items() if key not in ("bf16", "fp16")}
+        args = {
+            key: value
+            for key, value in self.cfg.section("trainer.args").items()
+            if key not in ("bf16", "fp16")
+        }
         return training_arguments({**args, "eval_strategy": "no", "report_to": "none"}, "unused", 1)
 
     def _by_bitsandbytes(self) -> bool:
         name = str(self.cfg.get("trainer.optimizer.handler") or self.cfg.get("trainer.args.optim"))
         return any(part in name for part in ("8bit", "paged", "bnb"))
 
-    def _not_tracked(self, why: str) -> None:
+    def _not_tracked(self, why: str) -> Parts | None:
+        """No parts, and a notice why."""
         notice = f"memory by formulas: {why}"
         if notice not in self.notices:
             self.notices.append(notice)
+        return None
 
     def _sides(self) -> tuple[Mapping[str, Dataset], Any]:
         """The rows by side and the tokenizer, where they are to be had; the sides are none otherwise."""

@@ -22,7 +22,18 @@ def _head(plan: Plan) -> Iterator[str]:
 
 
 def _table(plan: Plan) -> Iterator[str]:
-    titles = ("W", "fits", "peak GiB", "by", "rows/step", "s/step", "sent GB/step", "steps", "GPU-hours", "first change that makes it fit")
+    titles = (
+        "W",
+        "fits",
+        "peak GiB",
+        "by",
+        "rows/step",
+        "s/step",
+        "sent GB/step",
+        "steps",
+        "GPU-hours",
+        "first change that makes it fit",
+    )
     rows = [titles, *(_cells(line, plan.limit) for line in plan.lines)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(titles))]
     for row in rows:
@@ -31,12 +42,12 @@ def _table(plan: Plan) -> Iterator[str]:
 
 def _cells(line: Line, limit: float) -> tuple[str, ...]:
     fits = line.parts.total <= limit
-    change = f"{line.change}: {(line.changed or 0) / GIB:.1f} GiB" if line.change else "none"
+    change = f"{line.change}: {_gib(line.changed or 0)} GiB" if line.change else "none"
     hours = line.gpu_hours
     return (
         str(line.ranks),
         "yes" if fits else "no",
-        f"{line.parts.total / GIB:.2f}",
+        _gib(line.parts.total),
         "tracker" if line.tracked else "formula",
         str(line.rows_a_step),
         f"{line.seconds:.2f}",
@@ -50,7 +61,7 @@ def _cells(line: Line, limit: float) -> tuple[str, ...]:
 def _parts(plan: Plan) -> Iterator[str]:
     yield "GiB of one rank at its peak:"
     for line in plan.lines:
-        parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in line.parts.named().items())
+        parts = ", ".join(f"{name} {_gib(size)}" for name, size in line.parts.named().items())
         yield f"  W = {line.ranks}: {parts}"
 
 
@@ -62,3 +73,8 @@ def _sources(plan: Plan) -> Iterator[str]:
     )
     yield "Memory: computed, not run. `tracker` = torch's memory tracker around the run's own step, `formula` = closed formulas."
     yield from (f"note: {notice}" for notice in plan.notices)
+
+
+def _gib(size: float) -> str:
+    """GiB, with as many places as a small model needs."""
+    return f"{size / GIB:.2f}" if size >= GIB else f"{size / GIB:.4f}"

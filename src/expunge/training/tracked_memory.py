@@ -89,7 +89,9 @@ def track(
         with watch:
             rehearsal.step()
         found = watch.peak()
-        of_copy = sum(weight.numel() * weight.element_size() for copy in copied for weight in copy.parameters())
+        of_copy = sum(
+            weight.numel() * weight.element_size() for copy in copied for weight in copy.parameters()
+        )
     parts = found.parts
     # Logits are alive where the activations are at least those that a forward pass leaves.
     alive = parts["activations"] >= found.passing > 0

@@ -62,11 +62,19 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ranks", metavar="W,W,...", help=about)
     about = "how weights are placed on several GPUs (default: as the configuration says, else ddp)"
     parser.add_argument("--engine", choices=("ddp", "fsdp2", "fsdp2_offload"), help=about)
-    parser.add_argument("--tflops", type=float, metavar="N", help="what a GPU reaches in training (assumed: 346)")
-    parser.add_argument("--inside", type=float, metavar="GB/S", help="a GPU's bandwidth in its node (assumed: 400)")
+    parser.add_argument(
+        "--tflops", type=float, metavar="N", help="what a GPU reaches in training (assumed: 346)"
+    )
+    parser.add_argument(
+        "--inside", type=float, metavar="GB/S", help="a GPU's bandwidth in its node (assumed: 400)"
+    )
     parser.add_argument("--across", type=float, metavar="GB/S", help="and to other nodes (assumed: 50)")
-    parser.add_argument("--measure", action="store_true", help="time 3 real steps on this machine, on random weights")
-    parser.add_argument("--formulas", action="store_true", help="memory by closed formulas alone: a second, less exact")
+    parser.add_argument(
+        "--measure", action="store_true", help="time 3 real steps on this machine, on random weights"
+    )
+    parser.add_argument(
+        "--formulas", action="store_true", help="memory by closed formulas alone: a second, less exact"
+    )
 
 
 def _ranks(text: str | None) -> list[int]:
