@@ -118,6 +118,8 @@ def _pass(job: Job, ranks: int, group: tuple[Load, ...], present: float) -> list
     embedding = 0.0 if job.adapter is not None else float(shape.embedding * FLOAT)
     if split:
         unit, block = job.compute_width * float(max(shape.embedding, shape.matrices)), float(shape.matrices)
+        # The output embeddings are gathered again once the logits have their gradient, in both widths.
+        leaving = fading * 3 if job.compute_width == HALF else fading
         # The gradient of a gathered unit; beside a unit the next layer is gathered already.
         made = 0.0 if job.adapter is not None else unit
         gathered = unit + job.compute_width * block
@@ -125,8 +127,8 @@ def _pass(job: Job, ranks: int, group: tuple[Load, ...], present: float) -> list
         in_layer = (4 * job.compute_width + (0 if job.adapter is not None else FLOAT)) * block
         grown = max(present, embedding * share)
         return [
-            Parts(gradients=present, activations=kept, logits=logits, unsharded=2 * unit),
-            Parts(gradients=grown, activations=kept + made, logits=fading, unsharded=gathered),
+            Parts(gradients=present, activations=kept, logits=logits),
+            Parts(gradients=grown, activations=kept + made, logits=leaving, unsharded=gathered),
             Parts(gradients=grown, activations=kept + inside, unsharded=in_layer),
             Parts(gradients=gradients, activations=inside + 2 * made, unsharded=gathered),
         ]
