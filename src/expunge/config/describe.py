@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
-import struct
-from pathlib import Path
 
 from omegaconf import OmegaConf
 
 from expunge.config.checks.data import datasets
+from expunge.config.job import job_of, optimizer_steps
 from expunge.config.local_data import count_rows, local_file
-from expunge.config.method import losses_of
 from expunge.config.procedure import stages_of
+from expunge.config.shape import count_parameters, local_shape
 from expunge.core.config import Config
-from expunge.core.errors import UserError
-from expunge.core.needs import parse_need
+from expunge.core.footprint import peak
+from expunge.core.job import Shape
 
 UNKNOWN = "unknown until downloaded"
-# Bytes per trained parameter: float32 weight, gradient, two Adam moments.
-TRAINED_BYTES = 16
 GIB = 2**30
 
 
@@ -42,7 +37,7 @@ def describe(cfg: Config) -> dict[str, str]:
             if stages
             else [str(cfg.get("data.anchor", "forget")) if cfg.get("mode") == "unlearn" else "train"]
         )
-        counts = {side: _rows(cfg, side) for side in sides}
+        counts = {side: rows_of(cfg, side) for side in sides}
         facts["rows"] = "; ".join(
             (UNKNOWN if rows is None else str(rows)) + (f" ({side})" if stages else "")
             for side, rows in counts.items()
@@ -77,26 +72,6 @@ def effective_batch(cfg: Config) -> int:
     return int(per_device) * int(accumulated) * world_size()
 
 
-def count_parameters(cfg: Config) -> int | None:
-    """Parameters of a local model, from the headers of its safetensors files; None without such files."""
-    folder = Path(str(cfg.get("model.model_args.pretrained_model_name_or_path"))).expanduser()
-    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
-    return sum(_parameters(path) for path in files) if files else None
-
-
-def _parameters(path: Path) -> int:
-    try:
-        with path.open("rb") as handle:
-            (length,) = struct.unpack("<Q", handle.read(8))
-            header = json.loads(handle.read(length))
-        return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-    except (struct.error, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} is not a safetensors file: {error}",
-            "the checkpoint is damaged; download or save it again",
-        ) from error
-
-
 def _with_args(cfg: Config, stage: str) -> Config:
     """The configuration of one stage of a procedure: with the stage's own TrainingArguments."""
     own = cfg.section("procedure.args").get(stage) or {}
@@ -106,7 +81,8 @@ def _with_args(cfg: Config, stage: str) -> Config:
     return Config({**cfg.tree, "trainer": {**cfg.section("trainer"), "args": {**args, **own}}})
 
 
-def _rows(cfg: Config, side: str) -> int | None:
+def rows_of(cfg: Config, side: str) -> int | None:
+    """Rows of a side of the data, where local files tell; else None."""
     total = 0
     for _, node in datasets(cfg.get(f"data.{side}"), f"data.{side}"):
         hf_args = (node.get("args") or {}).get("hf_args") or {}
@@ -119,28 +95,36 @@ def _rows(cfg: Config, side: str) -> int | None:
 
 
 def _steps(cfg: Config, rows: int | None) -> str:
+    found, epochs = (
+        optimizer_steps(cfg, rows, world_size()),
+        float(cfg.get("trainer.args.num_train_epochs", 3)),
+    )
+    if found is None:
+        return f"{UNKNOWN}, {epochs:g} epochs"
     limit = cfg.get("trainer.args.max_steps")
     if isinstance(limit, int) and limit > 0:
         return str(limit)
-    epochs = float(cfg.get("trainer.args.num_train_epochs", 3))
-    if rows is None:
-        return f"{UNKNOWN}, {epochs:g} epochs"
-    micro = math.ceil(rows / (int(cfg.get("trainer.args.per_device_train_batch_size", 8)) * world_size()))
-    a_epoch = max(1, math.ceil(micro / int(cfg.get("trainer.args.gradient_accumulation_steps", 1))))
-    return f"{math.ceil(epochs * a_epoch)} = {epochs:g} epochs x {a_epoch}"
+    return f"{found[0]} = {epochs:g} epochs x {found[1]}"
 
 
 def _memory(cfg: Config, parameters: int) -> str:
     if "trainer" not in cfg.tree:
         width = 4 if cfg.get("model.model_args.torch_dtype") in (None, "float32", "auto") else 2
         return f"{parameters * width / GIB:.2f} GiB of weights, activations not counted"
-    copy = 4 * parameters if _frozen_copy(cfg) else 0
-    with_copy = f", {copy / GIB:.2f} GiB of it the frozen reference" if copy else ""
-    total = (TRAINED_BYTES * parameters + copy) / GIB
-    return f"{total:.2f} GiB of weights, gradients and Adam moments{with_copy}; activations not counted"
-
-
-def _frozen_copy(cfg: Config) -> bool:
-    """Whether a loss needs a quantity of the reference that cached log-probs cannot give."""
-    needs = [parse_need(name) for loss in losses_of(cfg) for name in loss.positional]
-    return any(need.from_reference and not need.cacheable for need in needs)
+    shape = local_shape(cfg)
+    if shape is None:
+        # The states of the weights can be counted all the same.
+        shape = Shape(0, 0, 0, 0, 0, 0, 0, tied=True, parameters=parameters)
+    job, ranks = job_of(cfg, shape), world_size()
+    found = peak(job, ranks)
+    parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in found.named().items())
+    load = job.loads[0]
+    rows = (
+        f"rows assumed to have {load.tokens} tokens and {load.labels // load.rows} labels"
+        if shape.layers
+        else "activations not counted, config.json does not state the model's shape"
+    )
+    return (
+        f"{found.total / GIB:.2f} GiB a rank at its peak, {ranks} in all ({parts}; by formulas, {rows});"
+        " `expunge plan` says more"
+    )

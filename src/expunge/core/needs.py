@@ -7,6 +7,7 @@ The function is not needed if the objective gives the quantity.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -105,3 +106,26 @@ def parse_need(name: str) -> Need:
             f" [ref_]{{{','.join(SIDES)}}}_{{{','.join(_OF_A_SIDE)}}}, or one of {given}"
         )
     return Need(name, match["side"], match["quantity"], match["ref"] is not None)
+
+
+def independent(terms: Sequence[Sequence[Need]]) -> list[list[int]]:
+    """Terms grouped so that no two groups read the same side of the model in training: each can be back-propagated on its own.
+
+    Args:
+        terms: what each term reads.
+
+    Returns:
+        The terms of each group, by their places.
+    """
+    groups: list[tuple[set[str], list[int]]] = []
+    for number, needs in enumerate(terms):
+        sides = {need.side for need in needs if not need.reference and need.from_pass}
+        members = [number]
+        apart: list[tuple[set[str], list[int]]] = []
+        for group in groups:
+            if group[0] & sides:
+                sides, members = sides | group[0], group[1] + members
+            else:
+                apart.append(group)
+        groups = [*apart, (sides, members)]
+    return [members for _, members in groups]

@@ -22,7 +22,7 @@ Asked = Literal["auto", "cached", "adapter_off", "frozen_adapter", "frozen"]
 REFERENCE_ADAPTER = "reference"
 
 
-class _SameModel:
+class SameModel:
     """The model in training, in another state during a forward pass.
 
     Args:
@@ -62,7 +62,7 @@ class _SameModel:
         raise NotImplementedError
 
 
-class AdapterOff(_SameModel):
+class AdapterOff(SameModel):
     """The base with its adapters disabled: the model before unlearning, if every adapter started at zero.
 
     Create it before training starts. It costs no memory.
@@ -95,7 +95,7 @@ class AdapterOff(_SameModel):
         return cast(AbstractContextManager[object], self.model.disable_adapter())
 
 
-class FrozenAdapter(_SameModel):
+class FrozenAdapter(SameModel):
     """A copy of a trained adapter under another name, active only in forward passes of the reference.
 
     Create it before training starts. It costs the memory of the adapter weights.

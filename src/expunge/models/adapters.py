@@ -168,13 +168,12 @@ def lora_layers(model: nn.Module) -> dict[str, Any]:
     return {name: module for name, module in named if isinstance(module, LoraLayer)}
 
 
-def _with_new(model: nn.Module, args: AdapterArgs, seed: int) -> Any:
-    """The model with a new adapter: A is drawn from the seed, B is 0."""
+def new_config(args: AdapterArgs) -> Any:
+    """Peft's configuration of a new adapter."""
     from peft import LoraConfig
 
-    _check_targets(model, args.target_modules)
     targets = args.target_modules if args.target_modules is not None else "all-linear"
-    config = LoraConfig(
+    return LoraConfig(
         r=args.r or DEFAULT_R,
         lora_alpha=cast(int, args.alpha or DEFAULT_ALPHA),
         lora_dropout=DEFAULT_DROPOUT if args.dropout is None else args.dropout,
@@ -182,6 +181,12 @@ def _with_new(model: nn.Module, args: AdapterArgs, seed: int) -> Any:
         target_modules=list(targets) if isinstance(targets, tuple) else targets,
         task_type="CAUSAL_LM",
     )
+
+
+def _with_new(model: nn.Module, args: AdapterArgs, seed: int) -> Any:
+    """The model with an adapter whose A is drawn from the seed and whose B is 0."""
+    _check_targets(model, args.target_modules)
+    config = new_config(args)
     if getattr(model, "is_quantized", False):
         from peft import prepare_model_for_kbit_training
 

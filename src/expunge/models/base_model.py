@@ -113,6 +113,21 @@ def load_base(
     return Loaded(model.eval(), dtype)
 
 
+def read_config_of(model_args: Mapping[str, Any]) -> Any:
+    """The configuration of a model, without its weights.
+
+    Args:
+        model_args: as `load_base` takes them.
+
+    Raises:
+        UserError: there is none at that place.
+    """
+    place = locate(model_args, "model.model_args")
+    check_model_folder(place)
+    passed = {key: model_args[key] for key in HUB_KEYS if model_args.get(key) is not None}
+    return _config(place, passed, model_args.get("cache_dir"))
+
+
 def _config(place: Location, passed: Mapping[str, Any], cache_dir: Any) -> Any:
     """The configuration of the model, which determines the possible attention and dtype."""
     kwargs = {key: value for key, value in passed.items() if key in HUB_KEYS}

@@ -86,7 +86,8 @@ def _cast_projections(model: nn.Module, dtype: torch.dtype) -> None:
     shared = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     for module in model.modules():
         if type(module) is nn.Linear and id(module.weight) not in shared:
-            module.to(dtype)
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                setattr(module, name, nn.Parameter(parameter.to(dtype), requires_grad=False))
 
 
 class CachedReference:

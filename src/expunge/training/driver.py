@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.core.errors import UserError
+from expunge.core.needs import independent
 from expunge.lm.labels import Batch, without_first
 from expunge.lm.logprobs import as_float32, masked_sum
 from expunge.methods.objective import Objective, Term
@@ -99,18 +100,7 @@ def sides_at(batch: MicroBatch, places: str) -> Batch:
 
 def independent_groups(terms: Sequence[Term]) -> list[list[Term]]:
     """Group terms so that no two groups share a forward pass: each can be back-propagated separately."""
-    groups: list[tuple[set[str], list[Term]]] = []
-    for term in terms:
-        sides = {need.side for need in term.needs if not need.reference and need.from_pass}
-        members = [term]
-        apart: list[tuple[set[str], list[Term]]] = []
-        for group in groups:
-            if group[0] & sides:
-                sides, members = sides | group[0], group[1] + members
-            else:
-                apart.append(group)
-        groups = [*apart, (sides, members)]
-    return [members for _, members in groups]
+    return [[terms[number] for number in group] for group in independent([term.needs for term in terms])]
 
 
 class Driver:

@@ -40,6 +40,15 @@ def prepare_model(model: Any, args: TrainingArguments, tokenizer: PreTrainedToke
     """
     if not getattr(model, "is_quantized", False):
         model.to(args.device)
+    checkpoint_activations(model, args)
+    if tokenizer is not None and hasattr(model, "config"):
+        align_special_tokens(model, tokenizer)
+    if DebugOption.UNDERFLOW_OVERFLOW in args.debug:
+        DebugUnderflowOverflow(model)  # type: ignore[no-untyped-call]
+
+
+def checkpoint_activations(model: Any, args: TrainingArguments) -> None:
+    """Have the model compute its layers again in the backward pass, where `trainer.args` asks for it."""
     checkpointing = (
         "activation_checkpointing" if hasattr(args, "activation_checkpointing") else "gradient_checkpointing"
     )
@@ -49,10 +58,6 @@ def prepare_model(model: Any, args: TrainingArguments, tokenizer: PreTrainedToke
         # These choose the layers and the place of what they store; the rest is for torch's function.
         layers = {name: given.pop(name) for name in ("every_n_layers", "offload") if name in given}
         getattr(model, f"{checkpointing}_enable")(**{f"{checkpointing}_kwargs": given or None}, **layers)
-    if tokenizer is not None and hasattr(model, "config"):
-        align_special_tokens(model, tokenizer)
-    if DebugOption.UNDERFLOW_OVERFLOW in args.debug:
-        DebugUnderflowOverflow(model)  # type: ignore[no-untyped-call]
 
 
 def align_special_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:

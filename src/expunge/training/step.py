@@ -91,17 +91,19 @@ class Stepper:
         self.sides = sorted(objective.sides)
         self.places = special(place_of(term) for term in objective.terms if term.kind == "token")
 
-    def step(self, batches: Sequence[MicroBatch], at: StepInfo) -> Update:
+    def step(self, batches: Sequence[MicroBatch], at: StepInfo, counts: StepCounts | None = None) -> Update:
         """Take one optimizer step.
 
         Args:
             batches: this rank's micro-batches; each knows which of its rows count.
             at: step and epoch of the run.
+            counts: the step's counts, where they are known; None = they are counted here.
 
         Returns:
             The result of the step. The gradients are cleared.
         """
-        counts = count_step(batches, self.sides, self.parallel.all_sum, self.places)
+        if counts is None:
+            counts = count_step(batches, self.sides, self.parallel.all_sum, self.places)
         around = self._around(batches, counts, at)
         self.driver.objective.begin_step(at)
         self.model.train()

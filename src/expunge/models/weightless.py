@@ -1,0 +1,90 @@
+"""The model of a configuration with random weights, or none: what is planned before anything is downloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from expunge.models.adapter_args import AdapterArgs
+from expunge.models.adapters import new_config
+
+UNMASKED = "expunge_unmasked"
+"""Attention as flash attention takes it: in one kernel, without a mask. It needs no device to be planned."""
+
+
+class KernelDropout(nn.Module):
+    """Dropout as a GPU's kernel does it, which keeps a byte a number; a processor keeps the number's own width.
+
+    Args:
+        p: share that is dropped.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop in training mode."""
+        return torch.native_dropout(x, self.p, self.training)[0]
+
+
+def without_weights(
+    config: Any, adapter: AdapterArgs | None, *, dtype: torch.dtype, masked: bool, for_gpu: bool
+) -> Any:
+    """A model of random weights; with `torch.device("meta")` as context, of none.
+
+    Args:
+        config: of the model, as transformers reads it.
+        adapter: a new one is put on the model; None = none.
+        dtype: of the weights; an adapter's are in float32.
+        masked: whether attention takes a mask.
+        for_gpu: whether memory is to be that of a GPU where it differs.
+
+    Returns:
+        The model in training mode.
+    """
+    AttentionInterface.register(UNMASKED, sdpa_attention_forward)
+    AttentionMaskInterface.register(UNMASKED, lambda *_, **__: None)
+    attention: Mapping[str, Any] = {"attn_implementation": "sdpa" if masked else UNMASKED}
+    model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, **attention)  # type: ignore[no-untyped-call]
+    if adapter is None:
+        return model.train()
+    from peft import get_peft_model
+
+    adapted: Any = get_peft_model(model, new_config(adapter))
+    for module in adapted.modules():
+        dropouts: Any = getattr(module, "lora_dropout", None)
+        for name, dropout in dropouts.items() if dropouts is not None and for_gpu else ():
+            if isinstance(dropout, nn.Dropout):
+                dropouts[name] = KernelDropout(dropout.p)
+    return adapted.train()
+
+
+def empty_on(model: nn.Module, where: torch.device) -> None:
+    """Replace the weights of a model on the meta device by empty ones elsewhere, which may be fake ones; shared stay shared."""
+    made: dict[int, Any] = {}
+    for module in model.modules():
+        for name, weight in list(module.named_parameters(recurse=False)):
+            if id(weight) not in made:
+                empty = torch.empty(weight.shape, dtype=weight.dtype, device=where)
+                made[id(weight)] = nn.Parameter(empty, requires_grad=weight.requires_grad)
+            setattr(module, name, made[id(weight)])
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype, device=where))
+
+
+def sharding_units(model: Any) -> list[Any]:
+    """The parts of a model that are gathered one after the other when its weights are sharded, as accelerate has them.
+
+    Each decoder layer is one; so are embeddings that are not tied. What is left is gathered with the whole.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    lists = [module for module in base.modules() if isinstance(module, nn.ModuleList)]
+    layers: Any = max(lists, key=lambda found: sum(weight.numel() for weight in found.parameters()))
+    first, last = base.get_input_embeddings(), base.get_output_embeddings()
+    return [*layers, *([first, last] if last.weight is not first.weight else [])]

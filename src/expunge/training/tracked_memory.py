@@ -1,0 +1,135 @@
+"""The memory of a training's step as the trackers see it: the run's own model, terms and optimizer, without weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from expunge.core.footprint import Parts, peak, reference_bytes
+from expunge.core.job import Job
+from expunge.lm import runtime
+from expunge.methods.objective import Objective
+from expunge.models.adapter_reference import SameModel
+from expunge.models.memory_tracker import Watch, fake_ranks, fake_tensors, shard
+from expunge.models.reference import FrozenCopy, Reference
+from expunge.models.weightless import empty_on, sharding_units
+from expunge.optim.rules import StepRule
+from expunge.training.rehearsal import LookedUp, Rehearsal, Rows, optimizer_states
+
+Stepping = Callable[[nn.Module], tuple[torch.optim.Optimizer, list[StepRule]]]
+"""Makes the optimizer of a model and the rules about its step."""
+
+
+class WithoutAdapter(SameModel):
+    """The model with its adapter off, taken to be new: adapters without weights cannot be looked at."""
+
+    @contextmanager
+    def _state(self) -> Iterator[None]:
+        with self.model.disable_adapter():
+            yield
+
+
+def reference_of(job: Job, model: Any, dtype: torch.dtype | None, objective: Objective) -> Reference | None:
+    """The reference of a job, as far as memory goes."""
+    if job.reference == "none":
+        return None
+    if job.reference == "cached":
+        return LookedUp()
+    made = FrozenCopy if job.reference == "frozen" else WithoutAdapter
+    return made(model, autocast_dtype=dtype, hidden=objective.hidden)
+
+
+def track(
+    job: Job, ranks: int, model: Any, objective: Objective, stepping: Stepping | None, max_grad_norm: float
+) -> Parts:
+    """The peak of one rank, by the trackers.
+
+    Args:
+        job: the training.
+        ranks: W. Weights that are not sharded are the same on each, so one is looked at.
+        model: on the meta device; filled with fake weights.
+        objective: prepared with the model.
+        stepping: None = the formulas give the states of the optimizer, and no step is taken.
+        max_grad_norm: see `training.step.Stepper`.
+
+    Returns:
+        Bytes by part.
+    """
+    rows, dtype = Rows.of(job, objective), compute_dtype(job)
+    split, formula = job.sharded(ranks), peak(job, ranks)
+    with ExitStack() as opened:
+        mesh = opened.enter_context(fake_ranks(ranks)) if split else None
+        place = opened.enter_context(fake_tensors())
+        empty_on(model, torch.device("cpu"))
+        reference = reference_of(job, model, dtype, objective)
+        copied = [reference.model] if isinstance(reference, FrozenCopy) else []
+        optimizer, rules = (None, []) if split or stepping is None else stepping(model)
+        if optimizer is not None:
+            optimizer_states(optimizer)
+        if split:
+            shard(model, sharding_units(model), mesh, dtype or torch.float32)
+        held = [item for item in (model, optimizer, *copied) if item is not None]
+        watch = Watch(held, model if split else None)
+        rehearsal = Rehearsal(
+            model,
+            objective,
+            rows,
+            place=place,
+            reference=reference,
+            optimizer=optimizer,
+            rules=rules,
+            compute_dtype=None if split else dtype,
+            before_backward=watch.look,
+            max_grad_norm=max_grad_norm,
+        )
+        with watch:
+            rehearsal.step()
+        found = watch.peak()
+        of_copy = sum(
+            weight.numel() * weight.element_size() for copy in copied for weight in copy.parameters()
+        )
+    parts = found.parts
+    # Logits are alive where the activations are at least those that a forward pass leaves.
+    alive = parts["activations"] >= found.passing > 0
+    logits = min(formula.logits or 0.0, parts["activations"]) if alive else 0.0
+    return Parts(
+        weights=parts["weights"] - (0 if split else of_copy),
+        gradients=parts["gradients"],
+        optimizer=formula.optimizer if optimizer is None else parts["optimizer"],
+        reference=reference_bytes(job, ranks) if split or not copied else of_copy,
+        activations=parts["activations"] - logits,
+        logits=logits,
+        unsharded=parts["unsharded"],
+    )
+
+
+def compute_dtype(job: Job) -> torch.dtype | None:
+    """What a job autocasts to; None = nothing."""
+    return torch.bfloat16 if job.compute_width == 2 else None
+
+
+def measured_seconds(
+    job: Job, model: Any, objective: Objective, stepping: Stepping, max_grad_norm: float, count: int = 3
+) -> float:
+    """The mean time of some real steps of a model that is on its device, in seconds."""
+    dtype = compute_dtype(job)
+    if dtype is not None and not runtime.supports_bf16(runtime.device()):
+        dtype = None
+    reference = reference_of(job, model, dtype, objective)
+    optimizer, rules = stepping(model)
+    rehearsal = Rehearsal(
+        model,
+        objective,
+        Rows.of(job, objective),
+        place=lambda tensor: tensor.to(runtime.device()),
+        reference=reference,
+        optimizer=optimizer,
+        rules=rules,
+        compute_dtype=dtype,
+        max_grad_norm=max_grad_norm,
+    )
+    return rehearsal.seconds(count)

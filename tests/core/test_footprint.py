@@ -1,0 +1,98 @@
+"""Formulas of memory and time on numbers that are worked out by hand, and what is changed first where a job does not fit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from expunge.core.footprint import peak, reference_bytes
+from expunge.core.job import Adapter, Job, Load, Shape
+from expunge.core.remedies import changes, first_that_fits
+from expunge.core.step_cost import LATENCY, Speed, cost
+
+LLAMA_8B = Shape(32, 4096, 14336, 32, 8, 128, 128256, tied=False)
+FORGET, RETAIN = Load("forget", 8, 256, 512), Load("retain", 8, 256, 512)
+
+
+def job(**changed: object) -> Job:
+    shape = LLAMA_8B
+    return replace(Job(shape, shape.total, 0, ((FORGET,), (RETAIN,)), compute_width=2), **changed)  # type: ignore[arg-type]
+
+
+def test_weights_of_llama_3_1_8b() -> None:
+    """8,030,261,248, as its checkpoint has: 32 (2 4096 (4096 + 1024) + 3 4096 14336) + 2 128256 4096 + 65 4096."""
+    assert LLAMA_8B.total == 8_030_261_248
+
+
+def test_states_are_16_bytes_a_weight_and_are_split_by_sharding() -> None:
+    whole, split = peak(job()), peak(job(engine="fsdp2"), 64)
+    assert (whole.weights + whole.gradients + whole.optimizer) / LLAMA_8B.total == 16
+    assert split.weights == whole.weights / 64
+    assert split.optimizer == whole.optimizer / 64
+
+
+def test_ddp_keeps_a_copy_of_all_gradients_in_buckets() -> None:
+    assert peak(job(), 8).gradients - peak(job(), 1).gradients == 4 * LLAMA_8B.total
+
+
+def test_a_low_rank_adapter_trains_its_own_weights_alone() -> None:
+    """Rank 8 over 100 inputs and 60 outputs a layer: 8 160 32 = 40,960 weights; moments 8 bytes each."""
+    lora = job(
+        adapter=Adapter(8, 100, 60, dropout=True), trained=40_960, frozen=LLAMA_8B.total, frozen_width=2.0
+    )
+    found = peak(lora)
+    assert found.optimizer == 8 * 40_960
+    assert found.weights == 4 * 40_960 + 2 * LLAMA_8B.total
+
+
+def test_only_a_frozen_copy_has_weights_of_its_own() -> None:
+    assert [reference_bytes(job(reference=kind)) for kind in ("none", "cached", "adapter_off")] == [0, 0, 0]
+    assert reference_bytes(job(reference="frozen")) > 2 * LLAMA_8B.total
+    assert (
+        reference_bytes(job(reference="frozen", engine="fsdp2"), 8)
+        == reference_bytes(job(reference="frozen")) / 8
+    )
+
+
+def test_fewer_rows_keep_the_rows_of_a_step() -> None:
+    smaller = job(micro_batches=2).with_rows(2)
+    assert (smaller.rows, smaller.micro_batches, smaller.loads[0].labels) == (2, 8, 128)
+    assert peak(smaller).activations < peak(job()).activations
+
+
+def test_changes_come_cheapest_first() -> None:
+    names = [change.name.split(" (")[0] for change in changes(job(), 8)]
+    assert names == [
+        "gradient checkpointing", "micro-batches of 4", "micro-batches of 2", "micro-batches of 1",
+        "sharded weights", "sharded, offloaded weights",
+    ]  # fmt: skip
+
+
+def test_a_live_reference_is_cached_before_anything_else() -> None:
+    live = tuple((replace(load, reference=True),) for load in (FORGET, RETAIN))
+    assert next(changes(job(reference="frozen", groups=live), 1)).name.startswith("cached reference")
+
+
+def test_the_first_change_that_fits_is_found_and_changes_are_added_where_one_is_not_enough() -> None:
+    found = first_that_fits(job(), 8, 80 * 2**30)
+    assert found is not None
+    assert found[0].name.startswith("sharded weights")
+    added = first_that_fits(job(engine="fsdp2"), 8, 22 * 2**30)
+    assert added is not None
+    assert added[1].total <= 22 * 2**30
+    assert first_that_fits(job(), 1, 2**30) is None
+
+
+@pytest.mark.parametrize(("checkpointing", "operations"), [(False, 6), (True, 8)])
+def test_operations_of_a_weight_and_token(checkpointing: bool, operations: int) -> None:
+    spent = cost(job(checkpointing=checkpointing), 1, Speed(flops=1e15))
+    assert spent.operations == operations * LLAMA_8B.total * 2 * 8 * 256
+    assert spent.sent == 0
+    assert spent.seconds == spent.operations / 1e15 + LATENCY
+
+
+def test_bytes_of_sharding_are_paid_for_each_pass() -> None:
+    """(2 + 2 + 4) P (W - 1) / W a pass, and a step of two groups in two micro-batches has four passes."""
+    spent = cost(job(engine="fsdp2", micro_batches=2), 8, Speed())
+    assert spent.sent == 4 * 8 * LLAMA_8B.total * 7 / 8
