@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; those of the process where None.
 
     Returns:
-        The exit code: 0, 2 for something the user can mend, 130 after ctrl-C.
+        The exit code: 0, 2 for something the user can mend, 75 after SIGUSR2, 130 after ctrl-C.
     """
     with ExitCode() as code:
         args = parsed(_parser(), argv)
