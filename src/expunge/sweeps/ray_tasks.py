@@ -44,7 +44,8 @@ class RayExecutor:
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise UserError(
                     f"ray cannot reach a cluster at {address or 'RAY_ADDRESS'}: {error}",
-                    "start one with `ray start --head`, or leave the address out",
+                    "start one with `ray start --head`, or leave the address out; where it asks for a token, set"
+                    " RAY_AUTH_MODE=token",
                 ) from error
         there = ray.cluster_resources().get("GPU", 0)
         if gpus is None and there:

@@ -78,8 +78,17 @@ class SubmititExecutor:
         self._cancelled: set[str] = set()
 
     def submit(self, tasks: Sequence[Task]) -> Sequence[Any]:
-        """Submit the array."""
-        jobs: Sequence[Any] = self._executor.map_array(Requeued(), list(tasks))
+        """Submit the array.
+
+        Raises:
+            UserError: SLURM refuses it.
+        """
+        utils = self._submitit.core.utils
+        try:
+            jobs: Sequence[Any] = self._executor.map_array(Requeued(), list(tasks))
+        except (utils.FailedJobError, utils.FailedSubmissionError) as error:
+            said = str(error).strip() or "sbatch gave no reason"
+            raise UserError(f"SLURM refuses the jobs: {said}", "change the settings that it names") from error
         return jobs
 
     def poll(self, handle: Any) -> Status:
