@@ -1,4 +1,4 @@
-"""SIGUSR2: a training writes a checkpoint after its step and stops, other parts of a run stop at once, both with exit code 75."""
+"""SIGUSR2: a training stops after its step with a checkpoint, other parts of a run at once; exit code 75."""
 
 from __future__ import annotations
 

@@ -131,8 +131,8 @@ def test_the_documented_commands_are_sound(folder: Path, capsys: pytest.CaptureF
 
 
 LONG = (
-    "expunge train experiment=finetune/mini/default eval=null trainer.args.report_to=none trainer.args.logging_steps=1"
-    " trainer.args.max_steps=30 trainer.args.save_strategy=no"
+    "expunge train experiment=finetune/mini/default eval=null trainer.args.report_to=none"
+    " trainer.args.logging_steps=1 trainer.args.max_steps=30 trainer.args.save_strategy=no"
 )
 
 

@@ -1,8 +1,8 @@
-"""SIGUSR2, by which a scheduler announces that it will take the machine away: a run stops where it can go on later.
+"""SIGUSR2, by which a scheduler announces the end of a job: a run stops where it can go on later.
 
-SLURM sends it before a time limit (`--signal=USR2@120`). A training writes a checkpoint at its next step boundary
-and then stops; any other part of a run stops at once, since its results are written as they are made. Either way
-the process ends with `EXIT_PREEMPTED`, and the same command continues the run.
+SLURM sends it before a time limit (`--signal=USR2@120`). A training writes a checkpoint at its next step
+boundary and then stops; any other part of a run stops at once, since its results are written as they are
+made. Either way the process ends with `EXIT_PREEMPTED`, and the same command continues the run.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def preemptible() -> Iterator[None]:
     """Let SIGUSR2 stop what runs in this block so that it can go on later.
 
     Without the block the signal ends the process, which is its meaning by default. It does so too where there
-    is no such signal, outside the main thread, and in a launch of several processes, which would have to agree
-    on the step first.
+    is no such signal, outside the main thread, and in a launch of several processes, which would have to
+    agree on the step first.
     """
     number = getattr(signal, "SIGUSR2", None)
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1

@@ -29,8 +29,8 @@ try:
 except OSError as error:
     sys.exit(f"cannot run {sys.argv[1]} in {os.getcwd()}: {error.strerror}")
 """
-"""Starts a command that hears ctrl-C: where this process blocks it (a Ray worker) or ignores it (a shell's background
-job), a child would too."""
+"""Starts a command that hears ctrl-C: where this process blocks it (a Ray worker) or ignores it (a background
+job of a shell), a child would too."""
 LAUNCHERS = (
     "RANK",
     "LOCAL_RANK",
@@ -114,7 +114,7 @@ class Child:
             return
 
     def wait(self) -> int:
-        """Until it has ended; gives the exit code. Ctrl-C here interrupts it, and kills it after `GRACE_SECONDS`."""
+        """Until it has ended; gives the exit code. Ctrl-C interrupts it, and later kills it."""
         deadline: float | None = None
         while (code := self.poll()) is None:
             try:
@@ -127,9 +127,9 @@ class Child:
         return code
 
     def wait_in_handler(self) -> int | None:
-        """`wait`, as a signal handler may call it while `wait` itself runs; the exit code, negative for a signal."""
+        """`wait`, as a signal handler may call it while `wait` itself runs; a signal's code is negative."""
         try:
-            # Without reaping: `subprocess` may hold its own lock in the frame that the handler has interrupted.
+            # Without reaping: `subprocess` may hold its own lock in the frame that was interrupted.
             ended = os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
         except ChildProcessError:
             return self.process.returncode
@@ -143,7 +143,7 @@ class Child:
 
 
 def command_of(words: tuple[str, ...]) -> list[str]:
-    """The command that is started: `expunge` is the installation of the Python that starts it, on any machine."""
+    """The command that is started: `expunge` is that of the Python which starts it, on any machine."""
     own = [sys.executable, "-m", "expunge.cli.main"]
     command = [*own, *words[1:]] if words[0] == "expunge" else list(words)
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])

@@ -50,7 +50,7 @@ class Executor(Protocol):
         """Where a task stands."""
 
     def cancel(self, handle: Any) -> None:
-        """End a task: one that runs is interrupted as by ctrl-C, so that its checkpoints stay; one that waits never begins."""
+        """End a task: one that runs is interrupted as by ctrl-C, one that waits never begins."""
 
     def close(self) -> None:
         """Give back what the executor holds; called after every task has ended or was cancelled."""

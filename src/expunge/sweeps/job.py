@@ -17,9 +17,9 @@ from expunge.core.layout import RECORD_FILE, layout_of
 
 CARRIED = ("EXPUNGE_CACHE", "EXPUNGE_DATA", "HF_DATASETS_CACHE", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE",
            "OMP_NUM_THREADS", "PYTHONPATH", "TOKENIZERS_PARALLELISM")  # fmt: skip
-"""Variables of the submitting process that a job gets on whatever machine it runs; no secrets, as they are written down."""
+"""Variables of the submitting process that a job gets on any machine; no secrets, as they are written down."""
 EVALUATION = ("eval", "retain_logs_path", "holdout_split")
-"""Keys outside a run's identity that still change its results: another value means that a run is evaluated again."""
+"""Keys outside a run's identity that still change its results: with another value it is evaluated again."""
 HEADER = "--- "
 """Begins the line of a log that says which command runs; one log holds all attempts."""
 
@@ -48,7 +48,7 @@ class Job:
 
     @property
     def status(self) -> str | None:
-        """What the run's record says: running, interrupted, failed or complete; None where nothing has begun."""
+        """What the run's record says: running, interrupted, failed or complete; None before it begins."""
         return self._record().get("status")
 
     @property
@@ -104,7 +104,8 @@ def check_jobs(jobs: Sequence[Job]) -> None:
         if known is not job:
             faults.append(
                 Fault(
-                    f"two jobs write into {job.folder}: {shlex.join(known.words)} and {shlex.join(job.words)}",
+                    f"two jobs write into {job.folder}: {shlex.join(known.words)}"
+                    f" and {shlex.join(job.words)}",
                     "give each its own task_name",
                 )
             )

@@ -17,8 +17,8 @@ from expunge.sweeps.job import Task
 class RayExecutor:
     """Runs each task as a Ray task; Ray chooses the machine and its GPUs. See `Executor`.
 
-    The run folders, and the working folder, lie on storage that all machines share. Ray writes a token for its
-    own connections to `~/.ray/auth_token`.
+    The run folders, and the working folder, lie on storage that all machines share. Ray writes a token for
+    its own connections to `~/.ray/auth_token`.
 
     Args:
         gpus: GPUs a task; has to be given on a cluster that has some.
@@ -44,8 +44,8 @@ class RayExecutor:
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise UserError(
                     f"ray cannot reach a cluster at {address or 'RAY_ADDRESS'}: {error}",
-                    "start one with `ray start --head`, or leave the address out; where it asks for a token, set"
-                    " RAY_AUTH_MODE=token",
+                    "start one with `ray start --head`, or leave the address out; where it asks for a token,"
+                    " set RAY_AUTH_MODE=token",
                 ) from error
         there = ray.cluster_resources().get("GPU", 0)
         if gpus is None and there:

@@ -28,8 +28,8 @@ class Outcome:
 
     Attributes:
         job: which.
-        state: skipped = it was finished before; done; failed; interrupted = stopped from outside, and the same
-            command continues it; not started = cancelled while it waited.
+        state: skipped = it was finished before; done; failed; interrupted = stopped from outside, and the
+            same command continues it; not started = cancelled while it waited.
         exit_code: of its process; None where there was none, or where it is not known.
         lines: why it failed: the last lines of its log, or what the executor knows.
     """
@@ -101,8 +101,8 @@ def run_jobs(
 ) -> list[Outcome]:
     """Run what is not finished, and wait for it.
 
-    A job whose folder holds its run, complete, is skipped; one that was interrupted continues, since its command
-    is the same. A job that fails leaves the others alone.
+    A job whose folder holds its run, complete, is skipped; one that was interrupted continues, since its
+    command is the same. A job that fails leaves the others alone.
 
     Args:
         jobs: each with a run folder of its own.
@@ -207,7 +207,7 @@ class _Watch:
 
 
 def _outcome(job: Job, status: Status, begun: bool, cancels: bool) -> Outcome:
-    """What became of a job that has ended; while all are being cancelled, none is to blame for how it ended."""
+    """What became of a job that has ended; while all are being cancelled, none has failed."""
     code = status.exit_code
     if code == 0:
         return Outcome(job, "done", 0)
@@ -223,7 +223,7 @@ def _outcome(job: Job, status: Status, begun: bool, cancels: bool) -> Outcome:
 
 @contextmanager
 def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """Have SIGTERM, which a scheduler or `kill` sends, end the jobs as ctrl-C does; only the main thread can."""
+    """Have SIGTERM, which `kill` sends, end the jobs as ctrl-C does; only the main thread can."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

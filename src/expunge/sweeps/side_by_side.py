@@ -15,7 +15,7 @@ from expunge.sweeps.job import Task
 
 
 class JoblibExecutor:
-    """Runs `workers` tasks at a time, each as a process of its own that a thread of joblib's looks after; see `Executor`.
+    """Runs `workers` tasks at a time, each a process that a thread of joblib's looks after; see `Executor`.
 
     Args:
         workers: how many run at a time.
@@ -103,7 +103,8 @@ def _slots(workers: int, gpus: int | None) -> list[dict[str, str]]:
     there = visible_gpus()
     if workers * gpus > len(there):
         raise UserError(
-            f"{workers} workers with {gpus} GPUs each need {workers * gpus} GPUs, and this machine shows {len(there)}",
+            f"{workers} workers with {gpus} GPUs each need {workers * gpus} GPUs,"
+            f" and this machine shows {len(there)}",
             "take fewer workers or GPUs",
         )
     return [

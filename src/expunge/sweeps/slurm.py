@@ -14,15 +14,15 @@ from expunge.sweeps.executor import Status
 from expunge.sweeps.job import Task
 
 CONTINUES = (0, EXIT_PREEMPTED, -signal.SIGUSR2)
-"""Exit codes after SIGUSR2 with which a task is queued again; -SIGUSR2 is that of a run that had not begun."""
+"""Exit codes after SIGUSR2 with which a task is queued again; -SIGUSR2: the run had not begun."""
 
 
 class SubmititExecutor:
     """Submits the tasks as one job array; see `Executor`.
 
-    Before a task's time is over, or when it is preempted, SLURM sends SIGUSR2. The run writes a checkpoint and
-    ends, the task is queued again, and the same command continues. submitit keeps what it submits, task by task,
-    as pickle files in its own folder; nothing of ours reads them.
+    Before a task's time is over, or when it is preempted, SLURM sends SIGUSR2. The run writes a checkpoint
+    and ends, the task is queued again, and the same command continues. submitit keeps what it submits, task
+    by task, as pickle files in its own folder; nothing of ours reads them.
 
     Args:
         timeout_min: minutes that a task may take until it is queued again.
@@ -31,11 +31,12 @@ class SubmititExecutor:
         requeues: how often a task may use up its time before it is given up.
         cluster: "slurm", or "local" = submitit's stand-in on this machine, which starts all tasks at once.
         folder: submitit's own files, on storage that all nodes share.
-        parameters: further parameters of `submitit.AutoExecutor.update_parameters`, such as `slurm_partition`,
-            `mem_gb`, `cpus_per_task`, `slurm_signal_delay_s`.
+        parameters: further parameters of `submitit.AutoExecutor.update_parameters`, such as
+            `slurm_partition`, `mem_gb`, `cpus_per_task`, `slurm_signal_delay_s`.
 
     Raises:
-        UserError: submitit is not installed, there is no such cluster here, or a parameter that it does not know.
+        UserError: submitit is not installed, there is no such cluster here, or a parameter that it does not
+            know.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class SubmititExecutor:
             raise MissingExtraError("submitit", "slurm", "the executor submitit") from error
         if timeout_min is None:
             raise UserError(
-                "the executor submitit needs timeout_min, the minutes that a job may take until it is queued again",
+                "the executor submitit needs timeout_min, the minutes until a job is requeued",
                 "add --set timeout_min=240, or what the partition allows",
             )
         self._submitit = submitit

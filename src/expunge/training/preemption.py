@@ -10,7 +10,7 @@ from expunge.core.preemption import PREEMPTION, Preempted
 
 
 class StopWhenPreempted(TrainerCallback):
-    """Asks for a checkpoint after the step in which the signal came, and stops the training once it is written.
+    """Asks for a checkpoint after the step in which the signal came, and stops once it is written.
 
     It does not set `should_training_stop`: checkpoints hold that flag, and a resumed run could restore it.
     """

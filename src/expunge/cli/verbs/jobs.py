@@ -20,16 +20,18 @@ VERBS = ("train", "unlearn", "eval")
 """The verbs that fill a run folder."""
 
 HELP = """\
-FILE holds one command line a line, such as `expunge unlearn trainer=NPO task_name=npo ...`; blank lines and lines that begin with # are
-left out. All are checked before the first one runs, so no line can need what another one makes. A run that is finished is skipped, an
-interrupted one continues, and the output of each goes to NAME.job.log beside its run folder.
+FILE holds one command line a line, such as `expunge unlearn trainer=NPO task_name=npo ...`; blank lines and
+lines that begin with # are left out. All are checked before the first one runs, so no line can need what
+another one makes. A run that is finished is skipped, an interrupted one continues, and the output of each
+goes to NAME.job.log beside its run folder.
 
-Executors: local (one after the other), joblib (--workers at a time on this machine), submitit (a SLURM job array), ray (a Ray cluster).
+Executors: local (one after the other), joblib (--workers at a time on this machine), submitit (a SLURM job
+array), ray (a Ray cluster).
 
 Examples:
   expunge jobs jobs.txt --dry-run
   expunge jobs jobs.txt --executor joblib --workers 2 --env OMP_NUM_THREADS=1
-  expunge jobs jobs.txt --executor submitit --workers 8 --gpus 1 --set timeout_min=240 --set slurm_partition=gpu
+  expunge jobs jobs.txt --executor submitit --workers 8 --gpus 1 --set timeout_min=240
   expunge jobs jobs.txt --executor ray --gpus 1 --set address=auto
 """
 
