@@ -9,6 +9,7 @@ from types import TracebackType
 
 from expunge.cli.console import print_faults
 from expunge.core.errors import UserError
+from expunge.core.preemption import EXIT_PREEMPTED, Preempted
 
 FAULTY = 2
 INTERRUPTED = 130
@@ -16,10 +17,10 @@ SILENCE_SECONDS = 5
 
 
 class ExitCode:
-    """A block in which a `UserError` or Ctrl-C becomes a message and an exit code. Other errors pass.
+    """A block in which a `UserError`, SIGUSR2 or Ctrl-C becomes a message and an exit code. Other errors pass.
 
     Attributes:
-        value: 0, 2 after a `UserError`, 130 after Ctrl-C.
+        value: 0, 2 after a `UserError`, 75 after SIGUSR2, 130 after Ctrl-C.
     """
 
     value = 0
@@ -36,6 +37,10 @@ class ExitCode:
             if _reports():
                 print_faults(error)
             self.value = FAULTY
+        elif isinstance(error, Preempted):
+            message = "stopped by SIGUSR2; the same command continues from the newest complete checkpoint"
+            print(f"\n{message}", file=sys.stderr)
+            self.value = EXIT_PREEMPTED
         elif isinstance(error, KeyboardInterrupt):
             message = "interrupted; the same command continues from the newest complete checkpoint"
             print(f"\n{message}, if there is one (see trainer.args.save_strategy)", file=sys.stderr)

@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; None = those of the process.
 
     Returns:
-        The exit code: 0, 2 for an error that the user can fix, 130 after Ctrl-C.
+        The exit code: 0, 2 for an error that the user can fix, 75 after SIGUSR2, 130 after Ctrl-C.
     """
     with ExitCode() as code:
         args = parsed(_parser(), argv)

@@ -34,6 +34,7 @@ from expunge.training.listeners import Listener
 from expunge.training.loop import Training
 from expunge.training.order import order_seed
 from expunge.training.pace import peak_memory_mb
+from expunge.training.preemption import StopWhenPreempted
 
 log = logging.getLogger(__name__)
 PAIRS_FILE = Path("pairs") / "pairs.json"
@@ -168,6 +169,7 @@ def training_of(
         reference=reference_of(cfg, loaded, objective, sides, run, text.pad_id),
         evaluator=prepared.evaluation.during(loaded),
         tokenizer=text.tokenizer,
+        callbacks=(StopWhenPreempted(),),
         listeners=listeners,
         run_dir=run.path,
         layout=run.layout,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from expunge.cli.verb import Verb, begin
 from expunge.core.config import Config
+from expunge.core.preemption import preemptible
 
 PIPELINES = {
     "finetune": "expunge.pipelines.training_run:run_training",
@@ -22,7 +23,8 @@ PIPELINES = {
 def run(args: argparse.Namespace) -> None:
     """Run the configuration of a command line; its `mode`, not the verb, decides what is done."""
     cfg = begin(args)
-    pipeline_of(cfg)(cfg)
+    with preemptible():
+        pipeline_of(cfg)(cfg)
     print_results(cfg)
 
 

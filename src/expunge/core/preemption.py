@@ -1,0 +1,85 @@
+"""SIGUSR2, by which a scheduler announces the end of a job: a run stops where it can go on later.
+
+SLURM sends it before a time limit (`--signal=USR2@120`). A training writes a checkpoint at its next step
+boundary and then stops; any other part of a run stops at once, since its results are written as they are
+made. Either way the process ends with `EXIT_PREEMPTED`, and the same command continues the run.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+EXIT_PREEMPTED = 75
+"""Exit code of a run that the signal stopped: EX_TEMPFAIL of sysexits.h, "try again later"."""
+
+
+class Preempted(KeyboardInterrupt):
+    """The run was asked to stop by SIGUSR2, and can be continued."""
+
+
+@dataclass
+class Preemption:
+    """What this process knows of the signal; there is one, as a signal is for a process.
+
+    Attributes:
+        asked: whether the signal has come while `deferred`.
+        deferred: whether a training is running, which will look at `asked` after each step.
+    """
+
+    asked: bool = False
+    deferred: bool = False
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Note the signal, or stop at once where nobody will look at the note.
+
+        Raises:
+            Preempted: no training is running.
+        """
+        self.asked = True
+        if not self.deferred:
+            raise Preempted
+
+    def defer(self) -> None:
+        """Begin a training: it will look at `asked`."""
+        self.deferred = True
+
+    def resume(self) -> None:
+        """End a training.
+
+        Raises:
+            Preempted: the signal came after its last look.
+        """
+        self.deferred = False
+        if self.asked:
+            raise Preempted
+
+
+PREEMPTION = Preemption()
+
+
+@contextmanager
+def preemptible() -> Iterator[None]:
+    """Let SIGUSR2 stop what runs in this block so that it can go on later.
+
+    Without the block the signal ends the process, which is its meaning by default. It does so too where there
+    is no such signal, outside the main thread, and in a launch of several processes, which would have to
+    agree on the step first.
+    """
+    number = getattr(signal, "SIGUSR2", None)
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    if number is None or not alone or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    PREEMPTION.asked = PREEMPTION.deferred = False
+    before = signal.signal(number, PREEMPTION.on_signal)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+        PREEMPTION.asked = PREEMPTION.deferred = False

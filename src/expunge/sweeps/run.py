@@ -1,0 +1,238 @@
+"""Run many jobs: skip what is finished, run the rest, and say what became of each."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Literal
+
+from expunge.sweeps.executor import INTERRUPTED_CODES, Executor, Status
+from expunge.sweeps.job import Job, check_jobs, last_lines
+
+log = logging.getLogger(__name__)
+
+FAILED = ("failed", "interrupted")
+CANCEL_SECONDS = 60.0
+"""How long jobs that were cancelled may take to end."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job.
+
+    Attributes:
+        job: which.
+        state: skipped = it was finished before; done; failed; interrupted = stopped from outside, and the
+            same command continues it; not started = cancelled while it waited.
+        exit_code: of its process; None where there was none, or where it is not known.
+        lines: why it failed: the last lines of its log, or what the executor knows.
+    """
+
+    job: Job
+    state: Literal["skipped", "done", "failed", "interrupted", "not started"]
+    exit_code: int | None = None
+    lines: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the jobs are.
+
+    Attributes:
+        jobs: all of them.
+        skipped: finished before.
+        done: ended well.
+        failed: ended otherwise, interrupted ones included.
+        running: begun, not ended.
+        seconds: since the first was submitted.
+    """
+
+    jobs: int
+    skipped: int
+    done: int
+    failed: int
+    running: int
+    seconds: float
+
+    @property
+    def per_hour(self) -> float | None:
+        """Jobs that ended an hour; None before the first."""
+        ended = self.done + self.failed
+        return ended / self.seconds * 3600 if ended and self.seconds > 0 else None
+
+    @property
+    def eta_seconds(self) -> float | None:
+        """Seconds until the last one ends, at the rate so far; None before the first has ended."""
+        left = self.jobs - self.skipped - self.done - self.failed
+        return None if self.per_hour is None else left / self.per_hour * 3600
+
+    def __str__(self) -> str:
+        parts = [f"{self.done + self.skipped} of {self.jobs} done", f"{self.failed} failed"]
+        parts.append(f"{self.running} running")
+        if self.per_hour is not None and self.eta_seconds is not None:
+            parts += [f"{self.per_hour:.3g} an hour", f"about {self.eta_seconds / 60:.0f} min left"]
+        return ", ".join(parts)
+
+
+class JobsCancelled(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM while jobs ran; all have been ended.
+
+    Attributes:
+        outcomes: what became of each, in the order of the jobs.
+    """
+
+    def __init__(self, outcomes: list[Outcome]) -> None:
+        super().__init__("the jobs were cancelled")
+        self.outcomes = outcomes
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    executor: Executor,
+    *,
+    on_progress: Callable[[Progress], None] | None = None,
+    poll_seconds: float = 0.2,
+) -> list[Outcome]:
+    """Run what is not finished, and wait for it.
+
+    A job whose folder holds its run, complete, is skipped; one that was interrupted continues, since its
+    command is the same. A job that fails leaves the others alone.
+
+    Args:
+        jobs: each with a run folder of its own.
+        executor: runs them; it is closed at the end.
+        on_progress: called whenever a job begins or ends.
+        poll_seconds: time between two looks.
+
+    Returns:
+        An outcome for each job, in their order.
+
+    Raises:
+        UserError: two jobs write into one folder.
+        JobsCancelled: ctrl-C or SIGTERM; running jobs were interrupted, their checkpoints stay.
+    """
+    try:
+        check_jobs(jobs)
+        outcomes: dict[int, Outcome] = {
+            number: Outcome(job, "skipped") for number, job in enumerate(jobs) if job.is_finished
+        }
+        watch = _Watch(jobs, executor, outcomes, on_progress)
+        with _sigterm_as_ctrl_c():
+            try:
+                watch.submit()
+                while watch.open:
+                    watch.look()
+                    time.sleep(poll_seconds if watch.open else 0)
+            except KeyboardInterrupt:
+                watch.cancel(poll_seconds)
+                raise JobsCancelled(watch.in_order()) from None
+    finally:
+        executor.close()
+    return watch.in_order()
+
+
+class _Watch:
+    """The jobs that have not ended."""
+
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        executor: Executor,
+        outcomes: dict[int, Outcome],
+        on_progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self._jobs, self._executor, self._outcomes, self._tell = jobs, executor, outcomes, on_progress
+        self._skipped = len(outcomes)
+        self._begun = time.monotonic()
+        self._running: set[int] = set()
+        self._shown: tuple[int, int] | None = None
+        self._cancels = False
+        self.open: dict[int, Any] = {}
+
+    def submit(self) -> None:
+        numbers = [number for number in range(len(self._jobs)) if number not in self._outcomes]
+        if numbers:
+            handles = self._executor.submit([self._jobs[number].task() for number in numbers])
+            self.open = dict(zip(numbers, handles, strict=True))
+        self._show()
+
+    def look(self) -> None:
+        """Ask after each job, and report what has changed."""
+        for number, handle in list(self.open.items()):
+            status = self._executor.poll(handle)
+            if status.state == "running":
+                self._running.add(number)
+            elif status.state != "waiting":
+                del self.open[number]
+                outcome = _outcome(self._jobs[number], status, number in self._running, self._cancels)
+                self._running.discard(number)
+                self._outcomes[number] = outcome
+                if outcome.state in FAILED:
+                    log.warning("%s: %s, see %s", outcome.job.folder, outcome.state, outcome.job.log)
+        self._show()
+
+    def cancel(self, poll_seconds: float) -> None:
+        """End every job that has not ended; a second ctrl-C does not wait for them."""
+        log.warning("cancelling %d jobs; their checkpoints stay", len(self.open))
+        self._cancels = True
+        for handle in self.open.values():
+            self._executor.cancel(handle)
+        deadline = time.monotonic() + CANCEL_SECONDS
+        while self.open and time.monotonic() < deadline:
+            self.look()
+            time.sleep(poll_seconds if self.open else 0)
+
+    def in_order(self) -> list[Outcome]:
+        """An outcome for each job; one that has not ended in time counts as interrupted."""
+        return [
+            self._outcomes.get(number, Outcome(job, "interrupted")) for number, job in enumerate(self._jobs)
+        ]
+
+    def _show(self) -> None:
+        ended = list(self._outcomes.values())
+        state = (len(ended), len(self._running))
+        if self._tell is None or state == self._shown:
+            return
+        self._shown = state
+        done = sum(outcome.state == "done" for outcome in ended)
+        failed = sum(outcome.state in FAILED for outcome in ended)
+        seconds = time.monotonic() - self._begun
+        self._tell(Progress(len(self._jobs), self._skipped, done, failed, len(self._running), seconds))
+
+
+def _outcome(job: Job, status: Status, begun: bool, cancels: bool) -> Outcome:
+    """What became of a job that has ended; while all are being cancelled, none has failed."""
+    code = status.exit_code
+    if code == 0:
+        return Outcome(job, "done", 0)
+    if status.state == "cancelled":
+        return Outcome(job, "interrupted" if begun else "not started")
+    lines = (status.reason,) if status.reason else ()
+    if code is None or not lines:
+        lines = (*lines, *last_lines(job.log))
+    if cancels or code in INTERRUPTED_CODES or (code is None and job.status == "interrupted"):
+        return Outcome(job, "interrupted", code, lines)
+    return Outcome(job, "failed", code, lines)
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Have SIGTERM, which `kill` sends, end the jobs as ctrl-C does; only the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
