@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from expunge.config.checks.data import check_data
 from expunge.config.checks.difficulty import check_difficulty
 from expunge.config.checks.evaluation import check_eval
 from expunge.config.checks.model import check_model
+from expunge.config.checks.parallel import check_parallel
 from expunge.config.checks.procedure import check_procedure
 from expunge.config.checks.trainer import OWN_ARGS, check_trainer, training_arguments
 from expunge.config.compose import MISSING, compose_all
@@ -46,7 +48,7 @@ def load_config(
     if cfg is not None:
         check = checked(cfg, composition.broken)
         faults += [fault for fault in check.faults if fault not in faults]
-        cfg = replace(cfg, bound=check.bound)
+        cfg = replace(cfg, bound=check.bound, ranks=int(os.environ.get("WORLD_SIZE", "1")))
     if faults or cfg is None:
         raise UserError.of(faults)
     return cfg
@@ -82,6 +84,8 @@ def checked(cfg: Config, broken: set[str] | None = None) -> Checking:
         check.faults.append(unknown("run_layout", str(layout), list(LAYOUTS)))
     if "model" not in check.broken:
         check_model(check)
+    if "parallel" not in check.broken:
+        check_parallel(check)
     trains = "trainer" in cfg.tree
     if trains and "trainer" not in check.broken:
         check_trainer(check)

@@ -12,12 +12,23 @@ from expunge.core.fingerprint import fingerprint
 
 # Keys that change what is written about a run, not what it computes. A run with other values of these keys is
 # the same run.
-NOT_IDENTITY = ("eval", "paths", "overwrite", "retain_logs_path", "holdout_split", "hydra", "run_layout")
+NOT_IDENTITY = (
+    "eval",
+    "paths",
+    "overwrite",
+    "retain_logs_path",
+    "holdout_split",
+    "hydra",
+    "run_layout",
+    "parallel",
+)
 NOT_IDENTITY_ARGS = (
     "logging_steps", "logging_strategy", "logging_first_step", "logging_dir", "report_to", "run_name",
     "disable_tqdm", "eval_strategy", "eval_steps", "eval_on_start", "resume_from_checkpoint", "output_dir",
     "log_level", "save_total_limit", "dataloader_num_workers",
 )  # fmt: skip
+CUT = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
+"""Keys of `trainer.args` that cut a step into micro-batches, with their defaults."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +39,14 @@ class Config:
         tree: nested plain dicts, lists and scalars; every interpolation is resolved.
         overrides: the overrides as typed, for the record.
         notices: remarks on keys that were translated or changed; logged at the start of a run.
+        ranks: number of processes that share the run.
         bound: the functions that validation bound, by dotted key; the run loads and calls exactly these.
     """
 
     tree: Mapping[str, Any]
     overrides: tuple[str, ...] = ()
     notices: tuple[str, ...] = field(default=())
+    ranks: int = 1
     bound: Mapping[str, Bound] = field(default_factory=dict, compare=False, repr=False)
 
     def get(self, dotted: str, default: Any = None) -> Any:
@@ -65,6 +78,10 @@ class Config:
         args = tree.get("trainer", {}).get("args", {}) if isinstance(tree.get("trainer"), dict) else {}
         for key in NOT_IDENTITY_ARGS:
             args.pop(key, None)
+        if args and self.get("compat.switches.driver.normalise") != "micro_batch":
+            # How the rows of a step are cut into processes and micro-batches changes no mean over them.
+            cut = [args.pop(key, default) for key, default in CUT.items()]
+            args["rows_per_step"] = int(cut[0]) * int(cut[1]) * self.ranks
         difficulty = tree.get("difficulty")
         if (
             isinstance(difficulty, dict)

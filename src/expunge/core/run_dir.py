@@ -20,6 +20,7 @@ from expunge.core.layout import EXPUNGE, LAYOUTS, RECORD_FILE, STEPS, TRAINED_FI
 
 TELLING = ("mode:", "task_name:", "trainer.handler:", "forget_split:", "model.model_args.pretrained")
 """Keys that distinguish two runs most clearly; a message lists them first."""
+ROWS_PER_STEP = "trainer.args.rows_per_step"
 SCORES_FILE = "difficulty_scores.json"
 """Scores of the forget rows. They are computed before a run and may be in its folder; no run removes them."""
 VERSIONS_OF = ("expunge", "torch", "transformers", "accelerate", "tokenizers", "numpy", "peft")
@@ -125,11 +126,13 @@ class RunDir:
                 " or add overwrite=true to replace it",
             )
         if not self.overwrite and known["identity"] != self.config.identity():
-            difference = _difference(Config(known["config"]).identity_tree(), self.config.identity_tree())
-            raise UserError(
-                f"{self.path} holds a run of another configuration ({difference})",
-                "choose another task_name, or add overwrite=true to replace that run",
-            )
+            there_tree = Config(known["config"], ranks=int(known.get("ranks", 1))).identity_tree()
+            differences = _differences(there_tree, self.config.identity_tree(), "")
+            hint = "choose another task_name, or add overwrite=true to replace that run"
+            if [text.partition(":")[0] for text in differences] == [ROWS_PER_STEP]:
+                rows = int(there_tree["trainer"]["args"]["rows_per_step"])
+                hint = f"{_cuts(rows, self.config.ranks)}; or {hint}"
+            raise UserError(f"{self.path} holds a run of another configuration ({_shown(differences)})", hint)
         return True
 
     def begin(self) -> None:
@@ -142,6 +145,7 @@ class RunDir:
                 "identity": self.config.identity(),
                 "overrides": self.config.overrides,
                 "config": dict(self.config.tree),
+                "ranks": self.config.ranks,
             }
             write_json(self.path / self.layout.config, tree)
         self.save()
@@ -245,14 +249,20 @@ def _empty(folder: Path) -> None:
             path.unlink()
 
 
-def _difference(old: Any, new: Any) -> str:
+def _cuts(rows: int, ranks: int) -> str:
+    """How this number of processes can take steps of so many rows, or which numbers of processes can."""
+    names = "trainer.args.per_device_train_batch_size x trainer.args.gradient_accumulation_steps"
+    if rows % ranks == 0:
+        return f"with {ranks} process(es), give {names} = {rows // ranks}"
+    able = [str(number) for number in range(1, rows + 1) if rows % number == 0]
+    return f"start {', '.join(able[:-1])} or {able[-1]} processes, and give {names} = {rows} / processes"
+
+
+def _shown(differences: list[str]) -> str:
     """The first keys at which two trees differ, for a message; the keys of `TELLING` come first."""
-    found = sorted(_differences(old, new, ""), key=lambda text: not text.startswith(TELLING))
-    return (
-        "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
-        if found
-        else "differs"
-    )
+    found = sorted(differences, key=lambda text: not text.startswith(TELLING))
+    more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
+    return "; ".join(found[:3]) + more if found else "differs"
 
 
 def _differences(old: Any, new: Any, prefix: str) -> list[str]:

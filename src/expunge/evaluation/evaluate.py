@@ -23,6 +23,7 @@ from expunge.evaluation.tables import Table
 from expunge.lm import runtime
 from expunge.models.fingerprint import model_fingerprint
 from expunge.models.outputs import unwrapped
+from expunge.models.parallel import Parallel
 
 log = logging.getLogger(__name__)
 NOT_COMPUTED = ("_name_or_path", "architectures", "dtype", "transformers_version", "use_cache")
@@ -62,7 +63,7 @@ def evaluate_suite(
         UserError: rows or settings that cannot be used.
     """
     suite = suite.within(longest_of(model))
-    subject = Subject(model, suite.template.tokenizer, suite.section, compute_dtype)
+    subject = Subject(model, suite.template.tokenizer, suite.section, compute_dtype, Parallel.of(model))
     identity = _Identity(_model_key(model, fingerprint_of_model), subject.dtype)
     keys = {
         item: identity.of_table(item, suite) for item in suite.plan.collections if item.view in suite.views

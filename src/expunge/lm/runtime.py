@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
+from torch.distributed.tensor import DTensor
 
 from expunge.core.errors import Fault, UserError
 
@@ -103,6 +104,11 @@ def agreed(make: Callable[[], T]) -> T:
     if found:
         raise UserError.of(found)
     return cast(T, made)
+
+
+def whole(value: Any) -> Any:
+    """A tensor of split weights as one, on every rank; all ranks call this. Other values are returned as is."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def join_ranks() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -15,6 +16,7 @@ from expunge.lm import runtime
 from expunge.lm.labels import Side
 from expunge.models.adapters import NAME, is_adapted
 from expunge.models.outputs import SideOutputs, side_outputs, unwrapped
+from expunge.models.parallel import Parallel
 from expunge.models.reference import FrozenCopy, Reference, evaluating, plan_reference
 
 Plan = Literal["none", "cached", "adapter_off", "frozen_adapter", "frozen"]
@@ -228,6 +230,7 @@ def reference_for(
     asked: str = "auto",
     autocast_dtype: torch.dtype | None = None,
     hidden: str | Sequence[str] | None = None,
+    parallel: Parallel | None = None,
 ) -> Reference | None:
     """Create the reference that `plan_for` chooses, before training starts and before the model is wrapped.
 
@@ -238,6 +241,7 @@ def reference_for(
         asked: auto, or the name of one reference.
         autocast_dtype: the dtype in which the trained model computes.
         hidden: regular expression of a module whose output is returned too, or a sequence of them.
+        parallel: splits the weights of a frozen copy; None = they stay whole.
 
     Returns:
         The reference; None if nothing reads one.
@@ -253,7 +257,7 @@ def reference_for(
     kinds: dict[str, Callable[..., Reference]] = {
         "adapter_off": AdapterOff,
         "frozen_adapter": FrozenAdapter,
-        "frozen": FrozenCopy,
+        "frozen": partial(FrozenCopy, parallel=parallel),
     }
     return kinds[plan](model, autocast_dtype=autocast_dtype, hidden=hidden)
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from expunge.core.fingerprint import LENGTH, fingerprint, fingerprint_files
 from expunge.data import mini
+from expunge.lm import runtime
 from expunge.models.adapter_folder import BaseRecord, is_adapter_folder
 
 WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
@@ -76,6 +77,6 @@ def _of_tensors(model: nn.Module) -> str:
         digest.update(fingerprint([name, scale]).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + b"\0")
-        flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+        flat = runtime.whole(tensor.detach()).to("cpu").contiguous().reshape(-1)
         digest.update(memoryview(flat.view(torch.uint8).numpy()))
     return digest.hexdigest()[:LENGTH]

@@ -6,22 +6,25 @@ whether a forward pass needs all ranks, uses this value and never the class of a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.tensor import DTensor
 
 from expunge.core.errors import UserError
 from expunge.lm import runtime
-from expunge.models.adapters import save_model
+from expunge.models.adapters import is_adapted, save_model
 from expunge.models.outputs import unwrapped
 from expunge.models.progress_bars import no_progress_bar
 
-Kind = Literal["single", "ddp"]
+Kind = Literal["single", "ddp", "fsdp2"]
 T = TypeVar("T")
 
 
@@ -30,31 +33,51 @@ class Parallel:
     """How the work is split.
 
     Attributes:
-        kind: "single" = one process; "ddp" = each process has the whole model and a part of the rows.
+        kind: "single" = one process; "ddp" = each process has the whole model and a part of the rows; "fsdp2"
+            = each process also has only a part of the weights.
         dp_rank: part of the rows for this process, from 0.
         dp_size: number of parts.
         device: device of this process.
-        forwards_are_collective: whether a forward pass needs all processes, so that all must run the same
-            number of forward passes. False for both kinds.
+        split: splits the weights of a model in place; None = they stay whole.
     """
 
     kind: Kind
     dp_rank: int
     dp_size: int
     device: torch.device
-    forwards_are_collective: bool = False
+    split: Callable[[nn.Module], object] | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def here(cls, device: torch.device | None = None) -> Parallel:
-        """The value for the current process group; a single process without a group."""
+        """The value for whole models in the current process group, or in a single process without one."""
         where = runtime.device() if device is None else device
         size = runtime.world_size()
         return cls("ddp" if size > 1 else "single", runtime.rank(), size, where)
 
     @classmethod
+    def of(cls, model: nn.Module) -> Parallel:
+        """The value for a model whose weights may have been split."""
+        first = next(model.parameters(), None)
+        whole = cls.here(None if first is None else first.device)
+        return replace(whole, kind="fsdp2", device=runtime.device()) if isinstance(first, DTensor) else whole
+
+    @classmethod
     def alone(cls) -> Parallel:
         """The value for one process, whatever others there are."""
         return cls("single", 0, 1, runtime.device())
+
+    @property
+    def sharded(self) -> bool:
+        """Whether weights are split, so that a forward or backward pass needs all processes."""
+        return self.kind == "fsdp2"
+
+    def shard(self, model: nn.Module) -> None:
+        """Split the weights of a model over the processes, in place; no effect if that is done, or not asked.
+
+        All processes call this with the same model, on the CPU. The weights move to the device.
+        """
+        if self.split is not None:
+            self.split(model)
 
     @property
     def is_first(self) -> bool:
@@ -79,17 +102,26 @@ class Parallel:
         return self.all_sum(value) / self.dp_size if self.dp_size > 1 else value
 
     def mine(self, items: Sequence[T]) -> Sequence[T]:
-        """The items of this process: every n-th item, n = number of processes."""
-        return items[self.dp_rank :: self.dp_size]
+        """The items of this process: every n-th item, n = number of processes.
+
+        If a forward pass needs all processes, each gets equally many: the last items may come twice.
+        """
+        own = items[self.dp_rank :: self.dp_size]
+        missing = self.sharded and len(own) < math.ceil(len(items) / self.dp_size)
+        return [*own, items[-1]] if missing else own
 
     def merged(self, found: Mapping[int, T]) -> dict[int, T]:
         """The union of the mappings of all processes, on every process."""
         return {key: value for part in runtime.gathered(dict(found)) for key, value in part.items()}
 
-    @contextmanager
-    def whole(self, model: nn.Module) -> Iterator[nn.Module]:
-        """While open, the unwrapped model, with all its weights on this process."""
-        yield unwrapped(model)
+    def weights(self, model: nn.Module) -> dict[str, Tensor] | None:
+        """The whole weights on the CPU of the first process, {} on the others; None = the model has them.
+
+        Every process must call this. Of a model with an adapter, only trained weights are gathered.
+        """
+        if not self.sharded:
+            return None
+        return each_once(unwrapped(model), full_state_dict=True, cpu_offload=True)
 
     def save(
         self,
@@ -112,33 +144,50 @@ class Parallel:
         Raises:
             UserError: the adapter cannot be merged.
         """
-        with self.whole(model) as inner, no_progress_bar():
-            if self.is_first if writes is None else writes:
+        inner, weights = unwrapped(model), self.weights(model)
+        expected = 0 if is_adapted(inner) else sum(value.numel() for value in inner.parameters())
+        if self.is_first if writes is None or self.sharded else writes:
+            with no_progress_bar():
                 if tokenizer is not None:
                     tokenizer.save_pretrained(str(folder))
-                save_model(inner, folder, merge=merge)
+                save_model(inner, folder, merge=merge, **({} if weights is None else {"state_dict": weights}))
+            check_saved(folder, expected)
 
 
-def refuse_sharding(distributed_type: str) -> None:
-    """Refuse an engine that splits the weights over processes.
+def each_once(model: nn.Module, **options: Any) -> dict[str, Any]:
+    """The weights by name, of a model with an adapter only the trained ones.
+
+    A weight that has several names is there under the first.
 
     Args:
-        distributed_type: accelerate's name of the engine, such as MULTI_GPU.
+        model: not wrapped; its weights may be split.
+        **options: of torch's `StateDictOptions`.
+    """
+    names = {name for name, _ in model.named_parameters()}
+    others = {name for name, _ in model.named_parameters(remove_duplicate=False)} - names
+    options = {"ignore_frozen_params": is_adapted(model), **options}
+    found = get_model_state_dict(model, options=StateDictOptions(**options))
+    return {name: value for name, value in found.items() if name not in others}
+
+
+def check_saved(folder: Path, expected: int) -> None:
+    """Read back the headers of saved weights, and compare the number of values with that of the model.
+
+    Names are not compared: `save_pretrained` gives some models the names of their original files.
+
+    Args:
+        folder: with the files that `save_pretrained` wrote.
+        expected: values of the model's weights; a weight with several names counts once.
 
     Raises:
-        UserError: the engine is neither a single process nor DDP.
+        UserError: values are missing.
     """
-    if distributed_type not in (
-        "NO",
-        "MULTI_CPU",
-        "MULTI_GPU",
-        "MULTI_XPU",
-        "MULTI_NPU",
-        "MULTI_MLU",
-        "MULTI_HPU",
-    ):
+    found = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            found += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    if found < expected:
         raise UserError(
-            f"accelerate runs this as {distributed_type}, which splits the weights over processes",
-            "this version trains only in one process or with DDP: use `torchrun --nproc_per_node N`, or"
-            " `accelerate launch --multi_gpu --num_processes N`",
+            f"the weights saved in {folder} are incomplete: {found} values instead of {expected}",
+            "the run was not marked complete; check the disk, and run the same command again",
         )

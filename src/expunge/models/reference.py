@@ -55,6 +55,7 @@ class FrozenCopy:
         model: the model before unlearning.
         autocast_dtype: the dtype in which the trained model computes; the copy computes in the same dtype.
         hidden: regular expression of a module whose output is returned too, or a sequence of them.
+        parallel: splits the weights of the copy as it does those of the model; None = they stay whole.
     """
 
     def __init__(
@@ -63,16 +64,21 @@ class FrozenCopy:
         *,
         autocast_dtype: torch.dtype | None = None,
         hidden: str | Sequence[str] | None = None,
+        parallel: Parallel | None = None,
     ) -> None:
         self.model = copy.deepcopy(unwrapped(model)).requires_grad_(False).eval()
-        if autocast_dtype is not None:
+        if parallel is not None and parallel.sharded:
+            # All of one dtype: they are gathered together, in the dtype of the computation.
+            parallel.shard(self.model if autocast_dtype is None else self.model.to(autocast_dtype))
+        elif autocast_dtype is not None:
             _cast_projections(self.model, autocast_dtype)
         self.autocast_dtype, self.hidden = autocast_dtype, hidden
 
     def outputs(self, side_name: str, side: Side) -> SideOutputs:
         """Log-probs and logits of a side of a batch; `side_name` is not used."""
         where = side["input_ids"].device
-        if next(self.model.parameters()).device != where:
+        # Split weights may stay on the CPU between passes.
+        if next(self.model.parameters()).device != where and not Parallel.of(self.model).sharded:
             self.model.to(where)
         with torch.no_grad(), runtime.autocast(where, self.autocast_dtype):
             return side_outputs(self.model, side, hidden=self.hidden)
@@ -126,7 +132,7 @@ class CachedReference:
             fingerprint_of_model: fingerprint of the weights; default: computed from the tensors of the model.
             autocast_dtype: the dtype in which the trained model computes.
             max_tokens: padded tokens of a forward pass.
-            parallel: how the rows are split over processes; None = over those that have met.
+            parallel: how the work is split over processes; None = whole weights, rows over those that have met.
 
         Returns:
             A reference with those rows; equal on all ranks, which share the work.
@@ -137,6 +143,7 @@ class CachedReference:
             "dtype": [str(next(model.parameters()).dtype), str(autocast_dtype)],
             "attention": attention_of(unwrapped(model)),
         }
+        parallel.shard(model)
         tables = {}
         for side, view in views.items():
             assert len({item.row for item in view}) == len(view), (
@@ -197,7 +204,7 @@ def _compute(
     parallel: Parallel,
 ) -> LogpTable:
     """Log-probs of rows; all processes share the computation."""
-    where = next(model.parameters()).device
+    where = parallel.device if parallel.sharded else next(model.parameters()).device
     batches = token_budgeted_batches([len(item.input_ids) for item in items], max_tokens)
     by_row: dict[int, tuple[Tensor, Tensor]] = {}
     for batch in parallel.mine(batches):

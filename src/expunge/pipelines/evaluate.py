@@ -42,6 +42,10 @@ def _prepared(cfg: Config) -> tuple[Evaluation, nn.Module]:
     runtime.seed_everything(int(cfg.get("seed", 0)))
     evaluation = prepare_evaluation(cfg, folder)
     model = load_for_evaluation(
-        cfg.section("model.model_args"), cfg.section("model.adapter"), folder, list(evaluation.notices)
+        cfg.section("model.model_args"),
+        cfg.section("model.adapter"),
+        folder,
+        list(evaluation.notices),
+        evaluation.engine,
     )
     return evaluation, model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from expunge.core.config import Config
+from expunge.core.engine import Engine, engine_of
 from expunge.core.errors import Faults
 from expunge.core.files import read_json
 from expunge.core.run_dir import RunDir
@@ -20,6 +22,7 @@ from expunge.evaluation.suite import Suite, prepare_suite
 from expunge.lm import runtime
 from expunge.models.load import Loaded, load_model
 from expunge.pipelines.assemble import Text, data_root, log_notices, text_of
+from expunge.training.launch import parallel_of
 from expunge.training.loop import Evaluator
 
 log = logging.getLogger(__name__)
@@ -48,12 +51,24 @@ def longest_known(model_args: Mapping[str, Any]) -> int | None:
 
 
 def load_for_evaluation(
-    model_args: Mapping[str, Any], adapter: Mapping[str, Any], run: RunDir, notices: list[str]
+    model_args: Mapping[str, Any],
+    adapter: Mapping[str, Any],
+    run: RunDir,
+    notices: list[str],
+    engine: Engine,
 ) -> nn.Module:
-    """The model with its adapter, if any. `notices` and those of loading go into the run's record."""
+    """The model with its adapter, if any; its weights are split if the engine does that.
+
+    `notices` and those of loading go into the run's record.
+    """
+    parallel = parallel_of(engine)
+    if parallel.sharded:
+        # Each layer moves to its device when it is split.
+        model_args = {**model_args, "device_map": "cpu"}
     loaded = load_model(model_args, adapter, for_training=False, notices=notices)
     log_notices(notices, already=run.record.notices)
     run.record.notices += [notice for notice in notices if notice not in run.record.notices]
+    parallel.shard(loaded.model)
     return loaded.model
 
 
@@ -66,12 +81,15 @@ class Evaluation:
         run: its folder.
         suites: empty if the run asks for no evaluation.
         notices: notices of reading the suites, for the run's record.
+        engine: how several processes share the run. It is read before a training, whose engine changes the
+            environment of the launcher.
     """
 
     cfg: Config
     run: RunDir
     suites: tuple[Suite, ...]
     notices: tuple[str, ...] = ()
+    engine: Engine = Engine()
 
     def of(self, model: nn.Module, folder: Path, autocast: torch.dtype | None = None) -> Metrics:
         """Run every suite on one model, on all ranks together; the run folder caches the tables."""
@@ -106,7 +124,9 @@ class Evaluation:
         model_args = saved_model_args(self.cfg.section("model.model_args"), self.run.model_folder)
         # What was saved contains the adapter that was continued.
         adapter = {**self.cfg.section("model.adapter"), "path": None}
-        model = runtime.agreed(lambda: load_for_evaluation(model_args, adapter, self.run, list(self.notices)))
+        model = runtime.agreed(
+            lambda: load_for_evaluation(model_args, adapter, self.run, list(self.notices), self.engine)
+        )
         return self.of(model, self.run.results_folder())
 
 
@@ -148,7 +168,8 @@ def prepare_evaluation(cfg: Config, run: RunDir, text: Text | None = None) -> Ev
             )
             ready.append(suite)
     faults.raise_found()
-    return Evaluation(cfg, run, tuple(ready), tuple(notices))
+    engine = engine_of(cfg.section("parallel"), os.environ)
+    return Evaluation(cfg, run, tuple(ready), tuple(notices), engine)
 
 
 def _at_end(cfg: Config) -> bool:

@@ -223,4 +223,4 @@ def stage_config(
         f"data.train{key.removeprefix(own)}" if key.startswith(own) else key: value
         for key, value in cfg.bound.items()
     }
-    return Config(tree, cfg.overrides, cfg.notices, bound)
+    return replace(cfg, tree=tree, bound=bound)

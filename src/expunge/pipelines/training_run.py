@@ -8,12 +8,14 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from expunge.config.aliases import fit_machine
 from expunge.core.config import Config
+from expunge.core.engine import engine_of
 from expunge.core.errors import Faults
 from expunge.core.run_dir import RunDir, RunRecord
 from expunge.data.collate import PairCollator
@@ -166,13 +168,14 @@ def training_of(
         objective=objective,
         dataset=in_order(prepared.by_score, dataset, run, order_seed(arguments), arguments.num_train_epochs),
         collate=PairCollator(text.pad_id),
-        reference=reference_of(cfg, loaded, objective, sides, run, text.pad_id),
+        reference=partial(reference_of, cfg, loaded, objective, sides, run, text.pad_id),
         evaluator=prepared.evaluation.during(loaded),
         tokenizer=text.tokenizer,
         callbacks=(StopWhenPreempted(),),
         listeners=listeners,
         run_dir=run.path,
         layout=run.layout,
+        engine=engine_of(cfg.section("parallel"), os.environ),
         **stepping_of(cfg, run, loaded.model, sides, arguments, text.pad_id),
         **cfg.switches("driver"),
     )

@@ -2,42 +2,53 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import psutil
+import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    FullyShardedDataParallelPlugin,
+    GradientAccumulationPlugin,
+    fsdp2_prepare_model,
+)
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import TrainingArguments
 
-from expunge.core.errors import Fault, UserError
-from expunge.models.parallel import Parallel, refuse_sharding
+from expunge.core.engine import UNSHARDED, Engine, engine_of
+from expunge.core.errors import UserError
+from expunge.lm import runtime
+from expunge.models.parallel import Parallel
+
+logger = logging.getLogger(__name__)
 
 DDP_SETTINGS = ("find_unused_parameters", "bucket_cap_mb", "broadcast_buffers", "static_graph")
 """Settings of DDP; TrainingArguments names them with the prefix `ddp_`."""
-SHARDING = {
-    "ACCELERATE_USE_FSDP": "FSDP",
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
-    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
-}
-"""Variables of `accelerate launch` that ask for weights split over processes -> what splits them."""
+PLAIN = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU", "MULTI_NPU", "MULTI_MLU", "MULTI_HPU")
+"""accelerate's names for one process and for DDP."""
 
 
-def accelerator_of(args: TrainingArguments) -> tuple[Accelerator, Parallel]:
+def accelerator_of(args: TrainingArguments, engine: Engine | None = None) -> tuple[Accelerator, Parallel]:
     """Start the process group, if there are several processes, and describe how the work is split.
 
     Args:
         args: arguments of the training.
+        engine: how several processes share the run; None = what the launcher asks for.
 
     Returns:
         accelerate's object, and the `Parallel` that everything else uses.
 
     Raises:
-        UserError: the launch differs from what the launcher was asked for, or is not supported.
+        UserError: the launch differs from what was asked for, or is not supported.
     """
+    engine = engine_of({}, os.environ) if engine is None else engine
     check_launch(os.environ)
     device = args.device
     chosen = {name: getattr(args, f"ddp_{name}", None) for name in DDP_SETTINGS}
@@ -49,9 +60,60 @@ def accelerator_of(args: TrainingArguments) -> tuple[Accelerator, Parallel]:
         # The step function divides by the counts of the whole step; accelerate must not divide again.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         kwargs_handlers=[ddp],
+        fsdp_plugin=_plugin(engine, precision),
     )
-    refuse_sharding(accelerator.distributed_type.name)
-    return accelerator, Parallel.here(device)
+    return accelerator, _checked(engine, accelerator, device)
+
+
+def parallel_of(engine: Engine) -> Parallel:
+    """How the work of an evaluation is split over the processes that have met.
+
+    Raises:
+        UserError: what came up is not the engine that was asked for.
+    """
+    if not engine.sharded or runtime.world_size() == 1:
+        return Parallel.here()
+    # After a training, accelerate keeps the state of its first object.
+    return _checked(engine, Accelerator(fsdp_plugin=_plugin(engine, "no")), runtime.device())
+
+
+def _plugin(engine: Engine, precision: str) -> FullyShardedDataParallelPlugin | None:
+    """accelerate's settings of FSDP2; None for other engines, and for one process."""
+    if not engine.sharded or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None
+    half = torch.bfloat16 if precision == "bf16" else None
+    return FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        reshard_after_forward=engine.reshard_after_forward,
+        cpu_offload=engine.cpu_offload,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=None if engine.layers is None else list(engine.layers),
+        cpu_ram_efficient_loading=False,
+        # Gradients are added up over the processes in float32, as in DDP.
+        mixed_precision_policy=MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32),
+    )
+
+
+def _checked(engine: Engine, accelerator: Accelerator, device: torch.device) -> Parallel:
+    """The `Parallel` of what accelerate started, if that is what was asked for.
+
+    Raises:
+        UserError: it is something else.
+    """
+    got, whole = accelerator.distributed_type.name, Parallel.here(device)
+    if engine.sharded and whole.dp_size == 1:
+        logger.warning("parallel=%s with one process: the weights are not split", engine.kind)
+    elif engine.sharded:
+        if got != "FSDP" or not accelerator.is_fsdp2:
+            raise UserError(
+                f"parallel={engine.kind} was asked for, but accelerate started {got}: FSDP2 needs accelerators"
+                " such as GPUs",
+                f"{UNSHARDED}; on CPUs, DDP gives the same numbers",
+            )
+        return replace(whole, kind="fsdp2", split=partial(fsdp2_prepare_model, accelerator))
+    elif got not in PLAIN:
+        raise UserError(f"parallel={engine.kind} was asked for, but accelerate started {got}", UNSHARDED)
+    return whole
 
 
 def check_precision(environment: Mapping[str, str], precision: str) -> None:
@@ -74,24 +136,14 @@ def check_precision(environment: Mapping[str, str], precision: str) -> None:
 
 
 def check_launch(environment: Mapping[str, str]) -> None:
-    """Compare what the launcher was asked for with what it started.
+    """Compare the number of processes that the launcher was asked for with the number that it started.
 
     Args:
         environment: environment variables of this process.
 
     Raises:
-        UserError: the launcher was asked for sharded weights, or for more processes than there are.
+        UserError: the launcher was asked for more processes than there are.
     """
-    faults = [
-        Fault(
-            f"the launcher asks for {what} ({name}), which splits the weights over processes",
-            "this version trains in one process or under DDP: use `torchrun --nproc_per_node N`",
-        )
-        for name, what in SHARDING.items()
-        if environment.get(name, "false").lower() in ("true", "1")
-    ]
-    if faults:
-        raise UserError.of(faults)
     asked, here = processes_asked(_parents_command()), int(environment.get("WORLD_SIZE", "1"))
     if asked is not None and here == 1 and asked > 1:
         raise UserError(

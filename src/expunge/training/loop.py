@@ -36,10 +36,12 @@ from transformers.trainer_utils import (
 )
 from transformers.utils import logging as transformers_logging
 
+from expunge.core.engine import Engine
 from expunge.core.errors import UserError, unknown
 from expunge.core.files import without_nan
 from expunge.core.layout import EXPUNGE, RunLayout
 from expunge.methods.objective import Objective, StepInfo
+from expunge.models.parallel import Parallel
 from expunge.models.reference import Reference
 from expunge.optim.masks import WeightMask
 from expunge.training import checkpoint as checkpoints
@@ -72,12 +74,20 @@ from expunge.training.setup import (
     rules_of,
 )
 from expunge.training.step import Stepper, Update
-from expunge.training.weights import load_optimizer, load_weights, save_optimizer
+from expunge.training.weights import (
+    load_optimizer,
+    load_schedule,
+    load_weights,
+    save_optimizer,
+    save_schedule,
+    save_shards,
+)
 
 logger = logging.getLogger(__name__)
 
 Evaluator = Callable[[nn.Module, int], Mapping[str, float | None]]
 """Evaluates a model at a step: metric values by name; None = the metric could not be computed."""
+MakeReference = Callable[[Parallel], Reference | None]
 
 TRAINER_STATE_FILE = "trainer_state.json"
 
@@ -91,7 +101,8 @@ class Training:
         objective: the terms; each is averaged over the whole optimizer step (see `driver`).
         dataset: the rows; an item is a dict of `Encoded` by side.
         collate: turns a list of items into a batch of tensors by side.
-        reference: the model before unlearning, if a term reads it.
+        reference: the model before unlearning, if a term reads it; or a function that makes it, once it is
+            known how the work is split, for the model whose weights are still whole.
         evaluator: called every `eval_steps` or epoch; its values are logged with the prefix `eval_` and can
             be `metric_for_best_model`.
         tokenizer: saved beside the weights.
@@ -104,6 +115,7 @@ class Training:
         listeners: called at each update, record and checkpoint, after the log and the progress bar.
         run_dir: the run folder; None = `output_dir`.
         layout: the names of the files in it.
+        engine: how several processes share the run; None = what the launcher asks for.
 
     Attributes:
         events: transformers' callbacks, their state and their requests.
@@ -125,7 +137,7 @@ class Training:
         objective: Objective,
         dataset: EpochDataset,
         collate: Collate,
-        reference: Reference | None = None,
+        reference: Reference | MakeReference | None = None,
         evaluator: Evaluator | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         normalise: Normalise = "step",
@@ -137,11 +149,12 @@ class Training:
         listeners: Sequence[Listener] = (),
         run_dir: Path | None = None,
         layout: RunLayout = EXPUNGE,
+        engine: Engine | None = None,
     ) -> None:
-        _check(args, objective, dataset, reference, evaluator)
+        _check(args, dataset, evaluator)
         enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
         transformers_logging.set_verbosity(args.get_process_log_level())  # type: ignore[no-untyped-call]
-        self.accelerator, self.parallel = accelerator_of(args)
+        self.accelerator, self.parallel = accelerator_of(args, engine)
         if args.n_gpu > 1:
             logger.warning(
                 "using one of %d GPUs; start with `accelerate launch` or `torchrun` to use all", args.n_gpu
@@ -149,9 +162,11 @@ class Training:
         self.model, self.args, self.objective, self.rows = model, args, objective, dataset
         self.evaluator, self.tokenizer, self.mask = evaluator, tokenizer, mask
         self.optimizer_factory, self.rules_factory = optimizer_factory, rules_factory
+        before = reference(self.parallel) if callable(reference) else reference
+        check_servable(objective.needs, tuple(dataset[0]), before, objective.hidden)
         self.driver = Driver(
             objective,
-            reference,
+            before,
             parallel=self.parallel,
             normalise=normalise,
             sequential_terms=sequential_terms,
@@ -162,7 +177,7 @@ class Training:
                 f"trainer.args.dataloader_drop_last=true drops all {len(dataset)} rows: one batch needs more",
                 "leave it out, or take smaller batches",
             )
-        prepare_model(model, args, tokenizer)
+        prepare_model(model, args, tokenizer, self.parallel)
 
         self.checkpoint_dir = Path(str(args.output_dir))
         self.run_dir = self.checkpoint_dir if run_dir is None else run_dir
@@ -306,7 +321,11 @@ class Training:
         rules = rules_of(self.rules_factory, plain, self.mask, self.objective)
         for rule in rules:
             rule.attach(self.model, plain)
-        wrapped, self.optimizer = self.accelerator.prepare(self.model, plain)
+        if self.parallel.sharded:
+            # The weights were split before the optimizer was built.
+            wrapped, self.optimizer = self.model, self.accelerator.prepare_optimizer(plain)
+        else:
+            wrapped, self.optimizer = self.accelerator.prepare(self.model, plain)
         self.scheduler = get_scheduler(
             args.lr_scheduler_type,
             optimizer=self.optimizer,
@@ -334,7 +353,8 @@ class Training:
         handler.train_dataloader = self.loader
         self.books.begin(step, checkpoint)
         if checkpoint is not None:
-            load_optimizer(checkpoint, self.optimizer, self.scheduler, self._scaler)
+            load_optimizer(self.model, checkpoint, self.optimizer)
+            load_schedule(checkpoint, self.scheduler, self._scaler)
             for listener in self.listeners:
                 listener.on_resume(checkpoint)
         wrapped.zero_grad()
@@ -493,12 +513,16 @@ class Training:
         """Write everything that a resumed run needs to equal an uninterrupted one."""
         rank, writes, state = self.parallel.dp_rank, self.args.should_save, self.state
         self.books.store_flos(self.state)
-        self.parallel.save(self.model, partial, self.tokenizer, writes=writes)
+        if self.parallel.sharded and not self.args.save_only_model:
+            save_shards(self.model, partial)
+        else:
+            self.parallel.save(self.model, partial, self.tokenizer, writes=writes)
         self.books.sums.save(partial, rank)
         if not self.args.save_only_model:
             save_rng_state(partial, rank)
+            save_optimizer(self.model, partial, self.optimizer, writes=writes)
             if writes:
-                save_optimizer(partial, self.optimizer, self.scheduler, self._scaler)
+                save_schedule(partial, self.scheduler, self._scaler)
         for listener in self.listeners:
             listener.on_save(partial)
         if writes:
@@ -516,13 +540,7 @@ def _prefixed(name: str) -> str:
     return name if name.startswith("eval_") else f"eval_{name}"
 
 
-def _check(
-    args: TrainingArguments,
-    objective: Objective,
-    dataset: EpochDataset,
-    reference: Reference | None,
-    evaluator: Evaluator | None,
-) -> None:
+def _check(args: TrainingArguments, dataset: EpochDataset, evaluator: Evaluator | None) -> None:
     """Refuse, before the loop starts, settings that would fail in it."""
     if len(dataset) == 0:
         raise UserError("the training set is empty", "check the split and the data folder")
@@ -539,4 +557,3 @@ def _check(
             "trainer.args.save_strategy=best needs a metric",
             "give trainer.args.metric_for_best_model and trainer.args.eval_strategy",
         )
-    check_servable(objective.needs, tuple(dataset[0]), reference, objective.hidden)

@@ -15,6 +15,7 @@ from transformers.debug_utils import DebugOption, DebugUnderflowOverflow
 
 from expunge.core.errors import Fault, UserError
 from expunge.methods.objective import Objective
+from expunge.models.parallel import Parallel
 from expunge.optim.arguments import OptimizerArgs
 from expunge.optim.groups import decay_groups
 from expunge.optim.masks import WeightMask
@@ -30,15 +31,20 @@ RulesFactory = Callable[[torch.optim.Optimizer, WeightMask | None], Sequence[Ste
 SPECIAL_TOKENS = ("eos_token_id", "bos_token_id", "pad_token_id")
 
 
-def prepare_model(model: Any, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase | None) -> None:
+def prepare_model(
+    model: Any, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase | None, parallel: Parallel
+) -> None:
     """Put the model on its device, with the settings of `trainer.args` for its forward pass.
 
     Args:
         model: as loaded, not wrapped.
         args: arguments of the training.
         tokenizer: its special tokens go into the saved configuration.
+        parallel: how the work is split; the weights are split now, if they are to be.
     """
-    if not getattr(model, "is_quantized", False):
+    if parallel.sharded:
+        parallel.shard(model)
+    elif not getattr(model, "is_quantized", False):
         model.to(args.device)
     checkpoint_activations(model, args)
     if tokenizer is not None and hasattr(model, "config"):

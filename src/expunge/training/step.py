@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
+from expunge.lm import runtime
 from expunge.lm.labels import Batch
 from expunge.methods.objective import Objective, StepInfo
 from expunge.models.parallel import Parallel
@@ -129,7 +130,7 @@ class Stepper:
 
         # An infinite bound scales nothing, but gives the norm for the log.
         bound = self.max_grad_norm if self.max_grad_norm > 0 else float("inf")
-        grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), bound)
+        grad_norm = runtime.whole(self.accelerator.clip_grad_norm_(self.model.parameters(), bound))
         inner = getattr(self.optimizer, "optimizer", self.optimizer)
         model, rate = self.accelerator.unwrap_model(self.model), float(inner.param_groups[0]["lr"])
         moment = Moment(at.step, model, inner, batches, counts, rate)
@@ -151,7 +152,9 @@ class Stepper:
                 yield cast(MicroBatch, send_to_device(batch, self.parallel.device))
 
     def _no_sync(self) -> AbstractContextManager[object]:
-        """While open, ranks do not exchange gradients."""
+        """While open, ranks do not exchange gradients; split weights always exchange them, to stay split."""
+        if self.parallel.sharded:
+            return nullcontext()
         return cast(AbstractContextManager[object], self.accelerator.no_sync(self.model))
 
     def _around(self, batches: Sequence[MicroBatch], counts: StepCounts, at: StepInfo) -> Step:

@@ -79,7 +79,7 @@ def collect_choices(
         batch_size: token budget of a batch = batch_size x longest question.
         compute_dtype: autocast to it.
         side: where padding goes; no number depends on it.
-        parallel: how the rows are split over processes; None = over those that have met.
+        parallel: how the rows are split over processes; None = as the weights are.
         cost: counts are added to it.
 
     Returns:
@@ -91,7 +91,7 @@ def collect_choices(
     batches = token_budgeted_batches([len(sequence.ids) for sequence in sequences], batch_size * longest)
     log.info("choices: %d answers in %d sequences, %d batches", len(encoded), len(sequences), len(batches))
     found: dict[int, dict[int, float]] = {}
-    parallel = Parallel.here() if parallel is None else parallel
+    parallel = Parallel.of(model) if parallel is None else parallel
     with running(model, cost) as cost:
         for batch in parallel.mine(batches):
             chosen = [sequences[line] for line in batch]
@@ -140,7 +140,7 @@ def _forward(
     cost: Cost,
 ) -> list[dict[int, float]]:
     """For each sequence: example -> sum of the log-probabilities that are read from this sequence."""
-    where = next(model.parameters()).device
+    where = Parallel.of(model).device
     bare = [Encoded(item.ids, (False,) * len(item.ids), None, len(item.ids), "") for item in sequences]
     side = on_device(collate(bare, pad_id, padding), where)
     width = side["input_ids"].shape[1]

@@ -80,7 +80,7 @@ def collect_generations(
         pad_id: token to pad with, on the left.
         batch_size: token budget of a batch = batch_size x 512, prompts and continuations counted.
         compute_dtype: autocast to it.
-        parallel: how the rows are split over processes; None = over those that have met.
+        parallel: how the rows are split over processes; None = as the weights are.
         cost: counts are added to it.
 
     Returns:
@@ -102,7 +102,7 @@ def collect_generations(
     config = _generation_config(unwrapped(model), tokenizer, encoded, new_tokens, pad_id)
     log.info("generations: %d prompts in %d batches", len(prompts), len(batches))
     found: dict[int, str] = {}
-    parallel = Parallel.here() if parallel is None else parallel
+    parallel = Parallel.of(model) if parallel is None else parallel
     with running(model, cost) as cost:
         for batch in parallel.mine(batches):
             asked = [firsts[prompts[line]] for line in batch]
@@ -155,11 +155,17 @@ def _generate(
     cost: Cost,
 ) -> list[str]:
     inner: Any = unwrapped(model)
-    where = next(inner.parameters()).device
+    parallel = Parallel.of(inner)
+    where = parallel.device
     side = collate(prompts, pad_id, side="left")
     input_ids_BT = side["input_ids"].to(where)
     with runtime.autocast(where, compute_dtype), _only(inner, config):
-        output_BT = inner.generate(input_ids=input_ids_BT, attention_mask=side["attention_mask"].to(where))
+        output_BT = inner.generate(
+            input_ids=input_ids_BT,
+            attention_mask=side["attention_mask"].to(where),
+            # With split weights, a process that has finished its rows still takes part in the others' passes.
+            synced_gpus=parallel.sharded,
+        )
     written_BT = output_BT[:, input_ids_BT.shape[1] :]
     cost.forward_tokens += int(side["attention_mask"].sum())
     cost.padded_tokens += input_ids_BT.numel()

@@ -60,7 +60,7 @@ def collect_gradnorms(
         rows: which rows they are.
         settings: `p`, order of the norm; `train_mode`, whether dropout is on.
         compute_dtype: autocast to it.
-        parallel: how the rows are split over processes; None = over those that have met.
+        parallel: how the rows are split over processes; None = as the weights are.
         cost: counts are added to it.
 
     Returns:
@@ -70,9 +70,11 @@ def collect_gradnorms(
     log.info("gradient norms: %d examples", len(encoded))
     found: dict[int, tuple[float, float]] = {}
     train = bool(settings.get("train_mode", False))
-    parallel = Parallel.here() if parallel is None else parallel
+    parallel = Parallel.of(model) if parallel is None else parallel
     with running(model, cost, train=train, gradients=True) as cost, _trained(model) as parameters:
-        for number in parallel.mine(range(len(encoded))):
+        # Split weights have one gradient, the mean over all processes: these share each row.
+        everything = range(len(encoded))
+        for number in everything if parallel.sharded else parallel.mine(everything):
             found[number] = _norms(model, encoded[number], parameters, p, compute_dtype)
             cost.backward_tokens += len(encoded[number])
             cost.forward_tokens += len(encoded[number])
@@ -92,7 +94,7 @@ def _norms(
     p: float,
     compute_dtype: torch.dtype | None,
 ) -> tuple[float, float]:
-    where = parameters[0].device
+    where = Parallel.of(model).device
     side = on_device(collate([example], pad_id=0), where)
     if example.turn_end is not None:
         side["label_mask"][0, example.turn_end] = False
@@ -105,13 +107,29 @@ def _norms(
     # is computed.
     logp_BNV = as_float32(outputs.logits_BNV).log_softmax(-1)
     loss = -logp_BNV.gather(-1, outputs.label_BN.unsqueeze(-1)).mean()
-    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-    norm_K = torch.stack([_norm(gradient, p) for gradient in gradients if gradient is not None])
+    norm_K = torch.stack(
+        [_norm(gradient, p) for gradient in _gradients(model, loss, parameters) if gradient is not None]
+    )
     return float(torch.linalg.vector_norm(norm_K, ord=p)), float(norm_K.mean())
 
 
+def _gradients(model: Any, loss: Tensor, parameters: Sequence[nn.Parameter]) -> Sequence[Tensor | None]:
+    """The gradients, without a change of `.grad`; None for a parameter that the loss does not read."""
+    if not Parallel.of(model).sharded:
+        return torch.autograd.grad(loss, parameters, allow_unused=True)
+    # Gradients of split weights are only given to `.grad`.
+    kept = [parameter.grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    loss.backward()  # type: ignore[no-untyped-call]
+    found = [parameter.grad for parameter in parameters]
+    for parameter, own in zip(parameters, kept, strict=True):
+        parameter.grad = own
+    return found
+
+
 def _norm(gradient: Tensor, p: float) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(gradient.float(), ord=p)
+    norm: Tensor = runtime.whole(torch.linalg.vector_norm(gradient.float(), ord=p))
     return norm
 
 

@@ -15,6 +15,7 @@ from expunge.evaluation.collect.collector import Absent, Collector, Cost, Reques
 from expunge.evaluation.tables import Examples, HarnessTable, as_ints
 from expunge.lm import runtime
 from expunge.models.outputs import unwrapped
+from expunge.models.parallel import Parallel
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ def collect_harness(
         error = MissingExtraError("lm-eval", "lm-eval", "the harness").faults[0]
         return Absent(f"{error.message}: {error.hint}")
     inner: Any = unwrapped(model)
-    autocast = runtime.autocast(next(inner.parameters()).device, compute_dtype)
+    autocast = runtime.autocast(Parallel.of(inner).device, compute_dtype)
     try:
         with running(inner, cost, gradients=True), autocast:
             wrapped = HFLM(pretrained=inner, tokenizer=tokenizer, batch_size=batch_size)

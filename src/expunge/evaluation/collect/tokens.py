@@ -71,7 +71,7 @@ def collect_tokens(
         compute_dtype: autocast to it.
         share_prefixes: process the question of several answers once, if the model supports it.
         field_rounding: round like published numbers, see `rounding`.
-        parallel: how the rows are split over processes; None = over those that have met.
+        parallel: how the rows are split over processes; None = as the weights are.
         cost: counts are added to it.
 
     Returns:
@@ -89,7 +89,7 @@ def collect_tokens(
     batches = token_budgeted_batches([len(tree) for tree in trees], batch_size * longest)
     log.info("tokens: %d examples in %d sequences, %d batches", len(examples), len(trees), len(batches))
     made: dict[int, Statistics] = {}
-    parallel = Parallel.here() if parallel is None else parallel
+    parallel = Parallel.of(model) if parallel is None else parallel
     with running(model, cost) as cost:
         for batch in parallel.mine(batches):
             packed = [trees[line] for line in batch]
@@ -115,7 +115,7 @@ def _forward(
     field_rounding: bool,
     cost: Cost,
 ) -> dict[int, Statistics]:
-    where = next(model.parameters()).device
+    where = Parallel.of(model).device
     packed = _moved(pack(trees, pad_id, next(model.parameters()).dtype), where)
     arguments: dict[str, Any] = dict(packed.kwargs)
     with runtime.autocast(where, compute_dtype):
