@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import FSDPModule
 
 from expunge.core.errors import UserError
 from expunge.lm import runtime
@@ -59,7 +59,9 @@ class Parallel:
         """The value for a model whose weights may have been split."""
         first = next(model.parameters(), None)
         whole = cls.here(None if first is None else first.device)
-        return replace(whole, kind="fsdp2", device=runtime.device()) if isinstance(first, DTensor) else whole
+        # Not by the type of its weights: after a forward pass some are gathered.
+        split = isinstance(unwrapped(model), FSDPModule)
+        return replace(whole, kind="fsdp2", device=runtime.device()) if split else whole
 
     @classmethod
     def alone(cls) -> Parallel:
@@ -78,6 +80,16 @@ class Parallel:
         """
         if self.split is not None:
             self.split(model)
+
+    def reshard(self, model: nn.Module) -> None:
+        """Free the gathered weights that a forward pass without a backward pass leaves.
+
+        Until then `parameters()` has gathered weights for split ones, and an optimizer would update those.
+        """
+        if self.sharded:
+            for module in model.modules():
+                if isinstance(module, FSDPModule):
+                    module.reshard()
 
     @property
     def is_first(self) -> bool:

@@ -81,7 +81,9 @@ class FrozenCopy:
         if next(self.model.parameters()).device != where and not Parallel.of(self.model).sharded:
             self.model.to(where)
         with torch.no_grad(), runtime.autocast(where, self.autocast_dtype):
-            return side_outputs(self.model, side, hidden=self.hidden)
+            outputs = side_outputs(self.model, side, hidden=self.hidden)
+        Parallel.of(self.model).reshard(self.model)
+        return outputs
 
 
 def _cast_projections(model: nn.Module, dtype: torch.dtype) -> None:
@@ -161,6 +163,7 @@ class CachedReference:
                 found = computed if found is None else found.merged(computed)
                 if parallel.is_first:
                     found.write(folder, side, side_key)
+            parallel.reshard(model)
             tables[side] = found if found is not None else LogpTable.of({})
         return cls(tables)
 

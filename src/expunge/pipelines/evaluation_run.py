@@ -68,6 +68,9 @@ def load_for_evaluation(
     loaded = load_model(model_args, adapter, for_training=False, notices=notices)
     log_notices(notices, already=run.record.notices)
     run.record.notices += [notice for notice in notices if notice not in run.record.notices]
+    if parallel.sharded:
+        # Split weights are frozen for good or not at all, and the table of gradient norms needs gradients.
+        loaded.model.requires_grad_(True)
     parallel.shard(loaded.model)
     return loaded.model
 

@@ -73,8 +73,10 @@ def parallel_of(engine: Engine) -> Parallel:
     """
     if not engine.sharded or runtime.world_size() == 1:
         return Parallel.here()
+    where = runtime.device()
     # After a training, accelerate keeps the state of its first object.
-    return _checked(engine, Accelerator(fsdp_plugin=_plugin(engine, "no")), runtime.device())
+    accelerator = Accelerator(cpu=where.type == "cpu", fsdp_plugin=_plugin(engine, "no"))
+    return _checked(engine, accelerator, where)
 
 
 def _plugin(engine: Engine, precision: str) -> FullyShardedDataParallelPlugin | None:

@@ -157,10 +157,14 @@ def running(model: Any, cost: Cost | None, *, train: bool = False, gradients: bo
     cost = Cost() if cost is None else cost
     started, was_training = time.monotonic(), model.training
     model.train(train)
+    parallel = Parallel.of(model)
+    # Buffers for gathered weights are kept, and a later backward pass cannot use those of inference mode.
+    without = torch.no_grad if parallel.sharded else torch.inference_mode
     try:
-        with torch.enable_grad() if gradients else torch.inference_mode():
+        with torch.enable_grad() if gradients else without():
             yield cost
     finally:
+        parallel.reshard(model)
         model.train(was_training)
         cost.seconds += time.monotonic() - started
 
