@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,39 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from expunge.training.records import WALL_CLOCK, read_records
+from ranks import on_ranks
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-
-
-def on_two_ranks(job: Callable[[], None]) -> None:
-    """Run `job` in two forked processes with the environment of torchrun."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    children = []
-    for rank in range(2):
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                from accelerate.state import AcceleratorState, GradientState
-
-                os.environ |= {
-                    "RANK": str(rank),
-                    "LOCAL_RANK": str(rank),
-                    "WORLD_SIZE": "2",
-                    "MASTER_ADDR": "127.0.0.1",
-                }
-                os.environ |= {"MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
-                AcceleratorState._reset_state(reset_partial_state=True)
-                GradientState._reset_state()
-                job()
-                torch.distributed.destroy_process_group()
-                status = 0
-            finally:
-                os._exit(status)
-        children.append(child)
-    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
 
 
 @pytest.mark.parametrize(("batch", "accumulation", "sequential"), [(2, 1, False), (1, 2, True)])
@@ -76,7 +44,7 @@ def test_one_rank_is_two_ranks(
         ).run()
 
     run("one", 4, 1)
-    on_two_ranks(lambda: run("two", batch, accumulation))
+    on_ranks(2, lambda: run("two", batch, accumulation))
     # transformers counts the fraction of an epoch, and operations, by padded micro-batches, which differ.
     apart = (*WALL_CLOCK, "total_flos", "epoch")
     records = [
@@ -117,7 +85,7 @@ def test_two_ranks_resume_bit_for_bit(trainer: Any, tmp_path: Path) -> None:
         torch.distributed.barrier()
         trainer(folder=tmp_path / "run", **args).run(True)
 
-    on_two_ranks(whole_then_from_the_middle)
+    on_ranks(2, whole_then_from_the_middle)
     for name in ("model.safetensors", "rng_state_1.safetensors", "sums_1.safetensors"):
         whole, resumed = (
             load_file(str(tmp_path / "kept" / name)),

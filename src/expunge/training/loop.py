@@ -73,6 +73,7 @@ from expunge.training.setup import (
     prepare_model,
     rules_of,
 )
+from expunge.training.shared_folder import check_shared
 from expunge.training.step import Stepper, Update
 from expunge.training.weights import (
     load_optimizer,
@@ -216,6 +217,8 @@ class Training:
             UserError: the checkpoint is missing, incomplete, damaged or of other settings; or the run should
                 start from the beginning, but its folder holds checkpoints.
         """
+        if not self.args.save_on_each_node:
+            check_shared(self.run_dir)
         checkpoint = self._checkpoint(resume)
         begun, cuts = time.time(), self.args.gradient_accumulation_steps
         with self._watched():

@@ -1,8 +1,7 @@
 """Runs a script with FSDP2 on CPU processes: `python fsdp_on_cpu.py SCRIPT ARGUMENTS`.
 
-accelerate 1.15 knows FSDP on accelerators only: on CPUs its state stays MULTI_CPU, which is DDP. Here the state
-becomes FSDP where a plugin was given. Nothing else needs a GPU. `test_sharded_runs` fails when this is no longer
-needed.
+accelerate 1.15 knows FSDP on accelerators only: on CPUs its state stays MULTI_CPU, which is DDP. Here the
+state becomes FSDP if a plugin was given. Nothing else needs a GPU.
 """
 
 from __future__ import annotations
@@ -24,8 +23,12 @@ def started(self: Any, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> No
         self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
 
 
-AcceleratorState.__init__ = started  # type: ignore[method-assign]
+def apply() -> None:
+    """Turn it on in this process."""
+    AcceleratorState.__init__ = started  # type: ignore[method-assign]
+
 
 if __name__ == "__main__":
+    apply()
     del sys.argv[0]
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -1,0 +1,40 @@
+"""Several processes on one machine (gloo), forked from the test."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+
+import torch
+
+
+def on_ranks(count: int, job: Callable[[], None]) -> None:
+    """Run `job` in forked processes with the environment of torchrun."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(count):
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                from accelerate.state import AcceleratorState, GradientState
+
+                os.environ |= {
+                    "RANK": str(rank),
+                    "LOCAL_RANK": str(rank),
+                    "WORLD_SIZE": str(count),
+                    "MASTER_ADDR": "127.0.0.1",
+                }
+                os.environ |= {"MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+                AcceleratorState._reset_state(reset_partial_state=True)
+                GradientState._reset_state()
+                job()
+                torch.distributed.destroy_process_group()
+                status = 0
+            finally:
+                os._exit(status)
+        children.append(child)
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * count
