@@ -59,8 +59,9 @@ def _excluded(check: Checking) -> Iterator[tuple[str, str]]:
     optim = str(cfg.get("trainer.args.optim") or "")
     if any(part in optim for part in OPTIM):
         yield f"trainer.args.optim={optim} has states of whole weights", "use trainer.args.optim=adamw_torch"
-    if "bnb" in str(cfg.get("trainer.optimizer.handler") or ""):
-        yield "trainer.optimizer has 8-bit states of whole weights", "use trainer.args.optim=adamw_torch"
+    handler = str(cfg.get("trainer.optimizer.handler") or "")
+    if any(part in handler for part in OPTIM):
+        yield f"trainer.optimizer.handler={handler} has states of whole weights", "use optimizer=adamw"
     if cfg.get("trainer.args.fp16") is True or cfg.get("model.model_args.torch_dtype") == "float16":
         yield "float16 scales the gradient of whole weights", "use model.model_args.torch_dtype=bfloat16"
     if cfg.get("trainer.args.save_on_each_node") is True:
