@@ -25,7 +25,7 @@ from expunge.optim.masks import MaskRule
 from expunge.optim.rules import Step, StepRule, clear_gradients
 from expunge.optim.sophia import Sophia
 from expunge.pipelines.stepping import MASK_FILE, stepping_of
-from expunge.training.records import read_records
+from recorded import read_records
 
 GRAD_DIFF = "expunge.methods.grad_diff:grad_diff"
 SAM_SGD = {"handler": "sgd", "rules": {"sam": {"rho": 0.05}}}
@@ -41,7 +41,7 @@ def bound_sections(optimizer: Any, mask: Any) -> dict[str, Bound]:
         bind_rules(binder, optimizer.get("rules"))
     if mask.get("handler"):
         bind_mask(binder, mask)
-    binder.tell()
+    binder.raise_found()
     return binder.bound
 
 

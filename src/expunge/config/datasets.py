@@ -21,20 +21,15 @@ def bind_dataset(binder: Binder, key: str, node: Any) -> Bound | None:
         The bound function; None if there is a fault, which is recorded.
     """
     if not isinstance(node, Mapping):
-        binder.fault(
-            f"{binder.typed(key, node)}: a dataset is a section with a handler",
-            f"write {key}.handler=HANDLER",
-        )
+        binder.refuse(key, node, "a dataset is a section with a handler", f"write {key}.handler=HANDLER")
         return None
     signature = binder.find(f"{key}.handler", node.get("handler"), DATASETS, "data handler", places=1)
     if signature is None:
         return None
     args = node.get("args") or {}
     if not isinstance(args, Mapping):
-        binder.fault(
-            f"{binder.typed(f'{key}.args', args)}: this is a section, not a value",
-            f"write {key}.args.NAME=VALUE",
-        )
+        hint = f"write {key}.args.NAME=VALUE"
+        binder.refuse(f"{key}.args", args, "this is a section, not a value", hint)
         return None
     # The first positional parameter is the context; the run passes it.
     return binder.bind(f"{key}.args", signature, args)

@@ -32,12 +32,8 @@ def describe(cfg: Config) -> dict[str, str]:
     facts = {"config": OmegaConf.to_yaml(OmegaConf.create(dict(cfg.tree)))}
     if "trainer" in cfg.tree:
         batch, stages = effective_batch(cfg), stages_of(cfg)
-        sides = (
-            stages.values()
-            if stages
-            else [str(cfg.get("data.anchor", "forget")) if cfg.get("mode") == "unlearn" else "train"]
-        )
-        counts = {side: rows_of(cfg, side) for side in sides}
+        anchor = str(cfg.get("data.anchor", "forget")) if cfg.get("mode") == "unlearn" else "train"
+        counts = {side: rows_of(cfg, side) for side in stages.values() or [anchor]}
         facts["rows"] = "; ".join(
             (UNKNOWN if rows is None else str(rows)) + (f" ({side})" if stages else "")
             for side, rows in counts.items()
@@ -65,11 +61,8 @@ def world_size() -> int:
 
 def effective_batch(cfg: Config) -> int:
     """Rows per optimizer step over all processes; the defaults are those of TrainingArguments."""
-    per_device, accumulated = (
-        cfg.get("trainer.args.per_device_train_batch_size", 8),
-        cfg.get("trainer.args.gradient_accumulation_steps", 1),
-    )
-    return int(per_device) * int(accumulated) * world_size()
+    per_device = int(cfg.get("trainer.args.per_device_train_batch_size", 8))
+    return per_device * int(cfg.get("trainer.args.gradient_accumulation_steps", 1)) * world_size()
 
 
 def _with_args(cfg: Config, stage: str) -> Config:
@@ -95,10 +88,8 @@ def rows_of(cfg: Config, side: str) -> int | None:
 
 
 def _steps(cfg: Config, rows: int | None) -> str:
-    found, epochs = (
-        optimizer_steps(cfg, rows, world_size()),
-        float(cfg.get("trainer.args.num_train_epochs", 3)),
-    )
+    found = optimizer_steps(cfg, rows, world_size())
+    epochs = float(cfg.get("trainer.args.num_train_epochs", 3))
     if found is None:
         return f"{UNKNOWN}, {epochs:g} epochs"
     limit = cfg.get("trainer.args.max_steps")

@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from expunge.config.location import choices, config_roots, group_names
 from expunge.config.method import extra_terms, hyper_parameters, loss_defaults
-from expunge.core.errors import UserError, nearest, unknown
+from expunge.core.errors import UserError, did_you_mean, unknown
 from expunge.core.handlers import Signature, read_signature
 
 # The user's name of a kind, and the group that holds it.
@@ -89,12 +89,9 @@ def show(name: str, config_dirs: Sequence[str | Path] = ()) -> str:
     every = [entry for kind in kinds(config_dirs) for entry in entries(kind, config_dirs)]
     found = [entry for entry in every if entry.name == name.removesuffix(".yaml")]
     if not found:
-        near = nearest(name, sorted({entry.name for entry in every}), count=3)
-        hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-        raise UserError(
-            f"unknown choice {name!r}",
-            f"{hint}`expunge ls KIND` lists the choices; kinds: {', '.join(kinds(config_dirs))}",
-        )
+        names = sorted({entry.name for entry in every})
+        rest = f"`expunge ls KIND` lists the choices; kinds: {', '.join(kinds(config_dirs))}"
+        raise UserError(f"unknown choice {name!r}", did_you_mean(name, names, rest, count=3))
     return "\n\n".join(page_of(entry) for entry in found)
 
 

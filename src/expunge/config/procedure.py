@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from expunge.core.binding import Binder, Bound
+from expunge.core.binding import Binder
 from expunge.core.config import Config
 from expunge.core.errors import UserError
 from expunge.core.handlers import Signature, read_signature
@@ -22,12 +21,6 @@ def find_procedure(binder: Binder, handler: Any) -> Signature | None:
         binder.fault(f"{text} is not a procedure", "`expunge ls procedures` lists them")
         return None
     return signature
-
-
-def bind_procedure(binder: Binder, handler: Any, args: Mapping[str, Any]) -> Bound | None:
-    """Bind `procedure.args` to a procedure; None if there is a fault, which is recorded."""
-    signature = find_procedure(binder, handler)
-    return None if signature is None else binder.bind(ARGS, signature, args)
 
 
 def stages_of(cfg: Config) -> dict[str, str]:

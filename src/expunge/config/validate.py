@@ -15,9 +15,9 @@ from expunge.config.checks.evaluation import check_eval
 from expunge.config.checks.model import check_model
 from expunge.config.checks.procedure import check_procedure
 from expunge.config.checks.trainer import OWN_ARGS, check_trainer, training_arguments
-from expunge.config.compose import MISSING, compose_all
+from expunge.config.compose import MISSING, compose_config
 from expunge.core.config import Config
-from expunge.core.errors import Fault, UserError, unknown
+from expunge.core.errors import Faults, UserError, unknown
 from expunge.core.layout import EXPUNGE, LAYOUTS
 from expunge.core.source import make_importable
 
@@ -41,20 +41,14 @@ def load_config(
         UserError: all faults of composing and of validation together.
     """
     make_importable(config_dirs)
-    composition = compose_all(config_name, overrides, config_dirs)
-    faults, cfg = list(composition.faults), composition.config
-    if cfg is not None:
-        check = checked(cfg, composition.broken)
-        faults += [fault for fault in check.faults if fault not in faults]
-        cfg = replace(cfg, bound=check.bound)
-    if faults or cfg is None:
-        raise UserError.of(faults)
-    return cfg
-
-
-def find_faults(cfg: Config, broken: set[str] | None = None) -> list[Fault]:
-    """The faults of a configuration; see `checked`."""
-    return checked(cfg, broken).faults
+    composition = compose_config(config_name, overrides, config_dirs)
+    if composition.config is None:
+        raise UserError.of(composition.faults)
+    check = checked(composition.config, composition.broken)
+    faults = Faults()
+    faults.record([*composition.faults, *check.faults])
+    faults.raise_found()
+    return replace(composition.config, bound=check.bound)
 
 
 def checked(cfg: Config, broken: set[str] | None = None) -> Checking:
@@ -67,7 +61,7 @@ def checked(cfg: Config, broken: set[str] | None = None) -> Checking:
     Returns:
         The faults, and the functions bound without a fault.
     """
-    check = Checking(cfg=cfg, broken=broken or set())
+    check = Checking(cfg, broken)
     for key in _missing(cfg.tree):
         check.fault(
             f"{key} is not given",
@@ -75,11 +69,11 @@ def checked(cfg: Config, broken: set[str] | None = None) -> Checking:
         )
     mode = cfg.get("mode")
     if mode not in MODES:
-        check.faults.append(unknown("mode", str(mode), MODES))
+        check.record([unknown("mode", str(mode), MODES)])
     check.number("seed", whole=True)
     layout = cfg.get("run_layout") or EXPUNGE.name
     if layout not in LAYOUTS:
-        check.faults.append(unknown("run_layout", str(layout), list(LAYOUTS)))
+        check.record([unknown("run_layout", str(layout), list(LAYOUTS))])
     if "model" not in check.broken:
         check_model(check)
     trains = "trainer" in cfg.tree

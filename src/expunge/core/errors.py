@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,11 +57,19 @@ class Faults:
     """Collects the faults of several checks, to report them together.
 
     Attributes:
-        found: each fault once, in the order in which they were found.
+        faults: each fault once, in the order in which they were found.
     """
 
     def __init__(self) -> None:
-        self.found: list[Fault] = []
+        self.faults: list[Fault] = []
+
+    def fault(self, message: str, hint: str = "") -> None:
+        """Record a fault, once."""
+        self.record([Fault(message, hint)])
+
+    def record(self, faults: Iterable[Fault]) -> None:
+        """Record faults, each once."""
+        self.faults += [fault for fault in faults if fault not in self.faults]
 
     @contextmanager
     def noted(self) -> Iterator[None]:
@@ -68,7 +77,7 @@ class Faults:
         try:
             yield
         except UserError as error:
-            self.found += [fault for fault in error.faults if fault not in self.found]
+            self.record(error.faults)
 
     def raise_found(self) -> None:
         """Raise all recorded faults together.
@@ -76,8 +85,8 @@ class Faults:
         Raises:
             UserError: at least one fault was recorded.
         """
-        if self.found:
-            raise UserError.of(self.found)
+        if self.faults:
+            raise UserError.of(self.faults)
 
 
 class MissingExtraError(UserError):
@@ -106,9 +115,27 @@ def nearest(name: str, choices: Sequence[str], count: int = 3) -> list[str]:
     return [folded[hit] for hit in difflib.get_close_matches(name.lower(), list(folded), n=count, cutoff=0.5)]
 
 
+def did_you_mean(name: str, choices: Sequence[str], rest: str = "", count: int = 1) -> str:
+    """A hint: the `count` nearest choices, if any is near, then `rest`."""
+    near = " or ".join(map(repr, nearest(name, choices, count)))
+    return f"did you mean {near}? {rest}".strip() if near else rest
+
+
 def unknown(kind: str, name: str, choices: Sequence[str]) -> Fault:
     """The fault of a name that is not one of the choices; the hint has the near match, then the list."""
-    near = nearest(name, choices, count=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    listed = ", ".join(sorted(choices)) or "(none)"
-    return Fault(f"unknown {kind} {name!r}", f"{hint}known: {listed}")
+    known = ", ".join(sorted(choices)) or "(none)"
+    return Fault(f"unknown {kind} {name!r}", did_you_mean(name, choices, f"known: {known}"))
+
+
+def compiled(pattern: str, given: str) -> re.Pattern[str]:
+    """Compile a user's regular expression; `given` names it in the message.
+
+    Raises:
+        UserError: it is not valid.
+    """
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise UserError(
+            f"{given} is not a regular expression: {error}", "use the syntax of Python's re module"
+        ) from error

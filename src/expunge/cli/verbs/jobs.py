@@ -86,7 +86,7 @@ def read_jobs(file: Path, verbs: Mapping[str, Verb], environment: Mapping[str, s
     found = Faults()
     with found.noted():
         check_jobs(jobs)
-    faults += found.found
+    faults += found.faults
     if faults:
         raise UserError.of(faults)
     return jobs

@@ -9,7 +9,7 @@ from typing import Any
 
 import expunge
 from expunge.config.checks.checking import Checking
-from expunge.core.errors import nearest
+from expunge.core.errors import did_you_mean
 from expunge.core.handlers import REQUIRED, Signature, read_signature
 
 # Components that are no functions of a handler; whoever builds them checks their keywords.
@@ -33,15 +33,12 @@ def check_compat(check: Checking) -> None:
             continue
         if component not in known:
             names = [*known, *NAMED_COMPONENTS]
-            near = nearest(component, names, count=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(names))}"
+            hint = did_you_mean(component, names) or f"known: {', '.join(sorted(names))}"
             check.fault(f"{key}: there is no component {component!r}", hint)
         else:
             # Required keywords are given by the run, not by the switches.
             signature = known[component]
-            own = {
-                name: None if default is REQUIRED else default for name, default in signature.keyword.items()
-            }
+            own = {name: None if value is REQUIRED else value for name, value in signature.keyword.items()}
             check.bind(key, replace(signature, keyword=own), keywords or {})
 
 
@@ -59,22 +56,18 @@ def component_signatures() -> dict[str, Signature]:
 
 
 def _own_handlers(check: Checking) -> list[str]:
-    metrics = [
-        node.get("handler")
-        for suite in _dicts(check.cfg.section("eval"))
-        for node in _dicts(suite.get("metrics"))
-    ]
-    handlers = [
-        check.cfg.get("trainer.handler"),
-        check.cfg.get("trainer.method_args.retain.handler"),
-        *metrics,
-    ]
-    known = [
+    """The handlers of the user's own losses and metrics that can be read."""
+    suites = _dicts(check.cfg.section("eval"))
+    metrics = [node.get("handler") for suite in suites for node in _dicts(suite.get("metrics"))]
+    losses = [check.cfg.get(f"trainer.{key}") for key in ("handler", "method_args.retain.handler")]
+    return [
         handler
-        for handler in handlers
-        if isinstance(handler, str) and ":" in handler and not handler.startswith("expunge.")
+        for handler in (*losses, *metrics)
+        if isinstance(handler, str)
+        and ":" in handler
+        and not handler.startswith("expunge.")
+        and not any(handler in fault.message for fault in check.faults)
     ]
-    return [handler for handler in known if not any(handler in fault.message for fault in check.faults)]
 
 
 def _dicts(node: Any) -> list[dict[str, Any]]:

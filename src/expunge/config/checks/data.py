@@ -9,7 +9,7 @@ from typing import Any
 from expunge.config.checks.checking import Checking
 from expunge.config.datasets import bind_dataset
 from expunge.config.local_data import is_looked_up, local_file, local_folder, local_names
-from expunge.core.errors import nearest
+from expunge.core.errors import did_you_mean
 
 ANCHORS = ("forget", "retain")
 
@@ -25,15 +25,12 @@ def check_data(check: Checking) -> None:
             _dataset(check, f"data.{side}.{name}", node)
     anchor = data.get("anchor")
     if mode == "unlearn" and anchor not in ANCHORS:
-        text = check.typed("data.anchor", anchor)
-        check.fault(f"{text}: not a side of the data", f"known: {', '.join(ANCHORS)}")
+        check.refuse("data.anchor", anchor, "not a side of the data", f"known: {', '.join(ANCHORS)}")
     for name, node in check.cfg.section("collator").items():
         side = node.get("args", {}).get("padding_side", "right") if isinstance(node, dict) else "right"
         if side != "right":
-            text = check.typed(f"collator.{name}.args.padding_side", side)
-            check.fault(
-                f"{text}: training pads on the right", "leave the key out; generation always pads on the left"
-            )
+            hint = "leave the key out; generation always pads on the left"
+            check.refuse(f"collator.{name}.args.padding_side", side, "training pads on the right", hint)
 
 
 def datasets(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -56,10 +53,8 @@ def check_split(check: Checking, key: str, hf_args: Mapping[str, Any]) -> None:
     folder = local_folder(str(path), root)
     if folder is None:
         if str(path).startswith((".", "/", "~")):
-            check.fault(
-                f"{check.typed(f'{key}.path', path)}: no such file or folder",
-                f"looked for {Path(str(path)).expanduser().resolve()}",
-            )
+            hint = f"looked for {Path(str(path)).expanduser().resolve()}"
+            check.refuse(f"{key}.path", path, "no such file or folder", hint)
         return
     if name is None:
         return
@@ -68,9 +63,8 @@ def check_split(check: Checking, key: str, hf_args: Mapping[str, Any]) -> None:
     if any(fault.message.startswith(f"{text}: unknown split") for fault in check.faults):
         return
     names = local_names(folder)
-    near = nearest(str(name), names, count=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    check.fault(f"{text}: unknown split {name!r} of {path}", f"{hint}{folder} has: {', '.join(names)}")
+    hint = did_you_mean(str(name), names, f"{folder} has: {', '.join(names)}")
+    check.fault(f"{text}: unknown split {name!r} of {path}", hint)
 
 
 def _split_as_typed(check: Checking, key: str, name: str) -> str:
@@ -102,7 +96,6 @@ def _dataset(check: Checking, key: str, node: Any) -> None:
     for name in ("idk_path", "alternate_path"):
         value = args.get(name)
         if isinstance(value, str) and not Path(value).expanduser().is_file():
-            hint = (
-                f"looked for {Path(value).expanduser().resolve()}; EXPUNGE_DATA sets the folder of local data"
-            )
-            check.fault(f"{check.typed(f'{key}.args.{name}', value)}: no such file", hint)
+            looked = f"looked for {Path(value).expanduser().resolve()}"
+            hint = f"{looked}; EXPUNGE_DATA sets the folder of local data"
+            check.refuse(f"{key}.args.{name}", value, "no such file", hint)

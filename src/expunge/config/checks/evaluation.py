@@ -12,13 +12,11 @@ from expunge.config.evaluation import bind_suite
 
 def check_eval(check: Checking) -> None:
     """Every suite's metrics, views, numbers and files."""
-    for suite, node in check.cfg.section("eval").items():
-        if isinstance(node, dict) and "metrics" in node:
-            _suite(check, f"eval.{suite}", node)
     # With eval=null on the command line, values of an experiment for a suite remain.
-    suites = [
-        node for node in check.cfg.section("eval").values() if isinstance(node, dict) and "metrics" in node
-    ]
+    nodes = check.cfg.section("eval").items()
+    suites = {name: node for name, node in nodes if isinstance(node, dict) and "metrics" in node}
+    for name, node in suites.items():
+        _suite(check, f"eval.{name}", node)
     if check.cfg.get("mode") == "eval" and not suites:
         check.fault("there is nothing to evaluate: the group eval is empty", "choose a suite: eval=tofu")
 
@@ -40,9 +38,9 @@ def _retain_logs(check: Checking, key: str, logs: Any) -> None:
     if logs is None:
         return
     from_root = logs == check.cfg.get("retain_logs_path")
-    typed = check.typed("retain_logs_path" if from_root else f"{key}.retain_logs_path", logs)
+    where = "retain_logs_path" if from_root else f"{key}.retain_logs_path"
     path = Path(str(logs)).expanduser()
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "no such file"
         hint = "give the retain model's evaluation file, such as .../TOFU_EVAL.json"
-        check.fault(f"{typed}: {what}", f"looked for {path.resolve()}; {hint}")
+        check.refuse(where, logs, what, f"looked for {path.resolve()}; {hint}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from expunge.config.adapter import ADAPTER_FILE
 from expunge.config.checks.checking import Checking
@@ -26,10 +25,7 @@ def check_procedure(check: Checking, training_arguments: tuple[str, ...]) -> Non
     """
     node = check.cfg.get("procedure")
     if not isinstance(node, dict):
-        check.fault(
-            f"{check.typed('procedure', node)}: this is a choice of the group procedure",
-            f"write procedure={node}",
-        )
+        check.refuse("procedure", node, "this is a choice of the group procedure", f"write procedure={node}")
         return
     if check.cfg.get("mode") != "unlearn":
         check.fault(
@@ -42,7 +38,9 @@ def check_procedure(check: Checking, training_arguments: tuple[str, ...]) -> Non
     if signature is None:
         return
     _args(check, signature, training_arguments)
-    _sides(check, signature)
+    if not check.broken & {"experiment", "data", "data/datasets"}:
+        for side in signature.positional[1:]:
+            check.side_is_there(side, signature.name)
     _unused(check, signature)
     if check.cfg.get("model.adapter.type") == "qlora" and set(stages_of(check.cfg)) - {"final"}:
         reason = f"{signature.name} compares models, and only one of them would be in 4 bits"
@@ -56,24 +54,11 @@ def _args(check: Checking, signature: Signature, training_arguments: tuple[str, 
     check.bind(ARGS, signature, given)
     for stage in about.get("stages", {}):
         if stage in signature.keyword and isinstance(given.get(stage), Mapping):
-            _stage_args(check, f"{ARGS}.{stage}", given[stage], training_arguments)
-
-
-def _stage_args(
-    check: Checking, key: str, given: Mapping[str, Any], training_arguments: tuple[str, ...]
-) -> None:
-    if training_arguments:
-        check.known(key, given, training_arguments, "TrainingArguments")
-    for name in ("learning_rate", "num_train_epochs", "max_steps"):
-        check.number(f"{key}.{name}", above=0)
-
-
-def _sides(check: Checking, signature: Signature) -> None:
-    """Check that each side that the procedure reads has a dataset."""
-    if check.broken & {"experiment", "data", "data/datasets"}:
-        return
-    for side in signature.positional[1:]:
-        check.side_is_there(side, signature.name)
+            key = f"{ARGS}.{stage}"
+            if training_arguments:
+                check.known(key, given[stage], training_arguments, "TrainingArguments")
+            for name in ("learning_rate", "num_train_epochs", "max_steps"):
+                check.number(f"{key}.{name}", above=0)
 
 
 def _unused(check: Checking, signature: Signature) -> None:
@@ -90,13 +75,11 @@ def _unused(check: Checking, signature: Signature) -> None:
     elif given := check.cfg.section("trainer.method_args"):
         name, value = next(iter(given.items()))
         hint = f"did you mean procedure.args.{name}?" if name in signature.keyword else "leave it out"
-        check.fault(
-            f"{check.typed(f'trainer.method_args.{name}', value)}: {stages}, which does not use it", hint
-        )
+        check.refuse(f"trainer.method_args.{name}", value, f"{stages}, which does not use it", hint)
     mask = check.cfg.get("trainer.mask")
     if isinstance(mask, dict) and (mask.get("handler") or mask.get("path")):
-        text = "trainer.mask is given"
-        check.fault(f"{text}: {stages} and trains all weights", "leave out the mask, or the procedure")
+        text = f"trainer.mask is given: {stages} and trains all weights"
+        check.fault(text, "leave out the mask, or the procedure")
 
 
 def _whole_model(check: Checking, signature: Signature) -> None:
@@ -105,10 +88,8 @@ def _whole_model(check: Checking, signature: Signature) -> None:
     folder = Path(str(check.cfg.get("model.model_args.pretrained_model_name_or_path"))).expanduser()
     reason = f"{signature.name} computes with whole weights"
     if adapter.get("path") is not None:
-        text = check.typed("model.adapter.path", adapter["path"])
-        check.fault(
-            f"{text}: {reason}, and a model with an existing adapter has none",
-            "merge the adapter first: expunge train ... model.adapter.merge=true",
-        )
+        hint = "merge the adapter first: expunge train ... model.adapter.merge=true"
+        reason_here = f"{reason}, and a model with an existing adapter has none"
+        check.refuse("model.adapter.path", adapter["path"], reason_here, hint)
     if (folder / ADAPTER_FILE).is_file():
         check.fault(f"{folder} is an adapter: {reason}", "give a model with the adapter merged into it")
