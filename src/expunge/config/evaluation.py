@@ -179,15 +179,14 @@ def _check_need(binder: Binder, suite: _Suite, key: str, signature: Signature, n
         for item in given if what == RESULTS else [given]:
             if item not in known:
                 found = unknown(kind, item, known)
-                binder.fault(f"{binder.typed(key, given)}: {found.message}", found.hint)
+                binder.refuse(key, given, found.message, found.hint)
 
 
 def _bind_scorer(binder: Binder, key: str, scorer: str) -> None:
     """Bind a scorer of texts, unless it is a classifier: a folder, or a name on the hub."""
     if scorer.startswith((".", "/", "~")):
         if not Path(scorer).expanduser().is_dir():
-            hint = "give the folder of a sequence classifier"
-            binder.fault(f"{binder.typed(key, scorer)}: no such folder", hint)
+            binder.refuse(key, scorer, "no such folder", "give the folder of a sequence classifier")
     elif ":" in scorer or ("/" not in scorer and not Path(scorer).is_dir()):
         binder.choose(key, scorer, SCORERS, "scorer", places=1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -103,6 +104,12 @@ class MissingExtraError(UserError):
             f"{purpose} needs the package {package!r}, which is not installed",
             f'pip install "expunge[{extra}]"',
         )
+
+
+def need_package(package: str, extra: str, purpose: str) -> None:
+    """Refuse a purpose whose package is not installed; arguments as for `MissingExtraError`."""
+    if importlib.util.find_spec(package) is None:
+        raise MissingExtraError(package, extra, purpose)
 
 
 class MissingDataError(UserError):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.core.errors import UserError, unknown
-from expunge.core.source import Definition, Function, definition, module_file, names_of, origin
+from expunge.core.source import Definition, Function, attribute, definition, module_file, names_of, origin
 
 
 class Required:
@@ -147,13 +147,13 @@ def _signature(found: Definition, node: Function | ast.ClassDef) -> Signature:
     summary = (ast.get_docstring(node) or "").strip().split("\n")[0]
     decorators = {_called(item, found.module): _keywords(item) for item in node.decorator_list}
     if isinstance(node, ast.ClassDef):
-        methods = (item for item in node.body if isinstance(item, Function) and item.name == "__init__")
-        if (method := next(methods, None)) is None:
-            fields = dataclass_fields(node)
+        fields, init = dataclass_fields(node), attribute(found, "__init__")
+        own = init is not None and init.node in node.body
+        if init is None or not isinstance(init.node, Function) or (fields and not own):
             defaults = {name: default for name, (default, _) in fields.items()}
             hints = {name: hint for name, (_, hint) in fields.items()}
             return Signature(found.handler, (), defaults, False, summary, found.path, {}, decorators, hints)
-        takes, skip = method.args, 1
+        takes, skip = init.node.args, 1
     else:
         takes, skip = node.args, 0
     positional = [*takes.posonlyargs, *takes.args]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -52,18 +52,24 @@ def definition(module: str, name: str) -> Definition | None:
     return (meant(found, module) if same else None) or Definition(module, path, name, found)
 
 
+def ancestors(owner: Definition) -> Iterator[Definition]:
+    """A class and its bases, as far as their source is found, nearest first."""
+    yield owner
+    for base in owner.node.bases if isinstance(owner.node, ast.ClassDef) else ():
+        if found := meant(base, owner.module):
+            yield from ancestors(found)
+
+
 def attribute(owner: Definition, name: str) -> Definition | None:
     """Where a class, or the nearest of its bases, defines an attribute or method; None where none does.
 
     A second name, such as `table = MyTable`, is followed to the definition that it stands for.
     """
-    if not isinstance(owner.node, ast.ClassDef):
-        return None
-    found = _names(owner.node.body, "").get(name)
-    if isinstance(found, Named):
-        return meant(found, owner.module) or Definition(owner.module, owner.path, name, found)
-    bases = (meant(base, owner.module) for base in owner.node.bases)
-    return next((inherited for base in bases if base and (inherited := attribute(base, name))), None)
+    for home in ancestors(owner):
+        found = _names(home.node.body, "").get(name) if isinstance(home.node, ast.ClassDef) else None
+        if isinstance(found, Named):
+            return meant(found, home.module) or Definition(home.module, home.path, name, found)
+    return None
 
 
 def meant(node: ast.AST, module: str) -> Definition | None:

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 
-from expunge.core.errors import MissingExtraError, UserError
+from expunge.core.errors import MissingExtraError, UserError, need_package
 from expunge.data import mini
 from expunge.models.adapter_args import AdapterArgs
 from expunge.models.adapter_folder import BASE_KEYS, BaseRecord, is_adapter_folder
@@ -118,12 +118,7 @@ def quantization_of(args: AdapterArgs, notices: list[str]) -> Any:
     """
     if args.type != "qlora":
         return None
-    from importlib.util import find_spec
-
-    if find_spec("bitsandbytes") is None:
-        raise MissingExtraError(
-            "bitsandbytes", "quantized", "model/adapter=qlora (a base in 4 bits, made for CUDA devices)"
-        )
+    need_package("bitsandbytes", "quantized", "model/adapter=qlora (a base in 4 bits, made for CUDA devices)")
     from transformers import BitsAndBytesConfig
 
     if not torch.cuda.is_available():

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from expunge.core.errors import UserError, nearest
+from expunge.core.errors import UserError, compiled, nearest
 from expunge.lm.labels import LabelIndex, Labels, Side, label_index, laid_out, padded
 from expunge.lm.logprobs import as_float32
 
@@ -196,13 +196,7 @@ def module_named(model: nn.Module, pattern: str) -> nn.Module:
     Raises:
         UserError: no module or several modules match, or the expression is invalid.
     """
-    try:
-        expression = re.compile(rf"(?:base_model\.model\.)?(?:{pattern})")
-    except re.error as error:
-        raise UserError(
-            f"module_regex '{pattern}' is not a regular expression: {error}",
-            "use the syntax of Python's re module",
-        ) from error
+    expression = compiled(rf"(?:base_model\.model\.)?(?:{pattern})", f"module_regex '{pattern}'")
     modules: dict[str, nn.Module] = dict(model.named_modules())
     found = [name for name in modules if expression.fullmatch(name)]
     if len(found) == 1:
@@ -212,13 +206,16 @@ def module_named(model: nn.Module, pattern: str) -> nn.Module:
             f"module_regex '{pattern}' matches {len(found)} modules: {', '.join(found[:5])}",
             "make it match exactly one",
         )
-    plain = re.sub(r"\\(.)", r"\1", pattern)
-    near = ", ".join(nearest(plain, [name for name in modules if name], count=5)) or ", ".join(
-        list(modules)[1:6]
-    )
     raise UserError(
-        f"module_regex '{pattern}' matches no module of {type(model).__name__}", f"the nearest are: {near}"
+        f"module_regex '{pattern}' matches no module of {type(model).__name__}",
+        nearest_names(pattern, [name for name in modules if name]),
     )
+
+
+def nearest_names(pattern: str, names: list[str]) -> str:
+    """A hint: the names with the spelling nearest to a regular expression that matches none of them."""
+    near = nearest(re.sub(r"\\(.)", r"\1", pattern), names, count=5) or names[:5]
+    return f"the nearest are: {', '.join(near)}"
 
 
 def modules_named(model: nn.Module, patterns: str | Sequence[str]) -> list[nn.Module]:

@@ -10,7 +10,7 @@ from expunge.core.config import Config
 from expunge.core.run_dir import RunDir, RunRecord
 from expunge.lm import runtime
 from expunge.pipelines.evaluation_run import TABLES, Evaluation, load_for_evaluation, prepare_evaluation
-from expunge.training.checkpoint import disk_full_told
+from expunge.training.checkpoint import reporting_full_disk
 from expunge.training.pace import peak_memory_mb
 
 
@@ -25,7 +25,10 @@ def run(cfg: Config) -> RunRecord:
     runtime.join_ranks()
     evaluation, model = runtime.agreed(lambda: _prepared(cfg))
     folder = evaluation.run
-    with folder.running(made=lambda: any((folder.path / TABLES).glob("*.json"))), disk_full_told(folder.path):
+    with (
+        folder.running(made=lambda: any((folder.path / TABLES).glob("*.json"))),
+        reporting_full_disk(folder.path),
+    ):
         metrics = evaluation.of(model, folder.path)
     folder.finish("complete", metrics=metrics, peak_memory_mb=peak_memory_mb())
     return folder.record

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from expunge.core.files import told_to_user, without_nan, write_text
+from expunge.core.files import reporting_write_errors, without_nan, write_text
 from expunge.training.listeners import Listener
 
 CLOSING = b"]\n"
@@ -52,7 +52,7 @@ class RecordLog(Listener):
     def append(self, record: Mapping[str, Any]) -> None:
         """Write one record and wait until it is on disk; NaN and infinities become null."""
         line = json.dumps(without_nan(dict(record)), ensure_ascii=False, allow_nan=False).encode("utf-8")
-        with told_to_user(self.path):
+        with reporting_write_errors(self.path):
             self.path.touch()
             with self.path.open("r+b") as handle:
                 end = handle.seek(0, os.SEEK_END)
