@@ -67,12 +67,7 @@ EXTRAS = ("tensorboard", "wandb", "trackio")
 
 @dataclass
 class Translation:
-    """The result of `translate`.
-
-    Attributes:
-        notices: one line for each key that was translated or dropped.
-        faults: what could not be translated.
-    """
+    """The result of `translate`."""
 
     notices: list[str] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
@@ -122,11 +117,6 @@ def translate(
 
 def fit_machine(args: dict[str, Any], *, cuda: bool, cpu_bf16: bool) -> tuple[dict[str, Any], list[str]]:
     """Adapt TrainingArguments to this machine; the caller knows torch.
-
-    Args:
-        args: `trainer.args`.
-        cuda: whether a CUDA device is used.
-        cpu_bf16: whether the CPU supports bfloat16.
 
     Returns:
         The arguments, and a notice for each that was changed.
@@ -267,12 +257,7 @@ def _packages(args: dict[str, Any], typed: set[str], out: Translation, has: Call
 
 
 def missing_logger(name: str, typed: str) -> Fault:
-    """The fault of a logger whose package is not installed.
-
-    Args:
-        name: one of `LOGGERS`.
-        typed: the override that asks for it.
-    """
+    """The fault of a logger whose package is not installed."""
     package = f'"expunge[{name}]"' if name in EXTRAS else name.replace("_", "-")
     return Fault(f"{typed} needs the package {name!r}, which is not installed", f"pip install {package}")
 

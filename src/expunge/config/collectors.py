@@ -44,11 +44,6 @@ class Collecting:
 def bind_collectors(binder: Binder, key: str, listed: Any) -> dict[str, Collecting]:
     """Bind the shipped collectors and those that a suite lists, at `KEY.collectors.KIND`.
 
-    Args:
-        binder: takes the faults, and what was bound.
-        key: of the suite.
-        listed: `collectors` of the suite: a list of `module:Name`, or null.
-
     Returns:
         The collectors by the `module:Class` of their tables.
     """

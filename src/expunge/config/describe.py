@@ -6,7 +6,7 @@ import os
 
 from omegaconf import OmegaConf
 
-from expunge.config.checks.data import datasets
+from expunge.config.datasets import datasets
 from expunge.config.job import job_of, optimizer_steps
 from expunge.config.local_data import count_rows, local_file
 from expunge.config.procedure import stages_of
@@ -21,9 +21,6 @@ GIB = 2**30
 
 def describe(cfg: Config) -> dict[str, str]:
     """Facts about a run, as text, from local files only.
-
-    Args:
-        cfg: a validated configuration.
 
     Returns:
         `config` (the resolved tree as YAML), `model` and `memory`; for a run that trains also `rows`,

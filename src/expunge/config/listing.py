@@ -36,14 +36,7 @@ BELOW = {"methods": "", "procedures": "procedure", "retain": "retain"}
 
 @dataclass(frozen=True)
 class Entry:
-    """One choice.
-
-    Attributes:
-        name: the name as typed.
-        kind: methods, metrics, models, ...
-        summary: one line about it.
-        path: the YAML file.
-    """
+    """One choice."""
 
     name: str
     kind: str

@@ -59,10 +59,6 @@ class Sorted:
 def sort_overrides(texts: Iterable[str], roots: Sequence[Path]) -> Sorted:
     """Sort overrides into choices of groups and values of keys.
 
-    Args:
-        texts: the overrides as typed.
-        roots: the folders whose sub-folders are the groups.
-
     Returns:
         The sorted overrides, with all faults.
     """

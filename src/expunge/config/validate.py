@@ -9,13 +9,13 @@ from typing import Any
 
 from expunge.config.checks.checking import Checking
 from expunge.config.checks.compat import check_compat
-from expunge.config.checks.data import check_data
 from expunge.config.checks.difficulty import check_difficulty
-from expunge.config.checks.evaluation import check_eval
 from expunge.config.checks.model import check_model
-from expunge.config.checks.procedure import check_procedure
 from expunge.config.checks.trainer import OWN_ARGS, check_trainer, training_arguments
 from expunge.config.compose import MISSING, compose_config
+from expunge.config.datasets import check_data
+from expunge.config.evaluation import check_eval
+from expunge.config.procedure import check_procedure
 from expunge.core.config import Config
 from expunge.core.errors import Faults, UserError, unknown
 from expunge.core.layout import EXPUNGE, LAYOUTS
@@ -28,11 +28,6 @@ def load_config(
     config_name: str, overrides: Sequence[str] = (), config_dirs: Sequence[str | Path] = ()
 ) -> Config:
     """Compose and validate a configuration: the first step of every command line.
-
-    Args:
-        config_name: a YAML file at the top of the configs.
-        overrides: the overrides as typed.
-        config_dirs: the user's folders with further choices; modules beside them become importable.
 
     Returns:
         A configuration without a fault that can be found before loading, with all bound functions.
@@ -54,12 +49,7 @@ def load_config(
 def checked(cfg: Config, broken: set[str] | None = None) -> Checking:
     """Find every fault of a configuration, and bind the functions that it names.
 
-    Args:
-        cfg: the composed and resolved configuration.
-        broken: groups whose choice does not exist; what depends on them is not checked.
-
-    Returns:
-        The faults, and the functions bound without a fault.
+    What depends on a group in `broken`, whose choice does not exist, is not checked.
     """
     check = Checking(cfg, broken)
     for key in _missing(cfg.tree):

@@ -19,12 +19,7 @@ MISSING = "???"
 
 @dataclass(frozen=True)
 class Option:
-    """A key that stands beside a function's keywords and is read by the caller of the function.
-
-    Attributes:
-        default: `REQUIRED` if there is none.
-        type: the type of its value.
-    """
+    """A key that stands beside a function's keywords and is read by the caller of the function."""
 
     default: Any
     type: Type = ANY
@@ -70,12 +65,7 @@ class Bound:
 
 
 class Binder(Faults):
-    """Binds values and collects the faults of all calls.
-
-    Attributes:
-        faults: the faults found so far.
-        bound: the functions bound without a fault, by the dotted key of their values.
-    """
+    """Binds values. Faults are collected; `bound` has what has none, by the dotted key of its values."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -246,10 +236,6 @@ class Binder(Faults):
 
 def bound_alone(bind: Callable[..., object], *args: Any) -> dict[str, Bound]:
     """Call a binding function without a whole configuration.
-
-    Args:
-        bind: a function whose first argument is a binder, such as `config.method.bind_method`.
-        *args: its other arguments.
 
     Returns:
         The bound functions by key.

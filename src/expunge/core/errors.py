@@ -27,12 +27,7 @@ class Fault:
 
 
 class UserError(Exception):
-    """An error that the user can fix. The command line prints it without a traceback and exits with code 2.
-
-    Args:
-        message: what was given and what is wrong.
-        hint: what to do.
-    """
+    """An error that the user can fix. The command line prints it without a traceback and exits with code 2."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         self.faults: tuple[Fault, ...] = (Fault(message, hint),)
@@ -91,13 +86,7 @@ class Faults:
 
 
 class MissingExtraError(UserError):
-    """An optional dependency is not installed.
-
-    Args:
-        package: the missing package.
-        extra: the extra of expunge that installs it.
-        purpose: what needs the package.
-    """
+    """An optional dependency is not installed."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(

@@ -76,9 +76,6 @@ class Signature:
 def read_signature(handler: str) -> Signature:
     """Read the signature of `module:function`, or of `module:Class` (its `__init__`, else its fields).
 
-    Args:
-        handler: the dotted module, a colon, and a name in this module.
-
     Raises:
         UserError: the handler has another form, there is no such module or name, or it is not a function.
     """

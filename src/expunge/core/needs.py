@@ -111,9 +111,6 @@ def parse_need(name: str) -> Need:
 def independent(terms: Sequence[Sequence[Need]]) -> list[list[int]]:
     """Terms grouped so that no two groups read the same side of the model in training: each can be back-propagated on its own.
 
-    Args:
-        terms: what each term reads.
-
     Returns:
         The terms of each group, by their places.
     """

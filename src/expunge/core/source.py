@@ -19,14 +19,7 @@ Named = Function | ast.ClassDef | ast.expr
 
 @dataclass(frozen=True)
 class Definition:
-    """Where a name is defined.
-
-    Attributes:
-        module: the dotted module.
-        path: its source file.
-        name: the name in this module.
-        node: what it stands for.
-    """
+    """Where a name is defined."""
 
     module: str
     path: Path

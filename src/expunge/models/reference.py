@@ -113,11 +113,7 @@ def _cast_projections(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 class CachedReference:
-    """Per-token log-probs of the model before unlearning, looked up by the rows of a side.
-
-    Args:
-        tables: one table per side.
-    """
+    """Per-token log-probs of the model before unlearning, looked up by the rows of a side."""
 
     def __init__(self, tables: Mapping[str, LogpTable]) -> None:
         self.tables = dict(tables)

@@ -73,22 +73,20 @@ def read_jobs(file: Path, verbs: Mapping[str, Verb], environment: Mapping[str, s
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the jobs of {file}: {error}", "give a text file") from error
-    faults, jobs = list[Fault](), list[Job]()
+    faults, jobs = Faults(), list[Job]()
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         try:
             jobs.append(_job(line, verbs, environment))
         except UserError as error:
-            faults += [Fault(f"{file}, line {number}: {fault.message}", fault.hint) for fault in error.faults]
-    if not faults and not jobs:
-        faults.append(Fault(f"{file} holds no command line", "write one a line, such as `expunge unlearn …`"))
-    found = Faults()
-    with found.noted():
+            for fault in error.faults:
+                faults.fault(f"{file}, line {number}: {fault.message}", fault.hint)
+    if not faults.faults and not jobs:
+        faults.fault(f"{file} holds no command line", "write one a line, such as `expunge unlearn …`")
+    with faults.noted():
         check_jobs(jobs)
-    faults += found.faults
-    if faults:
-        raise UserError.of(faults)
+    faults.raise_found()
     return jobs
 
 
