@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from expunge.config.location import choices
 from expunge.config.short_names import DATASETS
+from expunge.core.config import value_at
 from expunge.core.errors import Fault, unknown
 from expunge.core.layout import model_folder_of
 
@@ -138,9 +139,7 @@ def fit_machine(args: dict[str, Any], *, cuda: bool, cpu_bf16: bool) -> tuple[di
 
 
 def _at(tree: dict[str, Any], dotted: str) -> dict[str, Any]:
-    node: Any = tree
-    for key in dotted.split("."):
-        node = node.get(key) if isinstance(node, dict) else None
+    node = value_at(tree, dotted)
     return node if isinstance(node, dict) else {}
 
 

@@ -1,4 +1,4 @@
-"""The datasets of a run, as given in the configuration: `data.SIDE.NAME = {handler, args}`, and their checks."""
+"""The datasets of a run in the configuration, `data.SIDE.NAME = {handler, args}`, and their checks."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from expunge.config.datasets import check_split
 from expunge.config.short_names import SCORERS, VIEWS
 from expunge.core.annotations import Type, type_of
 from expunge.core.binding import Binder, Bound, Option, Switches
+from expunge.core.config import value_at
 from expunge.core.errors import unknown
 from expunge.core.handlers import Signature, read_signature
 
@@ -50,7 +51,7 @@ class _Suite:
 def metrics_of(suite: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of the metrics that are switched on: null and `enabled: false` switch a metric off."""
     entries = suite.get("metrics") or {}
-    off = [name for name, node in entries.items() if node is None or _at(node, "enabled") is False]
+    off = [name for name, node in entries.items() if node is None or value_at(node, "enabled") is False]
     return {name: node for name, node in entries.items() if name not in off}
 
 
@@ -64,7 +65,7 @@ def bind_suite(binder: Binder, key: str, suite: Mapping[str, Any], switches: Swi
         switches: what `compat` sets for a metric function; the entry of the metric takes precedence.
     """
     for name, hint in SUITE_KEYS.items():
-        value = _at(suite, *name.split("."))
+        value = value_at(suite, name)
         if value is not None:
             binder.check(f"{key}.{name}", value, hint)
     if not all(binder.check(f"{key}.{name}", suite.get(name), SECTION) for name in ("views", "metrics")):
@@ -218,10 +219,3 @@ def _retain_logs(check: Checking, key: str, logs: Any) -> None:
         what = "is a folder" if path.is_dir() else "no such file"
         hint = "give the retain model's evaluation file, such as .../TOFU_EVAL.json"
         check.refuse(where, logs, what, f"looked for {path.resolve()}; {hint}")
-
-
-def _at(node: Any, *keys: str) -> Any:
-    """The value below keys; None where there is none."""
-    for key in keys:
-        node = node.get(key) if isinstance(node, Mapping) else None
-    return node

@@ -27,7 +27,7 @@ class Fault:
 
 
 class UserError(Exception):
-    """An error that the user can fix. The command line prints it without a traceback and exits with code 2."""
+    """An error that the user can fix; the command line prints it without a traceback, exit code 2."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         self.faults: tuple[Fault, ...] = (Fault(message, hint),)

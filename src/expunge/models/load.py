@@ -53,13 +53,10 @@ def load_model(
         return load_base(model_args, for_training=for_training, notices=notices)
     if folder is not None:
         if args.path is not None:
-            hint = (
-                "set model.model_args.pretrained_model_name_or_path to the base, "
-                "or leave out model.adapter.path"
-            )
+            hint = "set model.model_args.pretrained_model_name_or_path to the base"
             raise UserError(
                 f"{folder} is an adapter and model.adapter.path={args.path} is another; only one is possible",
-                hint,
+                f"{hint}, or leave out model.adapter.path",
             )
         model_args, section = base_args(model_args, folder), {**section, "path": str(folder)}
         if for_training and args.type == "none":

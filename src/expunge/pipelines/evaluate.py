@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from torch import nn
 
 from expunge.core.config import Config
-from expunge.core.run_dir import RunDir, RunRecord
+from expunge.core.run_dir import RunRecord
 from expunge.lm import runtime
 from expunge.pipelines.evaluation_run import TABLES, Evaluation, load_for_evaluation, prepare_evaluation
+from expunge.pipelines.training_run import run_of
 from expunge.training.checkpoint import reporting_full_disk
 from expunge.training.pace import peak_memory_mb
 
@@ -36,15 +35,8 @@ def run(cfg: Config) -> RunRecord:
 
 def _prepared(cfg: Config) -> tuple[Evaluation, nn.Module]:
     """Read everything, the model last."""
-    folder = RunDir(
-        Path(cfg.get("paths.output_dir")),
-        cfg,
-        overwrite=bool(cfg.get("overwrite")),
-        primary=runtime.is_primary(),
-    )
+    folder = run_of(cfg)
     runtime.seed_everything(int(cfg.get("seed", 0)))
     evaluation = prepare_evaluation(cfg, folder)
-    model = load_for_evaluation(
-        cfg.section("model.model_args"), cfg.section("model.adapter"), folder, list(evaluation.notices)
-    )
-    return evaluation, model
+    model_args, adapter = cfg.section("model.model_args"), cfg.section("model.adapter")
+    return evaluation, load_for_evaluation(model_args, adapter, folder, list(evaluation.notices))

@@ -25,8 +25,8 @@ from expunge.models.load import Loaded, load_model
 from expunge.pipelines.assemble import Text, log_notices, sides_of, text_of
 from expunge.pipelines.evaluation_run import Evaluation, prepare_evaluation
 from expunge.pipelines.forget_order import ByScore, by_score, in_order
+from expunge.pipelines.optimizer_setup import stepping_of
 from expunge.pipelines.references import reference_of
-from expunge.pipelines.stepping import stepping_of
 from expunge.training.arguments import training_arguments
 from expunge.training.checkpoint import reporting_full_disk
 from expunge.training.launch import check_launch
