@@ -60,10 +60,6 @@ def freeze_unreached(model: nn.Module, hidden: str | Sequence[str]) -> list[str]
 
     They would get no gradient, but DDP waits for a gradient of every parameter that affects the model output.
 
-    Args:
-        model: the model, not wrapped yet.
-        hidden: regular expressions of the modules, see `label_outputs`.
-
     Returns:
         The names of the parameters that were frozen.
     """

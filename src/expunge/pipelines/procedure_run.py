@@ -55,9 +55,6 @@ def run_procedure(cfg: Config) -> RunRecord:
 
     A second call with the same configuration resumes, or evaluates a finished run again.
 
-    Args:
-        cfg: mode unlearn, with a procedure.
-
     Returns:
         The run's record; it counts the steps of all stages.
 

@@ -32,9 +32,6 @@ DTYPE = "float32"
 def run(cfg: Config) -> Path:
     """Score the rows of `data.forget` with `model`, and write the scores to `scores_path`.
 
-    Args:
-        cfg: of an unlearning run; its model, `data.forget`, seed and `difficulty` are read.
-
     Returns:
         The file of scores.
 
