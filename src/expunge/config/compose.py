@@ -162,7 +162,8 @@ def _known_values(given: Sorted, paths: Sequence[str]) -> tuple[list[Typed], lis
     faults: list[Fault] = []
     for typed in given.values:
         top = typed.key.split(".")[0]
-        if typed.key in paths or (_is_open(typed.key) and top in paths and not typed.deletes):
+        is_open = any(typed.key.startswith(f"{prefix}.") for prefix in OPEN)
+        if typed.key in paths or (is_open and top in paths and not typed.deletes):
             values.append(typed)
         elif top not in given.broken:
             faults.append(_unknown_key(typed, paths))
@@ -177,10 +178,6 @@ def _unknown_key(typed: Typed, paths: Sequence[str]) -> Fault:
     known = ", ".join(siblings or [path for path in paths if "." not in path])
     hint = did_you_mean(typed.key, paths, f"known: {known}")
     return Fault(f"{typed.text}: there is no key {typed.key!r}", hint)
-
-
-def _is_open(key: str) -> bool:
-    return any(key.startswith(prefix + ".") for prefix in OPEN)
 
 
 def _paths(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

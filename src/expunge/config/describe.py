@@ -28,7 +28,7 @@ def describe(cfg: Config) -> dict[str, str]:
     """
     facts = {"config": OmegaConf.to_yaml(OmegaConf.create(dict(cfg.tree)))}
     if "trainer" in cfg.tree:
-        batch, stages = effective_batch(cfg), stages_of(cfg)
+        stages = stages_of(cfg)
         anchor = str(cfg.get("data.anchor", "forget")) if cfg.get("mode") == "unlearn" else "train"
         counts = {side: rows_of(cfg, side) for side in stages.values() or [anchor]}
         facts["rows"] = "; ".join(
@@ -37,6 +37,7 @@ def describe(cfg: Config) -> dict[str, str]:
         )
         per_device = cfg.get("trainer.args.per_device_train_batch_size", 8)
         accumulated = cfg.get("trainer.args.gradient_accumulation_steps", 1)
+        batch = int(per_device) * int(accumulated) * world_size()
         facts["effective batch"] = (
             f"{batch} = {per_device} per device x {accumulated} accumulated x {world_size()} processes"
         )
@@ -54,12 +55,6 @@ def describe(cfg: Config) -> dict[str, str]:
 def world_size() -> int:
     """Number of processes of this run, as set by the launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def effective_batch(cfg: Config) -> int:
-    """Rows per optimizer step over all processes; the defaults are those of TrainingArguments."""
-    per_device = int(cfg.get("trainer.args.per_device_train_batch_size", 8))
-    return per_device * int(cfg.get("trainer.args.gradient_accumulation_steps", 1)) * world_size()
 
 
 def _with_args(cfg: Config, stage: str) -> Config:

@@ -79,7 +79,9 @@ def sort_overrides(texts: Iterable[str], roots: Sequence[Path]) -> Sorted:
         elif is_group(roots, override.key_or_group) and not isinstance(override.value(), dict):
             _add_group(result, text, override, roots)
         else:
-            _add_value(result, text, override)
+            deletes, appends = override.type == OverrideType.DEL, override.type == OverrideType.ADD
+            value = None if deletes else override.value()
+            result.values.append(Typed(text, override.key_or_group, value, deletes, appends))
     return result
 
 
@@ -102,14 +104,6 @@ def _add_group(result: Sorted, text: str, override: Override, roots: Sequence[Pa
         result.groups.append(
             f"{target}=[{','.join(names)}]" if isinstance(value, list) else f"{target}={names[0]}"
         )
-
-
-def _add_value(result: Sorted, text: str, override: Override) -> None:
-    deletes = override.type == OverrideType.DEL
-    value = None if deletes else override.value()
-    result.values.append(
-        Typed(text, override.key_or_group, value, deletes, override.type == OverrideType.ADD)
-    )
 
 
 def _unreadable(text: str, error: Exception) -> Fault:

@@ -116,14 +116,9 @@ class Binder(Faults):
     def choose(
         self, key: str, node: Any, names: Mapping[str, str], what: str, *, places: int | None = None
     ) -> Bound | None:
-        """Bind the function that a section names.
+        """Bind the function that a section names; arguments as for `find`.
 
-        Args:
-            key: the key of the section.
-            node: a short name, `module:function`, or {handler, ...keyword arguments}.
-            names: short names and their handlers.
-            what: the kind of thing, for messages.
-            places: see `find`.
+        `node` is a short name, `module:function`, or {handler, ...keyword arguments}.
 
         Returns:
             The bound function; None if there is a fault, which is recorded.

@@ -142,7 +142,12 @@ def load_handler(handler: str) -> Any:
 
 def _signature(found: Definition, node: Function | ast.ClassDef) -> Signature:
     summary = (ast.get_docstring(node) or "").strip().split("\n")[0]
-    decorators = {_called(item, found.module): _keywords(item) for item in node.decorator_list}
+    decorators = {}
+    for item in node.decorator_list:
+        called = origin(item.func if isinstance(item, ast.Call) else item, found.module)
+        given = item.keywords if isinstance(item, ast.Call) else []
+        keywords = {keyword.arg: literal(keyword.value) for keyword in given if keyword.arg is not None}
+        decorators[called.rpartition(".")[2]] = keywords
     if isinstance(node, ast.ClassDef):
         fields, init = dataclass_fields(node), attribute(found, "__init__")
         own = init is not None and init.node in node.body
@@ -175,18 +180,6 @@ def dataclass_fields(node: ast.ClassDef) -> dict[str, tuple[Any, ast.expr]]:
         for item in node.body
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
     }
-
-
-def _called(node: ast.expr, module: str) -> str:
-    """The original name of a decorator, in the module that defines it."""
-    function = node.func if isinstance(node, ast.Call) else node
-    return origin(function, module).rpartition(".")[2]
-
-
-def _keywords(node: ast.expr) -> dict[str, Any]:
-    if not isinstance(node, ast.Call):
-        return {}
-    return {item.arg: literal(item.value) for item in node.keywords if item.arg is not None}
 
 
 def _default(node: ast.expr | None) -> Any:

@@ -166,13 +166,8 @@ def reference_for(
 ) -> Reference | None:
     """Create the reference that `plan_for` chooses, before training starts and before the model is wrapped.
 
-    Args:
-        model: the model before unlearning.
-        needs: all quantities that the terms read.
-        cached: computes a `CachedReference`; called only if `plan_for` chooses it.
-        asked: auto, or the name of one reference.
-        autocast_dtype: the dtype in which the trained model computes.
-        hidden: regular expression of a module whose output is returned too, or a sequence of them.
+    `cached` computes a `CachedReference`; it is called only if `plan_for` chooses it. The other arguments are
+    those of `plan_for` and `ModelReference`.
 
     Returns:
         The reference; None if nothing reads one.

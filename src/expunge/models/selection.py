@@ -10,7 +10,7 @@ from torch import nn
 
 from expunge.core.errors import UserError, compiled
 from expunge.lm.labels import Side
-from expunge.models.outputs import label_outputs, nearest_names
+from expunge.models.outputs import nearest_names, side_outputs
 
 # Parts that an adapter adds to the names of the parameters that it wraps.
 _ADAPTER = re.compile(r"base_model\.model\.|\.base_layer|_orig_mod\.")
@@ -72,9 +72,9 @@ def freeze_unreached(model: nn.Module, hidden: str | Sequence[str]) -> list[str]
         "label_mask": torch.ones_like(ids_BT).bool(),
     }
     with torch.enable_grad():
-        outputs = label_outputs(model, side, hidden=hidden)
+        outputs = side_outputs(model, side, hidden=hidden)
         states = outputs.hidden_BTD if outputs.hidden_LBTD is None else outputs.hidden_LBTD
-        assert states is not None, "label_outputs returns the requested hidden states"
+        assert states is not None, "side_outputs returns the requested hidden states"
         found = torch.autograd.grad(
             states.float().sum(), [parameter for _, parameter in named], allow_unused=True
         )

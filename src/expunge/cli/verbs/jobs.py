@@ -14,7 +14,7 @@ from expunge.cli.verb import Verb, config_of, parsed, run_options, verbose_optio
 from expunge.core.errors import Fault, Faults, UserError, unknown
 from expunge.sweeps.executor import EXECUTORS, executor_of
 from expunge.sweeps.job import Job, check_jobs
-from expunge.sweeps.run import JobsCancelled, Outcome, Progress, run_jobs
+from expunge.sweeps.run import JobsCancelled, Outcome, run_jobs
 
 VERBS = ("train", "unlearn", "eval")
 """The verbs that fill a run folder."""
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
     chosen = {"workers": args.workers, "gpus": args.gpus}
     executor = executor_of(args.executor, settings | {k: v for k, v in chosen.items() if v is not None})
     try:
-        outcomes = run_jobs(jobs, executor, on_progress=_print_progress)
+        outcomes = run_jobs(jobs, executor, on_progress=lambda progress: print(progress, flush=True))
     except JobsCancelled as stopped:
         _print_outcomes(stopped.outcomes)
         raise
@@ -146,10 +146,6 @@ def _value(text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError:
         return text
-
-
-def _print_progress(progress: Progress) -> None:
-    print(progress, flush=True)
 
 
 def _print_outcomes(outcomes: Sequence[Outcome]) -> None:

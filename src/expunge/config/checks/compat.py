@@ -5,10 +5,10 @@ from __future__ import annotations
 import ast
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import expunge
 from expunge.config.checks.checking import Checking
+from expunge.config.method import KEY as METHOD
 from expunge.core.errors import did_you_mean
 from expunge.core.handlers import REQUIRED, Signature, read_signature
 
@@ -23,9 +23,10 @@ def check_compat(check: Checking) -> None:
     if not switches:
         return
     known = component_signatures()
-    for handler in _own_handlers(check):
-        signature = read_signature(handler)
-        known[signature.name] = signature
+    # The user's own losses and metrics.
+    for key, bound in check.bound.items():
+        if key.startswith(METHOD) or ".metrics." in key:
+            known[bound.name] = bound.signature
     for component, keywords in switches.items():
         key = f"compat.switches.{component}"
         # What was bound with the switches of a component has reported their faults.
@@ -53,22 +54,3 @@ def component_signatures() -> dict[str, Signature]:
                 if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
                     found.setdefault(node.name, read_signature(f"{module}:{node.name}"))
     return found
-
-
-def _own_handlers(check: Checking) -> list[str]:
-    """The handlers of the user's own losses and metrics that can be read."""
-    suites = _dicts(check.cfg.section("eval"))
-    metrics = [node.get("handler") for suite in suites for node in _dicts(suite.get("metrics"))]
-    losses = [check.cfg.get(f"trainer.{key}") for key in ("handler", "method_args.retain.handler")]
-    return [
-        handler
-        for handler in (*losses, *metrics)
-        if isinstance(handler, str)
-        and ":" in handler
-        and not handler.startswith("expunge.")
-        and not any(handler in fault.message for fault in check.faults)
-    ]
-
-
-def _dicts(node: Any) -> list[dict[str, Any]]:
-    return [item for item in node.values() if isinstance(item, dict)] if isinstance(node, dict) else []
