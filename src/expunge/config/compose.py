@@ -16,10 +16,10 @@ from omegaconf.errors import OmegaConfBaseException
 from expunge.config.aliases import translate
 from expunge.config.location import config_roots, hidden_files, primary_names
 from expunge.config.overrides import Sorted, Typed, sort_overrides
+from expunge.core.binding import MISSING
 from expunge.core.config import Config
 from expunge.core.errors import Fault, did_you_mean, unknown
 
-MISSING = "???"
 # Below these keys, names are arguments of functions: `validate` checks them against signatures, not against
 # the YAML.
 OPEN = (

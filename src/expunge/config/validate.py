@@ -12,10 +12,11 @@ from expunge.config.checks.compat import check_compat
 from expunge.config.checks.difficulty import check_difficulty
 from expunge.config.checks.model import check_model
 from expunge.config.checks.trainer import OWN_ARGS, check_trainer, training_arguments
-from expunge.config.compose import MISSING, compose_config
+from expunge.config.compose import compose_config
 from expunge.config.datasets import check_data
 from expunge.config.evaluation import check_eval
 from expunge.config.procedure import check_procedure
+from expunge.core.binding import MISSING
 from expunge.core.config import Config
 from expunge.core.errors import Faults, UserError, unknown
 from expunge.core.layout import EXPUNGE, LAYOUTS
