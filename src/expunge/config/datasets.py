@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.config.checks.checking import Checking
-from expunge.config.local_data import is_looked_up, local_file, local_folder, local_names
+from expunge.config.local_data import BUILDERS, EMBEDDED, SUFFIXES, local_file, local_folder
 from expunge.config.short_names import DATASETS
 from expunge.core.binding import Binder, Bound
 from expunge.core.errors import did_you_mean
@@ -49,7 +49,7 @@ def check_split(check: Checking, key: str, hf_args: Mapping[str, Any]) -> None:
     """Check that the split of `{path, name}` exists if the dataset is local; the hub is not asked."""
     path, name = hf_args.get("path"), hf_args.get("name")
     root = str(check.cfg.get("paths.data_root"))
-    if path is None or not is_looked_up(hf_args) or local_file(hf_args, root) is not None:
+    if path in (None, EMBEDDED, *BUILDERS) or local_file(hf_args, root) is not None:
         return
     folder = local_folder(str(path), root)
     if folder is None:
@@ -63,7 +63,7 @@ def check_split(check: Checking, key: str, hf_args: Mapping[str, Any]) -> None:
     # A misspelt split is reported once, even if several views use it.
     if any(fault.message.startswith(f"{text}: unknown split") for fault in check.faults):
         return
-    names = local_names(folder)
+    names = sorted({file.stem for file in folder.iterdir() if file.suffix in SUFFIXES})
     hint = did_you_mean(str(name), names, f"{folder} has: {', '.join(names)}")
     check.fault(f"{text}: unknown split {name!r} of {path}", hint)
 

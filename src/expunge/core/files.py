@@ -55,7 +55,9 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
             write(temporary)
             with temporary.open("rb") as written:
                 os.fsync(written.fileno())
-            temporary.chmod(0o666 & ~_umask())
+            # The temporary file is readable by its owner alone; a mask is read by setting another one.
+            os.umask(mask := os.umask(0))
+            temporary.chmod(0o666 & ~mask)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -111,9 +113,3 @@ def mark_complete(folder: Path) -> None:
 def is_complete(folder: Path) -> bool:
     """Whether `folder` has the mark of `mark_complete`."""
     return (folder / COMPLETE_MARK).is_file()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

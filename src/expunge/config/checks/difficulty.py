@@ -96,14 +96,11 @@ def _method(check: Checking, given: dict[str, Any]) -> None:
         )
         return
     losses = losses_of(check.cfg)
-    sides = {name.removeprefix("ref_").split("_")[0] for loss in losses for name in loss.positional} - {
-        "parameters"
-    }
-    if losses and sides <= {"retain"}:
+    sides = {name.removeprefix("ref_").split("_")[0] for loss in losses for name in loss.positional}
+    if losses and sides <= {"retain", "parameters"}:
         reason = f"{losses[0].name} does not read the forget rows, so their order changes nothing"
-        check.fault(
-            f"{text}: {reason}", "leave it out, or choose a method that reads them, such as trainer=NPO"
-        )
+        hint = "leave it out, or choose a method that reads them, such as trainer=NPO"
+        check.fault(f"{text}: {reason}", hint)
     if check.cfg.get("trainer.args.dataloader_drop_last") and given.get("order", "none") != "none":
         check.fault(
             f"{text}: with trainer.args.dataloader_drop_last,"
