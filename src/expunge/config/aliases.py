@@ -60,8 +60,14 @@ BITSANDBYTES = {
     "rmsprop_bnb_8bit": "rmsprop",
     "rmsprop_bnb_32bit": "rmsprop",
 }
-LOGGERS = ("tensorboard", "wandb", "trackio", "mlflow", "comet_ml")
-"""Values of `report_to` that need a package; each is named like its package."""
+LOGGERS = {
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "trackio": "trackio",
+    "mlflow": "mlflow",
+    "comet_ml": "comet_ml",
+}
+"""Values of `report_to`, and the package that each value needs."""
 EXTRAS = ("tensorboard", "wandb", "trackio")
 """The loggers that an extra of this package installs."""
 
@@ -243,7 +249,7 @@ def _packages(args: dict[str, Any], typed: set[str], out: Translation, has: Call
         )
     wanted = args.get("report_to")
     names = [wanted] if isinstance(wanted, str) else list(wanted or [])
-    absent = [name for name in names if name in LOGGERS and not has(name)]
+    absent = [name for name in names if name in LOGGERS and not has(LOGGERS[name])]
     if absent and "trainer.args.report_to" in typed:
         out.faults += [missing_logger(name, f"trainer.args.report_to={name}") for name in absent]
     elif absent:
@@ -257,8 +263,10 @@ def _packages(args: dict[str, Any], typed: set[str], out: Translation, has: Call
 
 def missing_logger(name: str, typed: str) -> Fault:
     """The fault of a logger whose package is not installed."""
-    package = f'"expunge[{name}]"' if name in EXTRAS else name.replace("_", "-")
-    return Fault(f"{typed} needs the package {name!r}, which is not installed", f"pip install {package}")
+    package = f'"expunge[{name}]"' if name in EXTRAS else LOGGERS[name].replace("_", "-")
+    return Fault(
+        f"{typed} needs the package {LOGGERS[name]!r}, which is not installed", f"pip install {package}"
+    )
 
 
 def _retain_term(trainer: dict[str, Any], typed: set[str], roots: Sequence[Path], out: Translation) -> None:

@@ -111,7 +111,7 @@ def _made_name(given: Given, method: str) -> str:
 
 def _records(given: Given, logger: str) -> list[str]:
     """The logging and saving of a training run."""
-    if logger in LOGGERS and not installed(logger):
+    if logger in LOGGERS and not installed(LOGGERS[logger]):
         fault = missing_logger(logger, given.typed("overall.logger"))
         given.fault(fault.message, fault.hint)
     # As in SOUL: twenty records per run, and one checkpoint at the end of each epoch, so that a run that was
