@@ -55,8 +55,8 @@ $(OLDEST)/.ready: pyproject.toml constraints-oldest.txt
 
 lint: $(READY)  ## format, lint, types and layers
 	@echo "==> ruff"
-	@$(BIN)/ruff format --check src tests benchmarks
-	@$(BIN)/ruff check src tests benchmarks
+	@$(BIN)/ruff format --check src tests benchmarks examples
+	@$(BIN)/ruff check src tests benchmarks examples
 	@echo "==> mypy"
 	@$(BIN)/mypy
 	@echo "==> import layers"

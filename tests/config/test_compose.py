@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from expunge.config.compose import compose_config, holdout_of, retain_of
+from composed import compose_config
+from expunge.config.compose import holdout_of, retain_of
 from expunge.core.errors import UserError
 
 TOFU = ("experiment=unlearn/tofu/default", "task_name=x")

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from expunge.config.compose import compose_config
+from composed import compose_config
 from expunge.config.describe import describe
 from expunge.config.listing import entries, show
 from expunge.config.location import choices, config_roots
-from expunge.config.validate import find_faults, load_config
+from expunge.config.validate import checked, load_config
 from expunge.core.config import Config
 from expunge.core.errors import UserError
 
@@ -37,7 +37,7 @@ def found_with(base: Config, **sections: Any) -> list[str]:
     tree = copy.deepcopy(dict(base.tree))
     for section, values in sections.items():
         tree[section] = {**tree[section], **values} if isinstance(values, dict) else values
-    return [str(fault) for fault in find_faults(Config(tree, base.overrides))]
+    return [str(fault) for fault in checked(Config(tree, base.overrides)).faults]
 
 
 def test_none_is_chosen_by_default_and_the_tree_has_no_such_key() -> None:
@@ -47,7 +47,7 @@ def test_none_is_chosen_by_default_and_the_tree_has_no_such_key() -> None:
 @pytest.mark.parametrize("name", choices(config_roots(), "procedure"))
 def test_every_choice_finetunes_by_the_recipe_that_was_composed(name: str) -> None:
     cfg = compose_config("unlearn", [*BASE, f"procedure={name}", "budget=tofu_finetune"])
-    assert find_faults(cfg) == []
+    assert checked(cfg).faults == []
     assert cfg.get("procedure.handler") == f"expunge.procedures.{name}:{name}"
     assert cfg.get("trainer.handler") == "expunge.methods.finetune:finetune"
     assert cfg.get("trainer.args.num_train_epochs") == 5
@@ -98,11 +98,11 @@ def test_a_method_that_would_not_be_used_is_refused(base: Config) -> None:
 def test_rows_that_are_missing(base: Config) -> None:
     anchored = {"anchor": "forget", "retain": base.get("data.retain")}
     tree = {**base.tree, "data": anchored}
-    (fault,) = [str(fault) for fault in find_faults(Config(tree))]
+    (fault,) = [str(fault) for fault in checked(Config(tree)).faults]
     assert fault.startswith("data.forget is empty, and whp reads it")
     # A procedure that reads only the forget rows needs no other rows.
     assert (
-        find_faults(Config({**base.tree, "data": {"anchor": "forget", "forget": base.get("data.forget")}}))
+        checked(Config({**base.tree, "data": {"anchor": "forget", "forget": base.get("data.forget")}})).faults
         == []
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from expunge.config.compose import compose_config
+from composed import compose_config
 from expunge.config.location import choices, config_roots
 from expunge.config.short_names import (
     COMBINATIONS,
@@ -20,7 +20,7 @@ from expunge.config.short_names import (
     SCHEDULES,
     SCORES,
 )
-from expunge.config.validate import find_faults, load_config
+from expunge.config.validate import checked, load_config
 from expunge.core.config import Config
 from expunge.core.errors import UserError
 from expunge.core.handlers import load_handler, read_signature
@@ -38,7 +38,7 @@ def found_with(base: Config, trainer: Any, *overrides: str, **top: Any) -> list[
     """The faults of `base` with `trainer.optimizer` and `trainer.mask` set."""
     tree = {**copy.deepcopy(dict(base.tree)), **top}
     tree["trainer"] |= trainer
-    return [str(fault) for fault in find_faults(Config(tree, (*base.overrides, *overrides)))]
+    return [str(fault) for fault in checked(Config(tree, (*base.overrides, *overrides))).faults]
 
 
 def composed(*overrides: str, name: str = "unlearn") -> list[str]:

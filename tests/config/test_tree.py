@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from expunge.config.compose import compose_config
+from composed import compose_config
 from expunge.config.location import NOT_GROUPS, choices, config_roots, configs_dir, group_names
-from expunge.config.validate import find_faults
+from expunge.config.validate import checked
 from expunge.core.handlers import read_signature
 
 ROOTS = config_roots()
@@ -62,7 +62,7 @@ def test_every_choice_composes_and_its_handlers_exist(
     for handler in found:
         read_signature(handler)
     if any(override.startswith("experiment=") for override in overrides):
-        assert find_faults(cfg) == []
+        assert checked(cfg).faults == []
 
 
 def test_every_data_yaml_is_composed_above() -> None:

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from expunge.config.compose import compose_config
+from composed import compose_config
 from expunge.config.describe import describe
 from expunge.config.local_data import count_rows, local_file
-from expunge.config.validate import find_faults, load_config
+from expunge.config.validate import checked, load_config
 from expunge.core.config import Config
 from expunge.core.errors import UserError
 
@@ -45,7 +45,7 @@ def found_with(base: Config, *overrides: str) -> list[str]:
     for override in overrides:
         key, _, value = override.partition("=")
         set_value(tree, key, yaml.safe_load(value))
-    return [str(fault) for fault in find_faults(Config(tree, (*base.overrides, *overrides)))]
+    return [str(fault) for fault in checked(Config(tree, (*base.overrides, *overrides))).faults]
 
 
 def test_sound_configuration_has_no_fault(

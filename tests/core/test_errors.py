@@ -20,4 +20,4 @@ def test_only_errors_that_the_user_can_fix_are_recorded() -> None:
     faults = Faults()
     with pytest.raises(ZeroDivisionError), faults.noted():
         raise ZeroDivisionError
-    assert faults.found == []
+    assert faults.faults == []

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from expunge.config.compose import compose_config
+from composed import compose_config
 from expunge.core.config import Config
 from expunge.evaluation.tables import Examples, TokenTable
 

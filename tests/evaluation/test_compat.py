@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from expunge.config.compose import compose_config
+from composed import compose_config
 from expunge.core.handlers import load_handler
 
 COMPATS = ("none", "open_unlearning", "soul")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from expunge.config.compose import compose_config
+from composed import compose_config
 from expunge.data.template import Template
 from expunge.evaluation.evaluate import evaluate_suite
 from expunge.evaluation.scores import Scores

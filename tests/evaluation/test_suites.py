@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from composed import compose_config
 from expunge.cli.main import main
-from expunge.config.compose import compose_config
 from expunge.core.errors import UserError
 from expunge.data.template import Template
 from expunge.evaluation.evaluate import evaluate_suite

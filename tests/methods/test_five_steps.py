@@ -14,7 +14,7 @@ from torch.nn.functional import cosine_similarity
 
 from expunge.data.collate import PairCollator
 from expunge.lm.logprobs import masked_mean, token_logp, token_statistics
-from expunge.models.outputs import label_outputs
+from expunge.models.outputs import label_outputs, side_outputs
 
 LAYER = r"model\.layers\.1"
 
@@ -33,7 +33,7 @@ def change(ran: Any, side: str) -> float:
 def hidden(model: Any, ran: Any, side: str) -> Tensor:
     """States [n, D] at the labels of a side."""
     with torch.no_grad():
-        return label_outputs(model, ran.batch[side], hidden=LAYER).hidden_BTD[ran.batch[side]["label_mask"]]
+        return side_outputs(model, ran.batch[side], hidden=LAYER).hidden_BTD[ran.batch[side]["label_mask"]]
 
 
 def entropy(model: Any, ran: Any) -> float:

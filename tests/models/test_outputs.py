@@ -13,7 +13,7 @@ from torch.func import functional_call, grad, jvp, vmap
 from expunge.core.errors import UserError
 from expunge.lm.labels import Side, label_index
 from expunge.lm.logprobs import sequence_logp, token_logp
-from expunge.models.outputs import label_outputs, unwrapped
+from expunge.models.outputs import label_outputs, side_outputs, unwrapped
 
 LENGTHS = ((9, 4), (14, 6), (5, 5))
 """For each row: its number of tokens, and the start of its labels."""
@@ -125,18 +125,20 @@ def hooks(model: nn.Module) -> int:
     return sum(len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules())
 
 
-def test_hooks_are_removed_after_success_and_after_failure():
+def test_hooks_are_removed_after_success_and_after_failure(monkeypatch: pytest.MonkeyPatch):
     model, side = build("llama"), make_side()
-    label_outputs(model, side, hidden=r"model\.layers\.0")
+    side_outputs(model, side, hidden=r"model\.layers\.0")
     assert hooks(model) == 0
 
     def fails(**_: Any) -> Any:
         raise RuntimeError("in the forward pass")
 
-    with pytest.raises(RuntimeError, match="in the forward pass"):
-        label_outputs(model, side, hidden=r"model\.layers\.0", call=fails)
+    with monkeypatch.context() as patched:
+        patched.setattr(model, "forward", fails)
+        with pytest.raises(RuntimeError, match="in the forward pass"):
+            side_outputs(model, side, hidden=r"model\.layers\.0")
     with pytest.raises(UserError):
-        label_outputs(model, side, hidden="no such module")
+        side_outputs(model, side, hidden="no such module")
     assert hooks(model) == 0
     with torch.no_grad():
         assert model(**{key: side[key] for key in ("input_ids", "attention_mask")}).logits.shape[1] == 14  # type: ignore[literal-required]
@@ -161,25 +163,25 @@ def test_a_reference_inside_a_policy_pass_keeps_its_own_positions():
 
 def test_hidden_is_the_output_of_the_module():
     model, side = build("llama"), make_side()
-    out = label_outputs(model, side, hidden=r"model\.layers\.0")
+    out = side_outputs(model, side, hidden=r"model\.layers\.0")
     states = model(
         **{"input_ids": side["input_ids"], "attention_mask": side["attention_mask"]},
         output_hidden_states=True,
     ).hidden_states
     assert out.hidden_BTD is not None
     torch.testing.assert_close(out.hidden_BTD, states[1])
-    assert label_outputs(model, side).hidden_BTD is None
+    assert side_outputs(model, side).hidden_BTD is None
 
 
 def test_hidden_pattern_has_to_name_one_module():
     model, side = build("llama"), make_side()
     with pytest.raises(UserError, match="matches no module") as error:
-        label_outputs(model, side, hidden=r"model\.layer\.1")
+        side_outputs(model, side, hidden=r"model\.layer\.1")
     assert "model.layers.1" in str(error.value)
     with pytest.raises(UserError, match="matches 2 modules"):
-        label_outputs(model, side, hidden=r"model\.layers\.\d")
+        side_outputs(model, side, hidden=r"model\.layers\.\d")
     with pytest.raises(UserError, match="not a regular expression"):
-        label_outputs(model, side, hidden="(")
+        side_outputs(model, side, hidden="(")
 
 
 def test_a_model_without_a_vocabulary_head_is_refused():
@@ -251,7 +253,8 @@ def test_peft_model_equals_its_full_logits_and_trains_only_its_adapter():
         r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM"
     )
     model, side = peft.get_peft_model(build("llama"), config).eval(), make_side()
-    out = label_outputs(model, side, hidden=r"model\.layers\.0")
+    out = label_outputs(model, side)
+    assert side_outputs(model, side, hidden=r"model\.layers\.0").hidden_BTD is not None
     torch.testing.assert_close(out.logits_BNV, full_path(model, side), rtol=1e-5, atol=1e-5)
     token_logp(out.logits_BNV, out.label_BN).sum().backward()
     touched = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}

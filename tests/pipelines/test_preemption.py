@@ -13,8 +13,8 @@ import torch
 from mini_runs import Outcome, names, read, records
 
 from expunge.core.preemption import EXIT_PREEMPTED, PREEMPTION, preemptible
-from expunge.training.records import WALL_CLOCK
 from expunge.training.step import Stepper
+from recorded import WALL_CLOCK
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGUSR2"), reason="needs SIGUSR2")
 

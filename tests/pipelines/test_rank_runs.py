@@ -16,7 +16,7 @@ import torch
 from mini_runs import QUIET, Outcome, model_is, names, read, records
 from safetensors.torch import load_file
 
-from expunge.training.records import WALL_CLOCK
+from recorded import WALL_CLOCK
 
 pytestmark = pytest.mark.slow
 SRC = Path(__file__).resolve().parents[2] / "src"

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from expunge.cli.main import script
 from expunge.training.loop import Training
-from expunge.training.records import WALL_CLOCK
 from expunge.training.step import Stepper
+from recorded import WALL_CLOCK
 
 Run = Callable[..., Any]
 MODEL_FILES = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}

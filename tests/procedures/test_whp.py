@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from expunge.config.procedure import ARGS, bind_procedure
-from expunge.core.binding import bound_alone
+from expunge.config.procedure import ARGS, find_procedure
+from expunge.core.binding import Binder, bound_alone
 from expunge.core.errors import UserError
 from expunge.core.files import write_json
 from expunge.core.needs import parse_need
@@ -125,6 +125,12 @@ def test_labels_of_other_rows_are_refused(rows: Dataset, tmp_path: Path) -> None
     write_json(tmp_path / LABELS_FILE, {"alpha": 5.0, "data": "another print", "rows": []})
     with pytest.raises(UserError, match="belongs to other forget rows"):
         whp(SimpleNamespace(folder=tmp_path), rows)  # type: ignore[arg-type]  # nothing else of the stages is read
+
+
+def bind_procedure(binder: Binder, handler: str, args: dict[str, Any]) -> None:
+    signature = find_procedure(binder, handler)
+    if signature is not None:
+        binder.bind(ARGS, signature, args)
 
 
 def build_procedure(handler: str, args: dict[str, Any]) -> Procedure:

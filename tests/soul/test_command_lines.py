@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from expunge.training.records import read_records
+from recorded import read_records
 
 ROOT = Path(__file__).resolve().parents[2]
 LONG = (

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from expunge.training.records import read_records
+from recorded import read_records
 
 EXEC = Path(__file__).resolve().parents[2] / "exec"
 SCRIPTS = {

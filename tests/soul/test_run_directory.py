@@ -16,8 +16,8 @@ from expunge.evaluation.retain_logs import RetainLogs
 from expunge.report.results import read_evaluated
 from expunge.soul.main import script
 from expunge.training.loop import Training
-from expunge.training.records import WALL_CLOCK, read_records
 from expunge.training.step import Stepper
+from recorded import WALL_CLOCK, read_records
 
 COMMON = (
     "--overall.model_name expunge/mini --unlearn.task_name tofu --dataset.forget_dataset_name Tofu_forget10 "

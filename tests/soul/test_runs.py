@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from expunge.soul.main import script
-from expunge.training.records import read_records
+from recorded import read_records
 
 RUN = (
     "--overall.model_name expunge/mini --unlearn.task_name tofu --unlearn.unlearn_method {method} "

@@ -17,7 +17,7 @@ from expunge.models.adapters import attach_adapter
 from expunge.models.reference import FrozenCopy
 from expunge.training import checkpoint as checkpoints
 from expunge.training.listeners import Listener, Moment
-from expunge.training.records import WALL_CLOCK, read_records
+from recorded import WALL_CLOCK, read_records
 
 FIVE_STEPS: dict[str, Any] = {
     "max_steps": 5,

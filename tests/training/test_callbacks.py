@@ -11,7 +11,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from expunge.core.errors import UserError
 from expunge.training.listeners import Listener, Moment
-from expunge.training.records import read_records
+from recorded import read_records
 
 
 class Notes(TrainerCallback):

@@ -10,7 +10,8 @@ import pytest
 
 from expunge.core.errors import UserError
 from expunge.core.layout import SOUL
-from expunge.training.records import RecordLog, read_records
+from expunge.training.records import RecordLog
+from recorded import read_records
 
 
 def test_a_record_holds_means_over_its_steps_of_every_term(

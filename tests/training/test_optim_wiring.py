@@ -24,8 +24,8 @@ from expunge.optim.build import build_rules, optimizer_factory, rules_of
 from expunge.optim.masks import MaskRule
 from expunge.optim.rules import Step, StepRule, clear_gradients
 from expunge.optim.sophia import Sophia
-from expunge.pipelines.stepping import MASK_FILE, stepping_of
-from expunge.training.records import read_records
+from expunge.pipelines.optimizer_setup import MASK_FILE, stepping_of
+from recorded import read_records
 
 GRAD_DIFF = "expunge.methods.grad_diff:grad_diff"
 SAM_SGD = {"handler": "sgd", "rules": {"sam": {"rho": 0.05}}}
@@ -41,7 +41,7 @@ def bound_sections(optimizer: Any, mask: Any) -> dict[str, Bound]:
         bind_rules(binder, optimizer.get("rules"))
     if mask.get("handler"):
         bind_mask(binder, mask)
-    binder.tell()
+    binder.raise_found()
     return binder.bound
 
 
@@ -50,7 +50,7 @@ def mask_of(mask: Any, model: Any) -> Any:
 
 
 def given(spec: Any, mask: Any = None) -> dict[str, Any]:
-    """The arguments of a training for a specification, as `pipelines.stepping` builds them."""
+    """The arguments of a training for a specification, as `pipelines.optimizer_setup` builds them."""
     bound = bound_sections(spec, {})
     return {
         "optimizer_factory": optimizer_factory(bound),

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from expunge.training.records import WALL_CLOCK, read_records
 from ranks import on_ranks
+from recorded import WALL_CLOCK, read_records
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 

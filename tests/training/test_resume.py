@@ -18,8 +18,9 @@ from expunge.core.errors import UserError
 from expunge.training import checkpoint as checkpoints
 from expunge.training import loop
 from expunge.training.checkpoint import complete_checkpoints, newest_complete_checkpoint
-from expunge.training.records import WALL_CLOCK, RecordLog, read_records
+from expunge.training.records import RecordLog
 from expunge.training.step import Stepper
+from recorded import WALL_CLOCK, read_records
 
 # 13 rows in steps of 4: 4 steps an epoch, the last one short; 2 epochs = 8 steps. Saving every 3 and logging
 # every 5 steps rarely coincide, and both happen in the middle of epochs.

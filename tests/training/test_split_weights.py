@@ -17,9 +17,9 @@ from expunge.core.errors import UserError
 from expunge.lm import runtime
 from expunge.models.parallel import Parallel
 from expunge.models.reference import CachedReference, FrozenCopy, Reference
-from expunge.training.records import WALL_CLOCK, read_records
 from expunge.training.shared_folder import check_shared
 from ranks import on_ranks
+from recorded import WALL_CLOCK, read_records
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 

@@ -16,9 +16,6 @@ from expunge.cli.verbs.run import run
 def main(argv: Sequence[str] | None = None) -> int:
     """The command `expunge`.
 
-    Args:
-        argv: the arguments; None = those of the process.
-
     Returns:
         The exit code: 0, 2 for an error that the user can fix, 75 after SIGUSR2, 130 after Ctrl-C.
     """
@@ -30,11 +27,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def script(prog: str, config_name: str, argv: Sequence[str] | None = None) -> int:
     """The command lines `python src/train.py ...` and `python src/eval.py ...`; the config's `mode` decides.
-
-    Args:
-        prog: the script's name, for messages.
-        config_name: the default of `--config-name`.
-        argv: the arguments; None = those of the process.
 
     Returns:
         The exit code, as for `main`.

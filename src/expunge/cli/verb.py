@@ -76,12 +76,7 @@ class _NoMultirun(argparse.Action):
 
 
 def run_options(parser: argparse.ArgumentParser, config_name: str) -> None:
-    """Add the options of a run.
-
-    Args:
-        parser: the parser of a verb or a script.
-        config_name: the default of `--config-name`.
-    """
+    """Add the options of a run."""
     parser.add_argument(
         "--config-name",
         default=None,

@@ -20,7 +20,6 @@ def bind_adapter(binder: Binder, section: Mapping[str, Any]) -> Bound | None:
     given = {name: value for name, value in section.items() if value is not None}
     path = Path(str(given.get("path", "."))).expanduser()
     if "path" in given and not (path / ADAPTER_FILE).is_file():
-        text = binder.typed(f"{KEY}.path", given["path"])
         hint = f"looked for {ADAPTER_FILE} in {path.absolute()}"
-        binder.fault(f"{text}: {path} is not an adapter folder", hint)
+        binder.refuse(f"{KEY}.path", given["path"], f"{path} is not an adapter folder", hint)
     return binder.bind(KEY, read_signature(FIELDS), given)

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from expunge.config.location import choices
 from expunge.config.short_names import DATASETS
+from expunge.core.config import value_at
 from expunge.core.errors import Fault, unknown
 from expunge.core.layout import model_folder_of
 
@@ -73,15 +74,18 @@ EXTRAS = ("tensorboard", "wandb", "trackio")
 
 @dataclass
 class Translation:
-    """The result of `translate`.
-
-    Attributes:
-        notices: one line for each key that was translated or dropped.
-        faults: what could not be translated.
-    """
+    """The result of `translate`."""
 
     notices: list[str] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+
+    def notice(self, text: str) -> None:
+        """Add a notice, once."""
+        self.notices += [] if text in self.notices else [text]
+
+    def differ(self, first: str, second: str) -> None:
+        """Record that two settings of one thing have different values."""
+        self.faults.append(Fault(f"{first} and {second} differ", "give one of the two"))
 
 
 def installed(package: str) -> bool:
@@ -121,11 +125,6 @@ def translate(
 def fit_machine(args: dict[str, Any], *, cuda: bool, cpu_bf16: bool) -> tuple[dict[str, Any], list[str]]:
     """Adapt TrainingArguments to this machine; the caller knows torch.
 
-    Args:
-        args: `trainer.args`.
-        cuda: whether a CUDA device is used.
-        cpu_bf16: whether the CPU supports bfloat16.
-
     Returns:
         The arguments, and a notice for each that was changed.
     """
@@ -136,40 +135,31 @@ def fit_machine(args: dict[str, Any], *, cuda: bool, cpu_bf16: bool) -> tuple[di
             " adamw_torch is used instead"
         )
         fitted["optim"] = "adamw_torch"
-    for key in ("fp16", "fp16_full_eval", "tf32"):
-        if not cuda and fitted.get(key):
-            notices.append(f"trainer.args.{key} is ignored: it needs a GPU")
-            fitted.pop(key)
-    for key in ("bf16", "bf16_full_eval"):
-        if not cuda and not cpu_bf16 and fitted.get(key):
-            notices.append(f"trainer.args.{key} is ignored: it needs a GPU or a CPU with bfloat16")
-            fitted.pop(key)
+    needs = dict.fromkeys(("fp16", "fp16_full_eval", "tf32"), "a GPU")
+    if not cpu_bf16:
+        needs |= dict.fromkeys(("bf16", "bf16_full_eval"), "a GPU or a CPU with bfloat16")
+    for key in [key for key in needs if not cuda and fitted.get(key)]:
+        notices.append(f"trainer.args.{key} is ignored: it needs {needs[key]}")
+        fitted.pop(key)
     return fitted, notices
 
 
 def _at(tree: dict[str, Any], dotted: str) -> dict[str, Any]:
-    node: Any = tree
-    for key in dotted.split("."):
-        node = node.get(key) if isinstance(node, dict) else None
+    node = value_at(tree, dotted)
     return node if isinstance(node, dict) else {}
 
 
 def _root(tree: dict[str, Any], typed: set[str], out: Translation) -> None:
     if tree.get("mode") == "train":
         tree["mode"] = "finetune"
-        out.notices.append("mode=train is read as mode=finetune")
+        out.notice("mode=train is read as mode=finetune")
     args = _at(tree, "trainer.args")
     if "seed" not in typed and args.get("seed") is not None:
         tree["seed"] = args["seed"]
     elif args and "trainer.args.seed" not in typed:
         args["seed"] = tree.get("seed")
     elif args and args.get("seed") != tree.get("seed"):
-        out.faults.append(
-            Fault(
-                f"seed={tree.get('seed')} and trainer.args.seed={args.get('seed')} differ",
-                "give one of the two",
-            )
-        )
+        out.differ(f"seed={tree.get('seed')}", f"trainer.args.seed={args.get('seed')}")
     if tree.get("retain_logs_path") in ("None", "null", ""):
         tree["retain_logs_path"] = None
 
@@ -179,15 +169,9 @@ def _model(args: dict[str, Any], typed: set[str], out: Translation) -> None:
         return
     value = args.pop("dtype")
     if "model.model_args.torch_dtype" in typed and args.get("torch_dtype") != value:
-        out.faults.append(
-            Fault(
-                f"model.model_args.dtype={value} and torch_dtype={args['torch_dtype']} differ",
-                "give one of the two",
-            )
-        )
-        return
+        return out.differ(f"model.model_args.dtype={value}", f"torch_dtype={args['torch_dtype']}")
     args["torch_dtype"] = value
-    out.notices.append(f"model.model_args.dtype={value} is read as torch_dtype={value} (the compute dtype)")
+    out.notice(f"model.model_args.dtype={value} is read as torch_dtype={value} (the compute dtype)")
 
 
 def _models_of_runs(tree: dict[str, Any], out: Translation) -> None:
@@ -204,28 +188,25 @@ def _models_of_runs(tree: dict[str, Any], out: Translation) -> None:
         found = model_folder_of(folder) if given else folder
         if found != folder:
             node[key] = str(found)
-            notice = f"{given} is the folder of a run; its model is in {found}"
-            out.notices += [notice] if notice not in out.notices else []
+            out.notice(f"{given} is the folder of a run; its model is in {found}")
 
 
 def _renamed(args: dict[str, Any], typed: set[str], out: Translation) -> None:
     for key in [key for key, value in args.items() if value == "None"]:
         args[key] = None
-        out.notices.append(f"trainer.args.{key}=None is read as null")
+        out.notice(f"trainer.args.{key}=None is read as null")
     for old, new in RENAMED.items():
         if old not in args:
             continue
         value = args.pop(old)
         if f"trainer.args.{new}" in typed:
-            out.notices.append(
-                f"trainer.args.{old} is ignored: {new}, its name in transformers 5, is given as well"
-            )
+            out.notice(f"trainer.args.{old} is ignored: {new}, its name in transformers 5, is given as well")
         else:
             args[new] = value
-            out.notices.append(f"trainer.args.{old} is read as {new}, its name in transformers 5")
+            out.notice(f"trainer.args.{old} is read as {new}, its name in transformers 5")
     for old in [key for key in args if key in DROPPED]:
         args.pop(old)
-        out.notices.append(f"trainer.args.{old} is ignored: transformers 5 dropped it; {DROPPED[old]}")
+        out.notice(f"trainer.args.{old} is ignored: transformers 5 dropped it; {DROPPED[old]}")
 
 
 def _warmup(args: dict[str, Any], typed: set[str], out: Translation) -> None:
@@ -237,34 +218,24 @@ def _warmup(args: dict[str, Any], typed: set[str], out: Translation) -> None:
     if ratio is not None:
         number = isinstance(ratio, int | float) and not isinstance(ratio, bool)
         if not number or not 0 <= ratio < 1:
-            out.faults.append(
-                Fault(
-                    f"trainer.args.warmup_ratio={ratio}: must be a share of the run, at least 0 and below 1",
-                    "for example 0.1",
-                )
-            )
+            message = f"trainer.args.warmup_ratio={ratio}: must be a share of the run, at least 0 and below 1"
+            out.faults.append(Fault(message, "for example 0.1"))
             return
         if "trainer.args.warmup_steps" in typed:
-            out.notices.append("trainer.args.warmup_ratio is ignored: warmup_steps is given as well")
+            out.notice("trainer.args.warmup_ratio is ignored: warmup_steps is given as well")
         else:
             args["warmup_steps"] = float(ratio)
-            out.notices.append(
+            out.notice(
                 f"trainer.args.warmup_ratio is read as warmup_steps={ratio}, its name in transformers 5"
                 " (a value below 1 is a share of the run)"
             )
     if "warmup_steps" in args and "warmup_epochs" in args:
         if "trainer.args.warmup_epochs" in typed:
-            out.faults.append(
-                Fault(
-                    "trainer.args.warmup_epochs and warmup_steps (or warmup_ratio) are both given",
-                    "give one of them",
-                )
-            )
+            message = "trainer.args.warmup_epochs and warmup_steps (or warmup_ratio) are both given"
+            out.faults.append(Fault(message, "give one of them"))
         else:
             args.pop("warmup_epochs")
-            out.notices.append(
-                "the recipe's warmup_epochs is ignored: warmup_steps (or warmup_ratio) is given"
-            )
+            out.notice("the recipe's warmup_epochs is ignored: warmup_steps (or warmup_ratio) is given")
 
 
 def _packages(args: dict[str, Any], typed: set[str], out: Translation, has: Callable[[str], bool]) -> None:
@@ -272,7 +243,7 @@ def _packages(args: dict[str, Any], typed: set[str], out: Translation, has: Call
     optim = args.get("optim")
     if optim in BITSANDBYTES and not has("bitsandbytes"):
         args["optim"] = BITSANDBYTES[optim]
-        out.notices.append(
+        out.notice(
             f'trainer.args.optim={optim} needs bitsandbytes (pip install "expunge[quantized]");'
             f" {args['optim']} is used instead"
         )
@@ -284,25 +255,18 @@ def _packages(args: dict[str, Any], typed: set[str], out: Translation, has: Call
     elif absent:
         kept = [name for name in names if name not in absent]
         args["report_to"] = kept or "none"
-        out.notices.append(
+        out.notice(
             f"trainer.args.report_to: {', '.join(absent)} is not installed;"
             " the run logs to the console and to its log file"
         )
 
 
 def missing_logger(name: str, typed: str) -> Fault:
-    """The fault of a logger whose package is not installed.
-
-    Args:
-        name: one of `LOGGERS`.
-        typed: the override that asks for it.
-    """
-    line = (
-        f'pip install "expunge[{name}]"'
-        if name in EXTRAS
-        else f"pip install {LOGGERS[name].replace('_', '-')}"
+    """The fault of a logger whose package is not installed."""
+    package = f'"expunge[{name}]"' if name in EXTRAS else LOGGERS[name].replace("_", "-")
+    return Fault(
+        f"{typed} needs the package {LOGGERS[name]!r}, which is not installed", f"pip install {package}"
     )
-    return Fault(f"{typed} needs the package {LOGGERS[name]!r}, which is not installed", line)
 
 
 def _retain_term(trainer: dict[str, Any], typed: set[str], roots: Sequence[Path], out: Translation) -> None:
@@ -320,15 +284,10 @@ def _retain_term(trainer: dict[str, Any], typed: set[str], roots: Sequence[Path]
     assert isinstance(term, dict)
     chosen = method_args.get("retain")
     if isinstance(chosen, dict) and chosen.get("handler") != term["retain"]["handler"]:
-        out.faults.append(
-            Fault(
-                f"trainer.method_args.retain_loss_type={name} and retain={chosen.get('handler')} differ",
-                "give one of the two",
-            )
-        )
-        return
+        typed_first = f"trainer.method_args.retain_loss_type={name}"
+        return out.differ(typed_first, f"retain={chosen.get('handler')}")
     method_args["retain"] = {**term["retain"], **(chosen or {})}
-    out.notices.append(f"trainer.method_args.retain_loss_type={name} is read as retain={choice}")
+    out.notice(f"trainer.method_args.retain_loss_type={name} is read as retain={choice}")
 
 
 def _handlers(tree: dict[str, Any], trainer: dict[str, Any], roots: Sequence[Path], out: Translation) -> None:
@@ -340,11 +299,9 @@ def _handlers(tree: dict[str, Any], trainer: dict[str, Any], roots: Sequence[Pat
         handler = OmegaConf.to_container(OmegaConf.load(path)).get("handler") if path else None  # type: ignore[union-attr]
         if isinstance(handler, str) and ":" in handler:
             trainer["handler"] = handler
-            out.notices.append(f"trainer.handler={name} is read as {handler}")
+            out.notice(f"trainer.handler={name} is read as {handler}")
     for side, sets in _at(tree, "data").items():
         for dataset, node in sets.items() if isinstance(sets, dict) else ():
-            if isinstance(node, dict) and node.get("handler") in DATASETS:
-                out.notices.append(
-                    f"data.{side}.{dataset}.handler={node['handler']} is read as {DATASETS[node['handler']]}"
-                )
-                node["handler"] = DATASETS[node["handler"]]
+            if isinstance(node, dict) and (name := node.get("handler")) in DATASETS:
+                out.notice(f"data.{side}.{dataset}.handler={name} is read as {DATASETS[name]}")
+                node["handler"] = DATASETS[name]

@@ -44,11 +44,6 @@ class Collecting:
 def bind_collectors(binder: Binder, key: str, listed: Any) -> dict[str, Collecting]:
     """Bind the shipped collectors and those that a suite lists, at `KEY.collectors.KIND`.
 
-    Args:
-        binder: takes the faults, and what was bound.
-        key: of the suite.
-        listed: `collectors` of the suite: a list of `module:Name`, or null.
-
     Returns:
         The collectors by the `module:Class` of their tables.
     """
@@ -59,17 +54,16 @@ def bind_collectors(binder: Binder, key: str, listed: Any) -> dict[str, Collecti
         found = definition(*split_handler(signature.handler)) if signature else None
         if signature is None or found is None:
             continue
+        where = f"{key}.collectors: {handler}"
         lacking = [name for name in ("kind", "table", "collect") if attribute(found, name) is None]
         if lacking:
-            message = f"{key}.collectors: {handler} has no {' and no '.join(lacking)} in its source"
-            binder.fault(message, "write a subclass of expunge.evaluation.collect.collector.Collector")
+            hint = "write a subclass of expunge.evaluation.collect.collector.Collector"
+            binder.fault(f"{where} has no {' and no '.join(lacking)} in its source", hint)
             continue
         new, kinds = _stated(found), [other.kind for other in known.values()]
         if new.table in known or new.kind in kinds:
-            message = (
-                f"{key}.collectors: {handler} has the kind {new.kind!r} or the table of another collector"
-            )
-            binder.fault(message, f"known kinds: {', '.join(kinds)}; choose another")
+            hint = f"known kinds: {', '.join(kinds)}; choose another"
+            binder.fault(f"{where} has the kind {new.kind!r} or the table of another collector", hint)
             continue
         known[new.table] = new
         binder.bound[f"{key}.collectors.{new.kind}"] = Bound(signature)
@@ -84,9 +78,5 @@ def _stated(collector: Definition) -> Collecting:
     )
     table, settings = stated["table"], stated["settings"]
     typed = settings is not None and isinstance(settings.node, ast.ClassDef)
-    return Collecting(
-        str(kind),
-        table.handler if table else "",
-        section,
-        read_signature(settings.handler) if settings and typed else None,
-    )
+    fields = read_signature(settings.handler) if settings and typed else None
+    return Collecting(str(kind), table.handler if table else "", section, fields)

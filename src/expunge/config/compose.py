@@ -16,10 +16,10 @@ from omegaconf.errors import OmegaConfBaseException
 from expunge.config.aliases import translate
 from expunge.config.location import config_roots, hidden_files, primary_names
 from expunge.config.overrides import Sorted, Typed, sort_overrides
+from expunge.core.binding import MISSING
 from expunge.core.config import Config
-from expunge.core.errors import Fault, UserError, nearest, unknown
+from expunge.core.errors import Fault, did_you_mean, unknown
 
-MISSING = "???"
 # Below these keys, names are arguments of functions: `validate` checks them against signatures, not against
 # the YAML.
 OPEN = (
@@ -37,18 +37,16 @@ class Composition:
         config: the configuration without faulty overrides; None if composing failed.
         faults: the faults of the names and keys typed.
         broken: the groups whose choice does not exist; what depends on them is not checked.
-        roots: the configs folders, the shipped one first.
     """
 
     config: Config | None
     faults: list[Fault] = field(default_factory=list)
     broken: set[str] = field(default_factory=set)
-    roots: list[Path] = field(default_factory=list)
 
 
 def compose_config(
     config_name: str, overrides: Sequence[str] = (), config_dirs: Sequence[str | Path] = ()
-) -> Config:
+) -> Composition:
     """Compose a configuration: defaults list, choices, values, aliases, interpolations.
 
     Args:
@@ -57,25 +55,13 @@ def compose_config(
         config_dirs: the user's folders with further choices.
 
     Returns:
-        The resolved configuration. Required values that are not given stay "???"; `validate` reports them.
-
-    Raises:
-        UserError: all unreadable overrides, unknown choices and unknown keys together.
+        The resolved configuration, and the faults of overrides, choices and keys. Required values that are
+        not given stay "???"; `validate` reports them.
     """
-    composition = compose_all(config_name, overrides, config_dirs)
-    if composition.faults or composition.config is None:
-        raise UserError.of(composition.faults)
-    return composition.config
-
-
-def compose_all(
-    config_name: str, overrides: Sequence[str] = (), config_dirs: Sequence[str | Path] = ()
-) -> Composition:
-    """Like `compose_config`, but return the faults: `load_config` reports them with those of `validate`."""
     roots = config_roots(config_dirs)
     name = config_name.removesuffix(".yaml").removesuffix(".yml")
     if name not in primary_names(roots):
-        return Composition(None, [unknown("config", name, primary_names(roots))], roots=roots)
+        return Composition(None, [unknown("config", name, primary_names(roots))])
     given = sort_overrides(overrides, roots)
     faults = given.faults
     try:
@@ -87,20 +73,26 @@ def compose_all(
             _apply(composed, value)
         tree = _resolved(composed)
     except (HydraException, OmegaConfBaseException) as error:
-        reason = " ".join(str(error).split())
-        return Composition(
-            None,
-            [*faults, Fault(f"{name}.yaml does not compose: {reason}", "see `expunge show` for the choices")],
-            roots=roots,
-        )
-    notices = [*given.notices, *_repeated(values, paths), *_hidden(roots)]
+        message = f"{name}.yaml does not compose: {' '.join(str(error).split())}"
+        return Composition(None, [*faults, Fault(message, "see `expunge show` for the choices")])
+    repeated = [
+        f"{value.text}: the key exists already; it is read as {value.text.lstrip('+')}"
+        for value in values
+        if value.appends and value.key in paths
+    ]
+    hidden = [
+        f"{path} is not used: an earlier configs folder has a choice of this name; rename the file"
+        for path in hidden_files(roots)
+    ]
+    notices = [*given.notices, *repeated, *hidden]
     translation = translate(tree, {value.key for value in values if not value.deletes}, roots)
     config = Config(tree, tuple(overrides), (*notices, *translation.notices))
-    return Composition(config, [*faults, *translation.faults], given.broken, roots)
+    return Composition(config, [*faults, *translation.faults], given.broken)
 
 
 def _compose(name: str, lines: Sequence[str], roots: Sequence[Path]) -> DictConfig:
-    _register_resolvers()
+    OmegaConf.register_new_resolver("holdout_of", holdout_of, replace=True)
+    OmegaConf.register_new_resolver("retain_of", retain_of, replace=True)
     extra = ",".join(f'"file://{root}"' for root in roots[1:])
     search = [f"hydra.searchpath=[{extra}]"] if extra else []
     with initialize_config_dir(config_dir=str(roots[0]), version_base="1.3", job_name="expunge"):
@@ -170,7 +162,8 @@ def _known_values(given: Sorted, paths: Sequence[str]) -> tuple[list[Typed], lis
     faults: list[Fault] = []
     for typed in given.values:
         top = typed.key.split(".")[0]
-        if typed.key in paths or (_is_open(typed.key) and top in paths and not typed.deletes):
+        is_open = any(typed.key.startswith(f"{prefix}.") for prefix in OPEN)
+        if typed.key in paths or (is_open and top in paths and not typed.deletes):
             values.append(typed)
         elif top not in given.broken:
             faults.append(_unknown_key(typed, paths))
@@ -180,17 +173,11 @@ def _known_values(given: Sorted, paths: Sequence[str]) -> tuple[list[Typed], lis
 def _unknown_key(typed: Typed, paths: Sequence[str]) -> Fault:
     if "/" in typed.key:
         return Fault(f"{typed.text}: there is no group {typed.key!r}", "`expunge ls` lists the groups")
-    near = nearest(typed.key, paths, count=1)
     parent = typed.key.rpartition(".")[0]
-    siblings = [path for path in paths if path.rpartition(".")[0] == parent] or [
-        path for path in paths if "." not in path
-    ]
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return Fault(f"{typed.text}: there is no key {typed.key!r}", f"{hint}known: {', '.join(siblings)}")
-
-
-def _is_open(key: str) -> bool:
-    return any(key.startswith(prefix + ".") for prefix in OPEN)
+    siblings = [path for path in paths if path.rpartition(".")[0] == parent]
+    known = ", ".join(siblings or [path for path in paths if "." not in path])
+    hint = did_you_mean(typed.key, paths, f"known: {known}")
+    return Fault(f"{typed.text}: there is no key {typed.key!r}", hint)
 
 
 def _paths(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -199,26 +186,6 @@ def _paths(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield f"{prefix}{key}", value
         if isinstance(value, Mapping):
             yield from _paths(value, f"{prefix}{key}.")
-
-
-def _repeated(values: Sequence[Typed], paths: Sequence[str]) -> list[str]:
-    return [
-        f"{value.text}: the key exists already; it is read as {value.text.lstrip('+')}"
-        for value in values
-        if value.appends and value.key in paths
-    ]
-
-
-def _hidden(roots: Sequence[Path]) -> list[str]:
-    return [
-        f"{path} is not used: an earlier configs folder has a choice of this name; rename the file"
-        for path in hidden_files(roots)
-    ]
-
-
-def _register_resolvers() -> None:
-    OmegaConf.register_new_resolver("holdout_of", holdout_of, replace=True)
-    OmegaConf.register_new_resolver("retain_of", retain_of, replace=True)
 
 
 def holdout_of(forget_split: str | None) -> str | None:

@@ -6,7 +6,7 @@ import os
 
 from omegaconf import OmegaConf
 
-from expunge.config.checks.data import datasets
+from expunge.config.datasets import datasets
 from expunge.config.job import job_of, optimizer_steps
 from expunge.config.local_data import count_rows, local_file
 from expunge.config.procedure import stages_of
@@ -22,28 +22,22 @@ GIB = 2**30
 def describe(cfg: Config) -> dict[str, str]:
     """Facts about a run, as text, from local files only.
 
-    Args:
-        cfg: a validated configuration.
-
     Returns:
         `config` (the resolved tree as YAML), `model` and `memory`; for a run that trains also `rows`,
         `effective batch` and `steps`. A fact that only the hub knows is "unknown until downloaded".
     """
     facts = {"config": OmegaConf.to_yaml(OmegaConf.create(dict(cfg.tree)))}
     if "trainer" in cfg.tree:
-        batch, stages = effective_batch(cfg), stages_of(cfg)
-        sides = (
-            stages.values()
-            if stages
-            else [str(cfg.get("data.anchor", "forget")) if cfg.get("mode") == "unlearn" else "train"]
-        )
-        counts = {side: rows_of(cfg, side) for side in sides}
+        stages = stages_of(cfg)
+        anchor = str(cfg.get("data.anchor", "forget")) if cfg.get("mode") == "unlearn" else "train"
+        counts = {side: rows_of(cfg, side) for side in stages.values() or [anchor]}
         facts["rows"] = "; ".join(
             (UNKNOWN if rows is None else str(rows)) + (f" ({side})" if stages else "")
             for side, rows in counts.items()
         )
         per_device = cfg.get("trainer.args.per_device_train_batch_size", 8)
         accumulated = cfg.get("trainer.args.gradient_accumulation_steps", 1)
+        batch = int(per_device) * int(accumulated) * world_size()
         facts["effective batch"] = (
             f"{batch} = {per_device} per device x {accumulated} accumulated x {world_size()} processes"
         )
@@ -61,15 +55,6 @@ def describe(cfg: Config) -> dict[str, str]:
 def world_size() -> int:
     """Number of processes of this run, as set by the launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def effective_batch(cfg: Config) -> int:
-    """Rows per optimizer step over all processes; the defaults are those of TrainingArguments."""
-    per_device, accumulated = (
-        cfg.get("trainer.args.per_device_train_batch_size", 8),
-        cfg.get("trainer.args.gradient_accumulation_steps", 1),
-    )
-    return int(per_device) * int(accumulated) * world_size()
 
 
 def _with_args(cfg: Config, stage: str) -> Config:
@@ -95,10 +80,8 @@ def rows_of(cfg: Config, side: str) -> int | None:
 
 
 def _steps(cfg: Config, rows: int | None) -> str:
-    found, epochs = (
-        optimizer_steps(cfg, rows, world_size()),
-        float(cfg.get("trainer.args.num_train_epochs", 3)),
-    )
+    found = optimizer_steps(cfg, rows, world_size())
+    epochs = float(cfg.get("trainer.args.num_train_epochs", 3))
     if found is None:
         return f"{UNKNOWN}, {epochs:g} epochs"
     limit = cfg.get("trainer.args.max_steps")

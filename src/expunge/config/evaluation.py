@@ -8,10 +8,13 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
+from expunge.config.checks.checking import Checking
 from expunge.config.collectors import NAMES, SECTION, Collecting, bind_collectors
+from expunge.config.datasets import check_split
 from expunge.config.short_names import SCORERS, VIEWS
 from expunge.core.annotations import Type, type_of
 from expunge.core.binding import Binder, Bound, Option, Switches
+from expunge.core.config import value_at
 from expunge.core.errors import unknown
 from expunge.core.handlers import Signature, read_signature
 
@@ -35,16 +38,7 @@ OF_VIEWS = ("hf_args", "local", "optional", "max_length", "select", "reshape")
 
 @dataclass(frozen=True)
 class _Suite:
-    """One suite that is bound.
-
-    Attributes:
-        key: of the suite, such as `eval.tofu`.
-        node: the section.
-        switches: what `compat` sets for a function.
-        collectors: by the `module:Class` of their tables.
-        views: names of the views.
-        metrics: names of the metrics that are switched on.
-    """
+    """One suite that is bound; its collectors by the `module:Class` of their tables."""
 
     key: str
     node: Mapping[str, Any]
@@ -57,7 +51,7 @@ class _Suite:
 def metrics_of(suite: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of the metrics that are switched on: null and `enabled: false` switch a metric off."""
     entries = suite.get("metrics") or {}
-    off = [name for name, node in entries.items() if node is None or _at(node, "enabled") is False]
+    off = [name for name, node in entries.items() if node is None or value_at(node, "enabled") is False]
     return {name: node for name, node in entries.items() if name not in off}
 
 
@@ -71,7 +65,7 @@ def bind_suite(binder: Binder, key: str, suite: Mapping[str, Any], switches: Swi
         switches: what `compat` sets for a metric function; the entry of the metric takes precedence.
     """
     for name, hint in SUITE_KEYS.items():
-        value = _at(suite, *name.split("."))
+        value = value_at(suite, name)
         if value is not None:
             binder.check(f"{key}.{name}", value, hint)
     if not all(binder.check(f"{key}.{name}", suite.get(name), SECTION) for name in ("views", "metrics")):
@@ -179,21 +173,49 @@ def _check_need(binder: Binder, suite: _Suite, key: str, signature: Signature, n
         for item in given if what == RESULTS else [given]:
             if item not in known:
                 found = unknown(kind, item, known)
-                binder.fault(f"{binder.typed(key, given)}: {found.message}", found.hint)
+                binder.refuse(key, given, found.message, found.hint)
 
 
 def _bind_scorer(binder: Binder, key: str, scorer: str) -> None:
     """Bind a scorer of texts, unless it is a classifier: a folder, or a name on the hub."""
     if scorer.startswith((".", "/", "~")):
         if not Path(scorer).expanduser().is_dir():
-            hint = "give the folder of a sequence classifier"
-            binder.fault(f"{binder.typed(key, scorer)}: no such folder", hint)
+            binder.refuse(key, scorer, "no such folder", "give the folder of a sequence classifier")
     elif ":" in scorer or ("/" not in scorer and not Path(scorer).is_dir()):
         binder.choose(key, scorer, SCORERS, "scorer", places=1)
 
 
-def _at(node: Any, *keys: str) -> Any:
-    """The value below keys; None where there is none."""
-    for key in keys:
-        node = node.get(key) if isinstance(node, Mapping) else None
-    return node
+def check_eval(check: Checking) -> None:
+    """Every suite's metrics, views, numbers and files."""
+    # With eval=null on the command line, values of an experiment for a suite remain.
+    nodes = check.cfg.section("eval").items()
+    suites = {name: node for name, node in nodes if isinstance(node, dict) and "metrics" in node}
+    for name, node in suites.items():
+        _suite(check, f"eval.{name}", node)
+    if check.cfg.get("mode") == "eval" and not suites:
+        check.fault("there is nothing to evaluate: the group eval is empty", "choose a suite: eval=tofu")
+
+
+def _suite(check: Checking, key: str, node: dict[str, Any]) -> None:
+    bind_suite(check, key, node, check.cfg.switches)
+    _retain_logs(check, key, node.get("retain_logs_path"))
+    views = node.get("views")
+    for name, view in views.items() if isinstance(views, dict) else ():
+        hf_args = view.get("hf_args") if isinstance(view, dict) else None
+        if not isinstance(hf_args, dict) or "None" in str(hf_args.get("name")):
+            continue
+        # The rows of an optional view may be missing, unless the user named a file.
+        if not view.get("optional") or str(hf_args.get("path")).startswith((".", "/", "~")):
+            check_split(check, f"{key}.views.{name}.hf_args", hf_args)
+
+
+def _retain_logs(check: Checking, key: str, logs: Any) -> None:
+    if logs is None:
+        return
+    from_root = logs == check.cfg.get("retain_logs_path")
+    where = "retain_logs_path" if from_root else f"{key}.retain_logs_path"
+    path = Path(str(logs)).expanduser()
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "no such file"
+        hint = "give the retain model's evaluation file, such as .../TOFU_EVAL.json"
+        check.refuse(where, logs, what, f"looked for {path.resolve()}; {hint}")

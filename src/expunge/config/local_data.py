@@ -16,11 +16,6 @@ EMBEDDED = "expunge/mini"
 """The `path` of the benchmark that this package generates."""
 
 
-def is_looked_up(hf_args: Mapping[str, Any]) -> bool:
-    """Whether `path` is a name to search: not the embedded benchmark, and not a file format."""
-    return hf_args.get("path") not in (*BUILDERS, EMBEDDED)
-
-
 def local_folder(path: str, data_root: str | Path) -> Path | None:
     """The folder of a dataset: `locuslab/TOFU` is `tofu` under `data_root`; None if there is no folder."""
     return next((folder for folder in folders(path, data_root) if folder.is_dir()), None)
@@ -58,11 +53,6 @@ def is_local_path(path: str) -> bool:
     return (
         path.startswith((".", "/", "~")) or Path(path).suffix.lower() in ROW_SUFFIXES or Path(path).exists()
     )
-
-
-def local_names(folder: Path) -> list[str]:
-    """The configuration names in a dataset's folder."""
-    return sorted({path.stem for path in folder.iterdir() if path.suffix in SUFFIXES})
 
 
 def count_rows(path: Path) -> int | None:

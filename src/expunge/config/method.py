@@ -89,7 +89,12 @@ def bind_method(
     if "retain_loss_type" in method_args:
         given.setdefault("retain", method_args["retain_loss_type"])
     options = weight_options(signature)
-    own = _bind_own(binder, signature, given, options, switches)
+    # A weight of null means the default.
+    present = {name: value for name, value in given.items() if value is not None or name not in options}
+    weights = [name for name, option in options.items() if option.type == WEIGHT]
+    advice = {name: f"for example {KEY}.{name}=0" for name in weights}
+    own_switches = switches(signature.name)
+    own = binder.bind(KEY, signature, present, options=options, switches=own_switches, advice=advice)
     retain, schedule, combine = (
         given.get(name, options[name].default) for name in ("retain", "schedule", "combine")
     )
@@ -99,11 +104,8 @@ def bind_method(
     if _handler(combine) not in (*NONE, "sum"):
         binder.choose(COMBINE, combine, COMBINATIONS, "combination of gradients", places=0)
         if _handler(retain) in NONE:
-            text = binder.typed(COMBINE, _handler(combine))
-            binder.fault(
-                f"{text} needs the gradient of a retain term, and there is none",
-                "choose retain=nll",
-            )
+            text = f"{binder.typed(COMBINE, _handler(combine))} needs the gradient of a retain term"
+            binder.fault(f"{text}, and there is none", "choose retain=nll")
     if own is not None:
         _bind_extra(binder, own, switches)
         _one_pattern(binder)
@@ -119,21 +121,6 @@ def terms_of(bound: Mapping[str, Bound]) -> Iterator[tuple[Bound, float, bool]]:
             yield bound[f"{KEY}.{key}"], float(own.options[key]), False
     if RETAIN in bound:
         yield bound[RETAIN], float(own.options["alpha"]), True
-
-
-def _bind_own(
-    binder: Binder,
-    signature: Signature,
-    given: Mapping[str, Any],
-    options: Mapping[str, Option],
-    switches: Switches,
-) -> Bound | None:
-    # A weight of null means the default.
-    present = {name: value for name, value in given.items() if value is not None or name not in options}
-    weights = [name for name, option in options.items() if option.type == WEIGHT]
-    advice = {name: f"for example {KEY}.{name}=0" for name in weights}
-    own_switches = switches(signature.name)
-    return binder.bind(KEY, signature, present, options=options, switches=own_switches, advice=advice)
 
 
 def _bind_retain(binder: Binder, choice: Any, switches: Switches) -> None:
@@ -204,16 +191,15 @@ def _loss_at(
         return None
     before = len(binder.faults)
     if "loss" not in signature.decorators:
-        text = binder.typed(key, signature.handler)
         hint = "choose a method (`expunge ls methods`), or decorate it with expunge.methods.base.loss"
-        binder.fault(f"{text}: {signature.name} is not a loss", hint)
+        binder.refuse(key, signature.handler, f"{signature.name} is not a loss", hint)
     for term in (signature, *extra_terms(signature).values()):
         for name in term.positional if "loss" in term.decorators else ():
             try:
                 parse_need(name)
             except ValueError as error:
                 hint = "the positional parameters of a loss name the quantities that it reads"
-                binder.fault(f"{binder.typed(key, term.handler)}: {error}", hint)
+                binder.refuse(key, term.handler, str(error), hint)
     return signature if len(binder.faults) == before else None
 
 

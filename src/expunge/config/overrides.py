@@ -59,10 +59,6 @@ class Sorted:
 def sort_overrides(texts: Iterable[str], roots: Sequence[Path]) -> Sorted:
     """Sort overrides into choices of groups and values of keys.
 
-    Args:
-        texts: the overrides as typed.
-        roots: the folders whose sub-folders are the groups.
-
     Returns:
         The sorted overrides, with all faults.
     """
@@ -76,62 +72,38 @@ def sort_overrides(texts: Iterable[str], roots: Sequence[Path]) -> Sorted:
             continue
         if override.key_or_group.split(".")[0].split("/")[0] in FOREIGN:
             result.notices.append(f"{text} is ignored: a single run does not use hydra's launcher")
+        elif override.is_sweep_override():
+            message = f"{text}: several values for one key"
+            hint = "sweeps (-m) are not part of this version: start one run for each value"
+            result.faults.append(Fault(message, hint))
         elif is_group(roots, override.key_or_group) and not isinstance(override.value(), dict):
             _add_group(result, text, override, roots)
         else:
-            _add_value(result, text, override)
+            deletes, appends = override.type == OverrideType.DEL, override.type == OverrideType.ADD
+            value = None if deletes else override.value()
+            result.values.append(Typed(text, override.key_or_group, value, deletes, appends))
     return result
 
 
 def _add_group(result: Sorted, text: str, override: Override, roots: Sequence[Path]) -> None:
     group, value = override.key_or_group, override.value()
     target = f"{group}@{override.package}" if override.package else group
-    if override.type == OverrideType.DEL:
+    if override.type == OverrideType.DEL or value is None:
         result.groups.append(f"~{target}")
         return
-    if override.is_sweep_override():
-        result.faults.append(_sweep(text))
-        return
-    if value is None:
-        result.groups.append(f"~{target}")
-        return
-    names = [
-        str(item).removesuffix(".yaml").removesuffix(".yml")
-        for item in (value if isinstance(value, list) else [value])
-    ]
+    given = value if isinstance(value, list) else [value]
+    names = [str(item).removesuffix(".yaml").removesuffix(".yml") for item in given]
     known = choices(roots, group)
+    kind = "method" if group == "trainer" else group.rsplit("/", 1)[-1].removesuffix("s")
     for name in names:
         if name not in known:
+            fault = unknown(kind, name, list(known))
             result.broken.add(group)
-            result.faults.append(_no_choice(text, group, name, known))
+            result.faults.append(Fault(f"{text}: {fault.message}", fault.hint))
     if all(name in known for name in names):
         result.groups.append(
-            f"{target}={'[' + ','.join(names) + ']' if isinstance(value, list) else names[0]}"
+            f"{target}=[{','.join(names)}]" if isinstance(value, list) else f"{target}={names[0]}"
         )
-
-
-def _add_value(result: Sorted, text: str, override: Override) -> None:
-    if override.is_sweep_override():
-        result.faults.append(_sweep(text))
-        return
-    deletes = override.type == OverrideType.DEL
-    value = None if deletes else override.value()
-    result.values.append(
-        Typed(text, override.key_or_group, value, deletes, override.type == OverrideType.ADD)
-    )
-
-
-def _no_choice(text: str, group: str, name: str, known: Iterable[str]) -> Fault:
-    kind = "method" if group == "trainer" else group.rsplit("/", 1)[-1].removesuffix("s")
-    fault = unknown(kind, name, list(known))
-    return Fault(f"{text}: {fault.message}", fault.hint)
-
-
-def _sweep(text: str) -> Fault:
-    return Fault(
-        f"{text}: several values for one key",
-        "sweeps (-m) are not part of this version: start one run for each value",
-    )
 
 
 def _unreadable(text: str, error: Exception) -> Fault:

@@ -10,16 +10,17 @@ from typing import Any
 
 from expunge.config.checks.checking import Checking
 from expunge.config.checks.compat import check_compat
-from expunge.config.checks.data import check_data
 from expunge.config.checks.difficulty import check_difficulty
-from expunge.config.checks.evaluation import check_eval
 from expunge.config.checks.model import check_model
 from expunge.config.checks.parallel import check_parallel
-from expunge.config.checks.procedure import check_procedure
 from expunge.config.checks.trainer import OWN_ARGS, check_trainer, training_arguments
-from expunge.config.compose import MISSING, compose_all
+from expunge.config.compose import compose_config
+from expunge.config.datasets import check_data
+from expunge.config.evaluation import check_eval
+from expunge.config.procedure import check_procedure
+from expunge.core.binding import MISSING
 from expunge.core.config import Config
-from expunge.core.errors import Fault, UserError, unknown
+from expunge.core.errors import Faults, UserError, unknown
 from expunge.core.layout import EXPUNGE, LAYOUTS
 from expunge.core.source import make_importable
 
@@ -31,11 +32,6 @@ def load_config(
 ) -> Config:
     """Compose and validate a configuration: the first step of every command line.
 
-    Args:
-        config_name: a YAML file at the top of the configs.
-        overrides: the overrides as typed.
-        config_dirs: the user's folders with further choices; modules beside them become importable.
-
     Returns:
         A configuration without a fault that can be found before loading, with all bound functions.
 
@@ -43,33 +39,23 @@ def load_config(
         UserError: all faults of composing and of validation together.
     """
     make_importable(config_dirs)
-    composition = compose_all(config_name, overrides, config_dirs)
-    faults, cfg = list(composition.faults), composition.config
-    if cfg is not None:
-        check = checked(cfg, composition.broken)
-        faults += [fault for fault in check.faults if fault not in faults]
-        cfg = replace(cfg, bound=check.bound, ranks=int(os.environ.get("WORLD_SIZE", "1")))
-    if faults or cfg is None:
-        raise UserError.of(faults)
-    return cfg
-
-
-def find_faults(cfg: Config, broken: set[str] | None = None) -> list[Fault]:
-    """The faults of a configuration; see `checked`."""
-    return checked(cfg, broken).faults
+    composition = compose_config(config_name, overrides, config_dirs)
+    if composition.config is None:
+        raise UserError.of(composition.faults)
+    check = checked(composition.config, composition.broken)
+    faults = Faults()
+    faults.record([*composition.faults, *check.faults])
+    faults.raise_found()
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    return replace(composition.config, bound=check.bound, ranks=ranks)
 
 
 def checked(cfg: Config, broken: set[str] | None = None) -> Checking:
     """Find every fault of a configuration, and bind the functions that it names.
 
-    Args:
-        cfg: the composed and resolved configuration.
-        broken: groups whose choice does not exist; what depends on them is not checked.
-
-    Returns:
-        The faults, and the functions bound without a fault.
+    What depends on a group in `broken`, whose choice does not exist, is not checked.
     """
-    check = Checking(cfg=cfg, broken=broken or set())
+    check = Checking(cfg, broken)
     for key in _missing(cfg.tree):
         check.fault(
             f"{key} is not given",
@@ -77,11 +63,11 @@ def checked(cfg: Config, broken: set[str] | None = None) -> Checking:
         )
     mode = cfg.get("mode")
     if mode not in MODES:
-        check.faults.append(unknown("mode", str(mode), MODES))
+        check.record([unknown("mode", str(mode), MODES)])
     check.number("seed", whole=True)
     layout = cfg.get("run_layout") or EXPUNGE.name
     if layout not in LAYOUTS:
-        check.faults.append(unknown("run_layout", str(layout), list(LAYOUTS)))
+        check.record([unknown("run_layout", str(layout), list(LAYOUTS))])
     if "model" not in check.broken:
         check_model(check)
     if "parallel" not in check.broken:

@@ -8,9 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from expunge.core.errors import nearest
 from expunge.core.handlers import Code, Signature, literal
-from expunge.core.source import definition, imported_as
+from expunge.core.source import meant, origin
 
 SCALARS = ("int", "float", "bool", "str", "None")
 SEQUENCES = ("Sequence", "list", "List", "tuple", "Tuple")
@@ -22,6 +21,13 @@ RANGES: Mapping[str, tuple[str, Callable[[float, float], bool]]] = {
     "AtMost": ("at most {:g}", lambda value, bound: value <= bound),
 }
 """The classes of `core.ranges`: the words for a message, and the test of a value."""
+PLAIN: Mapping[str, tuple[type, str]] = {
+    "None": (type(None), "null"),
+    "bool": (bool, "true or false"),
+    "str": (str, "a string"),
+    "mapping": (Mapping, "a section of keys and values"),
+}
+"""Kinds of types whose values need only be instances of a class: this class, and the words for a message."""
 
 
 @dataclass(frozen=True)
@@ -88,14 +94,11 @@ def read_type(node: ast.expr, module: str) -> Type:
 def _named(node: ast.expr, module: str) -> Type:
     if isinstance(node, ast.Name) and node.id in SCALARS:
         return Type(node.id)
-    origin = _origin(node, module)
-    last = origin.rpartition(".")[2]
-    if origin in SEQUENCES or origin.startswith(("typing.", "collections.abc.")):
+    dotted = origin(node, module)
+    last = dotted.rpartition(".")[2]
+    if dotted in (*SEQUENCES, *MAPPINGS) or dotted.startswith(("typing.", "collections.abc.")):
         return Type("list", (ANY,)) if last in SEQUENCES else Type("mapping") if last in MAPPINGS else ANY
-    if origin in MAPPINGS:
-        return Type("mapping")
-    home = origin.rpartition(".")[0] or module
-    found = definition(home, last)
+    found = meant(node, module)
     if found is None:
         return ANY
     if isinstance(found.node, ast.ClassDef):
@@ -104,15 +107,8 @@ def _named(node: ast.expr, module: str) -> Type:
     return read_type(found.node, found.module) if isinstance(found.node, ast.expr) else ANY
 
 
-def _origin(node: ast.expr, module: str) -> str:
-    """The dotted origin of a name or an attribute in an annotation."""
-    if isinstance(node, ast.Attribute):
-        return f"{_origin(node.value, module)}.{node.attr}"
-    return imported_as(module, node.id) if isinstance(node, ast.Name) else ""
-
-
 def _subscript(node: ast.Subscript, module: str) -> Type:
-    outer = _origin(node.value, module).rpartition(".")[2]
+    outer = origin(node.value, module).rpartition(".")[2]
     items = list(node.slice.elts) if isinstance(node.slice, ast.Tuple) else [node.slice]
     if outer == "Literal":
         return Type("literal", tuple(literal(item) for item in items))
@@ -162,16 +158,7 @@ def wrong(value: Any, hint: Type) -> str:
         return _wrong_number(value, hint)
     if hint.kind in ("list", "tuple"):
         return _wrong_items(value, hint)
-    if hint.kind == "mapping":
-        return "" if isinstance(value, Mapping) else "a section of keys and values"
-    words: dict[str, tuple[type, str]] = {
-        "None": (type(None), "null"),
-        "bool": (bool, "true or false"),
-        "str": (str, "a string"),
-    }
-    if hint.kind not in words:
-        return ""
-    kind, text = words[hint.kind]
+    kind, text = PLAIN.get(hint.kind, (object, ""))
     return "" if isinstance(value, kind) else text
 
 
@@ -197,12 +184,6 @@ def _wrong_items(value: Any, hint: Type) -> str:
     each = next(filter(None, complaints), "") or ("" if of else wrong(None, hint.args[0]))
     size = f"a list of {count} items" if count is not None else f"a list of {of}" if of else "a list"
     return f"{size}, each {each}" if each and not of else size
-
-
-def near_choice(value: Any, hint: Type) -> str:
-    """The choice of a literal with the spelling nearest to `value`; empty if none is near."""
-    near = nearest(str(value), [choice for choice in hint.choices() if isinstance(choice, str)], count=1)
-    return near[0] if near else ""
 
 
 def converted(value: Any, hint: Type) -> Any:

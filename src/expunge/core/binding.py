@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from expunge.core.annotations import ANY, Type, converted, near_choice, type_of, wrong
-from expunge.core.errors import Fault, UserError, nearest, unknown
+from expunge.core.annotations import ANY, Type, converted, type_of, wrong
+from expunge.core.errors import Faults, UserError, did_you_mean, unknown
 from expunge.core.handlers import REQUIRED, Code, Signature, load_handler, read_signature
 
 MISSING = "???"
@@ -19,12 +19,7 @@ MISSING = "???"
 
 @dataclass(frozen=True)
 class Option:
-    """A key that stands beside a function's keywords and is read by the caller of the function.
-
-    Attributes:
-        default: `REQUIRED` if there is none.
-        type: the type of its value.
-    """
+    """A key that stands beside a function's keywords and is read by the caller of the function."""
 
     default: Any
     type: Type = ANY
@@ -69,36 +64,20 @@ class Bound:
         return load_handler(self.handler)
 
 
-@dataclass
-class Binder:
-    """Binds values and collects the faults of all calls.
+class Binder(Faults):
+    """Binds values. Faults are collected; `bound` has what has none, by the dotted key of its values."""
 
-    Attributes:
-        faults: the faults found so far.
-        bound: the functions bound without a fault, by the dotted key of their values.
-    """
-
-    faults: list[Fault] = field(default_factory=list)
-    bound: dict[str, Bound] = field(default_factory=dict)
+    def __init__(self) -> None:
+        super().__init__()
+        self.bound: dict[str, Bound] = {}
 
     def typed(self, key: str, value: Any = REQUIRED) -> str:
         """`key=value` as the user gave it; the key alone if there is no value."""
         return key if value is REQUIRED else f"{key}={'null' if value is None else value}"
 
-    def fault(self, message: str, hint: str = "") -> None:
-        """Record a fault, once."""
-        found = Fault(message, hint)
-        if found not in self.faults:
-            self.faults.append(found)
-
-    def tell(self) -> None:
-        """Raise all faults together.
-
-        Raises:
-            UserError: there is at least one fault.
-        """
-        if self.faults:
-            raise UserError.of(self.faults)
+    def refuse(self, key: str, value: Any, reason: str, hint: str = "") -> None:
+        """Record the fault of the value at a key."""
+        self.fault(f"{self.typed(key, value)}: {reason}", hint)
 
     def find(
         self, key: str, handler: Any, names: Mapping[str, str], what: str, places: int | None = None
@@ -119,34 +98,27 @@ class Binder:
         handler = names.get(handler, names.get(handler.lower(), handler))
         if ":" not in handler and names:
             found = unknown(what, handler, list(names))
-            self.fault(f"{self.typed(key, handler)}: {found.message}", f"{found.hint}, or module:function")
+            self.refuse(key, handler, found.message, f"{found.hint}, or module:function")
             return None
         try:
             signature = read_signature(handler)
         except UserError as error:
             for found in error.faults:
-                self.fault(f"{self.typed(key, handler)}: {found.message}", found.hint)
+                self.refuse(key, handler, found.message, found.hint)
             return None
         needed = [name for name in signature.positional if name not in signature.positional_defaults]
         if places is not None and len(needed) != places:
-            self.fault(
-                f"{self.typed(key, handler)}: {signature.name} is not a {what}",
-                f"it has {len(needed)} required positional parameters; a {what} has {places}",
-            )
+            hint = f"it has {len(needed)} required positional parameters; a {what} has {places}"
+            self.refuse(key, handler, f"{signature.name} is not a {what}", hint)
             return None
         return signature
 
     def choose(
         self, key: str, node: Any, names: Mapping[str, str], what: str, *, places: int | None = None
     ) -> Bound | None:
-        """Bind the function that a section names.
+        """Bind the function that a section names; arguments as for `find`.
 
-        Args:
-            key: the key of the section.
-            node: a short name, `module:function`, or {handler, ...keyword arguments}.
-            names: short names and their handlers.
-            what: the kind of thing, for messages.
-            places: see `find`.
+        `node` is a short name, `module:function`, or {handler, ...keyword arguments}.
 
         Returns:
             The bound function; None if there is a fault, which is recorded.
@@ -183,18 +155,18 @@ class Binder:
             The function with its keyword arguments, also stored at `bound[key]`; None if there is a fault,
             which is recorded.
         """
-        before, beside = len(self.faults), dict(options or {})
+        before, beside, present = len(self.faults), options or {}, {**(switches or {}), **given}
         takes = {
             name: Option(default, type_of(signature, name)) for name, default in signature.keyword.items()
         }
         takes |= {name: Option(signature.positional_defaults.get(name, REQUIRED)) for name in positional}
-        hints, present = advice or {}, {**(switches or {}), **given}
+        known = {**takes, **beside}
         for name, value in given.items():
-            self._value(f"{key}.{name}", name, value, signature, takes | beside, hints.get(name, ""))
+            self._value(f"{key}.{name}", name, value, signature, known, (advice or {}).get(name, ""))
         for name, value in (switches or {}).items():
             if name not in given:
                 self._value(f"compat.switches.{signature.name}.{name}", name, value, signature, takes)
-        for name, option in (takes | beside).items():
+        for name, option in known.items():
             if option.default is REQUIRED and present.get(name) is None:
                 self.fault(
                     f"{key}.{name} is not given, and {signature.name} has no default for it",
@@ -225,9 +197,8 @@ class Binder:
         """
         complaint = "" if value == MISSING else wrong(value, hint)
         if complaint:
-            near = near_choice(value, hint)
-            hints = (f"did you mean {near!r}?" if near else "", advice)
-            self.fault(f"{self.typed(key, value)}: must be {complaint}", " ".join(filter(None, hints)))
+            words = [choice for choice in hint.choices() if isinstance(choice, str)]
+            self.refuse(key, value, f"must be {complaint}", did_you_mean(str(value), words, advice))
         return not complaint
 
     def _value(
@@ -242,7 +213,9 @@ class Binder:
         """Record the fault of one value: no such keyword, missing, refused, or of another type."""
         if name not in known:
             if not signature.open:
-                self._unknown(key, name, value, signature, known)
+                listed = ", ".join(f"{item} ({option.default!r})" for item, option in known.items())
+                hint = did_you_mean(name, list(known), f"it takes: {listed or 'nothing'}")
+                self.refuse(key, value, f"{signature.name} takes no {name!r}", hint)
             return
         option = known[name]
         required = option.default is REQUIRED
@@ -250,28 +223,14 @@ class Binder:
         if value == MISSING:
             self.fault(f"{key} is not given", f"add {key}=VALUE")
         elif reason := _refused(signature, name, value):
-            self.fault(f"{self.typed(key, value)}: {reason}", advice)
+            self.refuse(key, value, reason, advice)
         # A required value that is null is reported as not given.
         elif value is not None or not required:
             self.check(key, value, option.type, advice)
 
-    def _unknown(
-        self, key: str, name: str, value: Any, signature: Signature, known: Mapping[str, Option]
-    ) -> None:
-        near = nearest(name, list(known), count=1)
-        listed = ", ".join(f"{item} ({option.default!r})" for item, option in known.items()) or "nothing"
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        self.fault(
-            f"{self.typed(key, value)}: {signature.name} takes no {name!r}", f"{hint}it takes: {listed}"
-        )
-
 
 def bound_alone(bind: Callable[..., object], *args: Any) -> dict[str, Bound]:
     """Call a binding function without a whole configuration.
-
-    Args:
-        bind: a function whose first argument is a binder, such as `config.method.bind_method`.
-        *args: its other arguments.
 
     Returns:
         The bound functions by key.
@@ -281,7 +240,7 @@ def bound_alone(bind: Callable[..., object], *args: Any) -> dict[str, Bound]:
     """
     binder = Binder()
     bind(binder, *args)
-    binder.tell()
+    binder.raise_found()
     return binder.bound
 
 

@@ -31,6 +31,15 @@ CUT = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
 """Keys of `trainer.args` that cut a step into micro-batches, with their defaults."""
 
 
+def value_at(tree: Any, dotted: str, default: Any = None) -> Any:
+    """The value at a dotted path in nested mappings; `default` if there is none."""
+    for key in dotted.split("."):
+        if not isinstance(tree, Mapping) or key not in tree:
+            return default
+        tree = tree[key]
+    return tree
+
+
 @dataclass(frozen=True)
 class Config:
     """A composed, resolved configuration.
@@ -51,12 +60,7 @@ class Config:
 
     def get(self, dotted: str, default: Any = None) -> Any:
         """The value at a dotted path such as `trainer.args.learning_rate`; `default` if there is none."""
-        node: Any = self.tree
-        for key in dotted.split("."):
-            if not isinstance(node, Mapping) or key not in node:
-                return default
-            node = node[key]
-        return node
+        return value_at(self.tree, dotted, default)
 
     def section(self, dotted: str) -> dict[str, Any]:
         """A copy of the mapping at a dotted path; empty if there is none."""
@@ -72,22 +76,18 @@ class Config:
 
     def identity_tree(self) -> dict[str, Any]:
         """What the run computes: a copy of the tree without logging, evaluation and path keys."""
-        tree = {
-            key: value for key, value in copy.deepcopy(dict(self.tree)).items() if key not in NOT_IDENTITY
-        }
-        args = tree.get("trainer", {}).get("args", {}) if isinstance(tree.get("trainer"), dict) else {}
+        kept = {key: value for key, value in self.tree.items() if key not in NOT_IDENTITY}
+        tree = copy.deepcopy(kept)
         for key in NOT_IDENTITY_ARGS:
-            args.pop(key, None)
+            value_at(tree, "trainer.args", {}).pop(key, None)
+        args = value_at(tree, "trainer.args", {})
         if args and self.get("compat.switches.driver.normalise") != "micro_batch":
             # How the rows of a step are cut into processes and micro-batches changes no mean over them.
             cut = [args.pop(key, default) for key, default in CUT.items()]
             args["rows_per_step"] = int(cut[0]) * int(cut[1]) * self.ranks
         difficulty = tree.get("difficulty")
-        if (
-            isinstance(difficulty, dict)
-            and difficulty.get("order") in (None, "none")
-            and difficulty.get("select") is None
-        ):
+        ordered = value_at(difficulty, "order") not in (None, "none")
+        if isinstance(difficulty, dict) and not ordered and difficulty.get("select") is None:
             # This run does not use difficulty scores, so their settings do not change what it computes.
             del tree["difficulty"]
         if isinstance(tree.get("procedure"), dict):

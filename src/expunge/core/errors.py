@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,12 +27,7 @@ class Fault:
 
 
 class UserError(Exception):
-    """An error that the user can fix. The command line prints it without a traceback and exits with code 2.
-
-    Args:
-        message: what was given and what is wrong.
-        hint: what to do.
-    """
+    """An error that the user can fix; the command line prints it without a traceback, exit code 2."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         self.faults: tuple[Fault, ...] = (Fault(message, hint),)
@@ -56,11 +53,19 @@ class Faults:
     """Collects the faults of several checks, to report them together.
 
     Attributes:
-        found: each fault once, in the order in which they were found.
+        faults: each fault once, in the order in which they were found.
     """
 
     def __init__(self) -> None:
-        self.found: list[Fault] = []
+        self.faults: list[Fault] = []
+
+    def fault(self, message: str, hint: str = "") -> None:
+        """Record a fault, once."""
+        self.record([Fault(message, hint)])
+
+    def record(self, faults: Iterable[Fault]) -> None:
+        """Record faults, each once."""
+        self.faults += [fault for fault in faults if fault not in self.faults]
 
     @contextmanager
     def noted(self) -> Iterator[None]:
@@ -68,7 +73,7 @@ class Faults:
         try:
             yield
         except UserError as error:
-            self.found += [fault for fault in error.faults if fault not in self.found]
+            self.record(error.faults)
 
     def raise_found(self) -> None:
         """Raise all recorded faults together.
@@ -76,24 +81,24 @@ class Faults:
         Raises:
             UserError: at least one fault was recorded.
         """
-        if self.found:
-            raise UserError.of(self.found)
+        if self.faults:
+            raise UserError.of(self.faults)
 
 
 class MissingExtraError(UserError):
-    """An optional dependency is not installed.
-
-    Args:
-        package: the missing package.
-        extra: the extra of expunge that installs it.
-        purpose: what needs the package.
-    """
+    """An optional dependency is not installed."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(
             f"{purpose} needs the package {package!r}, which is not installed",
             f'pip install "expunge[{extra}]"',
         )
+
+
+def need_package(package: str, extra: str, purpose: str) -> None:
+    """Refuse a purpose whose package is not installed; arguments as for `MissingExtraError`."""
+    if importlib.util.find_spec(package) is None:
+        raise MissingExtraError(package, extra, purpose)
 
 
 class MissingDataError(UserError):
@@ -106,9 +111,27 @@ def nearest(name: str, choices: Sequence[str], count: int = 3) -> list[str]:
     return [folded[hit] for hit in difflib.get_close_matches(name.lower(), list(folded), n=count, cutoff=0.5)]
 
 
+def did_you_mean(name: str, choices: Sequence[str], rest: str = "", count: int = 1) -> str:
+    """A hint: the `count` nearest choices, if any is near, then `rest`."""
+    near = " or ".join(map(repr, nearest(name, choices, count)))
+    return f"did you mean {near}? {rest}".strip() if near else rest
+
+
 def unknown(kind: str, name: str, choices: Sequence[str]) -> Fault:
     """The fault of a name that is not one of the choices; the hint has the near match, then the list."""
-    near = nearest(name, choices, count=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    listed = ", ".join(sorted(choices)) or "(none)"
-    return Fault(f"unknown {kind} {name!r}", f"{hint}known: {listed}")
+    known = ", ".join(sorted(choices)) or "(none)"
+    return Fault(f"unknown {kind} {name!r}", did_you_mean(name, choices, f"known: {known}"))
+
+
+def compiled(pattern: str, given: str) -> re.Pattern[str]:
+    """Compile a user's regular expression; `given` names it in the message.
+
+    Raises:
+        UserError: it is not valid.
+    """
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise UserError(
+            f"{given} is not a regular expression: {error}", "use the syntax of Python's re module"
+        ) from error

@@ -18,7 +18,7 @@ COMPLETE_MARK = ".complete"
 
 
 @contextmanager
-def told_to_user(path: Path) -> Iterator[None]:
+def reporting_write_errors(path: Path) -> Iterator[None]:
     """Turn the error of a full disk or a folder without write permission into a `UserError` with the path."""
     try:
         yield
@@ -36,7 +36,7 @@ def told_to_user(path: Path) -> Iterator[None]:
         raise
 
 
-def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
+def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     """Write a temporary file beside `path`, then rename it to `path`.
 
     Args:
@@ -46,7 +46,7 @@ def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
     Raises:
         UserError: the disk is full, or the folder is not writable.
     """
-    with told_to_user(path):
+    with reporting_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         os.close(handle)
@@ -55,7 +55,9 @@ def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
             write(temporary)
             with temporary.open("rb") as written:
                 os.fsync(written.fileno())
-            temporary.chmod(0o666 & ~_umask())
+            # The temporary file is readable by its owner alone; a mask is read by setting another one.
+            os.umask(mask := os.umask(0))
+            temporary.chmod(0o666 & ~mask)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -63,7 +65,7 @@ def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, atomically."""
-    atomic_write(path, lambda temporary: _fill(temporary, text))
+    atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
@@ -111,13 +113,3 @@ def mark_complete(folder: Path) -> None:
 def is_complete(folder: Path) -> bool:
     """Whether `folder` has the mark of `mark_complete`."""
     return (folder / COMPLETE_MARK).is_file()
-
-
-def _fill(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.core.errors import UserError, unknown
-from expunge.core.source import Definition, Function, definition, imported_as, module_file, statements_of
+from expunge.core.source import Definition, Function, attribute, definition, module_file, names_of, origin
 
 
 class Required:
@@ -76,9 +76,6 @@ class Signature:
 def read_signature(handler: str) -> Signature:
     """Read the signature of `module:function`, or of `module:Class` (its `__init__`, else its fields).
 
-    Args:
-        handler: the dotted module, a colon, and a name in this module.
-
     Raises:
         UserError: the handler has another form, there is no such module or name, or it is not a function.
     """
@@ -92,9 +89,9 @@ def read_signature(handler: str) -> Signature:
     found = definition(module, name)
     if found is None:
         names = [
-            node.name
-            for node in statements_of(path)
-            if isinstance(node, Function | ast.ClassDef) and not node.name.startswith("_")
+            known
+            for known, node in names_of(module, path).items()
+            if isinstance(node, Function | ast.ClassDef) and not known.startswith("_")
         ]
         raise UserError.of([unknown(f"name in {module}", name, names)])
     if isinstance(found.node, ast.expr):
@@ -145,59 +142,48 @@ def load_handler(handler: str) -> Any:
 
 def _signature(found: Definition, node: Function | ast.ClassDef) -> Signature:
     summary = (ast.get_docstring(node) or "").strip().split("\n")[0]
-    decorators = {_called(item, found.module): _keywords(item) for item in node.decorator_list}
+    decorators = {}
+    for item in node.decorator_list:
+        called = origin(item.func if isinstance(item, ast.Call) else item, found.module)
+        given = item.keywords if isinstance(item, ast.Call) else []
+        keywords = {keyword.arg: literal(keyword.value) for keyword in given if keyword.arg is not None}
+        decorators[called.rpartition(".")[2]] = keywords
     if isinstance(node, ast.ClassDef):
-        init = next(
-            (item for item in node.body if isinstance(item, Function) and item.name == "__init__"), None
-        )
-        if init is None:
-            fields = dataclass_fields(node)
+        fields, init = dataclass_fields(node), attribute(found, "__init__")
+        own = init is not None and init.node in node.body
+        if init is None or not isinstance(init.node, Function) or (fields and not own):
             defaults = {name: default for name, (default, _) in fields.items()}
             hints = {name: hint for name, (_, hint) in fields.items()}
             return Signature(found.handler, (), defaults, False, summary, found.path, {}, decorators, hints)
-        arguments, skip = init.args, 1
+        takes, skip = init.node.args, 1
     else:
-        arguments, skip = node.args, 0
-    positional = [item.arg for item in (*arguments.posonlyargs, *arguments.args)]
-    with_default = positional[len(positional) - len(arguments.defaults) :]
-    every = (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)
+        takes, skip = node.args, 0
+    positional = [*takes.posonlyargs, *takes.args]
+    first = len(positional) - len(takes.defaults)
     return Signature(
         found.handler,
-        tuple(positional[skip:]),
-        {
-            item.arg: REQUIRED if default is None else literal(default)
-            for item, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
-        },
-        arguments.kwarg is not None,
+        tuple(item.arg for item in positional[skip:]),
+        {item.arg: _default(node) for item, node in zip(takes.kwonlyargs, takes.kw_defaults, strict=True)},
+        takes.kwarg is not None,
         summary,
         found.path,
-        {name: literal(default) for name, default in zip(with_default, arguments.defaults, strict=True)},
+        {item.arg: literal(node) for item, node in zip(positional[first:], takes.defaults, strict=True)},
         decorators,
-        {item.arg: item.annotation for item in every if item.annotation is not None},
+        {item.arg: item.annotation for item in (*positional, *takes.kwonlyargs) if item.annotation},
     )
 
 
 def dataclass_fields(node: ast.ClassDef) -> dict[str, tuple[Any, ast.expr]]:
     """The annotated fields of a class, in source order: (default, annotation) by name."""
     return {
-        item.target.id: (REQUIRED if item.value is None else literal(item.value), item.annotation)
+        item.target.id: (_default(item.value), item.annotation)
         for item in node.body
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
     }
 
 
-def _called(node: ast.expr, module: str) -> str:
-    """The original name of a decorator, in the module that defines it."""
-    function = node.func if isinstance(node, ast.Call) else node
-    if isinstance(function, ast.Attribute):
-        return function.attr
-    return imported_as(module, ast.unparse(function)).rpartition(".")[2]
-
-
-def _keywords(node: ast.expr) -> dict[str, Any]:
-    if not isinstance(node, ast.Call):
-        return {}
-    return {item.arg: literal(item.value) for item in node.keywords if item.arg is not None}
+def _default(node: ast.expr | None) -> Any:
+    return REQUIRED if node is None else literal(node)
 
 
 def literal(node: ast.expr) -> Any:

@@ -89,7 +89,11 @@ def layout_of(folder: Path) -> RunLayout | None:
     """
     if (folder / EXPUNGE.config).is_file():
         return EXPUNGE
-    return SOUL if _is_config_of_run(folder / SOUL.config) else None
+    try:
+        content = read_json(folder / SOUL.config)
+    except UserError:
+        return None
+    return SOUL if isinstance(content, dict) and {"identity", "overrides", "config"} <= set(content) else None
 
 
 def model_folder_of(folder: Path) -> Path:
@@ -106,11 +110,3 @@ def result_files(folder: Path, suite: str) -> Iterator[tuple[Path, Path | None]]
     for layout in LAYOUTS.values():
         for home in dict.fromkeys((folder, layout.results_folder(folder))):
             yield layout.eval_file(home, suite), layout.summary_file(home, suite)
-
-
-def _is_config_of_run(path: Path) -> bool:
-    try:
-        content = read_json(path)
-    except UserError:
-        return False
-    return isinstance(content, dict) and {"identity", "overrides", "config"} <= set(content)

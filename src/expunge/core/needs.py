@@ -111,21 +111,14 @@ def parse_need(name: str) -> Need:
 def independent(terms: Sequence[Sequence[Need]]) -> list[list[int]]:
     """Terms grouped so that no two groups read the same side of the model in training: each can be back-propagated on its own.
 
-    Args:
-        terms: what each term reads.
-
     Returns:
         The terms of each group, by their places.
     """
     groups: list[tuple[set[str], list[int]]] = []
     for number, needs in enumerate(terms):
         sides = {need.side for need in needs if not need.reference and need.from_pass}
-        members = [number]
-        apart: list[tuple[set[str], list[int]]] = []
-        for group in groups:
-            if group[0] & sides:
-                sides, members = sides | group[0], group[1] + members
-            else:
-                apart.append(group)
-        groups = [*apart, (sides, members)]
+        shared = [group for group in groups if group[0] & sides]
+        members = [*(member for _, own in reversed(shared) for member in own), number]
+        groups = [group for group in groups if group not in shared]
+        groups.append((sides.union(*(own for own, _ in shared)), members))
     return [members for _, members in groups]

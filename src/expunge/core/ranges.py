@@ -10,31 +10,26 @@ from typing import Annotated
 
 
 @dataclass(frozen=True)
-class Above:
+class Range:
+    """A limit of a number."""
+
+    bound: float
+
+
+class Above(Range):
     """The number is above `bound`."""
 
-    bound: float
 
-
-@dataclass(frozen=True)
-class AtLeast:
+class AtLeast(Range):
     """The number is `bound` or more."""
 
-    bound: float
 
-
-@dataclass(frozen=True)
-class Below:
+class Below(Range):
     """The number is below `bound`."""
 
-    bound: float
 
-
-@dataclass(frozen=True)
-class AtMost:
+class AtMost(Range):
     """The number is `bound` or less."""
-
-    bound: float
 
 
 Positive = Annotated[float, Above(0)]

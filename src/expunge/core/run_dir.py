@@ -87,17 +87,15 @@ class RunDir:
         self.started = time.monotonic()
         self._was_there = path.exists()
         if path.exists() and not path.is_dir():
-            raise UserError(
-                f"the output folder {path} is a file", "choose another paths.output_dir or task_name"
-            )
+            hint = "choose another paths.output_dir or task_name"
+            raise UserError(f"the output folder {path} is a file", hint)
         self._held_a_run = primary and self._holds_a_run()
         self.resumed = self._held_a_run and not overwrite
+        method = config.get("procedure.handler") or config.get("trainer.handler")
         self.record = RunRecord(
             mode=str(config.get("mode")),
             task_name=str(config.get("task_name")),
-            method=config.get("procedure.handler") or config.get("trainer.handler")
-            if config.get("mode") != "eval"
-            else None,
+            method=None if config.get("mode") == "eval" else method,
             identity=config.identity(),
             notices=list(config.notices),
             versions=versions(),
@@ -127,7 +125,7 @@ class RunDir:
             )
         if not self.overwrite and known["identity"] != self.config.identity():
             there_tree = Config(known["config"], ranks=int(known.get("ranks", 1))).identity_tree()
-            differences = _differences(there_tree, self.config.identity_tree(), "")
+            differences = list(_differences(there_tree, self.config.identity_tree()))
             hint = "choose another task_name, or add overwrite=true to replace that run"
             if [text.partition(":")[0] for text in differences] == [ROWS_PER_STEP]:
                 rows = int(there_tree["trainer"]["args"]["rows_per_step"])
@@ -141,11 +139,12 @@ class RunDir:
         if self.primary:
             if self._held_a_run and self.overwrite:
                 _empty(self.path)
+            cfg = self.config
             tree = {
-                "identity": self.config.identity(),
-                "overrides": self.config.overrides,
-                "config": dict(self.config.tree),
-                "ranks": self.config.ranks,
+                "identity": cfg.identity(),
+                "overrides": cfg.overrides,
+                "config": dict(cfg.tree),
+                "ranks": cfg.ranks,
             }
             write_json(self.path / self.layout.config, tree)
         self.save()
@@ -200,9 +199,8 @@ class RunDir:
     def mark_trained(self) -> None:
         """Mark the final model in the folder as complete."""
         if self.primary:
-            write_json(
-                self.path / TRAINED_FILE, {"identity": self.config.identity(), "steps": self.record.steps}
-            )
+            mark = {"identity": self.config.identity(), "steps": self.record.steps}
+            write_json(self.path / TRAINED_FILE, mark)
 
     def save(self) -> None:
         """Write the record of a run that has begun."""
@@ -236,13 +234,10 @@ def _is_score(path: Path) -> bool:
 
 def _empty(folder: Path) -> None:
     """Remove a run's files, the configuration last: a half-emptied folder is still recognised as a run."""
-    layout = layout_of(folder)
-    if layout is None:
+    if (layout := layout_of(folder)) is None:
         return
-    for path in sorted(
-        (path for path in folder.iterdir() if not _is_score(path)),
-        key=lambda path: path.name == layout.config,
-    ):
+    paths = [path for path in folder.iterdir() if not _is_score(path)]
+    for path in sorted(paths, key=lambda path: path.name == layout.config):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -261,14 +256,13 @@ def _cuts(rows: int, ranks: int) -> str:
 def _shown(differences: list[str]) -> str:
     """The first keys at which two trees differ, for a message; the keys of `TELLING` come first."""
     found = sorted(differences, key=lambda text: not text.startswith(TELLING))
-    more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
-    return "; ".join(found[:3]) + more if found else "differs"
+    more = [f"and {len(found) - 3} more"] if len(found) > 3 else []
+    return "; ".join([*found[:3], *more]) or "differs"
 
 
-def _differences(old: Any, new: Any, prefix: str) -> list[str]:
+def _differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
     if isinstance(old, dict) and isinstance(new, dict):
-        found: list[str] = []
-        for key in sorted(set(old) | set(new)):
-            found += _differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else str(key))
-        return found
-    return [] if old == new else [f"{prefix}: {old!r} there, {new!r} now"]
+        for name in sorted({*old, *new}):
+            yield from _differences(old.get(name), new.get(name), f"{key}.{name}" if key else str(name))
+    elif old != new:
+        yield f"{key}: {old!r} there, {new!r} now"

@@ -13,23 +13,18 @@ from pathlib import Path
 from expunge.core.errors import UserError
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
+Named = Function | ast.ClassDef | ast.expr
+"""What a name can stand for; an expression is what is assigned to it."""
 
 
 @dataclass(frozen=True)
 class Definition:
-    """Where a name is defined.
-
-    Attributes:
-        module: the dotted module.
-        path: its source file.
-        name: the name in this module.
-        node: a function, a class, or the expression assigned to the name.
-    """
+    """Where a name is defined."""
 
     module: str
     path: Path
     name: str
-    node: Function | ast.ClassDef | ast.expr
+    node: Named
 
     @property
     def handler(self) -> str:
@@ -40,22 +35,22 @@ class Definition:
 def definition(module: str, name: str) -> Definition | None:
     """Find where a module's name is defined; re-exports and aliases are followed. None if it is not found."""
     path = module_file(module)
-    if path is None:
+    found = None if path is None else names_of(module, path).get(name)
+    if path is None or found is None:
         return None
-    found: Definition | None = None
-    for node in statements_of(path):
-        if isinstance(node, Function | ast.ClassDef) and node.name == name:
-            found = Definition(module, path, name, node)
-        elif isinstance(node, ast.ImportFrom):
-            for alias in node.names:
-                if (alias.asname or alias.name) == name:
-                    found = definition(_absolute(node, module, path), alias.name)
-        elif (value := _assigned(node, name)) is not None:
-            same = isinstance(value, ast.Name) and value.id != name
-            found = (definition(module, value.id) if same and isinstance(value, ast.Name) else None) or (
-                Definition(module, path, name, value)
-            )
-    return found
+    if isinstance(found, str):
+        home, _, own = found.rpartition(".")
+        return definition(home, own)
+    same = isinstance(found, ast.Name) and found.id != name
+    return (meant(found, module) if same else None) or Definition(module, path, name, found)
+
+
+def ancestors(owner: Definition) -> Iterator[Definition]:
+    """A class and its bases, as far as their source is found, nearest first."""
+    yield owner
+    for base in owner.node.bases if isinstance(owner.node, ast.ClassDef) else ():
+        if found := meant(base, owner.module):
+            yield from ancestors(found)
 
 
 def attribute(owner: Definition, name: str) -> Definition | None:
@@ -63,29 +58,29 @@ def attribute(owner: Definition, name: str) -> Definition | None:
 
     A second name, such as `table = MyTable`, is followed to the definition that it stands for.
     """
-    if not isinstance(owner.node, ast.ClassDef):
-        return None
-    for node in owner.node.body:
-        if isinstance(node, Function) and node.name == name:
-            return Definition(owner.module, owner.path, name, node)
-        if (value := _assigned(node, name)) is not None:
-            return _meant(value, owner.module) or Definition(owner.module, owner.path, name, value)
-    bases = (_meant(base, owner.module) for base in owner.node.bases)
-    return next((found for base in bases if base and (found := attribute(base, name))), None)
+    for home in ancestors(owner):
+        found = _names(home.node.body, "").get(name) if isinstance(home.node, ast.ClassDef) else None
+        if isinstance(found, Named):
+            return meant(found, home.module) or Definition(home.module, home.path, name, found)
+    return None
 
 
-def imported_as(module: str, name: str) -> str:
-    """The dotted origin of a module's name, such as `typing.Literal`; the name itself if not imported."""
+def meant(node: ast.AST, module: str) -> Definition | None:
+    """The definition that a name, or a name with attributes, refers to; None for other expressions."""
+    home, _, name = origin(node, module).rpartition(".")
+    return definition(home or module, name)
+
+
+def origin(node: ast.AST, module: str) -> str:
+    """The dotted origin of a name or attribute, such as `typing.Literal`; its own name if not imported."""
+    if isinstance(node, ast.Attribute):
+        base = origin(node.value, module)
+        return f"{base}.{node.attr}" if base else ""
     path = module_file(module)
-    for node in statements_of(path) if path is not None else ():
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            for alias in node.names:
-                if (alias.asname or alias.name) == name:
-                    origin = (
-                        _absolute(node, module, path) if isinstance(node, ast.ImportFrom) and path else ""
-                    )
-                    return f"{origin}.{alias.name}" if origin else alias.name
-    return name
+    if not isinstance(node, ast.Name) or path is None:
+        return node.id if isinstance(node, ast.Name) else ""
+    found = names_of(module, path).get(node.id)
+    return found if isinstance(found, str) else node.id
 
 
 def module_file(module: str) -> Path | None:
@@ -116,64 +111,52 @@ def make_importable(config_dirs: Sequence[str | Path]) -> None:
 
     They are appended, so that installed packages are found first.
     """
-    folders = [
-        folder
-        for item in config_dirs
-        for folder in (Path(item).expanduser().resolve(), Path(item).expanduser().resolve().parent)
-    ]
+    dirs = [Path(item).expanduser().resolve() for item in config_dirs]
+    folders = [folder for item in dirs for folder in (item, item.parent)]
     sys.path.extend(
         str(folder) for folder in dict.fromkeys([*folders, Path.cwd()]) if str(folder) not in sys.path
     )
 
 
-@lru_cache(maxsize=256)
-def _parsed(path: Path, _changed: int) -> ast.Module:
-    try:
-        return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-    except SyntaxError as error:
-        raise UserError(
-            f"{path}, line {error.lineno}: {error.msg}", "correct the file: it is not valid Python"
-        ) from error
-
-
-def statements_of(path: Path) -> Iterator[ast.stmt]:
-    """The statements of a source file, including those under `if` and `try`.
+def names_of(module: str, path: Path) -> dict[str, Named | str]:
+    """The names that a module's source binds, also under `if` and `try`; an import has its dotted origin.
 
     Raises:
         UserError: the file does not parse.
     """
-    return _statements(_parsed(path, path.stat().st_mtime_ns).body)
-
-
-def _statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
-    for node in body:
-        yield node
-        if isinstance(node, ast.If | ast.Try):
-            yield from _statements(node.body)
-            yield from _statements(node.orelse)
-
-
-def _meant(node: ast.expr, module: str) -> Definition | None:
-    """The definition that a name or a module's attribute refers to; None for other expressions."""
-    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-        return definition(imported_as(module, node.value.id), node.attr)
-    return definition(module, node.id) if isinstance(node, ast.Name) else None
-
-
-def _assigned(node: ast.stmt, name: str) -> ast.expr | None:
-    """The expression that a statement assigns to a name; None if it assigns nothing to it."""
-    if isinstance(node, ast.Assign):
-        targets = [target for target in node.targets if isinstance(target, ast.Name)]
-        return node.value if any(target.id == name for target in targets) else None
-    if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-        return node.value if node.target.id == name else None
-    return None
-
-
-def _absolute(node: ast.ImportFrom, module: str, path: Path) -> str:
-    """The dotted name of the module that an import statement of `module` reads."""
-    if node.level == 0:
-        return node.module or ""
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    parts = package.split(".")
-    return ".".join([*parts[: len(parts) - node.level + 1], *([node.module] if node.module else [])])
+    return _names_of(path, package, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _names_of(path: Path, package: str, _changed: int) -> dict[str, Named | str]:
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    except SyntaxError as error:
+        raise UserError(
+            f"{path}, line {error.lineno}: {error.msg}", "correct the file: it is not valid Python"
+        ) from error
+    return _names(tree.body, package)
+
+
+def _names(body: Sequence[ast.stmt], package: str) -> dict[str, Named | str]:
+    found: dict[str, Named | str] = {}
+    for node in body:
+        if isinstance(node, Function | ast.ClassDef):
+            found[node.name] = node
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            home = _home(node, package) if isinstance(node, ast.ImportFrom) else ""
+            for alias in node.names:
+                found[alias.asname or alias.name] = f"{home}.{alias.name}" if home else alias.name
+        elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {target.id: node.value for target in targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.If | ast.Try):
+            found |= _names([*node.body, *node.orelse], package)
+    return found
+
+
+def _home(node: ast.ImportFrom, package: str) -> str:
+    """The dotted name of the module that an import statement in a package reads."""
+    parts = package.split(".")[: -(node.level - 1) or None] if node.level else []
+    return ".".join([*parts, *([node.module] if node.module else [])])

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from expunge.core.errors import UserError
-from expunge.influence.forward_mode import dual, told_without_rule, unpacked
+from expunge.influence.forward_mode import dual, reporting_missing_rule, unpacked
 from expunge.influence.gradient import EpochGradient, Tensors, checked, norm_of, row_losses
 from expunge.influence.module_calls import Call, Owner, check_heard, heard, owners_of
 from expunge.influence.projections import Along
@@ -161,7 +161,7 @@ def _tangent(call: Call, gradient: Tensors) -> Tensor:
     # A copy, and below a direct call of its forward: hooks must not see this call.
     bare = copy.copy(module)
     bare.__dict__ = dict(module.__dict__)
-    with torch.no_grad(), forward_ad.dual_level(), told_without_rule(module):
+    with torch.no_grad(), forward_ad.dual_level(), reporting_missing_rule(module):
         held = {key: dual(getattr(module, key).detach(), gradient[name]) for key, name in local.items()}
         bare._parameters = {**module._parameters, **held}  # type: ignore[dict-item]  # a dual tensor is no Parameter
         return unpacked(

@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from expunge.influence.forward_mode import dual, told_without_rule, unpacked
+from expunge.influence.forward_mode import dual, reporting_missing_rule, unpacked
 from expunge.influence.gradient import Tensors, dot, norm_of, row_losses
 from expunge.influence.rows import RowBatch, index_of, reduced
 from expunge.lm.labels import Side
@@ -104,7 +104,7 @@ def jvp(
     for numbers, side in batches:
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             plain = _head_is_plain(inner, side) if plain is None else plain
-            with forward_ad.dual_level(), told_without_rule(inner):
+            with forward_ad.dual_level(), reporting_missing_rule(inner):
                 call = _call_with(
                     inner, {name: dual(p.detach(), gradient[name]) for name, p in parameters.items()}
                 )

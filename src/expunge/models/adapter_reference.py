@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -12,53 +11,27 @@ from torch import nn
 
 from expunge.core.errors import UserError, unknown
 from expunge.core.needs import Need
-from expunge.lm import runtime
-from expunge.lm.labels import Side
 from expunge.models.adapters import NAME, is_adapted
-from expunge.models.outputs import SideOutputs, side_outputs, unwrapped
+from expunge.models.outputs import unwrapped
 from expunge.models.parallel import Parallel
-from expunge.models.reference import FrozenCopy, Reference, evaluating, plan_reference
+from expunge.models.reference import FrozenCopy, ModelReference, Reference, evaluating, plan_reference
 
-Plan = Literal["none", "cached", "adapter_off", "frozen_adapter", "frozen"]
+Chosen = Literal["none", "cached", "adapter_off", "frozen_adapter", "frozen"]
 Asked = Literal["auto", "cached", "adapter_off", "frozen_adapter", "frozen"]
 REFERENCE_ADAPTER = "reference"
 
 
-class SameModel:
-    """The model in training, in another state during a forward pass.
+class SameModel(ModelReference):
+    """The model in training, in another state during a forward pass; arguments as for `ModelReference`.
 
-    Args:
-        model: the model with its adapter, not wrapped yet.
-        autocast_dtype: the dtype in which the trained model computes.
-        hidden: regular expression of a module whose output is returned too, or a sequence of them.
+    A forward pass restores module modes, the active adapter and `requires_grad`, so it can run between the
+    forward pass and the backward pass of the trained model.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        autocast_dtype: torch.dtype | None = None,
-        hidden: str | Sequence[str] | None = None,
-    ) -> None:
-        self.model: Any = unwrapped(model)
-        self.autocast_dtype, self.hidden = autocast_dtype, hidden
-
-    def outputs(self, side_name: str, side: Side) -> SideOutputs:
-        """Log-probs and logits of a side of a batch; `side_name` is not used.
-
-        Restores module modes, the active adapter and `requires_grad`, so it can run between the forward pass
-        and the backward pass of the trained model.
-        """
-        where = side["input_ids"].device
-        computing = runtime.autocast(where, self.autocast_dtype)
-        with (
-            _requires_grad_kept(self.model),
-            evaluating(self.model),
-            self._state(),
-            torch.no_grad(),
-            computing,
-        ):
-            return side_outputs(self.model, side, hidden=self.hidden)
+    @contextmanager
+    def _reading(self, where: torch.device) -> Iterator[None]:
+        with _requires_grad_kept(self.model), evaluating(self.model), self._state():
+            yield
 
     def _state(self) -> AbstractContextManager[object]:
         raise NotImplementedError
@@ -67,31 +40,12 @@ class SameModel:
 class AdapterOff(SameModel):
     """The base with its adapters disabled: the model before unlearning, if every adapter started at zero.
 
-    Create it before training starts. It costs no memory.
-
-    Args:
-        model: the model with its adapter, not wrapped yet.
-        autocast_dtype: the dtype in which the trained model computes.
-        hidden: regular expression of a module whose output is returned too, or a sequence of them.
-
-    Raises:
-        UserError: the model has no adapter, or one that does not start at zero.
+    It costs no memory. Arguments as for `ModelReference`.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        autocast_dtype: torch.dtype | None = None,
-        hidden: str | Sequence[str] | None = None,
-    ) -> None:
-        reason = why_not_off(model)
-        if reason:
-            raise UserError(
-                f"reference=adapter_off is not possible: {reason}",
-                "set reference=auto: it takes the cheapest exact reference",
-            )
-        super().__init__(model, autocast_dtype=autocast_dtype, hidden=hidden)
+    def _prepared(self, model: nn.Module) -> nn.Module:
+        _check_possible("adapter_off", why_not_off(model))
+        return model
 
     def _state(self) -> AbstractContextManager[object]:
         return cast(AbstractContextManager[object], self.model.disable_adapter())
@@ -100,33 +54,14 @@ class AdapterOff(SameModel):
 class FrozenAdapter(SameModel):
     """A copy of a trained adapter under another name, active only in forward passes of the reference.
 
-    Create it before training starts. It costs the memory of the adapter weights.
-
-    Args:
-        model: the model with its adapter, not wrapped yet; the copy becomes part of it and is never trained
-            or saved.
-        autocast_dtype: the dtype in which the trained model computes.
-        hidden: regular expression of a module whose output is returned too, or a sequence of them.
-
-    Raises:
-        UserError: the model has no adapter, or the adapter trains biases of the base, which exist only once.
+    The copy becomes part of the model and is never trained or saved. It costs the memory of the adapter
+    weights. Arguments as for `ModelReference`.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        autocast_dtype: torch.dtype | None = None,
-        hidden: str | Sequence[str] | None = None,
-    ) -> None:
-        reason = why_not_copied(model)
-        if reason:
-            raise UserError(
-                f"reference=frozen_adapter is not possible: {reason}",
-                "set reference=auto: it takes the cheapest exact reference",
-            )
-        super().__init__(model, autocast_dtype=autocast_dtype, hidden=hidden)
-        _add_copy(self.model)
+    def _prepared(self, model: nn.Module) -> nn.Module:
+        _check_possible("frozen_adapter", why_not_copied(model))
+        _add_copy(model)
+        return model
 
     @contextmanager
     def _state(self) -> Iterator[None]:
@@ -136,6 +71,13 @@ class FrozenAdapter(SameModel):
             yield
         finally:
             self.model.set_adapter(active)
+
+
+def _check_possible(kind: str, reason: str) -> None:
+    """Refuse a kind of reference for the reason why it is not possible, if there is one."""
+    if reason:
+        hint = "set reference=auto: it takes the cheapest exact reference"
+        raise UserError(f"reference={kind} is not possible: {reason}", hint)
 
 
 def starts_at_zero(model: nn.Module) -> bool:
@@ -175,7 +117,7 @@ def why_not_copied(model: nn.Module) -> str:
     return "biases of the base are trained with the adapter" if inner.peft_config[NAME].bias != "none" else ""
 
 
-def plan_for(model: nn.Module, needs: Iterable[Need], asked: str = "auto") -> Plan:
+def plan_for(model: nn.Module, needs: Iterable[Need], asked: str = "auto") -> Chosen:
     """Choose the cheapest exact reference for a model, or check the requested one.
 
     Args:
@@ -200,26 +142,18 @@ def plan_for(model: nn.Module, needs: Iterable[Need], asked: str = "auto") -> Pl
     if asked == "auto":
         if cheapest == "cached":
             return "cached"
-        return (
-            "adapter_off"
-            if starts_at_zero(model)
-            else "frozen"
-            if why_not_copied(model)
-            else "frozen_adapter"
-        )
+        if starts_at_zero(model):
+            return "adapter_off"
+        return "frozen" if why_not_copied(model) else "frozen_adapter"
     if asked == "cached" and cheapest != "cached":
         reads = ", ".join(sorted({need.name for need in needs if need.from_reference and not need.cacheable}))
         raise UserError(
             f"reference=cached is not possible: the method reads {reads}, but only log-probs can be cached",
             "set reference=auto",
         )
-    reason = {"adapter_off": why_not_off, "frozen_adapter": why_not_copied}.get(asked, lambda _: "")(model)
-    if reason:
-        raise UserError(
-            f"reference={asked} is not possible: {reason}",
-            "set reference=auto: it takes the cheapest exact reference",
-        )
-    return cast(Plan, asked)
+    if asked in ("adapter_off", "frozen_adapter"):
+        _check_possible(asked, why_not_off(model) if asked == "adapter_off" else why_not_copied(model))
+    return cast(Chosen, asked)
 
 
 def reference_for(
@@ -234,14 +168,8 @@ def reference_for(
 ) -> Reference | None:
     """Create the reference that `plan_for` chooses, before training starts and before the model is wrapped.
 
-    Args:
-        model: the model before unlearning.
-        needs: all quantities that the terms read.
-        cached: computes a `CachedReference`; called only if `plan_for` chooses it.
-        asked: auto, or the name of one reference.
-        autocast_dtype: the dtype in which the trained model computes.
-        hidden: regular expression of a module whose output is returned too, or a sequence of them.
-        parallel: splits the weights of a frozen copy; None = they stay whole.
+    `cached` computes a `CachedReference`; it is called only if `plan_for` chooses it. The other arguments are
+    those of `plan_for` and `ModelReference`.
 
     Returns:
         The reference; None if nothing reads one.
@@ -257,9 +185,9 @@ def reference_for(
     kinds: dict[str, Callable[..., Reference]] = {
         "adapter_off": AdapterOff,
         "frozen_adapter": FrozenAdapter,
-        "frozen": partial(FrozenCopy, parallel=parallel),
+        "frozen": FrozenCopy,
     }
-    return kinds[plan](model, autocast_dtype=autocast_dtype, hidden=hidden)
+    return kinds[plan](model, autocast_dtype=autocast_dtype, hidden=hidden, parallel=parallel)
 
 
 def _is_zero(layer: Any) -> bool:
@@ -267,11 +195,9 @@ def _is_zero(layer: Any) -> bool:
     if len(getattr(layer, "lora_magnitude_vector", ())):
         return False
     factors = [(layer.lora_A[name].weight, layer.lora_B[name].weight) for name in layer.lora_A]
-    factors += [
-        (layer.lora_embedding_A[name], layer.lora_embedding_B[name]) for name in layer.lora_embedding_A
-    ]
-    biases = [layer.lora_B[name].bias for name in layer.lora_B if layer.lora_B[name].bias is not None]
-    return all(not one.any() or not other.any() for one, other in factors) and not any(
+    factors += [(first, layer.lora_embedding_B[name]) for name, first in layer.lora_embedding_A.items()]
+    biases = [second.bias for second in layer.lora_B.values() if second.bias is not None]
+    return not any(first.any() and second.any() for first, second in factors) and not any(
         bool(bias.any()) for bias in biases
     )
 

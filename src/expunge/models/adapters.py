@@ -13,7 +13,6 @@ import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from expunge.core.errors import Fault, MissingExtraError, UserError, unknown
+from expunge.core.errors import Fault, UserError, compiled, need_package, unknown
 from expunge.lm import runtime
 from expunge.models.adapter_args import DEFAULT_ALPHA, DEFAULT_DROPOUT, DEFAULT_R, AdapterArgs
 from expunge.models.adapter_folder import CONFIG_FILE, WEIGHTS_FILES, BaseRecord, check_base
@@ -55,8 +54,7 @@ def attach_adapter(
         for_training: whether the adapter will be trained; if not, it is frozen too.
         seed: seed of the run.
         notices: list that gets notices about choices that the user did not make.
-        base: the `model.model_args` that loaded the base, for the record; default: taken from the model
-            configuration.
+        base: the `model.model_args` that loaded the base, for the record; None = not known.
 
     Returns:
         The model with its adapter, in eval mode; the unchanged model if no adapter is requested.
@@ -72,21 +70,16 @@ def attach_adapter(
                 f"model.adapter.path is {args.path}, but the model path is already an adapter",
                 "give only one of the two",
             )
-        return _ready(
-            _check_continued(model, args, notices if for_training else []), args, for_training, notices
-        )
+        continued = _check_continued(model, args, notices if for_training else [])
+        return _ready(continued, args, for_training, notices)
     if args.path is None and (args.type == "none" or not for_training):
         return model
-    _need_peft()
+    need_package("peft", "lora", f"an adapter (model/adapter, or a folder with {CONFIG_FILE})")
     if args.type == "qlora" and not getattr(model, "is_quantized", False):
         raise UserError(
             "model/adapter=qlora, but the base was not loaded in 4 bits", "load the base with load_model"
         )
-    record = BaseRecord.of(
-        model,
-        base
-        or {"pretrained_model_name_or_path": getattr(getattr(model, "config", None), "name_or_path", None)},
-    )
+    record = BaseRecord.of(model, base or {})
     if args.path is None:
         adapted = _with_new(model, args, seed)
     else:
@@ -357,21 +350,16 @@ def _check_targets(model: nn.Module, targets: tuple[str, ...] | str | None) -> N
     ]
     kinds = sorted({name.rpartition(".")[2] for name in names})
     if isinstance(targets, str):
-        with _as_pattern(targets):
-            matched = any(_targeted(name, targets) for name in names)
-        if not matched:
+        pattern = compiled(targets, f"model.adapter.target_modules {targets!r}")
+        if not any(pattern.fullmatch(name) for name in names):
             raise UserError(
                 f"model.adapter.target_modules {targets!r} matches the whole name of no layer",
                 f"layer names are such as {names[0]}",
             )
         return
-    faults = [
-        unknown("layer in model.adapter.target_modules", t, kinds)
-        for t in targets
-        if not any(_targeted(n, (t,)) for n in names)
-    ]
-    if faults:
-        raise UserError.of(faults)
+    absent = [target for target in targets if not any(_targeted(name, (target,)) for name in names)]
+    if absent:
+        raise UserError.of(unknown("layer in model.adapter.target_modules", name, kinds) for name in absent)
 
 
 def _targeted(name: str, targets: tuple[str, ...] | str) -> bool:
@@ -381,23 +369,5 @@ def _targeted(name: str, targets: tuple[str, ...] | str) -> bool:
     return any(name == target or name.endswith(f".{target}") for target in targets)
 
 
-@contextmanager
-def _as_pattern(text: str) -> Iterator[None]:
-    try:
-        yield
-    except re.error as error:
-        raise UserError(
-            f"model.adapter.target_modules {text!r} is not a regular expression: {error}",
-            "correct the expression, or give the names as a list",
-        ) from error
-
-
 def _first_lines(error: Exception) -> str:
     return " ".join(" ".join(str(error).split())[:300].splitlines()) or type(error).__name__
-
-
-def _need_peft() -> None:
-    from importlib.util import find_spec
-
-    if find_spec("peft") is None:
-        raise MissingExtraError("peft", "lora", f"an adapter (model/adapter, or a folder with {CONFIG_FILE})")

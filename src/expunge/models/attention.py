@@ -52,9 +52,6 @@ def attention_of(model: Any) -> str:
     """The attention implementation of a model: the one it was loaded with, else the default of transformers.
 
     transformers (5.23) has only a private name for this, so `load_base` stores it on the model.
-
-    Args:
-        model: not wrapped, with or without an adapter.
     """
     own_choice = getattr(model, "get_correct_attn_implementation", lambda _: "eager")
     return str(getattr(model, WRITTEN_DOWN, None) or own_choice(None))

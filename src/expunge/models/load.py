@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 
-from expunge.core.errors import MissingExtraError, UserError
+from expunge.core.errors import MissingExtraError, UserError, need_package
 from expunge.data import mini
 from expunge.models.adapter_args import AdapterArgs
 from expunge.models.adapter_folder import BASE_KEYS, BaseRecord, is_adapter_folder
@@ -53,13 +53,10 @@ def load_model(
         return load_base(model_args, for_training=for_training, notices=notices)
     if folder is not None:
         if args.path is not None:
-            hint = (
-                "set model.model_args.pretrained_model_name_or_path to the base, "
-                "or leave out model.adapter.path"
-            )
+            hint = "set model.model_args.pretrained_model_name_or_path to the base"
             raise UserError(
                 f"{folder} is an adapter and model.adapter.path={args.path} is another; only one is possible",
-                hint,
+                f"{hint}, or leave out model.adapter.path",
             )
         model_args, section = base_args(model_args, folder), {**section, "path": str(folder)}
         if for_training and args.type == "none":
@@ -118,12 +115,7 @@ def quantization_of(args: AdapterArgs, notices: list[str]) -> Any:
     """
     if args.type != "qlora":
         return None
-    from importlib.util import find_spec
-
-    if find_spec("bitsandbytes") is None:
-        raise MissingExtraError(
-            "bitsandbytes", "quantized", "model/adapter=qlora (a base in 4 bits, made for CUDA devices)"
-        )
+    need_package("bitsandbytes", "quantized", "model/adapter=qlora (a base in 4 bits, made for CUDA devices)")
     from transformers import BitsAndBytesConfig
 
     if not torch.cuda.is_available():

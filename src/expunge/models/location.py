@@ -31,10 +31,6 @@ class Location:
 def locate(args: Mapping[str, Any], section: str) -> Location:
     """Resolve `pretrained_model_name_or_path` without loading anything.
 
-    Args:
-        args: `model.model_args` or `model.tokenizer_args`.
-        section: name of the section in the configuration, for messages.
-
     Raises:
         UserError: no path is given, the path does not exist, or the file is not a GGUF file.
     """

@@ -47,13 +47,6 @@ class LogpTable:
         label_L = torch.cat([empty.long(), *(by_row[row][1].long() for row in rows)])
         return cls(torch.tensor(rows, dtype=torch.int64), lengths.cumsum(0), logp_L, label_L)
 
-    def __contains__(self, row: int) -> bool:
-        return bool((self.row_R == row).any())
-
-    def merged(self, other: LogpTable) -> LogpTable:
-        """The rows of both tables; for a row in both, the values of `other`."""
-        return LogpTable.of({**self._by_row(), **other._by_row()})
-
     def look_up(self, labels: HostLabels) -> Tensor:
         """Log-probs of the labels of some rows, all on the CPU.
 
@@ -107,10 +100,6 @@ class LogpTable:
             return None
         fits = isinstance(about, dict) and about.get("schema") == SCHEMA and about.get("key") == dict(key)
         return table if fits and about.get("content") == table._content() else None
-
-    def _by_row(self) -> dict[int, tuple[Tensor, Tensor]]:
-        spans = zip(self.row_R.tolist(), self.start_R.tolist(), self.start_R.tolist()[1:], strict=False)
-        return {row: (self.logp_L[start:stop], self.label_L[start:stop]) for row, start, stop in spans}
 
     def _content(self) -> str:
         digest = hashlib.sha256()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from expunge.core.errors import UserError, nearest
+from expunge.core.errors import UserError, compiled, nearest
 from expunge.lm.labels import LabelIndex, Labels, Side, label_index, laid_out, padded
 from expunge.lm.logprobs import as_float32
 
@@ -29,15 +29,11 @@ class LabelOutputs(NamedTuple):
         logits_BNV: [B, N, V] logits that predict the labels, in the compute dtype of the model.
         label_BN: [B, N] int64 labels; 0 where padded.
         mask_BN: [B, N] bool, True = a label.
-        hidden_BTD: [B, T, D] output of the requested module, at every position, unshifted; else None.
-        hidden_LBTD: [L, B, T, D] outputs of the requested sequence of modules; else None.
     """
 
     logits_BNV: Tensor
     label_BN: Tensor
     mask_BN: Tensor
-    hidden_BTD: Tensor | None = None
-    hidden_LBTD: Tensor | None = None
 
 
 class SideOutputs:
@@ -90,10 +86,11 @@ def side_outputs(model: nn.Module, side: Side, *, hidden: str | Sequence[str] | 
     Args:
         model: the model, wrapped or not (DDP, FSDP, PEFT, torch.compile).
         side: as collated; `laid_out` is applied first if necessary.
-        hidden: see `label_outputs`.
+        hidden: regular expression that matches the whole name of one module, whose output is returned as
+            `hidden_BTD`; for a sequence of them, the outputs are stacked as `hidden_LBTD`.
 
     Raises:
-        UserError: see `label_outputs`.
+        UserError: the model has no output embeddings, or `hidden` matches no module or several.
     """
     labels = (side if "labels" in side else laid_out(side))["labels"]
 
@@ -111,7 +108,6 @@ def label_outputs(
     side: Side,
     *,
     index: LabelIndex | None = None,
-    hidden: str | Sequence[str] | None = None,
     call: Callable[..., Any] | None = None,
     **kwargs: Any,
 ) -> LabelOutputs:
@@ -125,8 +121,6 @@ def label_outputs(
         model: the model, wrapped or not (DDP, FSDP, PEFT, torch.compile).
         side: tokens, attention mask and label mask, [B, T].
         index: the label positions, if already known.
-        hidden: regular expression that matches the whole name of one module, whose output is returned as
-            `hidden_BTD`; for a sequence of them, the outputs are stacked as `hidden_LBTD`.
         call: function to call instead of the model, such as its `torch.func.functional_call`; default: the
             model.
         **kwargs: further arguments of the forward method.
@@ -135,7 +129,7 @@ def label_outputs(
         Logits, labels and mask, [B, N, ...], N = largest number of labels in a row.
 
     Raises:
-        UserError: the model has no output embeddings, or `hidden` matches no module or several.
+        UserError: the model has no output embeddings.
     """
     index = label_index(side["input_ids"], side["label_mask"]) if index is None else index
 
@@ -143,8 +137,8 @@ def label_outputs(
         position_BN1 = index.predictor_BN.to(hidden_BTD.device).unsqueeze(-1)
         return hidden_BTD.gather(1, position_BN1.expand(-1, -1, hidden_BTD.shape[-1]))
 
-    logits_BNV, one, several = _forward(model, side, select, hidden, call, **kwargs)
-    return LabelOutputs(logits_BNV, index.label_BN, index.mask_BN, one, several)
+    logits_BNV, _, _ = _forward(model, side, select, None, call, **kwargs)
+    return LabelOutputs(logits_BNV, index.label_BN, index.mask_BN)
 
 
 def _forward(
@@ -196,13 +190,7 @@ def module_named(model: nn.Module, pattern: str) -> nn.Module:
     Raises:
         UserError: no module or several modules match, or the expression is invalid.
     """
-    try:
-        expression = re.compile(rf"(?:base_model\.model\.)?(?:{pattern})")
-    except re.error as error:
-        raise UserError(
-            f"module_regex '{pattern}' is not a regular expression: {error}",
-            "use the syntax of Python's re module",
-        ) from error
+    expression = compiled(rf"(?:base_model\.model\.)?(?:{pattern})", f"module_regex '{pattern}'")
     modules: dict[str, nn.Module] = dict(model.named_modules())
     found = [name for name in modules if expression.fullmatch(name)]
     if len(found) == 1:
@@ -212,13 +200,16 @@ def module_named(model: nn.Module, pattern: str) -> nn.Module:
             f"module_regex '{pattern}' matches {len(found)} modules: {', '.join(found[:5])}",
             "make it match exactly one",
         )
-    plain = re.sub(r"\\(.)", r"\1", pattern)
-    near = ", ".join(nearest(plain, [name for name in modules if name], count=5)) or ", ".join(
-        list(modules)[1:6]
-    )
     raise UserError(
-        f"module_regex '{pattern}' matches no module of {type(model).__name__}", f"the nearest are: {near}"
+        f"module_regex '{pattern}' matches no module of {type(model).__name__}",
+        nearest_names(pattern, [name for name in modules if name]),
     )
+
+
+def nearest_names(pattern: str, names: list[str]) -> str:
+    """A hint: the names with the spelling nearest to a regular expression that matches none of them."""
+    near = nearest(re.sub(r"\\(.)", r"\1", pattern), names, count=5) or names[:5]
+    return f"the nearest are: {', '.join(near)}"
 
 
 def modules_named(model: nn.Module, patterns: str | Sequence[str]) -> list[nn.Module]:

@@ -7,11 +7,11 @@ reads the whole distribution or hidden states of the reference needs a second mo
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -45,17 +45,17 @@ def plan_reference(needs: Iterable[Need]) -> Literal["none", "cached", "frozen"]
     return "cached" if all(need.cacheable for need in asked) else "frozen"
 
 
-class FrozenCopy:
-    """A copy of the model in eval mode, without gradients.
-
-    Create it before training starts and before the model is wrapped. It needs the memory of a second model,
-    or about half of that if the model computes in half precision.
+class ModelReference:
+    """A reference that is a model. Create it before training starts and before the model is wrapped.
 
     Args:
-        model: the model before unlearning.
-        autocast_dtype: the dtype in which the trained model computes; the copy computes in the same dtype.
+        model: the model before unlearning, with its adapter if it has one.
+        autocast_dtype: the dtype in which the trained model computes; the reference computes in the same.
         hidden: regular expression of a module whose output is returned too, or a sequence of them.
-        parallel: splits the weights of the copy as it does those of the model; None = they stay whole.
+        parallel: splits the weights of a copy as it does those of the model; None = they stay whole.
+
+    Raises:
+        UserError: this kind of reference is not possible for the model.
     """
 
     def __init__(
@@ -66,24 +66,48 @@ class FrozenCopy:
         hidden: str | Sequence[str] | None = None,
         parallel: Parallel | None = None,
     ) -> None:
-        self.model = copy.deepcopy(unwrapped(model)).requires_grad_(False).eval()
-        if parallel is not None and parallel.sharded:
-            # All of one dtype: they are gathered together, in the dtype of the computation.
-            parallel.shard(self.model if autocast_dtype is None else self.model.to(autocast_dtype))
-        elif autocast_dtype is not None:
-            _cast_projections(self.model, autocast_dtype)
+        self.parallel = Parallel.alone() if parallel is None else parallel
         self.autocast_dtype, self.hidden = autocast_dtype, hidden
+        self.model: Any = self._prepared(unwrapped(model))
 
     def outputs(self, side_name: str, side: Side) -> SideOutputs:
         """Log-probs and logits of a side of a batch; `side_name` is not used."""
         where = side["input_ids"].device
+        with self._reading(where), torch.no_grad(), runtime.autocast(where, self.autocast_dtype):
+            return side_outputs(self.model, side, hidden=self.hidden)
+
+    def _prepared(self, model: nn.Module) -> nn.Module:
+        """The model that is read."""
+        return model
+
+    def _reading(self, where: torch.device) -> AbstractContextManager[object]:
+        """The context of a forward pass on a device."""
+        raise NotImplementedError
+
+
+class FrozenCopy(ModelReference):
+    """A copy of the model in eval mode, without gradients; arguments as for `ModelReference`.
+
+    It needs the memory of a second model, or about half of that if the model computes in half precision.
+    """
+
+    def _prepared(self, model: nn.Module) -> nn.Module:
+        copied: Any = copy.deepcopy(model).requires_grad_(False).eval()
+        if self.parallel.sharded:
+            # All of one dtype: they are gathered together, in the dtype of the computation.
+            self.parallel.shard(copied if self.autocast_dtype is None else copied.to(self.autocast_dtype))
+        elif self.autocast_dtype is not None:
+            _cast_projections(copied, self.autocast_dtype)
+        prepared: nn.Module = copied
+        return prepared
+
+    @contextmanager
+    def _reading(self, where: torch.device) -> Iterator[None]:
         # Split weights may stay on the CPU between passes.
-        if next(self.model.parameters()).device != where and not Parallel.of(self.model).sharded:
+        if next(self.model.parameters()).device != where and not self.parallel.sharded:
             self.model.to(where)
-        with torch.no_grad(), runtime.autocast(where, self.autocast_dtype):
-            outputs = side_outputs(self.model, side, hidden=self.hidden)
-        Parallel.of(self.model).reshard(self.model)
-        return outputs
+        yield
+        self.parallel.reshard(self.model)
 
 
 def _cast_projections(model: nn.Module, dtype: torch.dtype) -> None:
@@ -99,11 +123,7 @@ def _cast_projections(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 class CachedReference:
-    """Per-token log-probs of the model before unlearning, looked up by the rows of a side.
-
-    Args:
-        tables: one table per side.
-    """
+    """Per-token log-probs of the model before unlearning, looked up by the rows of a side."""
 
     def __init__(self, tables: Mapping[str, LogpTable]) -> None:
         self.tables = dict(tables)
@@ -116,13 +136,11 @@ class CachedReference:
         folder: Path,
         *,
         pad_id: int,
-        rows: Mapping[str, Collection[int]] | None = None,
-        fingerprint_of_model: str | None = None,
         autocast_dtype: torch.dtype | None = None,
         max_tokens: int = 4096,
         parallel: Parallel | None = None,
     ) -> CachedReference:
-        """Reuse values in `folder` for the same model and rows; compute and store the others.
+        """Reuse the tables in `folder` for the same model and rows; compute and store the others.
 
         Args:
             model: the model before unlearning, not wrapped yet. It computes in eval mode; the modes of its
@@ -130,18 +148,16 @@ class CachedReference:
             views: the encoded rows by side.
             folder: `<run>/reference`.
             pad_id: token to pad with.
-            rows: the rows (`Encoded.row`) that are needed, by side; None, or a missing side = all rows.
-            fingerprint_of_model: fingerprint of the weights; default: computed from the tensors of the model.
             autocast_dtype: the dtype in which the trained model computes.
             max_tokens: padded tokens of a forward pass.
-            parallel: how the work is split over processes; None = whole weights, rows over those that have met.
+            parallel: how the work is split over processes; None = over those that have met, whole weights.
 
         Returns:
-            A reference with those rows; equal on all ranks, which share the work.
+            A reference with these rows; equal on all ranks, which share the work.
         """
         parallel = Parallel.here() if parallel is None else parallel
         key = {
-            "model": fingerprint_of_model or model_fingerprint(unwrapped(model)),
+            "model": model_fingerprint(unwrapped(model)),
             "dtype": [str(next(model.parameters()).dtype), str(autocast_dtype)],
             "attention": attention_of(unwrapped(model)),
         }
@@ -151,20 +167,15 @@ class CachedReference:
             assert len({item.row for item in view}) == len(view), (
                 f"two examples of the side {side!r} share a row number"
             )
-            wanted = {item.row for item in view} if rows is None or side not in rows else set(rows[side])
             side_key = {**key, "rows": view_fingerprint(view)}
             found = runtime.from_rank_0(partial(LogpTable.read, folder, side, side_key))
-            missing = [
-                item for item in view if item.row in wanted and (found is None or item.row not in found)
-            ]
-            if missing:
+            if found is None:
                 with evaluating(model):
-                    computed = _compute(model, missing, pad_id, autocast_dtype, max_tokens, parallel)
-                found = computed if found is None else found.merged(computed)
+                    found = _compute(model, view, pad_id, autocast_dtype, max_tokens, parallel)
                 if parallel.is_first:
                     found.write(folder, side, side_key)
             parallel.reshard(model)
-            tables[side] = found if found is not None else LogpTable.of({})
+            tables[side] = found
         return cls(tables)
 
     def outputs(self, side_name: str, side: Side) -> SideOutputs:

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from expunge.core.errors import UserError, nearest
+from expunge.core.errors import UserError, compiled
 from expunge.lm.labels import Side
-from expunge.models.outputs import label_outputs
+from expunge.models.outputs import nearest_names, side_outputs
 
 # Parts that an adapter adds to the names of the parameters that it wraps.
 _ADAPTER = re.compile(r"base_model\.model\.|\.base_layer|_orig_mod\.")
@@ -42,21 +42,12 @@ def train_only(model: nn.Module, patterns: str | Sequence[str]) -> list[str]:
     }
     kept: set[str] = set()
     for pattern in patterns:
-        try:
-            expression = re.compile(pattern)
-        except re.error as error:
-            raise UserError(
-                f"trainable_params_regex '{pattern}' is not a regular expression: {error}",
-                "use the syntax of Python's re module",
-            ) from error
+        expression = compiled(pattern, f"trainable_params_regex '{pattern}'")
         found = [name for name in parameters if expression.fullmatch(name)]
         if not found:
-            near = ", ".join(
-                nearest(re.sub(r"\\(.)", r"\1", pattern), list(parameters), count=5)
-            ) or ", ".join(list(parameters)[:5])
             raise UserError(
                 f"trainable_params_regex '{pattern}' matches no trained parameter of {type(model).__name__}",
-                f"the nearest are: {near}",
+                nearest_names(pattern, list(parameters)),
             )
         kept.update(found)
     for name, parameter in parameters.items():
@@ -68,10 +59,6 @@ def freeze_unreached(model: nn.Module, hidden: str | Sequence[str]) -> list[str]
     """Freeze the parameters that do not affect the outputs of the given modules (those of later layers).
 
     They would get no gradient, but DDP waits for a gradient of every parameter that affects the model output.
-
-    Args:
-        model: the model, not wrapped yet.
-        hidden: regular expressions of the modules, see `label_outputs`.
 
     Returns:
         The names of the parameters that were frozen.
@@ -85,17 +72,15 @@ def freeze_unreached(model: nn.Module, hidden: str | Sequence[str]) -> list[str]
         "label_mask": torch.ones_like(ids_BT).bool(),
     }
     with torch.enable_grad():
-        outputs = label_outputs(model, side, hidden=hidden)
+        outputs = side_outputs(model, side, hidden=hidden)
         states = outputs.hidden_BTD if outputs.hidden_LBTD is None else outputs.hidden_LBTD
-        assert states is not None, "label_outputs returns the requested hidden states"
+        assert states is not None, "side_outputs returns the requested hidden states"
         found = torch.autograd.grad(
             states.float().sum(), [parameter for _, parameter in named], allow_unused=True
         )
-    unreached = [
-        (name, parameter)
-        for (name, parameter), gradient in zip(named, found, strict=True)
-        if gradient is None
-    ]
-    for _, parameter in unreached:
-        parameter.requires_grad_(False)
-    return [name for name, _ in unreached]
+    frozen: list[str] = []
+    for (name, parameter), gradient in zip(named, found, strict=True):
+        if gradient is None:
+            parameter.requires_grad_(False)
+            frozen.append(name)
+    return frozen

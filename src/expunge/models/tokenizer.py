@@ -82,11 +82,6 @@ def load_tokenizer(tokenizer_args: Mapping[str, Any], *, notices: list[str] | No
 def ensure_pad_token(tokenizer: Any, asked: str | None = None, notices: list[str] | None = None) -> None:
     """Set the pad token to a token of the existing vocabulary.
 
-    Args:
-        tokenizer: the tokenizer, changed in place.
-        asked: the requested token, or None.
-        notices: list that gets a notice about the chosen token.
-
     Raises:
         UserError: the requested token is not in the vocabulary, or there is no end-of-text token to use.
     """

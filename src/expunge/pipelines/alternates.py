@@ -50,28 +50,12 @@ def run(
             that the user can correct.
     """
     steering = {name: value for name, value in steering.items() if value is not None}
-    if novice_of is None and steering:
-        raise UserError(
-            f"{' and '.join(sorted(steering))} only applies to steered answers, and --novice-of is not given",
-            "add --novice-of CONCEPT",
-        )
-    if novice_of is not None and prompt is not None:
-        raise UserError(
-            "--prompt and --novice-of cannot be used together: steered answers use no prompt",
-            "give one of the two",
-        )
-    if output.exists() and not cfg.get("overwrite"):
-        raise UserError(f"{output} exists already", "name another file, or add overwrite=true")
-    sets = cfg.section("data.forget")
-    if len(sets) != 1:
-        raise UserError(
-            f"alternates are made for one data set, but data.forget names {len(sets)}", "choose one data set"
-        )
+    _check_asked(cfg, output, prompt, novice_of, sorted(steering))
     notices = list(cfg.notices)
     text = text_of(cfg, notices)
     dataset = dataset_of(cfg, "forget", text)
     assert dataset is not None
-    args = next(iter(sets.values())).get("args") or {}
+    args = next(iter(cfg.section("data.forget").values())).get("args") or {}
     loaded = load_model(cfg.section("model.model_args"), for_training=False, notices=notices)
     log_notices(notices, already=cfg.notices)
     settings = {
@@ -90,6 +74,22 @@ def run(
             steering["leads"] = (steering.pop("lead"),)
         found = novice_alternates(model, template, rows, concept=novice_of, **settings, **steering)
     write_json(output, found)
-    count = sum(len(entry["alternate"]) for entry in found)
-    log.info("%d rows, %d alternates: %s", len(found), count, output)
+    made = sum(len(entry["alternate"]) for entry in found)
+    log.info("%d rows, %d alternates: %s", len(found), made, output)
     return output
+
+
+def _check_asked(
+    cfg: Config, output: Path, prompt: str | None, novice_of: str | None, steering: list[str]
+) -> None:
+    if novice_of is None and steering:
+        reason = "only applies to steered answers, and --novice-of is not given"
+        raise UserError(f"{' and '.join(steering)} {reason}", "add --novice-of CONCEPT")
+    if novice_of is not None and prompt is not None:
+        reason = "--prompt and --novice-of cannot be used together: steered answers use no prompt"
+        raise UserError(reason, "give one of the two")
+    if output.exists() and not cfg.get("overwrite"):
+        raise UserError(f"{output} exists already", "name another file, or add overwrite=true")
+    if (count := len(cfg.section("data.forget"))) != 1:
+        message = f"alternates are made for one data set, but data.forget names {count}"
+        raise UserError(message, "choose one data set")

@@ -24,10 +24,6 @@ def run(output_dir: Path, seed: int = 0) -> None:
     """Train the full and the retain model, let the full one forget with three methods, and print one table.
 
     A second call reuses the finished runs in `output_dir`.
-
-    Args:
-        output_dir: where runs and the table go.
-        seed: of every run.
     """
     # A model this small gains nothing from a second thread, and with one its numbers are the same everywhere.
     torch.set_num_threads(1)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from torch import nn
 
 from expunge.core.config import Config
-from expunge.core.run_dir import RunDir, RunRecord
+from expunge.core.run_dir import RunRecord
 from expunge.lm import runtime
 from expunge.pipelines.evaluation_run import TABLES, Evaluation, load_for_evaluation, prepare_evaluation
-from expunge.training.checkpoint import disk_full_told
+from expunge.pipelines.training_run import run_of
+from expunge.training.checkpoint import reporting_full_disk
 from expunge.training.pace import peak_memory_mb
 
 
@@ -25,7 +24,10 @@ def run(cfg: Config) -> RunRecord:
     runtime.join_ranks()
     evaluation, model = runtime.agreed(lambda: _prepared(cfg))
     folder = evaluation.run
-    with folder.running(made=lambda: any((folder.path / TABLES).glob("*.json"))), disk_full_told(folder.path):
+    with (
+        folder.running(made=lambda: any((folder.path / TABLES).glob("*.json"))),
+        reporting_full_disk(folder.path),
+    ):
         metrics = evaluation.of(model, folder.path)
     folder.finish("complete", metrics=metrics, peak_memory_mb=peak_memory_mb())
     return folder.record
@@ -33,19 +35,9 @@ def run(cfg: Config) -> RunRecord:
 
 def _prepared(cfg: Config) -> tuple[Evaluation, nn.Module]:
     """Read everything, the model last."""
-    folder = RunDir(
-        Path(cfg.get("paths.output_dir")),
-        cfg,
-        overwrite=bool(cfg.get("overwrite")),
-        primary=runtime.is_primary(),
-    )
+    folder = run_of(cfg)
     runtime.seed_everything(int(cfg.get("seed", 0)))
     evaluation = prepare_evaluation(cfg, folder)
-    model = load_for_evaluation(
-        cfg.section("model.model_args"),
-        cfg.section("model.adapter"),
-        folder,
-        list(evaluation.notices),
-        evaluation.engine,
-    )
+    model_args, adapter = cfg.section("model.model_args"), cfg.section("model.adapter")
+    model = load_for_evaluation(model_args, adapter, folder, list(evaluation.notices), evaluation.engine)
     return evaluation, model

@@ -152,7 +152,9 @@ def prepare_evaluation(cfg: Config, run: RunDir, text: Text | None = None) -> Ev
         if isinstance(suite, Mapping) and "metrics" in suite
     }
     notices = list[str]()
-    if not suites or not (_at_end(cfg) or _during_training(cfg)):
+    during = str(cfg.get("trainer.args.eval_strategy") or "no").lower() not in ("no", "false")
+    during = during or bool(cfg.get("trainer.args.eval_on_start"))
+    if not suites or not (_at_end(cfg) or during):
         return Evaluation(cfg, run, ())
     text = text_of(cfg, notices) if text is None else text
     longest = longest_known(cfg.section("model.model_args"))
@@ -177,8 +179,3 @@ def prepare_evaluation(cfg: Config, run: RunDir, text: Text | None = None) -> Ev
 
 def _at_end(cfg: Config) -> bool:
     return bool(cfg.get("trainer.args.do_eval", True))
-
-
-def _during_training(cfg: Config) -> bool:
-    strategy = str(cfg.get("trainer.args.eval_strategy") or "no").lower()
-    return strategy not in ("no", "false") or bool(cfg.get("trainer.args.eval_on_start"))

@@ -82,13 +82,6 @@ def in_order(
 ) -> EpochDataset:
     """The rows in the order of training; the run folder records the order of the forget rows.
 
-    Args:
-        chosen: how scores select and order the rows; None = no scores are used.
-        pairs: the pairs as drawn.
-        run: the run's folder.
-        seed: seed of the order of items.
-        epochs: number of epochs.
-
     Raises:
         UserError: the run resumes, and it began with other scores.
     """

@@ -35,7 +35,7 @@ from expunge.pipelines.training_run import (
     training_of,
 )
 from expunge.procedures.base import FINAL, Procedure, Stages, procedure_of
-from expunge.training.checkpoint import disk_full_told
+from expunge.training.checkpoint import reporting_full_disk
 from expunge.training.launch import check_launch
 from expunge.training.pace import peak_memory_mb
 
@@ -55,9 +55,6 @@ def run_procedure(cfg: Config) -> RunRecord:
 
     A second call with the same configuration resumes, or evaluates a finished run again.
 
-    Args:
-        cfg: mode unlearn, with a procedure.
-
     Returns:
         The run's record; it counts the steps of all stages.
 
@@ -72,7 +69,7 @@ def run_procedure(cfg: Config) -> RunRecord:
     def begun() -> bool:
         return bool(run.record.steps) or any((run.path / STAGES).glob(f"*/{RECORD_FILE}"))
 
-    with run.running(made=begun), disk_full_told(run.path):
+    with run.running(made=begun), reporting_full_disk(run.path):
         if prepared is not None:
             stages, sides = prepared
             log_notices(stages.notices, already=cfg.notices)

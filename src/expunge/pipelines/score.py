@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +32,6 @@ DTYPE = "float32"
 def run(cfg: Config) -> Path:
     """Score the rows of `data.forget` with `model`, and write the scores to `scores_path`.
 
-    Args:
-        cfg: of an unlearning run; its model, `data.forget`, seed and `difficulty` are read.
-
     Returns:
         The file of scores.
 
@@ -48,9 +44,8 @@ def run(cfg: Config) -> Path:
     text = text_of(cfg, notices)
     forget = dataset_of(cfg, "forget", text)
     if forget is None:
-        raise UserError(
-            "data.forget names no data set, so there is nothing to score", "add one, such as TOFU_QA_forget"
-        )
+        message = "data.forget names no data set, so there is nothing to score"
+        raise UserError(message, "add one, such as TOFU_QA_forget")
     asked = cfg.bound[KEY].kwargs if KEY in cfg.bound else {}
     model = _model(cfg, str(asked.get("params", "auto")), notices)
     facts = model_facts(cfg)
@@ -90,8 +85,8 @@ def model_facts(cfg: Config) -> dict[str, Any]:
 
 def dataset_facts(cfg: Config, forget: Dataset) -> dict[str, Any]:
     """Which rows were scored; a value is null if it is unknown or if there are several forget data sets."""
-    specs: Mapping[str, Any] = cfg.section("data.forget")
-    args = dict((next(iter(specs.values())).get("args") or {}) if len(specs) == 1 else {})
+    specs = cfg.section("data.forget")
+    args = (next(iter(specs.values())).get("args") or {}) if len(specs) == 1 else {}
     hf_args, select = args.get("hf_args") or {}, args.get("select")
     chosen = dict(zip(SELECT_KEYS, (None, None, None), strict=True)) | dict(select or {})
     total: int | None = len(forget) if select is None and len(specs) == 1 else None
@@ -112,10 +107,8 @@ def dataset_facts(cfg: Config, forget: Dataset) -> dict[str, Any]:
 def _check_place(path: Path, overwrite: bool) -> None:
     """Check, before anything is loaded, that the file of scores can be written at the end."""
     if (count := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
-        raise UserError(
-            f"`expunge score` was started in {count} processes, but it uses one",
-            "start it without a launcher",
-        )
+        message = f"`expunge score` was started in {count} processes, but it uses one"
+        raise UserError(message, "start it without a launcher")
     other = "name another file with difficulty.path"
     if path.exists() and not overwrite:
         raise UserError(f"{path} exists already", f"{other}, or add overwrite=true")
@@ -126,11 +119,9 @@ def _check_place(path: Path, overwrite: bool) -> None:
 
 def _model(cfg: Config, params: str, notices: list[str]) -> Any:
     """The start model in float32, with its trained adapter, or a new one if `params` asks for its weights."""
-    args = {
-        key: value
-        for key, value in cfg.section("model.model_args").items()
-        if key not in ("dtype", "master_dtype", "torch_dtype")
-    }
+    args = cfg.section("model.model_args")
+    for key in ("dtype", "master_dtype", "torch_dtype"):
+        args.pop(key, None)
     adapter = cfg.section("model.adapter")
     fresh = (
         str(adapter.get("type") or "none") != "none"
@@ -154,17 +145,12 @@ def _model(cfg: Config, params: str, notices: list[str]) -> Any:
 
 def _report(path: Path, found: Difficulty) -> None:
     scores = sorted(item.score for item in found.items)
+    weights = sum(tensor.numel() for tensor in found.gradient.values())
+    scorer = f"{found.scorer['algorithm']} over {weights} weights ({found.scorer['params']})"
+    low, median, high = scores[0], scores[len(scores) // 2], scores[-1]
     log.info(
-        "%d rows scored with %s over %d weights (%s): lowest %.4g, median %.4g, highest %.4g; "
-        "norm of the forget set's gradient: %.4g",
-        len(scores),
-        found.scorer["algorithm"],
-        sum(tensor.numel() for tensor in found.gradient.values()),
-        found.scorer["params"],
-        scores[0],
-        scores[len(scores) // 2],
-        scores[-1],
-        found.norm,
+        f"{len(scores)} rows scored with {scorer}: lowest {low:.4g}, median {median:.4g}, highest {high:.4g};"
+        f" norm of the forget set's gradient: {found.norm:.4g}"
     )
     log.info(
         "to first order, HIGH scores mean forgotten first; difficulty.order=score_desc starts with these rows"

@@ -27,10 +27,10 @@ from expunge.models.load import Loaded, load_model
 from expunge.pipelines.assemble import Text, log_notices, sides_of, text_of
 from expunge.pipelines.evaluation_run import Evaluation, prepare_evaluation
 from expunge.pipelines.forget_order import ByScore, by_score, in_order
+from expunge.pipelines.optimizer_setup import stepping_of
 from expunge.pipelines.references import reference_of
-from expunge.pipelines.stepping import stepping_of
 from expunge.training.arguments import training_arguments
-from expunge.training.checkpoint import disk_full_told
+from expunge.training.checkpoint import reporting_full_disk
 from expunge.training.launch import check_launch
 from expunge.training.listeners import Listener
 from expunge.training.loop import Training
@@ -61,7 +61,7 @@ def run_training(cfg: Config) -> RunRecord:
     # Faults of tokenizer, rows, model and suites are reported here, before anything in the folder changes.
     prepared = None if run.trained else prepare(cfg, run)
     evaluation = prepare_evaluation(cfg, run) if prepared is None else prepared.evaluation
-    with run.running(made=lambda: bool(run.record.steps)), disk_full_told(run.path):
+    with run.running(made=lambda: bool(run.record.steps)), reporting_full_disk(run.path):
         if prepared is not None:
             training, resume = training_of(cfg, run, prepared)
             with steps_recorded(run, training):

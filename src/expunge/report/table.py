@@ -22,13 +22,7 @@ COLLAPSED, DAMAGED = 0.2, 0.8
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table.
-
-    Attributes:
-        metric: name in the summary.
-        title: title of the column.
-        better: which direction is better, shown under the title.
-    """
+    """A column: the metric, the title, and which direction is better (shown under the title)."""
 
     metric: str
     title: str
@@ -97,7 +91,6 @@ def compare(
     retain: str | None = None,
     write_to: Path | None = None,
     title: str = "",
-    suite: str = "tofu",
     console: Console | None = None,
 ) -> list[Line]:
     """Print a table of runs and write it to files.
@@ -108,7 +101,6 @@ def compare(
         retain: name of the retain model.
         write_to: path, without suffix, of the files `.json`, `.csv` and `.md`; None = do not write.
         title: title of the table.
-        suite: suite whose results are read.
         console: console for the output; default: stdout.
 
     Returns:
@@ -117,7 +109,7 @@ def compare(
     Raises:
         UserError: a run has no results.
     """
-    lines = judge([read_evaluated(name, folder, suite) for name, folder in runs.items()], start, retain)
+    lines = judge([read_evaluated(name, folder) for name, folder in runs.items()], start, retain)
     _print(lines, title, console or Console())
     if write_to is not None:
         write_json(write_to.with_suffix(".json"), [as_record(line) for line in lines])
@@ -133,14 +125,9 @@ def as_record(line: Line) -> dict[str, Any]:
         | ({"reason": found.reason} if found.value is None else {})
         for name, found in line.run.metrics.items()
     }
-    cost = {"seconds": line.run.seconds, "steps": line.run.steps, "peak_memory_mb": line.run.peak_memory_mb}
-    return {
-        "name": line.run.name,
-        "collapsed": line.collapsed,
-        "remark": line.remark,
-        **cost,
-        "metrics": metrics,
-    }
+    run = line.run
+    cost = {"seconds": run.seconds, "steps": run.steps, "peak_memory_mb": run.peak_memory_mb}
+    return {"name": run.name, "collapsed": line.collapsed, "remark": line.remark, **cost, "metrics": metrics}
 
 
 def as_csv(lines: Sequence[Line]) -> str:
@@ -148,30 +135,12 @@ def as_csv(lines: Sequence[Line]) -> str:
     out = io.StringIO()
     names = list(dict.fromkeys(name for line in lines for name in line.run.metrics))
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(
-        [
-            "name",
-            *(f"{name}{part}" for name in names for part in ("", "_low", "_high")),
-            "seconds",
-            "collapsed",
-            "remark",
-        ]
-    )
+    titles = [f"{name}{part}" for name in names for part in ("", "_low", "_high")]
+    writer.writerow(["name", *titles, "seconds", "collapsed", "remark"])
     for line in lines:
-        cells = [
-            getattr(line.run.metrics.get(name, Measured(None)), part)
-            for name in names
-            for part in ("value", "low", "high")
-        ]
-        writer.writerow(
-            [
-                line.run.name,
-                *("" if cell is None else cell for cell in cells),
-                line.run.seconds,
-                line.collapsed,
-                line.remark,
-            ]
-        )
+        found = [line.run.metrics.get(name, Measured(None)) for name in names]
+        cells = [cell for item in found for cell in (item.value, item.low, item.high)]
+        writer.writerow([line.run.name, *cells, line.run.seconds, line.collapsed, line.remark])
     return out.getvalue()
 
 
@@ -219,12 +188,14 @@ def _cell(line: Line, column: Column, interval: bool = False) -> str:
     found = line.run.metrics.get(column.metric)
     if found is None or found.value is None:
         return "–"
-    text = number(found.value)
-    return (
-        f"{text} [{number(found.low)}, {number(found.high)}]"
-        if interval and found.low is not None and found.high is not None
-        else text
-    )
+    return f"{number(found.value)} {shown_interval(found) if interval else ''}".rstrip()
+
+
+def shown_interval(found: Measured) -> str:
+    """The interval of a value; empty if it has none."""
+    if found.low is None or found.high is None:
+        return ""
+    return f"[{number(found.low)}, {number(found.high)}]"
 
 
 def number(value: float) -> str:
@@ -234,12 +205,17 @@ def number(value: float) -> str:
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
 
 
+def plain_table(title: str) -> RichTable:
+    """A table without a frame."""
+    return RichTable(
+        title=title, title_style="bold", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+
+
 def _print(lines: Sequence[Line], title: str, console: Console) -> None:
     """Print a table for 80 columns: headers on several lines, remarks below."""
     columns = _columns(lines)
-    table = RichTable(
-        title=title, title_style="bold", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
-    )
+    table = plain_table(title)
     table.add_column("model", no_wrap=True, vertical="bottom")
     for column in columns:
         table.add_column("\n".join([*column.title.split(), column.better]), justify="right", no_wrap=True)
@@ -251,10 +227,7 @@ def _print(lines: Sequence[Line], title: str, console: Console) -> None:
     console.print("[dim]↑ higher is better   → r closer to retain model   → 0 closer to 0   – no value[/dim]")
     for line in lines:
         if line.remark:
-            console.print(
-                f"{line.run.name}: {line.remark}",
-                style="bold red" if line.collapsed else "dim",
-                highlight=False,
-            )
+            style = "bold red" if line.collapsed else "dim"
+            console.print(f"{line.run.name}: {line.remark}", style=style, highlight=False)
     for note in notes(lines):
         console.print(note, style="dim", highlight=False)

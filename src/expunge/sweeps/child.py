@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from expunge.core.errors import UserError
-from expunge.core.files import told_to_user
+from expunge.core.files import reporting_write_errors
 from expunge.sweeps.job import HEADER, Task
 
 GRACE_SECONDS = 30.0
@@ -60,7 +60,7 @@ class Child:
 
     def __init__(self, task: Task, environment: dict[str, str] | None = None) -> None:
         path = Path(task.log)
-        with told_to_user(path):
+        with reporting_write_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             log = path.open("ab")
         with log:

@@ -19,7 +19,14 @@ from typing import Any
 from safetensors import SafetensorError
 
 from expunge.core.errors import UserError
-from expunge.core.files import COMPLETE_MARK, is_complete, mark_complete, read_json, told_to_user, write_json
+from expunge.core.files import (
+    COMPLETE_MARK,
+    is_complete,
+    mark_complete,
+    read_json,
+    reporting_write_errors,
+    write_json,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -159,15 +166,15 @@ def verify(folder: Path) -> None:
 
 
 @contextmanager
-def disk_full_told(path: Path) -> Iterator[None]:
+def reporting_full_disk(path: Path) -> Iterator[None]:
     """Turn a full disk into a `UserError`, whichever library reports it."""
     try:
-        with told_to_user(path):
+        with reporting_write_errors(path):
             yield
     except (SafetensorError, RuntimeError) as error:
         # safetensors and torch.save report a failed write with their own errors, without an error number.
         if any(words in str(error) for words in ("No space left", "file write failed", "unexpected pos")):
-            with told_to_user(path):
+            with reporting_write_errors(path):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         raise
 

@@ -29,6 +29,7 @@ from expunge.training.places import Place, count_labels
 from expunge.training.quantities import build_quantities
 
 Normalise = Literal["step", "micro_batch"]
+Context = Callable[[], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True)
@@ -131,9 +132,8 @@ class Driver:
         sequential_terms: bool = True,
     ) -> None:
         if normalise not in ("step", "micro_batch"):
-            raise UserError(
-                f"unknown value of driver.normalise: {normalise!r}", "choose 'step' or 'micro_batch'"
-            )
+            message = f"unknown value of driver.normalise: {normalise!r}"
+            raise UserError(message, "choose 'step' or 'micro_batch'")
         self.objective, self.reference = objective, reference
         self.parallel = Parallel.alone() if parallel is None else parallel
         self.normalise, self.sequential_terms = normalise, sequential_terms
@@ -148,8 +148,8 @@ class Driver:
         batch: MicroBatch,
         counts: StepCounts,
         backward: Callable[[Tensor], None],
-        autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
-        no_sync: Callable[[], AbstractContextManager[object]] = nullcontext,
+        autocast: Context = nullcontext,
+        no_sync: Context = nullcontext,
     ) -> tuple[Tensor, Tensor]:
         """Forward and backward of one micro-batch.
 
@@ -238,11 +238,7 @@ class Driver:
         return self.apart is not None
 
     def _quantities(
-        self,
-        members: list[Term],
-        model: nn.Module,
-        batch: MicroBatch,
-        autocast: Callable[[], AbstractContextManager[object]],
+        self, members: list[Term], model: nn.Module, batch: MicroBatch, autocast: Context
     ) -> dict[str, Any]:
         """The quantities, by name, that terms with the same places read."""
         own: dict[str, Any] = dict(self.objective.given(batch["counted_B"].device))
@@ -270,12 +266,10 @@ class Driver:
     ) -> None:
         """Report to the objective each term's mean over this micro-batch alone."""
         if any(batch["counted"]):
-            means = {
-                term.name: float(values[term.name])
-                / (self._scale(term, batch, counts) * max(1, _local(term, batch)))
-                for term in terms
-                if term.name in values
-            }
+            means = {}
+            for term in [term for term in terms if term.name in values]:
+                divisor = self._scale(term, batch, counts) * max(1, _local(term, batch))
+                means[term.name] = float(values[term.name]) / divisor
             self.objective.on_micro_batch(means)
 
 

@@ -80,7 +80,7 @@ def parallel_of(engine: Engine) -> Parallel:
 
 
 def _plugin(engine: Engine, precision: str) -> FullyShardedDataParallelPlugin | None:
-    """accelerate's settings of FSDP2; None for other engines, and for one process."""
+    """Accelerate's settings of FSDP2; None for other engines, and for one process."""
     if not engine.sharded or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return None
     half = torch.bfloat16 if precision == "bf16" else None

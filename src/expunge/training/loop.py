@@ -493,7 +493,7 @@ class Training:
         folder = checkpoints.checkpoint_folder(self.checkpoint_dir, step)
         partial = checkpoints.partial_folder(self.checkpoint_dir, step)
         try:
-            with checkpoints.disk_full_told(folder):
+            with checkpoints.reporting_full_disk(folder):
                 if writes:
                     shutil.rmtree(partial, ignore_errors=True)
                     partial.mkdir(parents=True)

@@ -175,12 +175,7 @@ class EpochItems(Dataset[tuple[Item, bool]]):
 
 
 class CollateMicroBatch:
-    """Collates the items of a micro-batch, and lays it out.
-
-    Args:
-        collate: turns a list of items into a batch of tensors by side.
-        elsewhere: see `micro_batch`.
-    """
+    """Collates the items of a micro-batch, and lays it out."""
 
     def __init__(self, collate: Collate, elsewhere: Mapping[str, Sequence[str]] | None = None) -> None:
         self.collate, self.elsewhere = collate, elsewhere
@@ -198,15 +193,7 @@ def loader_of(
     parallel: Parallel,
     elsewhere: Mapping[str, Sequence[str]] | None = None,
 ) -> DataLoader[Any]:
-    """The loader of this rank's micro-batches; `micro_batches(loader).set_epoch` chooses the epoch.
-
-    Args:
-        rows: the training set.
-        collate: turns a list of items into a batch of tensors by side.
-        args: arguments of the training.
-        parallel: how the rows are split over ranks.
-        elsewhere: see `micro_batch`.
-    """
+    """The loader of this rank's micro-batches; `micro_batches(loader).set_epoch` chooses the epoch."""
     seed = order_seed(args)
     sampler = MicroBatches(
         len(rows),

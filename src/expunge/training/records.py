@@ -11,15 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from expunge.core.files import told_to_user, without_nan, write_text
-from expunge.core.layout import EXPUNGE, LAYOUTS
+from expunge.core.files import reporting_write_errors, without_nan, write_text
 from expunge.training.listeners import Listener
 
-WALL_CLOCK = (
-    "seconds", "tokens_per_second", "peak_memory_mb",
-    "train_runtime", "train_samples_per_second", "train_steps_per_second", "eval_runtime",
-)  # fmt: skip
-"""Keys that differ between two runs of one configuration; all others are equal, also after a resume."""
 CLOSING = b"]\n"
 
 
@@ -58,7 +52,7 @@ class RecordLog(Listener):
     def append(self, record: Mapping[str, Any]) -> None:
         """Write one record and wait until it is on disk; NaN and infinities become null."""
         line = json.dumps(without_nan(dict(record)), ensure_ascii=False, allow_nan=False).encode("utf-8")
-        with told_to_user(self.path):
+        with reporting_write_errors(self.path):
             self.path.touch()
             with self.path.open("r+b") as handle:
                 end = handle.seek(0, os.SEEK_END)
@@ -70,13 +64,6 @@ class RecordLog(Listener):
                 handle.flush()
                 os.fsync(handle.fileno())
         self.count += 1
-
-
-def read_records(run_dir: Path) -> list[dict[str, Any]]:
-    """The records of a run, in order, without an incomplete last line; empty if there are none."""
-    files = (layout.log_file(run_dir) for layout in LAYOUTS.values())
-    path = next((file for file in files if file.is_file()), EXPUNGE.log_file(run_dir))
-    return [json.loads(line) for line in _whole_lines(path)]
 
 
 def _whole_lines(path: Path) -> list[str]:

@@ -14,7 +14,7 @@ from expunge.cli.verb import Verb, config_of, parsed, run_options, verbose_optio
 from expunge.core.errors import Fault, Faults, UserError, unknown
 from expunge.sweeps.executor import EXECUTORS, executor_of
 from expunge.sweeps.job import Job, check_jobs
-from expunge.sweeps.run import JobsCancelled, Outcome, Progress, run_jobs
+from expunge.sweeps.run import JobsCancelled, Outcome, run_jobs
 
 VERBS = ("train", "unlearn", "eval")
 """The verbs that fill a run folder."""
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
     chosen = {"workers": args.workers, "gpus": args.gpus}
     executor = executor_of(args.executor, settings | {k: v for k, v in chosen.items() if v is not None})
     try:
-        outcomes = run_jobs(jobs, executor, on_progress=_print_progress)
+        outcomes = run_jobs(jobs, executor, on_progress=lambda progress: print(progress, flush=True))
     except JobsCancelled as stopped:
         _print_outcomes(stopped.outcomes)
         raise
@@ -73,22 +73,20 @@ def read_jobs(file: Path, verbs: Mapping[str, Verb], environment: Mapping[str, s
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the jobs of {file}: {error}", "give a text file") from error
-    faults, jobs = list[Fault](), list[Job]()
+    faults, jobs = Faults(), list[Job]()
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         try:
             jobs.append(_job(line, verbs, environment))
         except UserError as error:
-            faults += [Fault(f"{file}, line {number}: {fault.message}", fault.hint) for fault in error.faults]
-    if not faults and not jobs:
-        faults.append(Fault(f"{file} holds no command line", "write one a line, such as `expunge unlearn …`"))
-    found = Faults()
-    with found.noted():
+            for fault in error.faults:
+                faults.fault(f"{file}, line {number}: {fault.message}", fault.hint)
+    if not faults.faults and not jobs:
+        faults.fault(f"{file} holds no command line", "write one a line, such as `expunge unlearn …`")
+    with faults.noted():
         check_jobs(jobs)
-    faults += found.found
-    if faults:
-        raise UserError.of(faults)
+    faults.raise_found()
     return jobs
 
 
@@ -148,10 +146,6 @@ def _value(text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError:
         return text
-
-
-def _print_progress(progress: Progress) -> None:
-    print(progress, flush=True)
 
 
 def _print_outcomes(outcomes: Sequence[Outcome]) -> None:

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from expunge.core.annotations import Type
 from expunge.core.binding import Binder
 from expunge.core.config import Config
-from expunge.core.errors import nearest
+from expunge.core.errors import did_you_mean
 from expunge.core.handlers import REQUIRED
 
 
-@dataclass
 class Checking(Binder):
     """One validation: a binder that knows the configuration.
 
-    Attributes:
+    Args:
         cfg: the configuration to check.
         broken: groups whose choice does not exist; what depends on them is not checked.
     """
 
-    cfg: Config = field(default_factory=lambda: Config({}))
-    broken: set[str] = field(default_factory=set)
+    def __init__(self, cfg: Config, broken: set[str] | None = None) -> None:
+        super().__init__()
+        self.cfg, self.broken = cfg, broken or set()
 
     def typed(self, key: str, value: Any = REQUIRED) -> str:
         """The typed override of `key`, else `key=value` with the value from the YAML."""
@@ -36,13 +35,8 @@ class Checking(Binder):
         """Check that every name at `key` is one of `choices`."""
         for name, value in names.items():
             if name not in choices:
-                near = nearest(name, choices, count=3)
-                hint = (
-                    f"did you mean {' or '.join(repr(item) for item in near)}?"
-                    if near
-                    else f"known: {', '.join(sorted(choices))}"
-                )
-                self.fault(f"{self.typed(f'{key}.{name}', value)}: {what} has no {name!r}", hint)
+                hint = did_you_mean(name, choices, count=3) or f"known: {', '.join(sorted(choices))}"
+                self.refuse(f"{key}.{name}", value, f"{what} has no {name!r}", hint)
 
     def number(
         self, key: str, *, above: float | None = None, at_least: float | None = None, whole: bool = False
@@ -55,8 +49,9 @@ class Checking(Binder):
             value = int(value)
         limits = (("Above", above), ("AtLeast", at_least))
         ranges = tuple((name, bound) for name, bound in limits if bound is not None)
-        example = f"for example {key}={_example(key, at_least, whole)}"
-        self.check(key, value, Type("int" if whole else "float", ranges=ranges), example)
+        number = "1e-5" if key.endswith("learning_rate") else f"{1 if at_least is None else at_least:g}"
+        hint = f"for example {key}={4 if whole else number}"
+        self.check(key, value, Type("int" if whole else "float", ranges=ranges), hint)
 
     def side_is_there(self, side: str, reader: str) -> None:
         """Check that a side of the data has a dataset, because `reader` reads it."""
@@ -65,9 +60,3 @@ class Checking(Binder):
                 f"data.{side} is empty, and {reader} reads it",
                 f"choose a dataset: data/datasets@data.{side}=NAME",
             )
-
-
-def _example(key: str, at_least: float | None, whole: bool) -> str:
-    if whole:
-        return "4"
-    return "1e-5" if key.endswith("learning_rate") else f"{at_least:g}" if at_least is not None else "1"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from expunge.config.checks.checking import Checking
 from expunge.config.method import losses_of
 from expunge.core.annotations import Type, type_of
 from expunge.core.binding import Option
+from expunge.core.errors import compiled
 from expunge.core.handlers import read_signature
 from expunge.core.run_dir import SCORES_FILE
 
@@ -32,16 +32,15 @@ def check_difficulty(check: Checking) -> None:
     if node is None:
         return
     if not isinstance(node, dict):
-        check.fault(
-            f"{check.typed('difficulty', node)}: this is a section, not a value",
-            "write difficulty.order=score_desc",
-        )
+        hint = "write difficulty.order=score_desc"
+        check.refuse("difficulty", node, "this is a section, not a value", hint)
         return
     given = {name: value for name, value in node.items() if value is not None}
     if given.get("epoch_grad_mode") == "trajectory":
-        text = check.typed("difficulty.epoch_grad_mode", given.pop("epoch_grad_mode"))
-        check.fault(
-            f"{text}: sums over a training trajectory are not part of this version",
+        check.refuse(
+            "difficulty.epoch_grad_mode",
+            given.pop("epoch_grad_mode"),
+            "sums over a training trajectory are not part of this version",
             "leave the key out: the default, frozen, uses the gradient of the start model",
         )
     order = read_signature(ORDER)
@@ -61,18 +60,11 @@ def is_used(node: dict[str, Any]) -> bool:
 
 def _params(check: Checking, given: Mapping[str, Any]) -> None:
     params, path = given.get("params", "auto"), given.get("path")
-    try:
-        re.compile(str(params))
-    except re.error as error:
-        check.fault(
-            f"{check.typed('difficulty.params', params)}: not a regular expression: {error}",
-            "use the syntax of Python's re module",
-        )
+    with check.noted():
+        compiled(str(params), check.typed("difficulty.params", params))
     if path is not None and Path(str(path)).suffix not in (".json", ".jsonl"):
-        check.fault(
-            f"{check.typed('difficulty.path', path)}: scores are a .json or a .jsonl file",
-            f"name it {Path(str(path)).name}.json",
-        )
+        hint = f"name it {Path(str(path)).name}.json"
+        check.refuse("difficulty.path", path, "scores are a .json or a .jsonl file", hint)
 
 
 def _selection(check: Checking, given: Mapping[str, Any]) -> None:
@@ -80,32 +72,22 @@ def _selection(check: Checking, given: Mapping[str, Any]) -> None:
     if given.get("select") is None:
         for name in ("k", "select_by"):
             if name in given:
-                check.fault(
-                    f"{check.typed(f'difficulty.{name}', given[name])}: nothing is selected",
-                    "add difficulty.select=first_k",
-                )
+                hint = "add difficulty.select=first_k"
+                check.refuse(f"difficulty.{name}", given[name], "nothing is selected", hint)
         return
     if "k" not in given:
         check.fault(
             "difficulty.k is not given, and difficulty.select=first_k needs it", "add difficulty.k=ROWS"
         )
     if given.get("order", "none") == "none" and "select_by" not in given:
-        check.fault(
-            f"{check.typed('difficulty.select', given['select'])}: first_k needs an order",
-            "add difficulty.select_by=score_asc (or score_desc), or difficulty.order",
-        )
+        hint = "add difficulty.select_by=score_asc (or score_desc), or difficulty.order"
+        check.refuse("difficulty.select", given["select"], "first_k needs an order", hint)
 
 
 def _method(check: Checking, given: dict[str, Any]) -> None:
     """Check that the method reads the forget rows, because their order has no effect otherwise."""
-    text = next(
-        (
-            check.typed(f"difficulty.{name}", given[name])
-            for name in ("order", "select")
-            if given.get(name) not in (None, "none")
-        ),
-        "",
-    )
+    used = [name for name in ("order", "select") if given.get(name) not in (None, "none")]
+    text = check.typed(f"difficulty.{used[0]}", given[used[0]]) if used else ""
     if isinstance(procedure := check.cfg.get("procedure"), dict):
         name = str(procedure.get("handler")).rpartition(":")[2]
         check.fault(
@@ -114,14 +96,11 @@ def _method(check: Checking, given: dict[str, Any]) -> None:
         )
         return
     losses = losses_of(check.cfg)
-    sides = {name.removeprefix("ref_").split("_")[0] for loss in losses for name in loss.positional} - {
-        "parameters"
-    }
-    if losses and sides <= {"retain"}:
+    sides = {name.removeprefix("ref_").split("_")[0] for loss in losses for name in loss.positional}
+    if losses and sides <= {"retain", "parameters"}:
         reason = f"{losses[0].name} does not read the forget rows, so their order changes nothing"
-        check.fault(
-            f"{text}: {reason}", "leave it out, or choose a method that reads them, such as trainer=NPO"
-        )
+        hint = "leave it out, or choose a method that reads them, such as trainer=NPO"
+        check.fault(f"{text}: {reason}", hint)
     if check.cfg.get("trainer.args.dataloader_drop_last") and given.get("order", "none") != "none":
         check.fault(
             f"{text}: with trainer.args.dataloader_drop_last,"

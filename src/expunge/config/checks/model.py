@@ -7,13 +7,7 @@ from typing import Any
 
 from expunge.config.adapter import ADAPTER_FILE, bind_adapter
 from expunge.config.checks.checking import Checking
-from expunge.config.model_keys import (
-    ATTENTIONS,
-    DTYPES,
-    MODEL_KEYS,
-    TEMPLATE_KEYS,
-    TOKENIZER_KEYS,
-)
+from expunge.config.model_keys import ATTENTIONS, DTYPES, MODEL_KEYS, TEMPLATE_KEYS, TOKENIZER_KEYS
 from expunge.core.annotations import Type
 
 MODEL_FILE = "config.json"
@@ -30,19 +24,11 @@ def check_model(check: Checking) -> None:
         check.known(f"model.{name}", check.cfg.section(f"model.{name}"), keys, reader)
     bind_adapter(check, check.cfg.section("model.adapter"))
     for key in ("torch_dtype", "master_dtype"):
-        value = args.get(key)
-        _choice(
-            check,
-            f"model.model_args.{key}",
-            str(value).removeprefix("torch.") if value is not None else None,
-            (*DTYPES, "auto"),
-        )
-    _choice(
-        check,
-        "model.model_args.attn_implementation",
-        args.get("attn_implementation"),
-        ATTENTIONS,
-    )
+        if args.get(key) is not None:
+            value = str(args[key]).removeprefix("torch.")
+            check.check(f"model.model_args.{key}", value, Type("literal", (*DTYPES, "auto")))
+    if (attention := args.get("attn_implementation")) is not None:
+        check.check("model.model_args.attn_implementation", attention, Type("literal", ATTENTIONS))
     _folder(check, "model.model_args.pretrained_model_name_or_path", args)
     tokenizer = check.cfg.get("model.tokenizer_args.pretrained_model_name_or_path")
     if tokenizer != args.get("pretrained_model_name_or_path"):
@@ -68,10 +54,7 @@ def _folder(check: Checking, key: str, args: dict[str, Any]) -> None:
         return
     if not path.is_dir():
         what = "is a file, not a model folder" if path.is_file() else "no such folder"
-        check.fault(
-            f"{check.typed(key, name)}: {what}",
-            f"looked for {path.resolve()}; a model folder has a {MODEL_FILE}",
-        )
+        check.refuse(key, name, what, f"looked for {path.resolve()}; a model folder has a {MODEL_FILE}")
     elif not (path / wanted).is_file():
         nested = sorted(item.parent.name for item in path.glob("*/config.json"))
         hint = (
@@ -79,7 +62,7 @@ def _folder(check: Checking, key: str, args: dict[str, Any]) -> None:
             if nested
             else "give the folder that a training run or save_pretrained wrote"
         )
-        check.fault(f"{check.typed(key, name)}: not a model folder, it has no {wanted}", hint)
+        check.refuse(key, name, f"not a model folder, it has no {wanted}", hint)
 
 
 def _tokenizer(check: Checking, name: Any) -> None:
@@ -91,12 +74,5 @@ def _tokenizer(check: Checking, name: Any) -> None:
     # An adapter's folder may have no tokenizer; the base model's tokenizer is then used.
     files = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", ADAPTER_FILE)
     if path.suffix != ".gguf" and looks_local(name) and not any((path / item).is_file() for item in files):
-        check.fault(
-            f"{check.typed(key, name)}: not a folder with a tokenizer",
-            f"looked for tokenizer.json in {path.resolve()}",
-        )
-
-
-def _choice(check: Checking, key: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value is not None:
-        check.check(key, value, Type("literal", choices))
+        hint = f"looked for tokenizer.json in {path.resolve()}"
+        check.refuse(key, name, "not a folder with a tokenizer", hint)

@@ -31,7 +31,7 @@ def check_parallel(check: Checking) -> None:
     try:
         engine = engine_of(section or {}, os.environ)
     except UserError as error:
-        check.faults += error.faults
+        check.record(error.faults)
         return
     if engine.cpu_offload and not engine.sharded:
         check.fault(

@@ -40,21 +40,18 @@ def _node(check: Checking, key: str, group: str) -> dict[str, Any] | None:
     """The mapping at `key`; None without a choice, or if it is not a mapping (recorded as a fault)."""
     node = check.cfg.get(key)
     if node is not None and not isinstance(node, dict):
-        check.fault(
-            f"{check.typed(key, node)}: this is a choice of the group {group}", f"write {group}={node}"
-        )
+        check.refuse(key, node, f"this is a choice of the group {group}", f"write {group}={node}")
         return None
     return node or None
 
 
 def _one_optimizer(check: Checking) -> None:
-    bound = check.bound.get(OPTIMIZER)
-    for text in check.cfg.overrides if bound is not None else ():
+    if (bound := check.bound.get(OPTIMIZER)) is None:
+        return
+    for text in check.cfg.overrides:
         if text.lstrip("+").startswith(("trainer.args.optim=", "trainer.args.optim_args=")):
-            check.fault(
-                f"{text}: {OPTIMIZER} already chooses the optimizer {bound.name}" if bound else "",
-                "give only one of the two",
-            )
+            chosen = f"{text}: {OPTIMIZER} already chooses the optimizer {bound.name}"
+            check.fault(chosen, "give only one of the two")
 
 
 def _rule_sides(check: Checking) -> None:
@@ -62,10 +59,8 @@ def _rule_sides(check: Checking) -> None:
     finetunes = check.cfg.get("mode") == "finetune" or check.cfg.get("procedure") is not None
     for key, rule in check.bound.items():
         if key.startswith(f"{RULE}.") and finetunes and rule.value("side") not in (None, "retain"):
-            check.fault(
-                f"{check.typed(f'{key}.side', rule.value('side'))}: finetuning has no term of that side",
-                f"give {key}.side=null for all terms",
-            )
+            hint = f"give {key}.side=null for all terms"
+            check.refuse(f"{key}.side", rule.value("side"), "finetuning has no term of that side", hint)
 
 
 def _mask(check: Checking, node: Mapping[str, Any]) -> None:
@@ -82,8 +77,7 @@ def _mask(check: Checking, node: Mapping[str, Any]) -> None:
 def _mask_file(check: Checking, node: Mapping[str, Any]) -> None:
     path = Path(str(node["path"])).expanduser()
     if str(node["path"]) != "???" and not path.is_file():
-        text = check.typed(f"{MASK}.path", node["path"])
-        check.fault(f"{text}: no such file", f"looked for {path.resolve()}")
+        check.refuse(f"{MASK}.path", node["path"], "no such file", f"looked for {path.resolve()}")
     if further := sorted(set(node) - {"path", "handler"}):
         check.fault(
             f"{MASK}.path is given with {', '.join(further)}",

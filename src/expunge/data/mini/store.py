@@ -49,7 +49,7 @@ def _once(part: str, write: Callable[[Path], None]) -> Path:
     folder = cache_root() / f"mini-{_version()}" / part
     if files.is_complete(folder):
         return folder
-    with files.told_to_user(folder):
+    with files.reporting_write_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{part}."))
         try:
