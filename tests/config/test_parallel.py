@@ -59,7 +59,7 @@ def test_what_the_launcher_cannot_have(section: Any, environment: dict[str, str]
         (("parallel=fdsp2",), "fsdp2"),
         (("parallel.kind=zero3",), "parallel.kind"),
         (("parallel=fsdp2", "parallel.offload=true"), "parallel.offload"),
-        (("parallel=ddp", "parallel.cpu_offload=true"), "does not split weights"),
+        (("parallel=ddp", "parallel.cpu_offload=true"), "there is no key 'parallel.cpu_offload'"),
         (("parallel=fsdp2", "mask=random"), "trainer.mask"),
         (("parallel=fsdp2", "optimizer=sam"), "trainer.optimizer.rules.sam"),
         (("parallel=fsdp2", "combine=gru", "retain=nll"), "combine"),

@@ -33,10 +33,6 @@ def check_parallel(check: Checking) -> None:
     except UserError as error:
         check.record(error.faults)
         return
-    if engine.cpu_offload and not engine.sharded:
-        check.fault(
-            f"{KEY}.cpu_offload=true: {engine.kind} does not split weights", "use parallel=fsdp2_offload"
-        )
     if engine.sharded:
         for text, hint in _excluded(check):
             check.fault(f"{text}, which fsdp2 splits", hint)
