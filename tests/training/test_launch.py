@@ -13,8 +13,7 @@ from transformers import TrainingArguments
 
 from expunge.config.training_fields import HONOURED, NO_EFFECT, REFUSED, known_fields, refusals
 from expunge.core.errors import UserError
-from expunge.models.parallel import refuse_sharding
-from expunge.training.launch import SHARDING, check_launch, check_precision, processes_asked
+from expunge.training.launch import check_launch, check_precision, processes_asked
 
 ACCELERATE = "/somewhere/bin/accelerate"
 
@@ -44,21 +43,6 @@ def test_what_cannot_be_had_is_refused_with_the_key_and_the_reason(name: str, va
     (fault,) = refusals({name: value, "learning_rate": 1e-5})
     assert fault.message.startswith(f"trainer.args.{name}={value}: ")
     assert len(fault.hint) > 10
-
-
-@pytest.mark.parametrize("variable", SHARDING)
-def test_sharded_weights_are_refused_before_anything_is_loaded(variable: str) -> None:
-    with pytest.raises(UserError, match=f"{variable}.*splits the weights"):
-        check_launch({variable: "true"})
-    check_launch({variable: "false"})
-
-
-def test_an_engine_that_came_up_unasked_is_refused() -> None:
-    for kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "XLA"):
-        with pytest.raises(UserError, match=kind):
-            refuse_sharding(kind)
-    for kind in ("NO", "MULTI_CPU", "MULTI_GPU"):
-        refuse_sharding(kind)
 
 
 def test_the_number_of_processes_is_read_as_accelerate_reads_it(tmp_path: Path) -> None:

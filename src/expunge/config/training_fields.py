@@ -137,8 +137,8 @@ NO_EFFECT = {
 }
 """Accepted with any value, because the field's files set them. They have no effect, for the reason given."""
 
-_SHARDING = "this version trains in one process or under DDP"
-_TORCHRUN = "leave the key out, and use `torchrun --nproc_per_node N`"
+_SHARDING = "the engine is chosen by `parallel`, or by the launcher's configuration"
+_TORCHRUN = "leave the key out, and give parallel=fsdp2 or parallel=ddp under `torchrun --nproc_per_node N`"
 _PUSH = "upload the finished folder with `hf upload`"
 REFUSED = {
     "label_smoothing_factor": Refused(
