@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 
 from expunge.config.training_fields import HONOURED, NO_EFFECT, REFUSED, known_fields, refusals
 from expunge.core.errors import UserError
-from expunge.training.launch import check_launch, check_precision, processes_asked
+from expunge.training.launch import check_precision, processes_asked
 
 ACCELERATE = "/somewhere/bin/accelerate"
 
@@ -75,8 +75,8 @@ def test_the_launchers_precision_is_that_of_the_training_or_an_error() -> None:
             "asked for 2 processes but started one",
         ),
         (
-            "distributed_type: FSDP\nnum_processes: 1\nuse_cpu: true\nfsdp_config: {fsdp_version: 2}\n",
-            "asks for FSDP",
+            "distributed_type: FSDP\nnum_processes: 2\nuse_cpu: true\nfsdp_config: {fsdp_version: 2}\n",
+            "parallel=fsdp2 was asked for, but accelerate started MULTI_CPU",
         ),
     ],
 )

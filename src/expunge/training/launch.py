@@ -103,18 +103,18 @@ def _checked(engine: Engine, accelerator: Accelerator, device: torch.device) -> 
         UserError: it is something else.
     """
     got, whole = accelerator.distributed_type.name, Parallel.here(device)
-    if engine.sharded and whole.dp_size == 1:
-        logger.warning("parallel=%s with one process: the weights are not split", engine.kind)
-    elif engine.sharded:
-        if got != "FSDP" or not accelerator.is_fsdp2:
-            raise UserError(
-                f"parallel={engine.kind} was asked for, but accelerate started {got}: FSDP2 needs accelerators"
-                " such as GPUs",
-                f"{UNSHARDED}; on CPUs, DDP gives the same numbers",
-            )
+    if engine.sharded and got == "FSDP" and accelerator.is_fsdp2:
         return replace(whole, kind="fsdp2", split=partial(fsdp2_prepare_model, accelerator))
-    elif got not in PLAIN:
+    if engine.sharded and whole.dp_size > 1:
+        raise UserError(
+            f"parallel={engine.kind} was asked for, but accelerate started {got}: FSDP2 needs accelerators such"
+            " as GPUs",
+            f"{UNSHARDED}; on CPUs, DDP gives the same numbers",
+        )
+    if got not in PLAIN:
         raise UserError(f"parallel={engine.kind} was asked for, but accelerate started {got}", UNSHARDED)
+    if engine.sharded:
+        logger.warning("parallel=%s with one process: the weights are not split", engine.kind)
     return whole
 
 
