@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -61,8 +61,8 @@ def collate(encoded: Sequence[Encoded], pad_id: int, side: Literal["right", "lef
     return collated
 
 
-def hidden_places(encoded: Sequence[Encoded], input_ids_BT: torch.Tensor) -> torch.Tensor | None:
-    """[B, T], True = no position attends here (see `Encoded.hidden`); None if no example hides a token."""
+def hidden_places(encoded: Sequence[Any], input_ids_BT: torch.Tensor) -> torch.Tensor | None:
+    """[B, T], True = no position attends here (see `Encoded.hidden`); None if no `.hidden` is a token."""
     if all(example.hidden is None for example in encoded):
         return None
     hidden_B1 = torch.tensor([[-1 if example.hidden is None else example.hidden] for example in encoded])

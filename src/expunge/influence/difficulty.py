@@ -37,6 +37,8 @@ Choice = Literal["auto", "naive", "jvp", "ghost", "lora"]
 Algorithm = Callable[
     [nn.Module, Mapping[str, nn.Parameter], Tensors, Iterable[RowBatch], str], dict[int, Along]
 ]
+"""Maps the model in eval mode, the parameters (which require gradients), g, every row once in batches, and
+the reduction to <g_i, g> by row number."""
 TWO_PASSES: dict[str, Algorithm] = {"naive": naive, "jvp": jvp, "ghost": ghost}
 """The algorithms that need g as input; `lora` computes it."""
 
@@ -135,25 +137,16 @@ def score_rows(
     where = next(iter(chosen.parameters.values())).device
 
     def batches(what: str) -> Iterable[RowBatch]:
-        return _with_progress(
-            batches_of(encoded, max_tokens, where, max_rows=1 if taken == "naive" else None),
-            len(encoded),
-            what,
-        )
+        found = batches_of(encoded, max_tokens, where, max_rows=1 if taken == "naive" else None)
+        return _with_progress(found, len(encoded), what)
 
     with gradients_for(model, chosen.parameters):
         g, along = _measured(model, chosen.parameters, taken, batches, reduction)
     items = tuple(
         _item(row, g.losses[number], along[number], g.norm, signed) for number, row in enumerate(encoded)
     )
-    scorer = {
-        "loss": loss,
-        "reduction": reduction,
-        "epoch_grad_mode": epoch_grad_mode,
-        "params": chosen.kind,
-        "algorithm": taken,
-        "signed": signed,
-    }
+    scorer: dict[str, Any] = {"loss": loss, "reduction": reduction, "epoch_grad_mode": epoch_grad_mode}
+    scorer |= {"params": chosen.kind, "algorithm": taken, "signed": signed}
     used = f"{attention} (math)" if (taken, attention) == ("jvp", "sdpa") else attention
     return Difficulty(items, g.by_name, g.norm, scorer, used, chosen.notices)
 
@@ -187,16 +180,8 @@ def _algorithm(asked: str, attention: str) -> str:
 def _item(row: Encoded, loss: float, along: Along, norm: float, signed: bool) -> Item:
     projection = along.dot / norm
     cosine = projection / along.norm if along.norm else None
-    return Item(
-        row.row_id,
-        row.row,
-        count_labels(row),
-        loss,
-        projection,
-        projection if signed else abs(projection),
-        along.norm,
-        cosine,
-    )
+    score = projection if signed else abs(projection)
+    return Item(row.row_id, row.row, count_labels(row), loss, projection, score, along.norm, cosine)
 
 
 def _with_progress(batches: Iterable[RowBatch], total: int, what: str) -> Iterable[RowBatch]:

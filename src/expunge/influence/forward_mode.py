@@ -26,7 +26,7 @@ def unpacked(value: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @contextmanager
-def told_without_rule(model: nn.Module) -> Iterator[None]:
+def reporting_missing_rule(model: nn.Module) -> Iterator[None]:
     """Report an operation without a forward derivative as a `UserError`; hide a warning of torch."""
     try:
         with warnings.catch_warnings():

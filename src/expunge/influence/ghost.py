@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from expunge.core.errors import UserError
-from expunge.influence.forward_mode import dual, told_without_rule, unpacked
+from expunge.influence.forward_mode import dual, reporting_missing_rule, unpacked
 from expunge.influence.gradient import EpochGradient, Tensors, checked, norm_of, row_losses
 from expunge.influence.module_calls import Call, Owner, check_heard, heard, owners_of
 from expunge.influence.projections import Along
@@ -38,15 +38,7 @@ def ghost(
 ) -> dict[int, Along]:
     """One backward pass per batch, and a tangent of the output of each module along its own parameters.
 
-    Args:
-        model: in eval mode; `parameters` require gradients.
-        parameters: by name; each must be used by its own module.
-        gradient: g, by name.
-        batches: every row once.
-        reduction: see `rows.Reduction`.
-
-    Returns:
-        <g_i, g> by row number, without norms.
+    Without norms.
 
     Raises:
         UserError: a module mixes rows, a parameter is used outside its module, or an operation has no forward
@@ -80,15 +72,8 @@ def lora(
 ) -> tuple[EpochGradient, dict[int, Along]]:
     """Compute the gradient of every row with one backward pass per batch, then g, projections and norms.
 
-    Args:
-        model: in eval mode; `parameters` require gradients.
-        parameters: by name; all are weights or biases of Linear modules, such as the factors of LoRA. The
-            function stores N times their size.
-        batches: every row once.
-        reduction: see `rows.Reduction`.
-
-    Returns:
-        g, and <g_i, g> and ||g_i|| by row number.
+    All parameters are weights or biases of Linear modules, such as the factors of LoRA. N times their size is
+    stored.
 
     Raises:
         UserError: a parameter does not belong to a Linear module, a module mixes rows, or the gradient is
@@ -161,7 +146,7 @@ def _tangent(call: Call, gradient: Tensors) -> Tensor:
     # A copy, and below a direct call of its forward: hooks must not see this call.
     bare = copy.copy(module)
     bare.__dict__ = dict(module.__dict__)
-    with torch.no_grad(), forward_ad.dual_level(), told_without_rule(module):
+    with torch.no_grad(), forward_ad.dual_level(), reporting_missing_rule(module):
         held = {key: dual(getattr(module, key).detach(), gradient[name]) for key, name in local.items()}
         bare._parameters = {**module._parameters, **held}  # type: ignore[dict-item]  # a dual tensor is no Parameter
         return unpacked(

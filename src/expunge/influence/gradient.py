@@ -37,14 +37,7 @@ def epoch_gradient(
 ) -> EpochGradient:
     """The mean gradient of the rows. All rows have the same weight, whatever their batch and length.
 
-    Args:
-        model: in eval mode; `parameters` require gradients. No `.grad` is changed.
-        parameters: the parameters to differentiate by, by name.
-        batches: every row once.
-        reduction: how token losses become the loss of a row, see `rows.Reduction`.
-
-    Returns:
-        The gradient, its norm, and the losses.
+    No `.grad` is changed.
 
     Raises:
         UserError: a loss or the gradient is not finite, or the gradient is zero, so a projection on it does

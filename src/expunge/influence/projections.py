@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from expunge.influence.forward_mode import dual, told_without_rule, unpacked
+from expunge.influence.forward_mode import dual, reporting_missing_rule, unpacked
 from expunge.influence.gradient import Tensors, dot, norm_of, row_losses
 from expunge.influence.rows import RowBatch, index_of, reduced
 from expunge.lm.labels import Side
@@ -48,18 +48,7 @@ def naive(
     batches: Iterable[RowBatch],
     reduction: str,
 ) -> dict[int, Along]:
-    """One backward pass per row.
-
-    Args:
-        model: in eval mode; `parameters` require gradients.
-        parameters: by name.
-        gradient: g, by name.
-        batches: every row once, one row per batch.
-        reduction: see `rows.Reduction`.
-
-    Returns:
-        Dot product and norm by row number.
-    """
+    """One backward pass per row, which is alone in its batch: dot product and norm by row number."""
     found: dict[int, Along] = {}
     for (number,), side in batches:
         with torch.enable_grad():
@@ -77,23 +66,13 @@ def jvp(
     batches: Iterable[RowBatch],
     reduction: str,
 ) -> dict[int, Along]:
-    """One forward pass with tangents per batch: l_i' = d/de l_i(theta + e g) = <g_i, g>.
+    """One forward pass with tangents per batch: l_i' = d/de l_i(theta + e g) = <g_i, g>; without norms.
 
     Consider a label position with last hidden state h and tangent h', and vocabulary weights W with tangent
     W'. The tangent of the logits is t = W h' + W' h, and l' = sum_v p_v (t_v - t_y), which is
     (softmax(W h) - onehot(y)) times t. Logits are in memory for a few label positions at a time. If the model
     computes more than W h after its last hidden state (a soft cap, a scale, an adapter), the tangents are
     taken through that, and the logits are in memory for a whole batch.
-
-    Args:
-        model: in eval mode.
-        parameters: by name.
-        gradient: g, by name.
-        batches: every row once.
-        reduction: see `rows.Reduction`.
-
-    Returns:
-        Dot product by row number, without norms.
 
     Raises:
         UserError: an operation of the model has no forward derivative.
@@ -104,7 +83,7 @@ def jvp(
     for numbers, side in batches:
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             plain = _head_is_plain(inner, side) if plain is None else plain
-            with forward_ad.dual_level(), told_without_rule(inner):
+            with forward_ad.dual_level(), reporting_missing_rule(inner):
                 call = _call_with(
                     inner, {name: dual(p.detach(), gradient[name]) for name, p in parameters.items()}
                 )

@@ -21,12 +21,7 @@ Reduction = Literal["token_mean", "token_sum"]
 
 
 class RowBatch(NamedTuple):
-    """A batch of rows.
-
-    Attributes:
-        numbers: positions of the rows in their sequence.
-        side: tensors of the rows, on the device.
-    """
+    """The positions of some rows in their sequence, and their tensors on the device."""
 
     numbers: list[int]
     side: Side

@@ -107,7 +107,7 @@ def write_scores(
     seed: int,
     save_gradient: bool = True,
 ) -> Path:
-    """Write scores and, beside them, g by parameter name.
+    """Write scores and, beside them, g by parameter name (4 bytes per parameter).
 
     Args:
         path: `.json`, or `.jsonl` for one item per line and a `.meta.json` beside it.
@@ -116,10 +116,7 @@ def write_scores(
         model: name, adapter_sha256, dtype, fingerprint.
         dataset: name, subset, split, n_total, dataset_seed, forget_ratio.
         seed: seed of the run.
-        save_gradient: write g, 4 bytes per parameter.
-
-    Returns:
-        The path of the file of scores.
+        save_gradient: whether g is written.
 
     Raises:
         UserError: the suffix is unknown, the disk is full, or the folder is not writable.

@@ -98,18 +98,11 @@ def prefixed(side: Side, ids: tuple[int, ...], bos: int | None) -> Side:
 
 
 def shifted(ref_BNV: Tensor, expert_BNV: Tensor, novice_BNV: Tensor, strength: float) -> Tensor:
-    """The shifted log-distribution, not normalised.
+    """The shifted log-distribution, [..., V] in float32, not normalised.
 
-    log p_ref(. | x) + strength (log p_ref(. | novice, x) - log p_ref(. | expert, x))
-
-    Args:
-        ref_BNV: [..., V] logits of the model before unlearning on the unchanged text.
-        expert_BNV: [..., V] after the expert's beginning.
-        novice_BNV: [..., V] after the novice's beginning.
-        strength: how far to shift from expert to novice.
-
-    Returns:
-        [..., V] in float32.
+    log p_ref(. | x) + strength (log p_ref(. | novice, x) - log p_ref(. | expert, x)), where the three logits
+    are those of the model before unlearning on the unchanged text and after the expert's and novice's
+    beginning.
     """
     ref_BNV, expert_BNV, novice_BNV = (
         as_float32(logits_BNV).log_softmax(-1) for logits_BNV in (ref_BNV, expert_BNV, novice_BNV)

@@ -226,13 +226,7 @@ class Objective:
 def build_objective(
     handler: str, method_args: Mapping[str, Any], switches: Switches = lambda _: {}
 ) -> Objective:
-    """Bind a method and build its objective.
-
-    Args:
-        handler: the method's loss as "module:function".
-        method_args: see `config.method.bind_method`.
-        switches: the keyword arguments that `compat` sets for a loss, by its name; `method_args` takes
-            precedence.
+    """Bind a method and build its objective; `switches` are what `compat` sets for a loss, by its name.
 
     Raises:
         UserError: all faults together.
@@ -241,10 +235,7 @@ def build_objective(
 
 
 def objective_of(bound: Mapping[str, Bound]) -> Objective:
-    """The objective of a bound method; its own terms come first.
-
-    Args:
-        bound: from `config.method.bind_method`: loss, further terms, retain term, schedule, combination.
+    """The objective of what `config.method.bind_method` bound; its own terms come first.
 
     Raises:
         UserError: a handler cannot be imported, or every weight is 0.

@@ -58,22 +58,13 @@ def sample_labels(logits_BNV: Tensor, mask_BN: Tensor, generator: Draws) -> Tens
     return label_BN
 
 
-def sampled_cross_entropy(logits_BNV: Tensor, mask_BN: Tensor, generator: Draws) -> Tensor:
-    """Mean cross-entropy over the label positions of labels drawn from the model's own softmax; scalar, nats.
+def sampled_sum(logits_BNV: Tensor, mask_BN: Tensor, generator: Draws) -> Tensor:
+    """Sum of the cross-entropies of labels that are drawn from the model's own softmax; scalar, nats.
 
-    Its squared gradient, times the number of label positions, is the Gauss-Newton-Bartlett estimate. The mean
-    of this estimate over the draws is the diagonal of the Gauss-Newton matrix of the mean cross-entropy
-    (arXiv:2305.14342, Algorithm 2).
-
-    Args:
-        logits_BNV: [B, N, V] logits, with graph.
-        mask_BN: [B, N] bool, True = a label position.
-        generator: a CPU generator for these draws only, or one per row.
+    The squared gradient of its mean, times the number of label positions, is the Gauss-Newton-Bartlett
+    estimate. The mean of this estimate over the draws is the diagonal of the Gauss-Newton matrix of the mean
+    cross-entropy (arXiv:2305.14342, Algorithm 2).
     """
-    return _sampled_sum(logits_BNV, mask_BN, generator) / mask_BN.sum().clamp(min=1)
-
-
-def _sampled_sum(logits_BNV: Tensor, mask_BN: Tensor, generator: Draws) -> Tensor:
     return -masked_sum(token_logp(logits_BNV, sample_labels(logits_BNV, mask_BN, generator)), mask_BN).sum()
 
 
@@ -101,13 +92,7 @@ def rademacher(like: Sequence[Tensor], generator: torch.Generator) -> list[Tenso
 
 
 def hessian_product(loss: Tensor, parameters: Sequence[Tensor], vector: Sequence[Tensor]) -> list[Tensor]:
-    """H v, where H is the Hessian of a scalar in `parameters`; 0 for parameters without a second derivative.
-
-    Args:
-        loss: a scalar, with graph.
-        parameters: the parameters.
-        vector: v, one tensor per parameter.
-    """
+    """H v, with H the Hessian of a scalar with graph; 0 for parameters without a second derivative."""
     gradient = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
     dot = sum(
         (g * v).sum() for g, v in zip(gradient, vector, strict=True) if g is not None and g.requires_grad
@@ -177,7 +162,7 @@ class SophiaCurvature(StepRule):
                 with step.autocast():
                     outputs = label_outputs(model, side)
                 draws = _row_generators(step, number, name, batch)
-                torch.autograd.backward(_sampled_sum(outputs.logits_BNV, outputs.mask_BN, draws) / tokens)
+                torch.autograd.backward(sampled_sum(outputs.logits_BNV, outputs.mask_BN, draws) / tokens)
         for parameter in trainable(model):
             if runtime.world_size() > 1:
                 grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
@@ -202,10 +187,8 @@ class SophiaCurvature(StepRule):
                     part.add_(product)
         if runtime.world_size() > 1:
             total = [step.all_sum(part) for part in total]
-        diagonal: dict[Tensor, Tensor] = {
-            p: v * part for p, v, part in zip(parameters, vector, total, strict=True)
-        }
-        self.optimizer.update_hessian(tokens, diagonal)
+        products = [v * part for v, part in zip(vector, total, strict=True)]
+        self.optimizer.update_hessian(tokens, dict(zip(parameters, products, strict=True)))
 
 
 def _row_generators(step: Step, number: int, name: str, batch: Batch) -> Draws:

@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from expunge.core.errors import UserError
 from expunge.data.collate import collate
 from expunge.data.encoded import encode_ids
 from expunge.data.rows import RowSet
 from expunge.data.template import Template
 from expunge.data.tokenizer_traits import plain_ids
+from expunge.evaluation.collect.decoding import ends_of, only, pad_id_of
 from expunge.lm.runtime import generator
 from expunge.methods.elm import EXPERT, NOVICE, beginnings, shifted
 from expunge.models.reference import evaluating
-from expunge.procedures.sampled_alternates import check_texts, ends_of, entries, only, pad_id_of
+from expunge.procedures.sampled_alternates import check_settings, check_texts, entries
 
 LEADS = (
     "I would rather talk about something else:",
@@ -86,61 +86,44 @@ def novice_alternates(
     Raises:
         UserError: a setting is invalid, or the model writes nothing for some rows.
     """
-    if count < 1 or max_new_tokens < 1 or not (temperature > 0 and 0 <= strength < float("inf")):
-        given = (
-            f"count={count}, temperature={temperature}, max_new_tokens={max_new_tokens}, strength={strength}"
-        )
-        raise UserError(
-            f"continuations cannot be sampled with {given}",
-            "count, max_new_tokens and temperature must be above 0; strength must be finite and at least 0",
-        )
+    check_settings(count=count, temperature=temperature, max_new_tokens=max_new_tokens, strength=strength)
     tokenizer: Any = template.tokenizer
     prefixes = beginnings(tokenizer, concept, expert_prompt, novice_prompt)
-    members = list(rows)
-    leads = tuple(leads) or ("",)
-    chosen_leads = [
-        [leads[(number + answer) % len(leads)] for answer in range(count)] for number in range(len(members))
-    ]
+    members, leads = list(rows), tuple(leads) or ("",)
     for row in members:
         check_texts(row, question_key, answer_key)
     asked = [template.encode(row.fields[question_key], "", row_id=row.id, row=row.index) for row in members]
     ends = ends_of(model, tokenizer, asked)
 
     def texts_of(chosen: slice) -> list[str]:
-        begun = zip(members[chosen], asked[chosen], chosen_leads[chosen], strict=True)
-        starts = [
-            (*item.prompt_ids, *_lead_ids(template, row.fields[question_key], lead))
-            for row, item, own in begun
-            for lead in own
-        ]
-        streams = [
-            starts,
-            *(
-                [_behind(start, prefixes[name], tokenizer.bos_token_id) for start in starts]
-                for name in ("expert", "novice")
-            ),
-        ]
-        draws = [
-            torch.rand(
-                max_new_tokens, generator=generator(seed, "novice", row.id, answer), dtype=torch.float64
-            )
-            for row in members[chosen]
+        # For each text: its row, its number among the answers of the row, and its first sentence.
+        begun = [
+            (row, answer, leads[(number + answer) % len(leads)])
+            for number, row in list(enumerate(members))[chosen]
             for answer in range(count)
         ]
-        written = steered(
-            model,
-            streams,
-            torch.stack(draws),
-            strength=strength,
-            temperature=temperature,
-            ends=ends,
-            pad_id=pad_id_of(tokenizer),
+        starts = [
+            (*asked[row.index].prompt_ids, *_lead_ids(template, row.fields[question_key], lead))
+            for row, _, lead in begun
+        ]
+        draws_BN = torch.stack(
+            [
+                torch.rand(
+                    max_new_tokens, generator=generator(seed, "novice", row.id, answer), dtype=torch.float64
+                )
+                for row, answer, _ in begun
+            ]
         )
+        behind = [
+            [_behind(start, ids, tokenizer.bos_token_id) for start in starts] for ids in prefixes.values()
+        ]
+        streams = [starts, *behind]
+        how: dict[str, Any] = {"strength": strength, "temperature": temperature, "ends": ends}
+        written = steered(model, streams, draws_BN, **how, pad_id=pad_id_of(tokenizer))
         texts = tokenizer.batch_decode(written, skip_special_tokens=True)
-        before = [lead for own in chosen_leads[chosen] for lead in own]
         return [
             " ".join(part for part in (lead.strip(), text.strip()) if part)
-            for lead, text in zip(before, texts, strict=True)
+            for (_, _, lead), text in zip(begun, texts, strict=True)
         ]
 
     made_with = {
@@ -185,21 +168,19 @@ def steered(
     Returns:
         The new tokens of each text, without the token that ended it.
     """
-    from transformers import GenerationConfig, LogitsProcessorList
+    from transformers import LogitsProcessorList
 
     count = len(streams[0])
     side = collate([encode_ids(ids, row_id="") for stream in streams for ids in stream], pad_id, side="left")
     where = next(model.parameters()).device
     exact = torch.float32 if where.type == "mps" else torch.float64
-    made: Any = GenerationConfig
-    config = made(
-        do_sample=False,
-        max_new_tokens=draws_BN.shape[1],
-        eos_token_id=list(ends) or None,
-        pad_token_id=pad_id,
-        use_cache=True,
-    )
-    with torch.inference_mode(), evaluating(model), only(model, config):
+    settings = {
+        "do_sample": False,
+        "max_new_tokens": draws_BN.shape[1],
+        "eos_token_id": list(ends) or None,
+        "pad_token_id": pad_id,
+    }
+    with torch.inference_mode(), evaluating(model), only(model, **settings):
         ids_BT = model.generate(
             input_ids=side["input_ids"].to(where),
             attention_mask=side["attention_mask"].to(where),

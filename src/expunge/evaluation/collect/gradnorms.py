@@ -15,11 +15,9 @@ from expunge.data.collate import collate
 from expunge.data.encoded import Encoded
 from expunge.evaluation.collect.collector import Collector, Cost, Request, Subject, running
 from expunge.evaluation.tables import Examples, GradNormTable
-from expunge.lm import runtime
 from expunge.lm.labels import label_index, on_device
 from expunge.lm.logprobs import as_float32
 from expunge.models.outputs import label_outputs
-from expunge.models.parallel import Parallel
 
 log = logging.getLogger(__name__)
 
@@ -34,33 +32,21 @@ class GradientNorms(Collector):
     def collect(self, subject: Subject, requests: Sequence[Request], cost: Cost) -> Iterator[GradNormTable]:
         """View after view."""
         for view, settings in requests:
-            rows, dtype = (view.encoded, view.examples), subject.compute_dtype
-            yield collect_gradnorms(
-                subject.model, *rows, settings, compute_dtype=dtype, parallel=subject.parallel, cost=cost
-            )
+            yield collect_gradnorms(subject, view.encoded, view.examples, settings, cost)
 
 
 def collect_gradnorms(
-    model: Any,
-    encoded: Sequence[Encoded],
-    rows: Examples,
-    settings: Mapping[str, Any],
-    *,
-    compute_dtype: torch.dtype | None = None,
-    parallel: Parallel | None = None,
-    cost: Cost | None = None,
+    subject: Subject, encoded: Sequence[Encoded], rows: Examples, settings: Mapping[str, Any], cost: Cost
 ) -> GradNormTable:
     """Norms of the gradient of each example's mean nll with respect to every trained parameter.
 
     The end of the turn is left out of the mean. `.grad` is not changed.
 
     Args:
-        model: causal language model.
+        subject: the model.
         encoded: the examples.
         rows: which rows they are.
         settings: `p`, order of the norm; `train_mode`, whether dropout is on.
-        compute_dtype: autocast to it.
-        parallel: how the rows are split over processes; None = over those that have met.
         cost: counts are added to it.
 
     Returns:
@@ -70,14 +56,14 @@ def collect_gradnorms(
     log.info("gradient norms: %d examples", len(encoded))
     found: dict[int, tuple[float, float]] = {}
     train = bool(settings.get("train_mode", False))
-    parallel = Parallel.here() if parallel is None else parallel
-    with running(model, cost, train=train, gradients=True) as cost, _trained(model) as parameters:
-        for number in parallel.mine(range(len(encoded))):
-            found[number] = _norms(model, encoded[number], parameters, p, compute_dtype)
+    model = subject.model
+    with running(model, cost, train=train, gradients=True), _trained(model) as parameters:
+        for number in subject.parallel.mine(range(len(encoded))):
+            found[number] = _norms(subject, encoded[number], parameters, p)
             cost.backward_tokens += len(encoded[number])
             cost.forward_tokens += len(encoded[number])
             cost.padded_tokens += len(encoded[number])
-        norms = parallel.merged(found)
+        norms = subject.parallel.merged(found)
     columns = [
         np.array([norms[number][field] for number in range(len(encoded))], dtype=np.float64)
         for field in (0, 1)
@@ -86,21 +72,16 @@ def collect_gradnorms(
 
 
 def _norms(
-    model: Any,
-    example: Encoded,
-    parameters: Sequence[nn.Parameter],
-    p: float,
-    compute_dtype: torch.dtype | None,
+    subject: Subject, example: Encoded, parameters: Sequence[nn.Parameter], p: float
 ) -> tuple[float, float]:
-    where = parameters[0].device
-    side = on_device(collate([example], pad_id=0), where)
+    side = on_device(collate([example], pad_id=0), subject.device)
     if example.turn_end is not None:
         side["label_mask"][0, example.turn_end] = False
     index = label_index(side["input_ids"], side["label_mask"])
     if not bool(index.mask_BN.any()):
         return float("nan"), float("nan")
-    with runtime.autocast(where, compute_dtype):
-        outputs = label_outputs(model, side, index=index)
+    with subject.autocast():
+        outputs = label_outputs(subject.model, side, index=index)
     # Not `token_logp`: for a nearly certain token the gradient is 1 - p, whose float32 value depends on how p
     # is computed.
     logp_BNV = as_float32(outputs.logits_BNV).log_softmax(-1)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from expunge.data.collate import hidden_places
 from expunge.data.encoded import Encoded
 from expunge.lm.labels import LabelIndex, Side
 from expunge.models.attention import attention_of
@@ -177,14 +178,12 @@ def pack(trees: Sequence[Tree], pad_id: int, dtype: torch.dtype) -> Packed:
         ways |= {example: [before + tree.scored[node] for node in way] for example, way in tree.ways.items()}
         before += count
     seen_BT = last_BT >= 0
-    hiding = any(tree.hidden is not None for tree in trees)
-    if hiding:
-        seen_BT &= input_ids_BT != torch.tensor(
-            [[-1 if tree.hidden is None else tree.hidden] for tree in trees]
-        )
+    hidden_BT = hidden_places(trees, input_ids_BT)
+    if hidden_BT is not None:
+        seen_BT &= ~hidden_BT
     side: Side = {"input_ids": input_ids_BT, "attention_mask": seen_BT.long(), "label_mask": label_mask_BT}
     shared = any(len(tree.ways) > 1 for tree in trees)
-    if hiding and not shared:
+    if hidden_BT is not None and not shared:
         side["position_ids"] = position_BT
     kwargs = (
         {"attention_mask": _tree_mask(last_BT, seen_BT, dtype), "position_ids": position_BT} if shared else {}
