@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from expunge.core.errors import UserError
-from expunge.data.alternate_answers import drawn
 from expunge.data.formats import read_lines
 from expunge.data.rows import RowSet
 
@@ -73,11 +72,6 @@ def refusal_lines(idk_path: str | None, rows: RowSet, data_root: Path | None) ->
         raise UserError(f"{found} contains no refusal", "give a text file with one refusal per line")
     log.info("refusals for %s: %d lines from %s", rows.name, len(lines), found)
     return lines
-
-
-def drawn_refusals(lines: list[str], rows: RowSet, seed: int) -> list[str]:
-    """One refusal per row, drawn from (seed, row id); it does not depend on row order, split or process."""
-    return [drawn(lines, seed, row) for row in rows]
 
 
 def _given(idk_path: str, data_root: Path | None) -> Iterator[Path]:

@@ -44,24 +44,12 @@ class Selection:
         """
         faults = [unknown("key of select", str(key), KEYS) for key in select if key not in KEYS]
         ratio, seed, complement = (
-            select.get("ratio", 1.0),
-            select.get("seed", 0),
-            select.get("complement", False),
+            select.get(key, default) for key, default in (("ratio", 1.0), ("seed", 0), ("complement", False))
         )
-        if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not ratio > 0:
-            faults.append(
-                Fault(
-                    f"select.ratio is {ratio!r}",
-                    "give a count of rows (a whole number above 1) or a share (above 0, at most 1)",
-                )
-            )
-        elif ratio > 1 and not float(ratio).is_integer():
-            faults.append(
-                Fault(
-                    f"select.ratio is {ratio!r}: a value above 1 is a count of rows",
-                    "give a whole number, or a share of at most 1",
-                )
-            )
+        number = isinstance(ratio, (int, float)) and not isinstance(ratio, bool)
+        if not number or not ratio > 0 or (ratio > 1 and not float(ratio).is_integer()):
+            hint = "give a count of rows (a whole number above 1) or a share (above 0, at most 1)"
+            faults.append(Fault(f"select.ratio is {ratio!r}", hint))
         if isinstance(seed, bool) or not isinstance(seed, int):
             faults.append(Fault(f"select.seed is {seed!r}", "give a whole number"))
         if not isinstance(complement, bool):
@@ -76,18 +64,13 @@ class Selection:
 
     def positions(self, size: int) -> list[int]:
         """The positions in `range(size)` that are kept, ascending."""
-        drawn = torch.randperm(size, generator=generator(self.seed, "select", size))[
-            : self.count(size)
-        ].tolist()
+        order = torch.randperm(size, generator=generator(self.seed, "select", size))
+        drawn = order[: self.count(size)].tolist()
         return sorted(set(range(size)) - set(drawn)) if self.complement else sorted(drawn)
 
 
 def select_rows(rows: RowSet, select: Mapping[str, Any] | None) -> RowSet:
-    """Take part of the rows; they keep their order and their ids.
-
-    Args:
-        rows: all rows.
-        select: `{ratio, seed, complement}`, see `Selection`; None = all rows.
+    """Take part of the rows, see `Selection`; they keep their order and their ids. None = all rows.
 
     Raises:
         UserError: more rows are requested than there are, or no row is left.
@@ -103,15 +86,10 @@ def select_rows(rows: RowSet, select: Mapping[str, Any] | None) -> RowSet:
         )
     kept = [rows[position] for position in chosen.positions(len(rows))]
     if not kept:
-        what = (
-            "the complement of all rows"
-            if chosen.complement
-            else f"select.ratio={chosen.ratio:g} of {len(rows)} rows"
-        )
-        raise UserError(
-            f"{what} of {rows.source} is empty",
-            "select fewer rows, so that some are left" if chosen.complement else "select more rows",
-        )
+        part = f"select.ratio={chosen.ratio:g} of {len(rows)} rows"
+        what = "the complement of all rows" if chosen.complement else part
+        hint = "select fewer rows, so that some are left" if chosen.complement else "select more rows"
+        raise UserError(f"{what} of {rows.source} is empty", hint)
     return RowSet.of(rows.name, kept, rows.source, rows.file)
 
 
@@ -122,14 +100,7 @@ def chosen_rows(
     select: Mapping[str, Any] | None = None,
     reshape: str | None = None,
 ) -> RowSet:
-    """Load the rows of a data set, reshape them, then select.
-
-    Args:
-        hf_args: source of the rows, see `load_rows`.
-        data_root: the folder of local data sets.
-        keys: keys that each row must have.
-        select: which rows to take, see `select_rows`.
-        reshape: one of `RESHAPES`; None = the rows are the records of the source.
+    """Load the rows of a data set, see `load_rows`; reshape them, by one of `RESHAPES`; then select.
 
     Raises:
         UserError: the reshape is unknown, or the rows have a fault.
