@@ -28,11 +28,8 @@ def data_overrides(given: Given, name: str, method: Method, data_root: str) -> l
     reads_retain = "retain" in method.sides or (
         name == "NPO" and given.get("unlearn.NPO.gamma", given.get("unlearn.gamma")) is not None
     )
-    retain = (
-        _complement(given, forget, data_root)
-        if self_retain
-        else _side(given, "retain", reads_retain, data_root)
-    )
+    own = _side(given, "retain", reads_retain, data_root) if not self_retain else None
+    retain = _complement(given, forget, data_root) if self_retain else own
     for side in method.sides:
         flag = f"dataset.{side}_dataset_name"
         if str(given.get(flag, DEFAULTS[side])).lower() in NOTHING and not (side == "retain" and self_retain):
@@ -131,10 +128,7 @@ def _selection(given: Given, forget: Routed, rest: Routed | None) -> list[str]:
             f" ({', '.join(forget.choices)})",
             "give a share of at most 1, or choose one of the datasets",
         )
-    select: dict[str, Any] = {
-        "ratio": int(ratio) if ratio > 1 else float(ratio),
-        "seed": given.get("dataset.dataset_seed", 0),
-    }
+    select = selection(given)
     if rest is not None and ratio == 1:
         given.fault(
             f"{typed}: with --dataset.self_retain, no rows are left to keep",
@@ -149,6 +143,15 @@ def _selection(given: Given, forget: Routed, rest: Routed | None) -> list[str]:
             for choice in rest.choices
         ]
     return overrides
+
+
+def selection(given: Given) -> dict[str, Any]:
+    """The argument `select` of the forget rows."""
+    ratio = given.get("dataset.forget_ratio", RATIO)
+    return {
+        "ratio": int(ratio) if ratio > 1 else float(ratio),
+        "seed": given.get("dataset.dataset_seed", 0),
+    }
 
 
 def _refusals(given: Given, data_root: str) -> str | None:
