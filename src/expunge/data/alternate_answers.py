@@ -17,13 +17,9 @@ from expunge.lm.runtime import generator
 def from_file(path: Path, rows: RowSet, key: str, question_key: str, seed: int) -> list[str]:
     """The alternate answers of a file, matched to the rows by `id`, else by question.
 
-    Args:
-        path: JSON, JSON Lines, CSV or parquet; each entry has `key` and either `id` (a row id) or the
-            question. If a row has several entries, one is drawn by (seed, row id).
-        rows: the rows; the file must have an entry for each of them and no other entries.
-        key: key of the alternate answer in an entry (text or list of texts).
-        question_key: key of the question, in the entry and in the row.
-        seed: seed of the run.
+    The file is JSON, JSON Lines, CSV or parquet. It has entries for each row and no others, with `key` (a
+    text or a list of texts) and either `id` (a row id) or the question. If a row has several, one is drawn
+    by (seed, row id).
 
     Raises:
         UserError: the file does not exist, an entry lacks a key, or the file was made for other rows.

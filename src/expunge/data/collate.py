@@ -13,16 +13,11 @@ from expunge.lm.labels import Batch, Side
 
 
 def collate(encoded: Sequence[Encoded], pad_id: int, side: Literal["right", "left"] = "right") -> Side:
-    """Pad examples to the length of the longest.
+    """Pad examples to the length of the longest, and stack them.
 
     The attention mask comes from the lengths, never from comparing tokens with the pad token: pad may equal
-    EOS, and an EOS that ends a turn counts.
-
-    Args:
-        encoded: at least one example.
-        pad_id: token to fill with; any valid id, because masked positions are never counted.
-        side: side of the padding: `right` in training, `left` in generation (each row must end with its last
-            token).
+    EOS, and an EOS that ends a turn counts. Padding is on the right in training, on the left in generation,
+    where each row must end with its last token.
 
     Returns:
         input_ids, attention_mask [B, T] int64, label_mask [B, T] bool, row [B] int64; targets [B, T] int64

@@ -215,12 +215,7 @@ def text(
         )
     spoken = [str(tokenizer.decode(list(ids), skip_special_tokens=True)) for ids in pieces]
     fields: list[dict[str, Any]] = [{"text": words} for words in spoken]
-    rows = RowSet.of(
-        source.name,
-        [Row(i, 0, row) for i, row in zip(row_ids(fields), fields, strict=True)],
-        source.source,
-        source.file,
-    )
+    rows = source.having([Row(i, 0, row) for i, row in zip(row_ids(fields), fields, strict=True)])
     encoded = [
         encode_ids(ids, row_id=row.id, row=row.index, target_text=words)
         for ids, row, words in zip(pieces, rows, spoken, strict=True)
@@ -264,16 +259,7 @@ def concatenate(name: str, datasets: Sequence[Dataset]) -> Dataset:
 
 @dataclass(frozen=True)
 class Questions:
-    """Rows of questions and answers, and how they are encoded.
-
-    Attributes:
-        context: of the handler.
-        rows: the rows.
-        question_key: key of the user turn.
-        answer_key: key of the assistant turn.
-        max_length: most tokens of an example.
-        few_shot: source of worked examples that stand before each question; None = none.
-    """
+    """Rows of questions and answers, and how they are encoded; `few_shot` is the source of examples."""
 
     context: Context
     rows: RowSet

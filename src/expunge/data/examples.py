@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from expunge.core.errors import Fault, UserError
 from expunge.data.encoded import Encoded
-from expunge.data.rows import SHOWN, Row, RowSet
+from expunge.data.rows import Row, RowSet, first_faults
 from expunge.data.template import Shot, Template
 
 log = logging.getLogger(__name__)
@@ -124,7 +124,5 @@ def _gathered(one: Callable[[Job], Encoded], jobs: Sequence[Job]) -> list[Encode
         except UserError as error:
             faults += error.faults
     if faults:
-        more = len(faults) - SHOWN
-        rest = [Fault(f"and {more} more rows with such a fault")] if more > 0 else []
-        raise UserError.of([*faults[:SHOWN], *rest])
+        raise UserError.of(first_faults(faults))
     return encoded

@@ -60,12 +60,8 @@ def refusal_lines(idk_path: str | None, rows: RowSet, data_root: Path | None) ->
                 f"no file of refusals for {rows.name!r}: idk_path is {idk_path!r}; looked for {where}",
                 "set idk_path to a text file with one refusal per line",
             )
-        log.warning(
-            "no file of refusals for %r: looked for %s; using the %d built-in lines",
-            rows.name,
-            where,
-            len(OWN),
-        )
+        text = "no file of refusals for %r: looked for %s; using the %d built-in lines"
+        log.warning(text, rows.name, where, len(OWN))
         return list(OWN)
     lines = [line for line in read_lines(found) if line]
     if not lines:

@@ -90,7 +90,7 @@ def select_rows(rows: RowSet, select: Mapping[str, Any] | None) -> RowSet:
         what = "the complement of all rows" if chosen.complement else part
         hint = "select fewer rows, so that some are left" if chosen.complement else "select more rows"
         raise UserError(f"{what} of {rows.source} is empty", hint)
-    return RowSet.of(rows.name, kept, rows.source, rows.file)
+    return rows.having(kept)
 
 
 def chosen_rows(
@@ -112,4 +112,4 @@ def chosen_rows(
     source = load_rows(hf_args, data_root)
     fields = RESHAPES[reshape]([row.fields for row in source], source.source)
     rows = [Row(row_id, 0, row) for row_id, row in zip(row_ids(fields, keys), fields, strict=True)]
-    return select_rows(RowSet.of(source.name, rows, source.source, source.file), select)
+    return select_rows(source.having(rows), select)

@@ -233,12 +233,22 @@ class ChatTemplate(Template):
                 "this chat template writes today's date into every prompt, so results change every day; "
                 "set model.template_args.date_string to a constant date"
             )
-        self._tail = self._find_tail()
+        _ = self.tail
 
-    @property
+    @cached_property
     def tail(self) -> str:
-        """Text after the last answer."""
-        return self._tail
+        """Text after the last answer.
+
+        Raises:
+            UserError: the chat template does not write the answer.
+        """
+        before, probe, tail = self._render(self._messages("question", _PROBE, ())).rpartition(_PROBE)
+        if not probe:
+            raise UserError(
+                f"the chat template does not write the assistant's answer; its output is {before + tail!r}",
+                f"set model.template_args.apply_chat_template=false and give {', '.join(TAGS)}",
+            )
+        return tail
 
     def prompt(self, question: str, few_shot: Sequence[Shot] = ()) -> str:
         """The chat up to the answer, including the generation prompt."""
@@ -282,15 +292,6 @@ class ChatTemplate(Template):
                 else ""
             )
             raise UserError(f"the chat template rejects the messages: {error}", hint) from error
-
-    def _find_tail(self) -> str:
-        before, probe, tail = self._render(self._messages("question", _PROBE, ())).rpartition(_PROBE)
-        if not probe:
-            raise UserError(
-                f"the chat template does not write the assistant's answer; its output is {before + tail!r}",
-                f"set model.template_args.apply_chat_template=false and give {', '.join(TAGS)}",
-            )
-        return tail
 
 
 class TagTemplate(Template):

@@ -63,9 +63,11 @@ def evaluate_suite(
     """
     suite = suite.within(longest_of(model))
     subject = Subject(model, suite.template.tokenizer, suite.section, compute_dtype)
-    identity = _Identity(_model_key(model, fingerprint_of_model), subject.dtype)
+    identity = (_model_key(model, fingerprint_of_model), subject.dtype, code_version())
     keys = {
-        item: identity.of_table(item, suite) for item in suite.plan.collections if item.view in suite.views
+        item: fingerprint([item.kind, item.settings, suite.views[item.view].fingerprint, *identity])
+        for item in suite.plan.collections
+        if item.view in suite.views
     }
     key = _key_of_all(suite, keys)
     known = runtime.from_rank_0(lambda: _known(suite, out_dir, layout, key))
@@ -82,21 +84,6 @@ def evaluate_suite(
         return scores
 
     return runtime.from_rank_0(scored)
-
-
-@dataclass(frozen=True)
-class _Identity:
-    """What the numbers depend on besides the rows: the model and the dtypes."""
-
-    model_key: str
-    dtype: str
-
-    def of_table(self, item: Collection, suite: Suite) -> str:
-        """Fingerprint of everything that a table depends on."""
-        view = suite.views[item.view]
-        return fingerprint(
-            [item.kind, item.settings, view.fingerprint, self.model_key, self.dtype, code_version()]
-        )
 
 
 @dataclass
@@ -152,7 +139,7 @@ def _collect(subject: Subject, suite: Suite, keys: Mapping[Collection, str], sto
     return made
 
 
-def _scores(suite: Suite, collected: _Collected, identity: _Identity, key: str) -> Scores:
+def _scores(suite: Suite, collected: _Collected, identity: tuple[str, ...], key: str) -> Scores:
     results = results_of(suite, collected.tables, collected.absent)
     for name, result in results.items():
         if result.value is None:
@@ -162,9 +149,9 @@ def _scores(suite: Suite, collected: _Collected, identity: _Identity, key: str) 
         "suite": suite.name,
         "forget_split": suite.section.get("forget_split"),
         "template": suite.template.fingerprint,
-        "model": identity.model_key,
-        "dtype": identity.dtype,
-        "code": code_version(),
+        "model": identity[0],
+        "dtype": identity[1],
+        "code": identity[2],
         "retain_logs_path": str(suite.logs.path) if suite.logs is not None else None,
         "cost": {kind: asdict(value) for kind, value in collected.cost.items()},
         "views": {name: view.about() for name, view in suite.views.items()},
@@ -174,12 +161,8 @@ def _scores(suite: Suite, collected: _Collected, identity: _Identity, key: str) 
     }
     listed = {metric.name for metric in suite.plan.metrics if metric.in_summary}
     order = [name for name in suite.section["metrics"] if name in results]
-    return Scores(
-        suite.name,
-        {name: results[name].as_json() for name in order},
-        tuple(name for name in order if name in listed),
-        about,
-    )
+    summary = tuple(name for name in order if name in listed)
+    return Scores(suite.name, {name: results[name].as_json() for name in order}, summary, about)
 
 
 def longest_of(model: Any) -> int | None:
@@ -202,12 +185,12 @@ def _key_of_all(suite: Suite, keys: Mapping[Collection, str]) -> str:
     """Fingerprint of everything that the evaluation depends on."""
     metrics = [
         [
-            metric.name,
-            f"{metric.function.__module__}:{metric.function.__qualname__}",
-            repr(metric.needs),
-            dict(metric.options),
+            item.name,
+            f"{item.function.__module__}:{item.function.__qualname__}",
+            repr(item.needs),
+            dict(item.options),
         ]
-        for metric in suite.plan.metrics
+        for item in suite.plan.metrics
     ]
     listed = [metric.name for metric in suite.plan.metrics if metric.in_summary]
     logs = suite.logs.fingerprint if suite.logs else None

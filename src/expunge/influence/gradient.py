@@ -19,13 +19,7 @@ Tensors = Mapping[str, Tensor]
 
 
 class EpochGradient(NamedTuple):
-    """g = (1/N) sum_i grad l_i at the given model.
-
-    Attributes:
-        by_name: g, by parameter name, float32.
-        norm: ||g||, accumulated in float64.
-        losses: l_i by row number, natural log.
-    """
+    """g = (1/N) sum_i grad l_i by parameter name, its norm (float64), and the losses l_i by row number."""
 
     by_name: dict[str, Tensor]
     norm: float

@@ -13,12 +13,9 @@ from expunge.core.errors import UserError
 
 
 class Owner(NamedTuple):
-    """A module and its chosen parameters.
+    """A module and its chosen parameters: name in the module -> name of the parameter.
 
-    Attributes:
-        name: name of the module.
-        module: the module; two modules that share a parameter (tied embeddings) are both owners.
-        local: name in the module -> name of the parameter.
+    Two modules that share a parameter (tied embeddings) are both owners.
     """
 
     name: str

@@ -22,12 +22,9 @@ KINDS = ("auto", "all", "lora")
 
 
 class Chosen(NamedTuple):
-    """Chosen parameters.
+    """Chosen parameters by name, and notices for the user; a tensor with two names occurs once.
 
-    Attributes:
-        kind: `all`, `lora`, or the regular expression.
-        parameters: by name in the given model; a tensor with two names (tied embeddings) occurs once.
-        notices: notices for the user about the choice.
+    `kind` is `all`, `lora`, or the regular expression.
     """
 
     kind: str

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -30,12 +31,7 @@ ATTENTIONS = ("eager", "sdpa")
 
 
 class Along(NamedTuple):
-    """Dot product and norm of the gradient of a row.
-
-    Attributes:
-        dot: <g_i, g>.
-        norm: ||g_i||; None if the algorithm does not compute it.
-    """
+    """Dot product <g_i, g>, and norm ||g_i|| (None if the algorithm does not compute it)."""
 
     dot: float
     norm: float | None = None
@@ -84,11 +80,12 @@ def jvp(
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             plain = _head_is_plain(inner, side) if plain is None else plain
             with forward_ad.dual_level(), reporting_missing_rule(inner):
-                call = _call_with(
-                    inner, {name: dual(p.detach(), gradient[name]) for name, p in parameters.items()}
-                )
-                through = _through_hidden if plain else _through_logits
-                tangent_B = through(inner, side, call, parameters, gradient, reduction)
+                duals = {name: dual(p.detach(), gradient[name]) for name, p in parameters.items()}
+                call = partial(_called_with, inner, duals)
+                if plain:
+                    tangent_B = _through_hidden(inner, side, call, parameters, gradient, reduction)
+                else:
+                    tangent_B = _through_logits(inner, side, call, reduction)
         found |= {number: Along(value) for number, value in zip(numbers, tangent_B.tolist(), strict=True)}
     return found
 
@@ -115,10 +112,8 @@ def _through_hidden(
         outputs = label_outputs(model, side, index=index_of(side), call=call)
     hidden_BND, tangent_BND = unpacked(outputs.logits_BNV)
     weight_VD, bias_V = head.weight.detach(), None if head.bias is None else head.bias.detach()
-    along_VD, along_V = (
-        _tangent_of(head.weight, parameters, gradient),
-        _tangent_of(head.bias, parameters, gradient),
-    )
+    along_VD = _tangent_of(head.weight, parameters, gradient)
+    along_V = _tangent_of(head.bias, parameters, gradient)
     mask_BN = outputs.mask_BN
     columns = (hidden_BND[mask_BN], tangent_BND[mask_BN], outputs.label_BN[mask_BN])
     parts: list[Tensor] = []
@@ -128,22 +123,14 @@ def _through_hidden(
         tangent_MV = nn.functional.linear(tangent_MD, weight_VD, along_V)
         if along_VD is not None:
             tangent_MV += nn.functional.linear(hidden_MD, along_VD)
-        parts.append(
-            cross_entropy_tangent(nn.functional.linear(hidden_MD, weight_VD, bias_V), tangent_MV, label_M)
-        )
+        logits_MV = nn.functional.linear(hidden_MD, weight_VD, bias_V)
+        parts.append(cross_entropy_tangent(logits_MV, tangent_MV, label_M))
     tangent_BN = torch.zeros(mask_BN.shape, dtype=torch.float64, device=mask_BN.device)
     tangent_BN[mask_BN] = torch.cat(parts)
     return reduced(tangent_BN, mask_BN, reduction)
 
 
-def _through_logits(
-    model: nn.Module,
-    side: Side,
-    call: Callable[..., Any],
-    _: Mapping[str, nn.Parameter],
-    __: Tensors,
-    reduction: str,
-) -> Tensor:
+def _through_logits(model: nn.Module, side: Side, call: Callable[..., Any], reduction: str) -> Tensor:
     """[B] tangents of the losses, from the tangents of the logits of the model."""
     outputs = label_outputs(model, side, index=index_of(side), call=call)
     logits_BNV, tangent_BNV = unpacked(outputs.logits_BNV)
@@ -189,13 +176,9 @@ def _left_out(head: nn.Module) -> Iterator[None]:
             head.forward = before
 
 
-def _call_with(model: nn.Module, tensors: Mapping[str, Tensor]) -> Callable[..., Any]:
+def _called_with(model: nn.Module, tensors: dict[str, Tensor], **inputs: Any) -> Any:
     """The forward pass with tensors instead of parameters; a shared parameter is replaced everywhere."""
-
-    def call(**inputs: Any) -> Any:
-        return functional_call(model, dict(tensors), (), inputs)
-
-    return call
+    return functional_call(model, tensors, (), inputs)
 
 
 def _tangent_of(

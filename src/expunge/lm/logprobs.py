@@ -9,15 +9,10 @@ from torch import Tensor
 
 
 def token_logp(logits_BNV: Tensor, label_BN: Tensor) -> Tensor:
-    """Natural log-probability of each label: logits[label] - logsumexp(logits), in float32 (float64 is kept).
+    """[B, N] natural log-probability of each label: logits[label] - logsumexp(logits).
 
-    Args:
-        logits_BNV: [B, N, V] logits at the positions that predict the labels; any float dtype.
-        label_BN: [B, N] int64 label tokens.
-
-    Returns:
-        [B, N] log-probabilities, float32 (float64 for float64 logits). Padded places hold the value of label
-        0: mask them.
+    In float32 (float64 is kept), whatever the dtype of the logits [B, N, V] at the positions that predict the
+    labels. Padded places hold the value of label 0: mask them.
     """
     logits_BNV = as_float32(logits_BNV)
     return logits_BNV.gather(-1, label_BN.unsqueeze(-1)).squeeze(-1) - logits_BNV.logsumexp(-1)
@@ -57,14 +52,7 @@ class TokenStatistics(NamedTuple):
 def token_statistics(logits_BNV: Tensor, label_BN: Tensor, chunk: int = 128) -> TokenStatistics:
     """All vocabulary statistics that metrics need, in one pass, `chunk` label positions at a time.
 
-    Args:
-        logits_BNV: [B, N, V] logits at label positions.
-        label_BN: [B, N] int64 labels.
-        chunk: label positions held in float32 at once. On a CPU a few dozen fit in the cache, which makes it
-            several times faster.
-
-    Returns:
-        Log-probability, greedy hit, mean and variance of log p under p.
+    On a CPU a few dozen positions in float32 fit in the cache, which makes it several times faster.
     """
     rows = zip(
         torch.split(logits_BNV.flatten(0, 1), chunk), torch.split(label_BN.flatten(), chunk), strict=True

@@ -30,8 +30,6 @@ def accuracy(*seq_logp_B: Tensor, beta: float) -> Tensor:
 
 @loss(
     kind="sequence",
-    gamma=1.0,
-    alpha=1.0,
     retain="nll",
     positive=("beta",),
     diagnostics={

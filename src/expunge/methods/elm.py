@@ -112,8 +112,6 @@ def shifted(ref_BNV: Tensor, expert_BNV: Tensor, novice_BNV: Tensor, strength: f
 
 @loss(
     kind="token",
-    gamma=1.0,
-    alpha=1.0,
     retain="kl",
     objective=ContextObjective,
     extra=(("fluency", "expunge.methods.elm:elm_fluency"),),
@@ -168,7 +166,6 @@ def elm(
 
 @loss(
     kind="token",
-    gamma=1.0,
     paper="arXiv:2410.02760",
     code="https://github.com/rohitgandikota/erasing-llm/blob/7d95c470439fdb487b3699e53cd8063b9f716198/trainscripts/erase.py",
 )

@@ -116,8 +116,6 @@ class DualObjective(Objective):
 
 @loss(
     kind="token",
-    gamma=1.0,
-    alpha=1.0,
     retain="nll",
     places="mask",
     objective=DualObjective,

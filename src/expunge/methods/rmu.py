@@ -52,8 +52,6 @@ class ControlVector(Objective):
 
 @loss(
     kind="sequence",
-    gamma=1.0,
-    alpha=1.0,
     retain="embed_diff",
     objective=ControlVector,
     paper="arXiv:2403.03218",

@@ -24,19 +24,11 @@ Draws = torch.Generator | Sequence[torch.Generator]
 
 @torch.no_grad()
 def sample_labels(logits_BNV: Tensor, mask_BN: Tensor, generator: Draws) -> Tensor:
-    """Draw a label at each label position from the softmax of its logits.
+    """[B, N] a label at each label position, drawn from the softmax of its logits; 0 where masked.
 
     The method is inversion of the distribution function, with one uniform number per position, drawn on the
     CPU. So the draw depends only on the generator and not on the device, and a token of probability 0 is
     never drawn.
-
-    Args:
-        logits_BNV: [B, N, V] logits.
-        mask_BN: [B, N] bool, True = a label position.
-        generator: a CPU generator, or one per row.
-
-    Returns:
-        [B, N] int64 labels; 0 where masked.
     """
     label_BN = torch.zeros(mask_BN.shape, dtype=torch.long, device=logits_BNV.device)
     logits_KV = logits_BNV[mask_BN]
@@ -48,11 +40,8 @@ def sample_labels(logits_BNV: Tensor, mask_BN: Tensor, generator: Draws) -> Tens
         dtype = torch.float32 if logits_kV.device.type == "mps" else torch.float64
         cumulative_kV = logits_kV.to(dtype).softmax(-1).cumsum(-1)
         target_k1 = uniform_k.to(logits_kV.device, dtype).unsqueeze(-1) * cumulative_kV[:, -1:]
-        drawn.append(
-            torch.searchsorted(cumulative_kV, target_k1, right=True)
-            .squeeze(-1)
-            .clamp(max=logits_kV.shape[-1] - 1)
-        )
+        place_k1 = torch.searchsorted(cumulative_kV, target_k1, right=True)
+        drawn.append(place_k1.squeeze(-1).clamp(max=logits_kV.shape[-1] - 1))
     if drawn:
         label_BN[mask_BN] = torch.cat(drawn)
     return label_BN
@@ -82,13 +71,8 @@ def _uniform(mask_BN: Tensor, generator: Draws) -> Tensor:
 
 def rademacher(like: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
     """Random signs: +1 or -1 with equal probability, in the shape, device and dtype of each tensor."""
-    return [
-        torch.randint(0, 2, tensor.shape, generator=generator, dtype=torch.int8)
-        .mul_(2)
-        .sub_(1)
-        .to(tensor.device, tensor.dtype)
-        for tensor in like
-    ]
+    signs = (torch.randint(0, 2, one.shape, generator=generator, dtype=torch.int8) * 2 - 1 for one in like)
+    return [sign.to(one.device, one.dtype) for sign, one in zip(signs, like, strict=True)]
 
 
 def hessian_product(loss: Tensor, parameters: Sequence[Tensor], vector: Sequence[Tensor]) -> list[Tensor]:

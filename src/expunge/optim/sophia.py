@@ -93,14 +93,8 @@ class Sophia(torch.optim.Optimizer):
         self.mode, self.every, self.soul_compat = mode, int(every), bool(soul_compat)
         self._unclipped: list[Tensor] = []
         self._moving: list[Tensor] = []
-        defaults = {
-            "lr": lr,
-            "betas": (float(betas[0]), float(betas[1])),
-            "rho": rho,
-            "weight_decay": weight_decay,
-            "bs": None,
-            "mode": mode,
-        }
+        defaults: dict[str, Any] = {"lr": lr, "betas": (float(betas[0]), float(betas[1])), "rho": rho}
+        defaults |= {"weight_decay": weight_decay, "bs": None, "mode": mode}
         super().__init__(params, defaults)
 
     @property

@@ -56,29 +56,16 @@ def novice_alternates(
     softmax((log p(. | x) + strength (log p(. | novice, x) - log p(. | expert, x))) / temperature), where x is
     all text before the token.
 
+    The `leads` are the sentences, used in turn; with an empty one the model writes the whole answer. The two
+    prompts contain `{concept}`. The draws depend on (seed, row id); `batch_size` affects the answers only
+    through rounding. The other settings are those of `sample_alternates`.
+
     Source:
     https://github.com/rohitgandikota/erasing-llm/blob/2e3c6c7bbb52b7cfcb3f32ece1f020cb1864ded6/trainscripts/prepare_consistency_data.py,
     with strength 3. Deviations: our expert and novice prompts stand before the whole text, as in the erase
     term; theirs stand only before the tokens written so far, without the text and the sentence. x is a
     question, not the first 50 to 300 letters of a text. The wording of the sentences and prompts is ours,
     there is one prompt of each kind, and `max_new_tokens` is not drawn from 100 to 300.
-
-    Args:
-        model: the model before unlearning.
-        template: template of the model, with its tokenizer.
-        rows: the rows to forget.
-        concept: the concept to forget, as text.
-        strength: size of the shift of log-probs from expert to novice.
-        leads: the sentences, used in turn; with an empty sentence the model writes the whole answer.
-        expert_prompt: beginning of an expert's text; it contains `{concept}`.
-        novice_prompt: beginning of a novice's text.
-        count: answers per row. Empty, repeated and true answers are dropped.
-        temperature: temperature of sampling from the whole distribution.
-        max_new_tokens: most tokens that the model writes.
-        question_key: key of the question in a row.
-        answer_key: key of the answer, a text.
-        batch_size: rows per batch; it affects the answers only through rounding.
-        seed: seed of the draws, which depend on (seed, row id).
 
     Returns:
         Per row: `id`, `question`, `alternate` (a list of texts), and `made_with` (the settings).
@@ -162,11 +149,8 @@ def steered(
             cumulative distribution. N is the most tokens to write.
         strength: size of the shift.
         temperature: temperature of sampling.
-        ends: the tokens that end a text.
+        ends: the tokens that end a text; the results are without them.
         pad_id: the token that fills short rows.
-
-    Returns:
-        The new tokens of each text, without the token that ended it.
     """
     from transformers import LogitsProcessorList
 

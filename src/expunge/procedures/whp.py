@@ -101,15 +101,9 @@ def whp(
 
 
 def generic_logits(baseline_BNV: Tensor, reinforced_BNV: Tensor, alpha: float) -> Tensor:
-    """v_baseline - alpha relu(v_reinforced - v_baseline), in float32 (arXiv:2310.02238, Equation 1).
+    """v_baseline - alpha relu(v_reinforced - v_baseline), [B, N, V] float32 (arXiv:2310.02238, Equation 1).
 
-    Args:
-        baseline_BNV: [B, N, V] logits of the model before unlearning.
-        reinforced_BNV: [B, N, V] logits of the model that was finetuned further on the rows.
-        alpha: >= 0.
-
-    Returns:
-        [B, N, V] float32; logits that did not grow equal those of the baseline.
+    Logits that did not grow equal those of the baseline.
     """
     baseline_BNV = baseline_BNV.float()
     return baseline_BNV - alpha * torch.relu(reinforced_BNV.float() - baseline_BNV)

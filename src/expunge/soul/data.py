@@ -159,14 +159,11 @@ def _refusals(given: Given, data_root: str) -> str | None:
     name = _forget_name(given)
     kind = next((end for start, end in REFUSALS.items() if name.startswith(start)), "")
     stems = dict.fromkeys((f"polite_refusal_responses{kind}", "polite_refusal_responses"))
-    looked = [
-        Path(data_root) / "refusals" / f"{stem}{suffix}"
-        for stem in stems
-        for suffix in (".csv", ".json", ".jsonl", ".txt")
-    ]
+    folder, suffixes = Path(data_root) / "refusals", (".csv", ".json", ".jsonl", ".txt")
+    looked = [folder / f"{stem}{suffix}" for stem in stems for suffix in suffixes]
     found = next((place for place in looked if place.is_file()), None)
     if found is None:
-        where = ", ".join(f"{Path(data_root) / 'refusals' / stem}.{{csv,json,jsonl,txt}}" for stem in stems)
+        where = ", ".join(f"{folder / stem}.{{csv,json,jsonl,txt}}" for stem in stems)
         given.notices.append(
             f"refusals: there is no {where}; idontknow.jsonl beside the rows or in tofu/ is used,"
             " or, if there is none, the lines of this package"

@@ -94,9 +94,7 @@ def _wmdp(given: Given, data_root: str) -> list[str]:
             "--custom_split_path is given without --subset",
             "choose the rows: add --subset forget or --subset retain",
         )
-    values = [
-        assign(f"data.train.{item.choices[0]}.{key}", value)
-        for item in routed
-        for key, value in item.values.items()
-    ]
+    values = []
+    for item in routed:
+        values += [assign(f"data.train.{item.choices[0]}.{key}", value) for key, value in item.values.items()]
     return [f"{GROUP}=[{','.join(dict.fromkeys(names))}]", *values]

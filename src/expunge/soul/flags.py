@@ -15,14 +15,9 @@ TASKS = ("tofu", "wmdp", "hp", "copyright", "toxic")
 
 @dataclass(frozen=True)
 class Flag:
-    """One flag.
+    """One flag: dotted as in the nested configuration files (without a dot in the finetuning scripts).
 
-    Attributes:
-        name: dotted as in the nested configuration files; without a dot in the finetuning scripts.
-        kind: the kind of its value.
-        help: the help text.
-        choices: the valid values; empty = any.
-        also: further spellings.
+    `choices` are the valid values (empty = any), `also` are further spellings.
     """
 
     name: str

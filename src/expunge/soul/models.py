@@ -23,13 +23,9 @@ def add_model(
 ) -> list[str]:
     """The overrides for a model and its adapter; faults and notices are added to `given`.
 
-    Args:
-        given: the command line.
-        name: a model on the hub, or a folder with a model or a LoRA adapter, which keeps its own settings.
-        cache_dir: folder for files from the hub.
-        settings: the settings of a new adapter (`r`, `alpha`, `dropout`, `target_modules`); None = no new
-            adapter.
-        refuses: use the system prompt of the baseline `sys`.
+    `name` is a model on the hub, or a folder with a model or a LoRA adapter, which keeps its own settings.
+    `settings` are those of a new adapter (`r`, `alpha`, `dropout`, `target_modules`); None = no new adapter.
+    `refuses` uses the system prompt of the baseline `sys`.
     """
     found: list[str] = []
     try:

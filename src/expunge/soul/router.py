@@ -18,7 +18,17 @@ PLAIN = ("SafePku", "C4", "wikitext", "BookCorpus")
 TEXTS = ("C4", "wikitext", "BookCorpus")
 TOFU = tuple(
     f"Tofu_{name}"
-    for name in ["full", "forget01", "forget05", "forget10", "retain99", "retain95", "retain90", "real_authors", "world_facts"]
+    for name in [
+        "full",
+        "forget01",
+        "forget05",
+        "forget10",
+        "retain99",
+        "retain95",
+        "retain90",
+        "real_authors",
+        "world_facts",
+    ]
 )
 NAMES = (*TOFU, *DOMAINS, "HP", *PLAIN)
 NOTHING = ("none", "null", "")

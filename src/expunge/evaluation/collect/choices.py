@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -22,13 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class _Reading(NamedTuple):
-    """Where one label's log-probability is read.
-
-    Attributes:
-        example: whose label.
-        predictor: position in the sequence.
-        token: the label.
-    """
+    """Where a label's log-probability is read: example, position in the sequence, and the label."""
 
     example: int
     predictor: int
@@ -61,20 +55,11 @@ def collect_choices(
     cost: Cost,
     side: Literal["right", "left"] = "right",
 ) -> ChoiceTable:
-    """Run each question once, whatever the number of its answers.
+    """Run each question once, whatever the number of its answers: log p(letter | question), natural.
 
-    The token budget of a batch is batch_size x longest question.
-
-    Args:
-        subject: the model.
-        encoded: one example per answer, those of a question together; labels are the letter's tokens.
-        rows: which rows and answers they are.
-        cost: counts are added to it.
-        side: where padding goes; no number depends on it.
-
-    Returns:
-        log p(letter | question), natural, summed over the letter's tokens; over the whole vocabulary, not
-        among the letters.
+    The value is summed over the letter's tokens, and is over the whole vocabulary, not among the letters.
+    There is one example per answer, those of a question together; labels are the letter's tokens. The token
+    budget of a batch is batch_size x longest question. No number depends on the `side` of the padding.
     """
     sequences = _sequences(encoded)
     longest = max((len(sequence.ids) for sequence in sequences), default=1)
@@ -131,17 +116,11 @@ def _forward(
     places = [sorted({reading.predictor for reading in item.readings}) for item in sequences]
     shift = [width - len(item.ids) if padding == "left" else 0 for item in sequences]
     size = max(map(len, places))
-    predictor_BN = torch.tensor(
-        [
-            [place + off for place in row] + [off] * (size - len(row))
-            for row, off in zip(places, shift, strict=True)
-        ]
-    )
-    index = LabelIndex(
-        predictor_BN.to(where),
-        torch.zeros_like(predictor_BN).to(where),
-        torch.ones_like(predictor_BN).bool().to(where),
-    )
+    lines = zip(places, shift, strict=True)
+    rows = [[place + off for place in row] + [off] * (size - len(row)) for row, off in lines]
+    predictor_BN = torch.tensor(rows, device=where)
+    everywhere_BN = torch.ones_like(predictor_BN).bool()
+    index = LabelIndex(predictor_BN, torch.zeros_like(predictor_BN), everywhere_BN)
     with subject.autocast():
         outputs = label_outputs(subject.model, side, index=index)
     logp_BNV = as_float32(outputs.logits_BNV).log_softmax(-1)
@@ -149,8 +128,8 @@ def _forward(
     cost.padded_tokens += side["input_ids"].numel()
     sums: list[dict[int, float]] = []
     for line, item in enumerate(sequences):
-        number: Mapping[int, int] = {place: column for column, place in enumerate(places[line])}
-        column_R = torch.tensor([number[reading.predictor] for reading in item.readings], device=where)
+        column = {place: number for number, place in enumerate(places[line])}
+        column_R = torch.tensor([column[reading.predictor] for reading in item.readings], device=where)
         token_R = torch.tensor([reading.token for reading in item.readings], device=where)
         values = logp_BNV[line, column_R, token_R].tolist()
         total: dict[int, float] = {}

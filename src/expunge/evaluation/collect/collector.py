@@ -85,12 +85,7 @@ class Subject:
 
 
 class Request(NamedTuple):
-    """One table that is wanted.
-
-    Attributes:
-        view: the view with the examples.
-        settings: of the collector.
-    """
+    """One table that is wanted: the view with the examples, and the settings of the collector."""
 
     view: View
     settings: Mapping[str, Any]

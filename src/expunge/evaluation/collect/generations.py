@@ -55,20 +55,10 @@ class Generations(Collector):
 def collect_generations(
     subject: Subject, encoded: Sequence[Encoded], rows: Examples, settings: GenerationSettings, cost: Cost
 ) -> GenerationTable:
-    """Continue every row's prompt greedily; equal prompts once.
+    """Continue every row's prompt greedily; equal prompts once. Texts are without special tokens.
 
     The token budget of a batch is batch_size x 512, prompts and continuations counted. Decoding stops at the
     model's end-of-text tokens and at the template's end of turn. No other setting of the model is used.
-
-    Args:
-        subject: the model and its tokenizer.
-        encoded: one example per row; only its prompt is read.
-        rows: which rows they are.
-        settings: length and stop texts.
-        cost: counts are added to it.
-
-    Returns:
-        Prompts and continuations as text, special tokens left out.
 
     Raises:
         UserError: a row has several answers.

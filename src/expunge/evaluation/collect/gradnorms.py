@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from expunge.data.collate import collate
 from expunge.data.encoded import Encoded
@@ -40,17 +40,8 @@ def collect_gradnorms(
 ) -> GradNormTable:
     """Norms of the gradient of each example's mean nll with respect to every trained parameter.
 
-    The end of the turn is left out of the mean. `.grad` is not changed.
-
-    Args:
-        subject: the model.
-        encoded: the examples.
-        rows: which rows they are.
-        settings: `p`, order of the norm; `train_mode`, whether dropout is on.
-        cost: counts are added to it.
-
-    Returns:
-        Two norms per example; NaN for an example without labels.
+    The end of the turn is left out of the mean. `.grad` is not changed. Settings: `p`, order of the norm;
+    `train_mode`, whether dropout is on. An example without labels has NaN.
     """
     p = float(settings.get("p", 2.0))
     log.info("gradient norms: %d examples", len(encoded))
@@ -87,13 +78,10 @@ def _norms(
     logp_BNV = as_float32(outputs.logits_BNV).log_softmax(-1)
     loss = -logp_BNV.gather(-1, outputs.label_BN.unsqueeze(-1)).mean()
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-    norm_K = torch.stack([_norm(gradient, p) for gradient in gradients if gradient is not None])
+    norm_K = torch.stack(
+        [torch.linalg.vector_norm(part.float(), ord=p) for part in gradients if part is not None]
+    )
     return float(torch.linalg.vector_norm(norm_K, ord=p)), float(norm_K.mean())
-
-
-def _norm(gradient: Tensor, p: float) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(gradient.float(), ord=p)
-    return norm
 
 
 @contextmanager

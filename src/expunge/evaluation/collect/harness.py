@@ -38,16 +38,12 @@ def collect_harness(
 ) -> HarnessTable | Absent:
     """Run one task: the harness makes the prompts, runs the model and scores each document.
 
-    Args:
-        subject: the model and its tokenizer.
-        task: its name in the harness.
-        settings: `num_fewshot`, worked examples (None = the task's own number); `limit`, documents at most.
-        include_path: folder with the user's own tasks.
-        cost: seconds are added to it.
+    Settings: `num_fewshot`, worked examples (None = the task's own number); `limit`, documents at most.
+    `include_path` is the folder with the user's own tasks.
 
     Returns:
-        Accuracy of each document; or the reason why there is none: the harness is not installed, has no
-        such task, or cannot read its data.
+        Accuracy of each document; or the reason why there is none: the harness is not installed, has no such
+        task, or cannot read its data.
     """
     try:
         from lm_eval import evaluator

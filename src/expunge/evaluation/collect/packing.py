@@ -150,13 +150,7 @@ def grow(examples: Sequence[Encoded], share: bool, longest: int = LONGEST) -> li
 
 
 def pack(trees: Sequence[Tree], pad_id: int, dtype: torch.dtype) -> Packed:
-    """A batch of trees, padded on the right.
-
-    Args:
-        trees: at least one.
-        pad_id: any valid token.
-        dtype: of the additive attention mask.
-    """
+    """A batch of trees, padded on the right."""
     shape = (len(trees), max(map(len, trees)))
     input_ids_BT = torch.full(shape, pad_id)
     position_BT, last_BT = torch.zeros(shape, dtype=torch.long), torch.full(shape, -1)
@@ -185,9 +179,8 @@ def pack(trees: Sequence[Tree], pad_id: int, dtype: torch.dtype) -> Packed:
     shared = any(len(tree.ways) > 1 for tree in trees)
     if hidden_BT is not None and not shared:
         side["position_ids"] = position_BT
-    kwargs = (
-        {"attention_mask": _tree_mask(last_BT, seen_BT, dtype), "position_ids": position_BT} if shared else {}
-    )
+    mask_B1TT = _tree_mask(last_BT, seen_BT, dtype) if shared else None
+    kwargs = {} if mask_B1TT is None else {"attention_mask": mask_B1TT, "position_ids": position_BT}
     return Packed(side, LabelIndex(predictor_BN, label_BN, mask_BN), kwargs, ways, sum(map(len, trees)))
 
 
@@ -197,15 +190,11 @@ def _tree_mask(last_BT: Tensor, seen_BT: Tensor, dtype: torch.dtype) -> Tensor:
     A token that may attend to nothing attends to itself, so that its output stays finite.
     """
     place_T = torch.arange(last_BT.shape[1])
-    seen_BTT = (
-        (place_T <= place_T.unsqueeze(1))
-        & (last_BT.unsqueeze(1) >= place_T.unsqueeze(1))
-        & seen_BT.unsqueeze(1)
-    )
+    before_BTT = (place_T <= place_T.unsqueeze(1)) & (last_BT.unsqueeze(1) >= place_T.unsqueeze(1))
+    seen_BTT = before_BTT & seen_BT.unsqueeze(1)
     seen_BTT |= torch.eye(len(place_T), dtype=torch.bool) & ~seen_BTT.any(-1, keepdim=True)
-    return (
-        torch.zeros(seen_BTT.shape, dtype=dtype).masked_fill(~seen_BTT, torch.finfo(dtype).min).unsqueeze(1)
-    )
+    mask_BTT = torch.zeros(seen_BTT.shape, dtype=dtype).masked_fill(~seen_BTT, torch.finfo(dtype).min)
+    return mask_BTT.unsqueeze(1)
 
 
 def can_share(model: Any, longest: int) -> bool:

@@ -25,15 +25,7 @@ POSITIONS = 1024
 
 
 class Rounded(NamedTuple):
-    """Per label token, all [B, N].
-
-    Attributes:
-        logp_BN: log-probability, as the attacks read it, float32.
-        hit_BN: whether the label is the most likely token.
-        mu_BN: mean of log p over the vocabulary under p, float32.
-        var_BN: variance of log p over the vocabulary under p, float32.
-        nll_BN: cross entropy, as the losses read it, float32.
-    """
+    """The fields of `TokenStatistics`, as the attacks read them; `nll_BN`, the cross entropy of losses."""
 
     logp_BN: Tensor
     hit_BN: Tensor

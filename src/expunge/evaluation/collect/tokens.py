@@ -48,16 +48,8 @@ def collect_tokens(
     """Make the tables of several views in one pass; an example that occurs in several views is computed once.
 
     The token budget of a batch is batch_size x longest example, so a batch usually has more rows. With the
-    suite's `share_prefixes`, the question of several answers is processed once, if the model supports it.
-
-    Args:
-        subject: the model.
-        views: name -> examples and their rows.
-        cost: counts are added to it.
-        field_rounding: round like published numbers, see `rounding`.
-
-    Returns:
-        Name -> table. An example without labels has no tokens in it.
+    suite's `share_prefixes`, the question of several answers is processed once, if the model supports it. An
+    example without labels has no tokens in its table. For `field_rounding`, see `rounding`.
     """
     unique: dict[tuple[Any, ...], int] = {}
     numbers = {
