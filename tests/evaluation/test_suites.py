@@ -16,8 +16,8 @@ from expunge.config.compose import compose_config
 from expunge.core.errors import UserError
 from expunge.data.template import Template
 from expunge.evaluation.evaluate import evaluate_suite
-from expunge.evaluation.scores import Scores
 from expunge.evaluation.suite import prepare_suite
+from expunge.evaluation.suite_scores import Scores
 
 WIKI = (
     " \n = Ada Quill = \n \n Ada Quill was born in Port Verdant in 1952 and writes mystery novels . \n"

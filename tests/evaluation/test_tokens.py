@@ -12,7 +12,7 @@ from subjects import subject_of
 
 from expunge.data.encoded import Encoded, encode_ids
 from expunge.evaluation.collect.collector import Cost
-from expunge.evaluation.collect.packing import Tree, can_share, grow, pack
+from expunge.evaluation.collect.prefix_trees import Tree, can_share, grow, pack
 from expunge.evaluation.collect.rounding import rounded_statistics
 from expunge.evaluation.collect.tokens import collect_tokens
 from expunge.evaluation.tables import TokenTable

@@ -13,9 +13,9 @@ from torch import nn
 from expunge.core.errors import UserError
 from expunge.data.collate import collate
 from expunge.data.encoded import Encoded
-from expunge.influence.difficulty import TWO_PASSES, Choice, Difficulty, score_rows
 from expunge.influence.gradient import row_losses, token_nll
-from expunge.influence.rows import Reduction
+from expunge.influence.row_batches import Reduction
+from expunge.influence.row_scores import TWO_PASSES, Choice, Difficulty, score_rows
 from expunge.models.outputs import label_outputs
 
 EACH = sorted(TWO_PASSES)

@@ -15,10 +15,10 @@ from expunge.core.fingerprint import code_version, fingerprint
 from expunge.core.layout import EXPUNGE, RunLayout
 from expunge.evaluation.collect.collector import Absent, Cost, Request, Subject
 from expunge.evaluation.plan import Collection
-from expunge.evaluation.scores import Scores
 from expunge.evaluation.scoring import results_of, row_ids
-from expunge.evaluation.store import TableStore
 from expunge.evaluation.suite import Suite
+from expunge.evaluation.suite_scores import Scores
+from expunge.evaluation.table_store import TableStore
 from expunge.evaluation.tables import Table
 from expunge.lm import runtime
 from expunge.models.fingerprint import model_fingerprint

@@ -22,7 +22,7 @@ from expunge.influence.forward_mode import dual, reporting_missing_rule, unpacke
 from expunge.influence.gradient import EpochGradient, Tensors, checked, norm_of, row_losses
 from expunge.influence.module_calls import Call, Owner, check_heard, heard, owners_of
 from expunge.influence.projections import Along
-from expunge.influence.rows import RowBatch, index_of
+from expunge.influence.row_batches import RowBatch, index_of
 from expunge.models.outputs import label_outputs, unwrapped
 
 HELD = 4 * 2**30

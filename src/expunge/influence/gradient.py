@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.core.errors import UserError
-from expunge.influence.rows import RowBatch, index_of, reduced
+from expunge.influence.row_batches import RowBatch, index_of, reduced
 from expunge.lm.logprobs import as_float32
 from expunge.models.outputs import LabelOutputs, label_outputs
 

@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from expunge.influence.forward_mode import dual, reporting_missing_rule, unpacked
 from expunge.influence.gradient import Tensors, dot, norm_of, row_losses
-from expunge.influence.rows import RowBatch, index_of, reduced
+from expunge.influence.row_batches import RowBatch, index_of, reduced
 from expunge.lm.labels import Side
 from expunge.models.outputs import label_outputs, unwrapped
 

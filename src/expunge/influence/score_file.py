@@ -21,7 +21,7 @@ from expunge.core.files import atomic_write, read_json, without_nan, write_json,
 from expunge.core.fingerprint import fingerprint
 from expunge.data.encoded import Encoded
 from expunge.data.rows import SHOWN
-from expunge.influence.difficulty import Difficulty, Item
+from expunge.influence.row_scores import Difficulty, Item
 
 SCHEMA = "expunge.difficulty/1"
 MAKE = "create it again: run the same command line with `expunge score ...` instead of `expunge unlearn ...`"

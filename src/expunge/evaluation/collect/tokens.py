@@ -10,7 +10,7 @@ import numpy as np
 
 from expunge.data.encoded import Encoded
 from expunge.evaluation.collect.collector import Collector, Cost, Request, Subject, running
-from expunge.evaluation.collect.packing import Tree, can_share, grow, pack
+from expunge.evaluation.collect.prefix_trees import Tree, can_share, grow, pack
 from expunge.evaluation.collect.rounding import rounded_statistics
 from expunge.evaluation.tables import Examples, TokenTable, as_ints
 from expunge.lm.labels import LabelIndex, on_device

@@ -26,7 +26,7 @@ from expunge.influence.ghost import fits_lora, ghost, lora
 from expunge.influence.gradient import EpochGradient, Tensors, epoch_gradient
 from expunge.influence.parameters import choose_parameters, gradients_for
 from expunge.influence.projections import ATTENTIONS, Along, jvp, naive
-from expunge.influence.rows import Reduction, RowBatch, batches_of, check_rows, count_labels
+from expunge.influence.row_batches import Reduction, RowBatch, batches_of, check_rows, count_labels
 from expunge.models.attention import attention_of
 from expunge.models.outputs import unwrapped
 
