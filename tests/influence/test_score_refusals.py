@@ -13,7 +13,6 @@ from expunge.core.errors import UserError
 from expunge.data.encoded import Encoded
 from expunge.influence.row_scores import TWO_PASSES, Choice, Difficulty, score_rows
 
-
 THETA = "body.theta"
 
 

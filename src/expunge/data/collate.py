@@ -65,11 +65,7 @@ def hidden_places(encoded: Sequence[Any], input_ids_BT: torch.Tensor) -> torch.T
 
 
 class PairCollator:
-    """Collate items of a `PairedDataset` into a `Batch`; each side is padded on the right, separately.
-
-    Args:
-        pad_id: token to fill with.
-    """
+    """Collate items of a `PairedDataset` into a `Batch`; each side is padded on the right, separately."""
 
     def __init__(self, pad_id: int) -> None:
         self.pad_id = pad_id

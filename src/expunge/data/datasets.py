@@ -77,7 +77,7 @@ def build_dataset(
     seed: int = 0,
     switches: Mapping[str, Any] | None = None,
 ) -> Dataset:
-    """Build one data set of the configuration: `chosen` is its handler, the other arguments are the `Context`.
+    """Build one data set of the configuration: `chosen` is its handler, the others are the `Context`.
 
     Draws of alternates depend only on the seed and on the row id.
 
@@ -136,8 +136,8 @@ def qa_idk(
     """Questions with their answers, and with "I don't know" lines as alternates.
 
     The arguments are those of `qa`, and two more. `idk_path` is a file of refusals; None = `idontknow.jsonl`
-    beside the rows, else the next file that `refusals.refusal_lines` finds. If `return_original` is False, the
-    refusals replace the answers (relabelling), and there are no alternates.
+    beside the rows, else the next file that `refusals.refusal_lines` finds. If `return_original` is False,
+    the refusals replace the answers (relabelling), and there are no alternates.
     """
     keys = (question_key, answer_key)
     rows = chosen_rows(hf_args, context.data_root, keys, select, reshape)
@@ -162,9 +162,9 @@ def qa_alternate(
 ) -> Dataset:
     """Questions with their answers, and with given alternates.
 
-    The arguments are those of `qa`, and three more. `alternate_key` is the key of the alternate answer, in the
-    row or in the entries of the file; from a list, one is drawn per (seed, row id). `alternate_path` is a file
-    of alternates, matched by row `id` or question; None = the rows contain them. If `return_original` is
+    The arguments are those of `qa`, and three more. `alternate_key` is the key of the alternate answer, in
+    the row or in the entries of the file; from a list, one is drawn per (seed, row id). `alternate_path` is a
+    file of alternates, matched by row `id` or question; None = the rows contain them. If `return_original` is
     False, the alternates replace the answers, and there are no alternates.
     """
     keys = (question_key, answer_key)

@@ -37,11 +37,7 @@ class Selection:
 
     @classmethod
     def of(cls, select: Mapping[str, Any]) -> Selection:
-        """Read the argument `select` of a data handler.
-
-        Raises:
-            UserError: a key is unknown or a value has the wrong type.
-        """
+        """Read the argument `select` of a data handler; a `UserError` names every wrong key and value."""
         faults = [unknown("key of select", str(key), KEYS) for key in select if key not in KEYS]
         ratio, seed, complement = (
             select.get(key, default) for key, default in (("ratio", 1.0), ("seed", 0), ("complement", False))

@@ -237,11 +237,7 @@ class ChatTemplate(Template):
 
     @cached_property
     def tail(self) -> str:
-        """Text after the last answer.
-
-        Raises:
-            UserError: the chat template does not write the answer.
-        """
+        """Text after the last answer; a `UserError` if the chat template does not write the answer."""
         before, probe, tail = self._render(self._messages("question", _PROBE, ())).rpartition(_PROBE)
         if not probe:
             raise UserError(

@@ -50,9 +50,6 @@ def choices(
 
     Returns:
         Examples by row and letter; labels are the letter's tokens, `target_text` is the right letter.
-
-    Raises:
-        UserError: a row is not such a record.
     """
     encoded: list[Encoded] = []
     prefix, cut = special_prefix(template.tokenizer), 0

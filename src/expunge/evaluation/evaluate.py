@@ -57,9 +57,6 @@ def evaluate_suite(
     Returns:
         The scores. If `out_dir` already has the files of the same evaluation and the suite does not
         overwrite, the scores are read from them.
-
-    Raises:
-        UserError: rows or settings that cannot be used.
     """
     suite = suite.within(longest_of(model))
     subject = Subject(model, suite.template.tokenizer, suite.section, compute_dtype)
@@ -88,13 +85,7 @@ def evaluate_suite(
 
 @dataclass
 class _Collected:
-    """Tables, the reasons for missing ones, and the costs; ranks other than 0 have the costs alone.
-
-    Attributes:
-        tables: complete tables.
-        absent: reasons for the tables that could not be made.
-        cost: by kind; only of kinds that had to be collected.
-    """
+    """Tables, the reasons for missing ones, and the costs by kind; ranks other than 0 have only costs."""
 
     tables: dict[Collection, Table] = field(default_factory=dict)
     absent: dict[Collection, str] = field(default_factory=dict)

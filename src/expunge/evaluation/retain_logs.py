@@ -89,9 +89,6 @@ class RetainLogs:
             key: `score`, `prob`, ...
             row_ids: of this run.
             side: `forget` or `holdout` of an attack.
-
-        Raises:
-            UserError: the rows are not this run's.
         """
         values = self.check(metric, row_ids, side)
         try:
@@ -124,11 +121,7 @@ class RetainLogs:
         return values
 
     def check_texts(self, metric: str, texts: Sequence[str]) -> None:
-        """Compare the answers in ROUGE's rows with this run's: files of open-unlearning have no row ids.
-
-        Raises:
-            UserError: most answers differ.
-        """
+        """Compare the answers in ROUGE's rows with this run's: files of open-unlearning have no row ids."""
         node = self.data.get(metric) or {}
         rows = {int(index): row.get("ground_truth") for index, row in node.get("value_by_index", {}).items()}
         known = {index: text for index, text in rows.items() if text is not None and index < len(texts)}

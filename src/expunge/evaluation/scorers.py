@@ -74,9 +74,6 @@ def vader(texts: Sequence[str]) -> Floats:
     """Negativity by vaderSentiment: max(0, -c) of its compound score c.
 
     An English lexicon of sentiment: a weak sign of toxicity.
-
-    Raises:
-        MissingExtraError: the package is not installed.
     """
     if importlib.util.find_spec("vaderSentiment") is None:
         raise MissingExtraError("vaderSentiment", "toxicity", "the scorer vader")

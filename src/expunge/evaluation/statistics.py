@@ -242,11 +242,7 @@ class KolmogorovSmirnov:
 
 @dataclass(frozen=True)
 class _OfMeans:
-    """A statistic of several means.
-
-    Attributes:
-        parts: the means.
-    """
+    """A statistic of several means."""
 
     parts: Sequence[Mean]
 
@@ -280,9 +276,7 @@ class Average(_OfMeans):
 class HarmonicMean(_OfMeans):
     """Harmonic mean of means; 0 if one of them is 0 or less.
 
-    Attributes:
-        parts: the means.
-        group: for each part, its rows; parts of one group have the same rows and are drawn together.
+    `group` has the rows of each part; parts of one group have the same rows and are drawn together.
     """
 
     group: Sequence[Any]

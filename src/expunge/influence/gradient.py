@@ -87,11 +87,7 @@ def norm_of(tensors: Tensors) -> float:
 
 
 def checked(norm: float, losses: Mapping[int, float]) -> float:
-    """Return the norm of g after checking that a projection on g exists.
-
-    Raises:
-        UserError: a loss or the norm is not finite, or the norm is zero.
-    """
+    """The norm of g, after a check that it and the losses are finite and that it is not zero."""
     broken = [number for number, loss in losses.items() if not math.isfinite(loss)]
     if broken or not math.isfinite(norm):
         what = f"the loss of {len(broken)} rows" if broken else "the gradient of the forget set"

@@ -41,9 +41,6 @@ def choose_parameters(model: nn.Module, params: str = "auto") -> Chosen:
             adapter), `all`, `lora`, or a regular expression for whole parameter names; the parts that an
             adapter adds to names may be left out.
 
-    Returns:
-        The parameters.
-
     Raises:
         UserError: `lora` without an adapter, a pattern that is invalid or matches nothing, or weights without
             a gradient.

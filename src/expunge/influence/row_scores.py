@@ -121,9 +121,6 @@ def score_rows(
         signed: use the projection itself as the score.
         max_tokens: padded tokens of a batch.
 
-    Returns:
-        The scores.
-
     Raises:
         UserError: rows have no labels, no parameter can be differentiated, or the gradient is zero or not
             finite.

@@ -83,12 +83,12 @@ class Loss(Protocol):
 def loss(**facts: Any) -> Callable[[F], F]:
     """Give a function of named quantities its `.spec`, and do not change it otherwise; nothing is registered.
 
-    The keywords are the fields of `LossSpec`, from `kind` on; only `kind` is required. Write them as literals:
-    validation reads the source without running it.
+    The keywords are the fields of `LossSpec`, from `kind` on; only `kind` is required. Write them as
+    literals: validation reads the source without running it.
 
     Raises:
-        ValueError: a positional parameter is not a quantity or has a default, there is no positional parameter,
-            or a keyword names a hyper-parameter that does not exist.
+        ValueError: a positional parameter is not a quantity or has a default, there is no positional
+            parameter, or a keyword names a hyper-parameter that does not exist.
     """
 
     def decorate(function: F) -> F:

@@ -37,11 +37,7 @@ class ContextObjective(Objective):
     bos: int | None
 
     def prepare(self, model: nn.Module, seed: int, tokenizer: Any = None) -> None:
-        """As `Objective.prepare`; also encodes the two beginnings if the erase term is present.
-
-        Raises:
-            UserError: no tokenizer is given.
-        """
+        """As `Objective.prepare`; also encodes the two beginnings if the erase term is present."""
         super().prepare(model, seed, tokenizer)
         self.prefixes, self.bos = {}, None
         settings = next((term.kwargs for term in self.terms if "concept" in term.kwargs), None)

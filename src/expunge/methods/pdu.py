@@ -95,11 +95,7 @@ class DualObjective(Objective):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the multiplier of a checkpoint.
-
-        Raises:
-            UserError: the checkpoint has none.
-        """
+        """Restore the multiplier of a checkpoint."""
         own = ("retain_weight", "dual_sum", "dual_steps", "epoch")
         if any(key not in state for key in own):
             raise UserError("the checkpoint holds no dual multiplier", "resume a run of the same method")

@@ -55,9 +55,6 @@ def build_mask(
         fingerprint: of the model, if known; else it is computed from the weights.
         **options: keyword-only parameters of the score.
 
-    Returns:
-        The mask, with its settings.
-
     Raises:
         UserError: data that the score needs is missing, or there is nothing to score.
     """
@@ -117,9 +114,6 @@ def mean_gradients(model: nn.Module, sides: Iterable[Side]) -> dict[str, Tensor]
 
     It does not depend on the batch size. A parameter that the loss does not depend on has 0. The gradients of
     the model are cleared before and after.
-
-    Raises:
-        UserError: the batches have no label token.
     """
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     total = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}

@@ -64,10 +64,6 @@ def build_rules(
 
 
 def mask_of(chosen: Bound, model: nn.Module, *, seed: int = 0, **data: Any) -> WeightMask:
-    """The mask from a bound score; `data` is forget, retain and fingerprint of `attribution.build_mask`.
-
-    Raises:
-        UserError: missing data, or nothing to score.
-    """
+    """The mask from a bound score; `data` is forget, retain and fingerprint of `attribution.build_mask`."""
     given = {name: value for name, value in chosen.options.items() if name in chosen.given}
     return build_mask(model, chosen.load(), **data, **{"seed": seed, **given}, **chosen.kwargs)

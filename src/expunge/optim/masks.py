@@ -87,11 +87,7 @@ class WeightMask:
         return mask
 
     def check(self, model: nn.Module, fingerprint: str | None = None, source: str = "the mask") -> None:
-        """Refuse a model that is not the mask's model.
-
-        Raises:
-            UserError: names, shapes or weights differ.
-        """
+        """Refuse a model that is not the mask's model: names, shapes or weights differ."""
         parameters = {name: p for name, p in unwrapped(model).named_parameters() if p.requires_grad}
         faults = []
         for name in sorted(set(self.allowed) - set(parameters)):

@@ -36,9 +36,9 @@ class Step:
 
     Attributes:
         number: optimizer steps done before this one.
-        closure: adds the gradient of the kept terms at the current weights to `.grad`: forward and backward of
-            all micro-batches of the step, with gradients exchanged between ranks. Nothing is logged, and no
-            gradient is set to zero.
+        closure: adds the gradient of the kept terms at the current weights to `.grad`: forward and backward
+            of all micro-batches of the step, with gradients exchanged between ranks. Nothing is logged, and
+            no gradient is set to zero.
         batches: the micro-batches of the step on this rank, on the device; only those that count.
         seed: of the run.
         all_sum: sums a tensor over the ranks.

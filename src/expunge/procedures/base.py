@@ -127,22 +127,13 @@ def procedure(**facts: Any) -> Callable[[F], F]:
 
 @dataclass(frozen=True)
 class Procedure:
-    """A procedure with its hyper-parameters.
-
-    Attributes:
-        spec: spec of the function.
-        run: the function with bound hyper-parameters; called with the stages and one data set per side.
-    """
+    """A procedure with its hyper-parameters; `run` gets the stages and one data set per side."""
 
     spec: ProcedureSpec
     run: Callable[..., None]
 
 
 def procedure_of(chosen: Bound) -> Procedure:
-    """Import a bound procedure, with its hyper-parameters.
-
-    Raises:
-        UserError: the procedure cannot be imported.
-    """
+    """Import a bound procedure, with its hyper-parameters."""
     function = chosen.load()
     return Procedure(function.spec, partial(function, **chosen.kwargs))

@@ -89,28 +89,25 @@ def novice_alternates(
             for number, row in list(enumerate(members))[chosen]
             for answer in range(count)
         ]
-        starts = [
-            (*asked[row.index].prompt_ids, *_lead_ids(template, row.fields[question_key], lead))
-            for row, _, lead in begun
-        ]
-        draws_BN = torch.stack(
-            [
-                torch.rand(
-                    max_new_tokens, generator=generator(seed, "novice", row.id, answer), dtype=torch.float64
-                )
-                for row, answer, _ in begun
-            ]
-        )
+        prompts = [asked[row.index].prompt_ids for row, _, _ in begun]
+        texts = [(row.fields[question_key], lead) for row, _, lead in begun]
+        starts = [(*ids, *_lead_ids(template, *text)) for ids, text in zip(prompts, texts, strict=True)]
         behind = [
             [_behind(start, ids, tokenizer.bos_token_id) for start in starts] for ids in prefixes.values()
         ]
         streams = [starts, *behind]
+        draws = [
+            torch.rand(
+                max_new_tokens, generator=generator(seed, "novice", row.id, answer), dtype=torch.float64
+            )
+            for row, answer, _ in begun
+        ]
         how: dict[str, Any] = {"strength": strength, "temperature": temperature, "ends": ends}
-        written = steered(model, streams, draws_BN, **how, pad_id=pad_id_of(tokenizer))
-        texts = tokenizer.batch_decode(written, skip_special_tokens=True)
+        written = steered(model, streams, torch.stack(draws), **how, pad_id=pad_id_of(tokenizer))
+        own = tokenizer.batch_decode(written, skip_special_tokens=True)
         return [
             " ".join(part for part in (lead.strip(), text.strip()) if part)
-            for (_, _, lead), text in zip(begun, texts, strict=True)
+            for (_, _, lead), text in zip(begun, own, strict=True)
         ]
 
     made_with = {

@@ -80,11 +80,7 @@ def sample_alternates(
 
 
 def check_settings(*, strength: float = 0.0, **positive: float) -> None:
-    """Refuse settings with which nothing can be sampled.
-
-    Raises:
-        UserError: a value of `positive` is not above 0, or the strength is negative or not finite.
-    """
+    """Refuse settings that are not above 0, or a strength that is negative or not finite."""
     if not all(value > 0 for value in positive.values()) or not 0 <= strength < float("inf"):
         given = ", ".join(f"{name}={value}" for name, value in {**positive, "strength": strength}.items())
         raise UserError(

@@ -71,11 +71,7 @@ def local_folder(model_args: Mapping[str, Any]) -> Path | None:
 
 
 def refuse_quantised(folder: Path) -> None:
-    """Refuse quantised weights, because sums of their codes have no meaning.
-
-    Raises:
-        UserError: the configuration in the folder names a quantisation.
-    """
+    """Refuse quantised weights with a `UserError`, because sums of their codes have no meaning."""
     config = folder / "config.json"
     if config.is_file() and (
         method := (read_json(config).get("quantization_config") or {}).get("quant_method")

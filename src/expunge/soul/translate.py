@@ -75,9 +75,6 @@ def translate(
         argv: the arguments, or the namespace from `parser_of(script)`.
         script: one of `SCRIPTS`.
         config_dirs: the user's folders with further choices.
-
-    Raises:
-        UserError: all faults of the command line together.
     """
     flags = flags_of(script)
     given = read(parser_of(script), flags, argv)

@@ -134,11 +134,7 @@ class Collector(Protocol):
 
 @dataclass(frozen=True)
 class Absent:
-    """A table that could not be made.
-
-    Attributes:
-        reason: why, and what to do.
-    """
+    """A table that could not be made."""
 
     reason: str
 
@@ -159,7 +155,7 @@ def running(model: Any, cost: Cost, *, train: bool = False, gradients: bool = Fa
 def settings_of(
     collector: Collector, suite: Mapping[str, Any], entry: Mapping[str, Any], options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The settings of a collector's table for one metric: `entry` is its section, `options` has its defaults."""
+    """The settings of a collector's table for a metric: `entry` is its section, `options` has defaults."""
     settings = {key: suite.get(key, default) for key, default in collector.of_suite.items()}
     if collector.section is not None:
         settings |= {**(suite.get(collector.section) or {}), **(entry.get(collector.section) or {})}

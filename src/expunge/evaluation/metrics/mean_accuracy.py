@@ -10,8 +10,5 @@ def mean_accuracy(parts: tuple[Result, ...]) -> Result:
     """Mean of the tasks' accuracies, each with the same weight. Range 0 to 1, higher is better.
 
     Null if a task is null.
-
-    Args:
-        parts: results that are means over rows.
     """
     return of_means(parts, Average)

@@ -12,8 +12,5 @@ def model_utility(parts: tuple[Result, ...]) -> Result:
     TOFU, arXiv:2401.06121, section 2.2: nine parts, {retain, real authors, world facts} x {probability (with
     options for the latter two), rougeL recall, truth ratio}. Range 0 to 1, higher is better. Parts of the
     same rows are resampled jointly.
-
-    Args:
-        parts: results that are means over rows.
     """
     return of_means(parts, lambda means: HarmonicMean(means, [tuple(part.row_ids) for part in parts]))
