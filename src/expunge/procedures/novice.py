@@ -6,15 +6,15 @@ handler `qa_alternate` reads the file.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from expunge.data.collate import collate
-from expunge.data.encoded import encode_ids
-from expunge.data.rows import RowSet
+from expunge.data.encoded import Encoded, encode_ids
+from expunge.data.rows import Row, RowSet
 from expunge.data.template import Template
 from expunge.data.tokenizer_traits import plain_ids
 from expunge.evaluation.collect.decoding import ends_of, only, pad_id_of
@@ -83,32 +83,14 @@ def novice_alternates(
     ends = ends_of(model, tokenizer, asked)
 
     def texts_of(chosen: slice) -> list[str]:
-        # For each text: its row, its number among the answers of the row, and its first sentence.
         begun = [
-            (row, answer, leads[(number + answer) % len(leads)])
+            _Begun(row, asked[number], answer, leads[(number + answer) % len(leads)])
             for number, row in list(enumerate(members))[chosen]
             for answer in range(count)
         ]
-        prompts = [asked[row.index].prompt_ids for row, _, _ in begun]
-        texts = [(row.fields[question_key], lead) for row, _, lead in begun]
-        starts = [(*ids, *_lead_ids(template, *text)) for ids, text in zip(prompts, texts, strict=True)]
-        behind = [
-            [_behind(start, ids, tokenizer.bos_token_id) for start in starts] for ids in prefixes.values()
-        ]
-        streams = [starts, *behind]
-        draws = [
-            torch.rand(
-                max_new_tokens, generator=generator(seed, "novice", row.id, answer), dtype=torch.float64
-            )
-            for row, answer, _ in begun
-        ]
-        how: dict[str, Any] = {"strength": strength, "temperature": temperature, "ends": ends}
-        written = steered(model, streams, torch.stack(draws), **how, pad_id=pad_id_of(tokenizer))
-        own = tokenizer.batch_decode(written, skip_special_tokens=True)
-        return [
-            " ".join(part for part in (lead.strip(), text.strip()) if part)
-            for (_, _, lead), text in zip(begun, own, strict=True)
-        ]
+        how = {"strength": strength, "temperature": temperature, "ends": ends}
+        draws = [_draws(max_new_tokens, seed, item.row.id, item.answer) for item in begun]
+        return _answers(model, template, begun, question_key, prefixes, torch.stack(draws), **how)
 
     made_with = {
         "novice_of": concept,
@@ -122,6 +104,43 @@ def novice_alternates(
     }
     found = entries(rows, texts_of, count, batch_size, question_key, answer_key)
     return [{**entry, "made_with": made_with} for entry in found]
+
+
+class _Begun(NamedTuple):
+    """An answer to write: its row, the encoded question, its number, and its first sentence."""
+
+    row: Row
+    asked: Encoded
+    answer: int
+    lead: str
+
+
+def _draws(count: int, *parts: int | str) -> Tensor:
+    return torch.rand(count, generator=generator(parts[0], "novice", *parts[1:]), dtype=torch.float64)
+
+
+def _answers(
+    model: Any,
+    template: Template,
+    begun: Sequence[_Begun],
+    question_key: str,
+    prefixes: Mapping[str, Sequence[int]],
+    draws_BN: Tensor,
+    **how: Any,
+) -> list[str]:
+    """The answers, each with its first sentence."""
+    tokenizer: Any = template.tokenizer
+    starts = [
+        (*item.asked.prompt_ids, *_lead_ids(template, item.row.fields[question_key], item.lead))
+        for item in begun
+    ]
+    behind = [[_behind(start, ids, tokenizer.bos_token_id) for start in starts] for ids in prefixes.values()]
+    written = steered(model, [starts, *behind], draws_BN, **how, pad_id=pad_id_of(tokenizer))
+    texts = tokenizer.batch_decode(written, skip_special_tokens=True)
+    return [
+        " ".join(part for part in (item.lead.strip(), text.strip()) if part)
+        for item, text in zip(begun, texts, strict=True)
+    ]
 
 
 def steered(
