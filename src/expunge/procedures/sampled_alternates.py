@@ -79,14 +79,14 @@ def sample_alternates(
     return entries(rows, texts_of, count, batch_size, question_key, answer_key)
 
 
-def check_settings(*, strength: float = 0.0, **positive: float) -> None:
+def check_settings(strength: float = 0.0, **positive: float) -> None:
     """Refuse settings that are not above 0, or a strength that is negative or not finite."""
+    given, needed = dict(positive), f"{', '.join(positive)} must be above 0"
+    if strength:
+        given["strength"], needed = strength, f"{needed}; strength must be finite and at least 0"
     if not all(value > 0 for value in positive.values()) or not 0 <= strength < float("inf"):
-        given = ", ".join(f"{name}={value}" for name, value in {**positive, "strength": strength}.items())
-        raise UserError(
-            f"alternates cannot be sampled with {given}",
-            f"{', '.join(positive)} must be above 0; strength must be finite and at least 0",
-        )
+        named = ", ".join(f"{name}={value}" for name, value in given.items())
+        raise UserError(f"alternates cannot be sampled with {named}", needed)
 
 
 def entries(
