@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 from typing import Any
 
 from benchmarks.comparison import Comparison, Ratio
@@ -66,17 +67,20 @@ def evaluation(
 ) -> dict[str, float]:
     """In a separate process: the statistics of `count` rows, as one view."""
     from benchmarks import workload
-    from expunge.evaluation.collect.collector import Cost
+    from expunge.evaluation.collect.collector import Cost, Subject
     from expunge.evaluation.collect.tokens import collect_tokens
     from expunge.evaluation.views import examples_of
     from expunge.training.pace import peak_memory_mb
 
-    model = workload.llama(hidden, layers, vocabulary).eval()
+    tokenizer = SimpleNamespace(pad_token_id=workload.PAD)
+    subject = Subject(
+        workload.llama(hidden, layers, vocabulary).eval(), tokenizer, {"batch_size": batch_size}
+    )
 
     def collect(encoded: list[Any]) -> tuple[float, int]:
         view = {"rows": (encoded, examples_of(encoded, [item.row_id for item in encoded]))}
         cost, begun = Cost(), time.perf_counter()
-        collect_tokens(model, view, pad_id=workload.PAD, batch_size=batch_size, cost=cost)
+        collect_tokens(subject, view, cost)
         return time.perf_counter() - begun, cost.forward_tokens
 
     encoded = workload.rows(count, "rows", vocabulary, tuple(lengths))

@@ -15,7 +15,8 @@ from expunge.config.short_names import DATASETS
 from expunge.core.binding import bound_alone
 from expunge.core.errors import UserError
 from expunge.data import datasets
-from expunge.data.datasets import Dataset, concatenate, encode_answers
+from expunge.data.datasets import Dataset, concatenate
+from expunge.data.examples import encode_answers
 from expunge.data.rows import load_rows
 from expunge.data.template import Template
 

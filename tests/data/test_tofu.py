@@ -11,7 +11,8 @@ import pytest
 from expunge.config.datasets import bind_dataset
 from expunge.core.binding import bound_alone
 from expunge.core.errors import UserError
-from expunge.data.datasets import build_dataset, encode_answers
+from expunge.data.datasets import build_dataset
+from expunge.data.examples import encode_answers
 from expunge.data.pairs import check_disjoint
 from expunge.data.rows import RowSet, load_rows
 from expunge.data.template import Template

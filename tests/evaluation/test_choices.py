@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
+from subjects import subject_of
 
 from expunge.data.encoded import Encoded
 from expunge.data.rows import Row, RowSet
@@ -43,7 +44,8 @@ def encoded(tiny_tokenizer: Any) -> list[Encoded]:
 
 def collected(model: Any, encoded: list[Encoded], **kwargs: Any) -> ChoiceTable:
     ids = list(dict.fromkeys(item.row_id for item in encoded))
-    return collect_choices(model, encoded, examples_of(encoded, ids), pad_id=0, **kwargs)
+    cost, side = kwargs.pop("cost", Cost()), kwargs.pop("side", "right")
+    return collect_choices(subject_of(model, **kwargs), encoded, examples_of(encoded, ids), cost, side)
 
 
 def by_brute_force(model: Any, encoded: list[Encoded]) -> list[float]:
@@ -62,7 +64,9 @@ def test_each_letter_as_by_a_pass_of_its_own(tiny_model: Any, encoded: list[Enco
     table = collected(model, encoded, cost=cost)
     np.testing.assert_allclose(table.logp_B, by_brute_force(model.eval(), encoded), atol=2e-5)
     # As the pass over all tokens has it; with fewer tokens through the model than letters would take.
-    tokens = collect_tokens(model, {"v": (encoded, table.examples)}, pad_id=0, field_rounding=False)["v"]
+    tokens = collect_tokens(
+        subject_of(model), {"v": (encoded, table.examples)}, Cost(), field_rounding=False
+    )["v"]
     np.testing.assert_allclose(table.logp_B, np.add.reduceat(tokens.logp_M, tokens.offset_B1[:-1]), atol=2e-5)
     assert cost.forward_tokens < sum(map(len, encoded)) / 2
 

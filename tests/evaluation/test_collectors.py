@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from subjects import subject_of
 
 from expunge.core.errors import UserError
 from expunge.data.encoded import Encoded
@@ -37,9 +38,8 @@ def encoded(tiny_tokenizer: Any) -> list[Encoded]:
 def generated(model: Any, tokenizer: Any, encoded: list[Encoded], pad_id: int, **kwargs: Any) -> Any:
     settings = {"max_new_tokens": 6, "do_sample": False, **kwargs.pop("settings", {})}
     rows = examples_of(encoded, [f"row{row}" for row in range(len(encoded))])
-    return collect_generations(
-        model, tokenizer, encoded, rows, GenerationSettings(**settings), pad_id=pad_id, **kwargs
-    )
+    subject, cost = subject_of(model, tokenizer, pad_id), kwargs.pop("cost", Cost())
+    return collect_generations(subject, encoded, rows, GenerationSettings(**settings), cost)
 
 
 def test_left_padding_changes_no_generation(
@@ -116,9 +116,8 @@ def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
 
 
 def norms(model: Any, encoded: list[Encoded], **settings: Any) -> Any:
-    return collect_gradnorms(
-        model, encoded, examples_of(encoded, [f"row{row}" for row in range(len(encoded))]), settings
-    )
+    rows = examples_of(encoded, [f"row{row}" for row in range(len(encoded))])
+    return collect_gradnorms(subject_of(model), encoded, rows, settings, Cost())
 
 
 def test_gradient_norms_are_those_of_a_backward_pass(tiny_model: Any, encoded: list[Encoded]) -> None:

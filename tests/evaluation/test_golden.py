@@ -13,8 +13,8 @@ import pytest
 from composed import compose_config
 from expunge.data.template import Template
 from expunge.evaluation.evaluate import evaluate_suite
-from expunge.evaluation.scores import Scores
 from expunge.evaluation.suite import prepare_suite
+from expunge.evaluation.suite_scores import Scores
 
 pytestmark = pytest.mark.shared
 BY_DEFAULT_OTHERWISE = {"extraction_strength", "mia_gradnorm"}

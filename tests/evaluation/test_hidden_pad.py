@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from subjects import subject_of
 
 from expunge.data.collate import collate
 from expunge.data.encoded import Encoded
 from expunge.data.template import Template
+from expunge.evaluation.collect.collector import Cost
 from expunge.evaluation.collect.gradnorms import collect_gradnorms
 from expunge.evaluation.collect.tokens import collect_tokens
 from expunge.evaluation.views import examples_of
@@ -113,7 +115,9 @@ def test_the_one_pass(tiny_model: Any, encoded: list[Encoded], unpadded: Any, sh
         "hidden": (encoded, examples_of(encoded, ["row0", "row1"])),
         "seen": ([plain(item) for item in encoded], examples_of(encoded, ["row0", "row1"])),
     }
-    tables = collect_tokens(model, views, pad_id=unpadded.pad_token_id, share_prefixes=share)
+    tables = collect_tokens(
+        subject_of(model, pad_id=unpadded.pad_token_id, share_prefixes=share), views, Cost()
+    )
     for name, pad in (("hidden", unpadded.eos_token_id), ("seen", unpadded.pad_token_id)):
         expected = [value for item in encoded for value in field(model, item, pad)]
         np.testing.assert_allclose(tables[name].logp_M, expected, atol=2e-5)
@@ -122,7 +126,7 @@ def test_the_one_pass(tiny_model: Any, encoded: list[Encoded], unpadded: Any, sh
 def test_gradient_norms(tiny_model: Any, encoded: list[Encoded], unpadded: Any):
     """Norm of the gradient of the mean nll, without the end of the turn, with the field's mask."""
     model = tiny_model(seed=1).eval()
-    table = collect_gradnorms(model, encoded, examples_of(encoded, ["row0", "row1"]), {})
+    table = collect_gradnorms(subject_of(model), encoded, examples_of(encoded, ["row0", "row1"]), {}, Cost())
     for found, item in zip(table.global_B, encoded, strict=True):
         ids_BT = torch.tensor([item.input_ids])
         logp_TV = (

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from subjects import subject_of
 
 from expunge.core.errors import UserError
 from expunge.data.encoded import Encoded
@@ -87,14 +88,12 @@ def test_two_ranks_read_the_same_letters(tiny_model: Any, tmp_path: Path) -> Non
         for place in range(2)
     ]
     rows, model = examples_of(encoded, ["row0", "row1", "row2"]), tiny_model()
-    one = collect_choices(model, encoded, rows, pad_id=0, batch_size=1).logp_B
+    one = collect_choices(subject_of(model, batch_size=1), encoded, rows, Cost()).logp_B
 
     def both(rank: int) -> None:
         cost = Cost()
-        assert (
-            collect_choices(model, encoded, rows, pad_id=0, batch_size=1, cost=cost).logp_B.tolist()
-            == one.tolist()
-        )
+        subject = subject_of(model, batch_size=1)
+        assert collect_choices(subject, encoded, rows, cost).logp_B.tolist() == one.tolist()
         assert 0 < cost.forward_tokens < 6
 
     on_ranks(2, both)

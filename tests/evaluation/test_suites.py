@@ -16,8 +16,8 @@ from expunge.cli.main import main
 from expunge.core.errors import UserError
 from expunge.data.template import Template
 from expunge.evaluation.evaluate import evaluate_suite
-from expunge.evaluation.scores import Scores
 from expunge.evaluation.suite import prepare_suite
+from expunge.evaluation.suite_scores import Scores
 
 WIKI = (
     " \n = Ada Quill = \n \n Ada Quill was born in Port Verdant in 1952 and writes mystery novels . \n"
@@ -269,7 +269,7 @@ def test_the_harness_gives_the_accuracy_of_its_own_task(
 ) -> None:
     """A task of lm-eval on a local file, in the form of its MMLU, against our own collector."""
     pytest.importorskip("lm_eval")
-    from expunge.evaluation.collect.collector import Absent
+    from expunge.evaluation.collect.collector import Absent, Cost, Subject
     from expunge.evaluation.collect.harness import collect_harness
 
     rows = [{**row, "answer": (place * 7) % 4} for place, row in enumerate(QUESTIONS * 5)]
@@ -289,14 +289,8 @@ metric_list:
 """)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     model = tiny_model().train()
-    table = collect_harness(
-        model,
-        tiny_tokenizer,
-        "own_lore",
-        {"num_fewshot": 0},
-        include_path=str(tmp_path / "tasks"),
-        batch_size=2,
-    )
+    subject = Subject(model, tiny_tokenizer, {"batch_size": 2})
+    table = collect_harness(subject, "own_lore", {"num_fewshot": 0}, str(tmp_path / "tasks"), Cost())
     assert not isinstance(table, Absent), table
     assert model.training
     view = {"kind": "choices", "hf_args": {"path": str(tmp_path / "rows.jsonl")}}
@@ -307,7 +301,7 @@ metric_list:
     ours = evaluate_suite(suite, model, out_dir=None).metrics["own"]
     assert [row["score"] for row in ours["value_by_index"].values()] == table.acc_B.tolist()
     assert len(set(table.acc_B.tolist())) == 2
-    absent = collect_harness(model, tiny_tokenizer, "no_such_task", {})
+    absent = collect_harness(subject, "no_such_task", {}, None, Cost())
     assert isinstance(absent, Absent)
     assert "no_such_task" in absent.reason
 

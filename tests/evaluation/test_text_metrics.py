@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import ks_2samp
+from subjects import subject_of
 
 from expunge.core.errors import UserError
 from expunge.data.rows import Row, RowSet
 from expunge.data.template import Template
 from expunge.data.tokenizer_traits import plain_ids
 from expunge.evaluation import scorers
+from expunge.evaluation.collect.collector import Cost
 from expunge.evaluation.collect.tokens import collect_tokens
 from expunge.evaluation.metrics.bits_per_byte import bits_per_byte
 from expunge.evaluation.metrics.bleu import bleu
@@ -92,9 +94,8 @@ def test_perplexities_as_by_brute_force(
     )
     encoded = documents(rows, template, longest, stride=stride)
     view = (encoded, examples_of(encoded, list(dict.fromkeys(item.row_id for item in encoded))))
-    table = collect_tokens(
-        model, {"d": view}, pad_id=0, batch_size=1, share_prefixes=False, field_rounding=False
-    )["d"]
+    subject = subject_of(model, batch_size=1, share_prefixes=False)
+    table = collect_tokens(subject, {"d": view}, Cost(), field_rounding=False)["d"]
     total, count, step = 0.0, 0, longest - 1 if stride is None else stride
     for text in TEXTS:
         ids = [tiny_tokenizer.bos_token_id, *plain_ids(tiny_tokenizer, text)]

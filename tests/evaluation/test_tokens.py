@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from subjects import subject_of
 
 from expunge.data.encoded import Encoded, encode_ids
 from expunge.evaluation.collect.collector import Cost
-from expunge.evaluation.collect.packing import Tree, can_share, grow, pack
+from expunge.evaluation.collect.prefix_trees import Tree, can_share, grow, pack
 from expunge.evaluation.collect.rounding import rounded_statistics
 from expunge.evaluation.collect.tokens import collect_tokens
 from expunge.evaluation.tables import TokenTable
@@ -52,7 +53,8 @@ def some_examples(seed: int = 0, rows: int = 5, answers: int = 3) -> list[Encode
 def collected(model: Any, encoded: Sequence[Encoded], **kwargs: Any) -> TokenTable:
     rows = sorted({item.row for item in encoded})
     view = (encoded, examples_of(encoded, [f"row{row}" for row in rows]))
-    return collect_tokens(model, {"view": view}, pad_id=0, **kwargs)["view"]
+    cost = kwargs.pop("cost", Cost())
+    return collect_tokens(subject_of(model, **kwargs), {"view": view}, cost)["view"]
 
 
 def assert_same(one: TokenTable, other: TokenTable, atol: float = 2e-5) -> None:
@@ -192,10 +194,9 @@ def test_an_example_that_two_views_have_is_computed_once(tiny_model: Any) -> Non
     rows = examples_of(encoded, [f"row{row}" for row in range(5)])
     cost = Cost()
     found = collect_tokens(
-        tiny_model(),
+        subject_of(tiny_model()),
         {"a": (encoded, rows), "b": (encoded[1:3], examples_of(encoded[1:3], ["x", "row1", "row2"]))},
-        pad_id=0,
-        cost=cost,
+        cost,
     )
     assert (cost.examples, cost.unique) == (7, 5)
     part = slice(found["a"].offset_B1[1], found["a"].offset_B1[3])

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from subjects import subject_of
 
 from expunge.core.errors import UserError
 from expunge.data.template import Template
+from expunge.evaluation.collect.collector import Cost
 from expunge.evaluation.collect.tokens import collect_tokens
 from expunge.evaluation.metrics.perplexity import perplexity
 from expunge.evaluation.plan import make_plan
@@ -56,7 +58,7 @@ def test_perplexity_of_a_text_view(tmp_path: Path, template: Template, tiny_mode
     view = load_views(specs, ["text"], template, None, {})["text"]
     assert [len(item) for item in view.encoded[:-1]] == [8] * (len(view.encoded) - 1)
     assert len(view.encoded) > 2
-    table = collect_tokens(tiny_model(), {"text": (view.encoded, view.examples)}, pad_id=0)["text"]
+    table = collect_tokens(subject_of(tiny_model()), {"text": (view.encoded, view.examples)}, Cost())["text"]
     assert len(table.logp_M) == sum(len(item) - 1 for item in view.encoded)
     assert not table.turn_end_M.any()
     assert perplexity(table).value == pytest.approx(float(np.exp(-table.logp_M.mean())), rel=1e-5)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from expunge.core.errors import UserError
 from expunge.data.encoded import Encoded
-from expunge.influence.difficulty import Difficulty, score_rows
+from expunge.influence.row_scores import Difficulty, score_rows
 from expunge.influence.score_file import (
     SCHEMA,
     gradient_path,

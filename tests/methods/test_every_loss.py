@@ -11,7 +11,7 @@ from torch import Tensor
 
 from expunge.core.binding import Binder
 from expunge.core.handlers import load_handler, read_signature
-from expunge.lm.logprobs import sequence_logp, token_logp
+from expunge.lm.logprobs import masked_sum, token_logp
 from expunge.methods.objective import Term
 from expunge.training.driver import summed
 
@@ -75,7 +75,7 @@ class Case:
                 self.quantities |= {
                     f"{prefix}{side}_logits_BNV": logits_BNV,
                     f"{prefix}{side}_logp_BN": logp_BN,
-                    f"{prefix}{side}_seq_logp_B": sequence_logp(logp_BN, self.mask_BN),
+                    f"{prefix}{side}_seq_logp_B": masked_sum(logp_BN, self.mask_BN),
                 }
             self.quantities |= {
                 f"{side}_mask_BN": self.mask_BN,

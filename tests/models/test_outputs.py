@@ -12,7 +12,7 @@ from torch.func import functional_call, grad, jvp, vmap
 
 from expunge.core.errors import UserError
 from expunge.lm.labels import Side, label_index
-from expunge.lm.logprobs import sequence_logp, token_logp
+from expunge.lm.logprobs import masked_sum, token_logp
 from expunge.models.outputs import label_outputs, side_outputs, unwrapped
 
 LENGTHS = ((9, 4), (14, 6), (5, 5))
@@ -92,7 +92,7 @@ def test_equals_full_logits_and_their_gradient(family: str):
     parameters = [p for p in model.parameters() if p.requires_grad]
 
     def loss(logits_BNV: torch.Tensor) -> torch.Tensor:
-        return sequence_logp(token_logp(logits_BNV, out.label_BN), out.mask_BN).sum()
+        return masked_sum(token_logp(logits_BNV, out.label_BN), out.mask_BN).sum()
 
     ours = torch.autograd.grad(loss(out.logits_BNV), parameters)
     theirs = torch.autograd.grad(loss(expected_BNV), parameters)
@@ -201,7 +201,7 @@ def functional(model: nn.Module, index: Any = None) -> Callable[..., torch.Tenso
             return functional_call(model, parameters, (), inputs)
 
         out = label_outputs(model, side, index=index, call=call)
-        return sequence_logp(token_logp(out.logits_BNV, out.label_BN), out.mask_BN).sum()
+        return masked_sum(token_logp(out.logits_BNV, out.label_BN), out.mask_BN).sum()
 
     return loss
 
@@ -213,7 +213,7 @@ def test_func_grad_and_jvp(eager: Any):
     gradient = grad(loss)(parameters, side)
     eager.zero_grad()
     out = label_outputs(eager, side)
-    sequence_logp(token_logp(out.logits_BNV, out.label_BN), out.mask_BN).sum().backward()
+    masked_sum(token_logp(out.logits_BNV, out.label_BN), out.mask_BN).sum().backward()
     for name, parameter in eager.named_parameters():
         torch.testing.assert_close(gradient[name], parameter.grad, rtol=1e-4, atol=1e-5)
     generator = torch.Generator().manual_seed(0)
@@ -302,7 +302,7 @@ def test_ddp_and_fsdp_gradients_equal_the_plain_ones(tmp_path: Any):
         for wrap in (lambda m: m, nn.parallel.DistributedDataParallel, sharded):
             model = build("llama")
             out = label_outputs(wrap(model), side)
-            sequence_logp(token_logp(out.logits_BNV, out.label_BN), out.mask_BN).sum().backward()
+            masked_sum(token_logp(out.logits_BNV, out.label_BN), out.mask_BN).sum().backward()
             gradients.append([getattr(p.grad, "_local_tensor", p.grad) for p in model.parameters()])
     finally:
         torch.distributed.destroy_process_group()

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from expunge.config.short_names import SCORES
-from expunge.config.stepping import MASK, OPTIMIZER, bind_mask, bind_optimizer, bind_rules
+from expunge.config.stepping import MASK, bind_mask, bind_optimizer, bind_rules
 from expunge.core.binding import bound_alone
 from expunge.core.errors import UserError
 from expunge.optim import build
@@ -29,7 +29,9 @@ def section(spec: Any) -> dict[str, Any]:
 
 
 def build_optimizer(spec: Any, *args: Any) -> torch.optim.Optimizer:
-    return build.build_optimizer(bound_alone(bind_optimizer, section(spec))[OPTIMIZER], *args)
+    factory = build.optimizer_factory(bound_alone(bind_optimizer, section(spec)))
+    assert factory is not None
+    return factory(*args)
 
 
 def build_rules(spec: Any, *args: Any) -> list[Any]:

@@ -230,7 +230,7 @@ def test_disk_full_at_the_end(unlearn: Run, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_disk_full_in_an_evaluation(evaluate: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("expunge.evaluation.store.save_file", full_disk)
+        patch.setattr("expunge.evaluation.table_store.save_file", full_disk)
         refused(evaluate(), "no space left on the disk")
     assert evaluate().code == 0
 

@@ -1,36 +1,15 @@
 from __future__ import annotations
 
 import json
-import shlex
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+from soul_lines import FULL, ROOT, faults, line, loaded, short
 
 from expunge.config.validate import load_config
-from expunge.core.config import Config
-from expunge.core.errors import UserError
-from expunge.soul.main import script
 from expunge.soul.methods import METHODS
-from expunge.soul.translate import SCRIPTS, SoulCommand, parser_of, translate
-from expunge.soul.unlearning import SUITES
+from expunge.soul.translate import parser_of, translate
 
-ROOT = Path(__file__).resolve().parents[2]
-FULL = (
-    "--overall.model_name expunge/mini --overall.cache_dir .cache --overall.seed 0 --overall.logger json "
-    "--unlearn.task_name tofu "
-    "--unlearn.unlearn_method {method} --unlearn.num_epochs 1 --unlearn.lr 1e-4 --unlearn.weight_decay 0.1 "
-    "--unlearn.gradient_accumulation_steps 1 --unlearn.sophia {sophia} --unlearn.sophia_params.betas_low 0.9 "
-    "--unlearn.sophia_params.betas_high 0.95 --unlearn.sophia_params.rho 0.03 --unlearn.use_lora 0 "
-    "--unlearn.compute_difficulty_only 0 "
-    "--unlearn.enable_difficulty_sampling 0 --unlearn.difficulty_order asc {gamma} "
-    "--dataset.forget_dataset_name Tofu_forget10 "
-    "--dataset.retain_dataset_name Tofu_retain90 --dataset.dataset_seed 7 --dataset.forget_ratio 4 "
-    "--dataset.self_retain 0 "
-    "--dataset.batch_size 4 --logger.name N --logger.json.root files/logs"
-)
 # The loss, the retain term, and the weights that SOUL's gamma of 1.5 becomes.
 EXPECTED = {
     "FT": ("finetune:finetune", None, {}),
@@ -52,32 +31,6 @@ EXPECTED = {
     "origin": None,
     "sys": None,
 }
-
-
-def line(method: str, sophia: int = 0) -> list[str]:
-    gamma = f"--unlearn.{method}.gamma 1.5" if METHODS[method].required else ""
-    return FULL.format(method=method, gamma=gamma, sophia=sophia).split()
-
-
-def short(method: str = "GA", **more: str) -> list[str]:
-    flags = {
-        "model_name": "M",
-        "task_name": "tofu",
-        "unlearn_method": method,
-        "forget_dataset_name": "Tofu_forget10",
-        **more,
-    }
-    return [word for name, value in flags.items() if value for word in (f"--{name}", value)]
-
-
-def loaded(found: SoulCommand) -> Config:
-    return load_config(found.config_name, found.overrides)
-
-
-def faults(argv: list[str], name: str = "unlearn_model") -> list[str]:
-    with pytest.raises(UserError) as caught:
-        translate(argv, name)
-    return [str(fault) for fault in caught.value.faults]
 
 
 def test_the_methods_are_souls() -> None:
@@ -299,172 +252,3 @@ def test_runs_that_only_evaluate(data_root: Path, tmp_path: Path) -> None:
     assert (found.config_name, cfg.get("mode"), cfg.get("task_name")) == ("eval", "eval", "checkpoints_eval")
     assert cfg.get("model.model_args.pretrained_model_name_or_path") == str(folder)
     assert translate(short("origin")).config_name == "eval"
-
-
-TASKS = {
-    "tofu": ["tofu"],
-    "wmdp": ["ppl", "few_shots", "wmdp"],
-    "hp": ["ppl", "few_shots", "copyright"],
-    "copyright": ["ppl", "few_shots", "copyright"],
-    "toxic": ["ppl", "few_shots", "toxicity"],
-}
-
-
-@pytest.mark.parametrize("task", TASKS)
-def test_every_task_composes_and_validates_its_suites(task: str, data_root: Path, write_rows: Any) -> None:
-    texts = write_rows(data_root.parent / "book.jsonl", [{"text": "Ada writes."}])
-    answers = write_rows(data_root.parent / "chat.jsonl", [{"prompt": "Who?", "response": "You."}] * 9)
-    name = {"tofu": "Tofu_forget10", "hp": str(texts), "toxic": str(answers)}.get(task, "SafePku")
-    flags = [*short(task_name=task, forget_dataset_name=name), "--forget_ratio", "4", "--dataset_seed", "7"]
-    cfg = loaded(translate(flags))
-    assert list(cfg.section("eval")) == TASKS[task]
-    assert bool(cfg.get("eval.tofu.metrics.tofu_soul_ks.enabled")) == (task == "tofu")
-    if task == "hp":
-        assert cfg.get("eval.copyright.views.prompt_50.hf_args.path") == str(texts)
-    if task == "toxic":
-        # The prompts are those of the forgotten rows: the same selection with the same seed.
-        view, (node,) = cfg.get("eval.toxicity.views.forget"), cfg.section("data.forget").values()
-        assert view["select"] == node["args"]["select"] == {"ratio": 4, "seed": 7}
-        assert view["hf_args"]["path"] == node["args"]["hf_args"]["path"] == str(answers)
-        assert (view["prompt_key"], view["reshape"], view["count"]) == ("prompt", None, None)
-
-
-def test_the_prompts_of_safe_pku_are_those_of_the_rows_that_are_forgotten() -> None:
-    overrides = translate(short(task_name="", forget_dataset_name="SafePku")).overrides
-    assert "eval=[ppl,few_shots,toxicity]" in overrides  # the default task is toxic
-    assert "eval.toxicity.views.forget.select={ratio:200,seed:0}" in overrides
-    assert not any("reshape" in text or "hf_args" in text for text in overrides if text.startswith("eval."))
-
-
-def test_a_task_without_its_suite_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SUITES, "copyright", ("ppl", "mia_svc"))
-    argv = short(task_name="hp", forget_dataset_name="SafePku")
-    assert "--unlearn.task_name hp: this version has no evaluation mia_svc" in faults(argv)[0]
-
-
-@pytest.mark.parametrize(
-    ("argv", "said"),
-    [
-        (
-            ["--unlearn.unlern_method", "GA"],
-            "unknown flag --unlearn.unlern_method\n  -> did you mean --unlearn.unlearn_method?",
-        ),
-        (short("GA-FT"), "unknown method 'GA-FT'\n  -> did you mean 'GA+FT'?"),
-        (
-            short(forget_dataset_name="Tofu-forget10"),
-            "unknown dataset 'Tofu-forget10'\n  -> did you mean 'Tofu_forget10'?",
-        ),
-        (short("origin", forget_dataset_name="WMDPBios"), "did you mean 'WMDPBio'?"),
-        (short(logger="jsn"), "did you mean 'json'?"),
-        (short("GA+FT"), "GA+FT needs --unlearn.GA+FT.gamma"),
-        (short("KL"), "KL needs --unlearn.KL.gamma"),
-        (short("CL_FT_epoch"), "CL_FT_epoch needs"),
-        ([*short("KL"), "--gamma", "1", "--unlearn.KL.gamma", "2"], "differ"),
-        (short("GA", gamma="1"), "GA has no gamma"),
-        (short(lr="fast"), "'fast' is not a number"),
-        (short(lr="nan"), "is not a finite number"),
-        (short(seed="1.5"), "is not a whole number"),
-        (short(sophia="maybe"), "is not 0 or 1"),
-        ([*short(), "--lr"], "--unlearn.lr is given without a value"),
-        ([*short(), "stray"], "'stray' is neither a flag nor the value of one"),
-        (short(model_name=""), "--overall.model_name is not given"),
-        (short(forget_ratio="2.5"), "must be a count of rows (a whole number above 1)"),
-        (short(forget_ratio="0"), "or a share (above 0, at most 1)"),
-        ([*short(forget_ratio="1"), "--self_retain"], "no rows are left to keep"),
-        (short(forget_dataset_name="HP"), "HP is not TOFU"),
-        (short("GA+FT", gamma="1", retain_dataset_name="none"), "GA+FT reads retain rows"),
-        (short("CL", forget_dataset_name="C4"), "rows are texts without questions"),
-        (short("RL", retain_dataset_name="wikitext"), "RL draws answers from the retain rows"),
-        (short(forget_dataset_name="WMDPALL"), "a count cannot be split over 2 datasets"),
-        (short(forget_dataset_name="./nowhere.jsonl"), "no such file"),
-    ],
-)
-def test_what_is_refused(argv: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert any(said in text for text in faults(argv)), faults(argv)
-
-
-def test_all_faults_are_reported_together_with_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
-    assert script("unlearn_model", [*short("GA+FT", lr="x"), "--nunlearn.lr", "3"]) == 2
-    assert capsys.readouterr().err.startswith("error: 3 things are wrong")
-
-
-FINETUNE = (
-    "--model_name expunge/mini --cache_dir .cache --epochs 3 --batch_size 2 --gradient_accumulation_steps "
-    "8 --lr 1e-4 "
-)
-LORA = "--lora_r 8 --lora_alpha 16 --lora_dropout 0.05 --save_dir files/models/tofu_lora"
-
-
-@pytest.mark.parametrize(
-    ("name", "more", "data"),
-    [
-        ("Fine_tune_tofu", "--subset full", ["TOFU_QA_full"]),
-        ("Fine_tune_hp", "", ["HP_QA", "HP_text"]),
-        ("Fine_tune_wmdp", "--domain all --subset retain", ["WMDP_bio_retain", "WMDP_cyber_retain"]),
-    ],
-)
-def test_finetuning(name: str, more: str, data: list[str], data_root: Path) -> None:
-    (data_root / "hp").mkdir()
-    for stem in ("hp", "hp_qa"):
-        (data_root / "hp" / f"{stem}.jsonl").write_text('{"text": "x", "prompt": "x", "response": "x"}\n')
-    cfg = loaded(translate(shlex.split(FINETUNE + more + " " + LORA), name))
-    assert cfg.get("mode") == "finetune"
-    assert list(cfg.section("data.train")) == data
-    assert cfg.get("paths.output_dir") == "files/models/tofu_lora"
-    adapter = cfg.section("model.adapter")
-    assert (adapter["type"], adapter["r"], adapter["alpha"], adapter["dropout"]) == ("lora", 8, 16, 0.05)
-    keys = ("num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate")
-    assert [cfg.get(f"trainer.args.{key}") for key in keys] == [3, 2, 8, 1e-4]
-    assert not cfg.get("eval")
-
-
-def test_finetuning_without_an_adapter_and_on_another_subset() -> None:
-    found = translate(
-        shlex.split("--model_name M --save_dir out --lora_r 0 --subset retain90"), "Fine_tune_tofu"
-    )
-    assert not [text for text in found.overrides if "adapter" in text]
-    assert {"data/datasets@data.train=TOFU_QA_retain", "retain_split=retain90"} <= set(found.overrides)
-    both = translate(shlex.split("--model_name M --save_dir out"), "Fine_tune_wmdp")
-    assert "data/datasets@data.train=[WMDP_cyber_forget,WMDP_cyber_retain]" in both.overrides
-    assert len(faults(["--subst", "x"], "Fine_tune_tofu")) == 3
-    assert (
-        "did you mean 'bio'"
-        in faults(["--model_name", "M", "--save_dir", "o", "--domain", "boi"], "Fine_tune_wmdp")[0]
-    )
-
-
-def test_every_script_exists_twice_and_its_help_needs_no_torch(tmp_path: Path) -> None:
-    paths = [
-        str(folder / f"{name}.py") for folder in (ROOT / "exec", ROOT / "src" / "exec") for name in SCRIPTS
-    ]
-    code = """
-import contextlib, io, runpy, sys
-for path in sys.argv[1:]:
-    shown = io.StringIO()
-    sys.argv = [path, "--help"]
-    with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
-        runpy.run_path(path, run_name="__main__")
-    assert "--model_name" in shown.getvalue(), path
-heavy = [name for name in ("torch", "transformers", "datasets", "numpy") if name in sys.modules]
-assert not heavy, heavy
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code, *paths], capture_output=True, text=True, cwd=tmp_path, check=False
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def test_torch_is_not_loaded_before_a_fault_is_reported(tmp_path: Path) -> None:
-    code = """
-import sys
-from expunge.soul.main import script
-code = script("unlearn_model", sys.argv[1:])
-assert "torch" not in sys.modules
-sys.exit(code)
-"""
-    argv: list[Any] = [*short(model_name="./nowhere"), "--forget_ratio", "1"]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *argv], capture_output=True, text=True, cwd=tmp_path, check=False
-    )
-    assert (done.returncode, "no such folder" in done.stderr) == (2, True), done.stderr

@@ -8,27 +8,18 @@ from typing import Any
 
 import torch
 
-from expunge.core.errors import Fault, UserError
+from expunge.core.errors import UserError
 from expunge.data.formats import read_fields
 from expunge.data.rows import Row, RowSet
 from expunge.lm.runtime import generator
 
 
-def from_key(rows: RowSet, key: str, seed: int) -> list[str]:
-    """The alternate answer in each row; if the row has a list, one is drawn from it."""
-    return [one_text(row.fields[key], seed, row, key) for row in rows]
-
-
 def from_file(path: Path, rows: RowSet, key: str, question_key: str, seed: int) -> list[str]:
     """The alternate answers of a file, matched to the rows by `id`, else by question.
 
-    Args:
-        path: JSON, JSON Lines, CSV or parquet; each entry has `key` and either `id` (a row id) or the
-            question. If a row has several entries, one is drawn by (seed, row id).
-        rows: the rows; the file must have an entry for each of them and no other entries.
-        key: key of the alternate answer in an entry (text or list of texts).
-        question_key: key of the question, in the entry and in the row.
-        seed: seed of the run.
+    The file is JSON, JSON Lines, CSV or parquet. It has entries for each row and no others, with `key` (a
+    text or a list of texts) and either `id` (a row id) or the question. If a row has several, one is drawn
+    by (seed, row id).
 
     Raises:
         UserError: the file does not exist, an entry lacks a key, or the file was made for other rows.
@@ -51,18 +42,14 @@ def from_file(path: Path, rows: RowSet, key: str, question_key: str, seed: int) 
         found = entry[key]
         candidates.setdefault(str(entry[match]), []).extend(found if isinstance(found, list) else [found])
     names = [row.id if by_id else str(row.fields[question_key]) for row in rows]
-    missing, foreign = (
-        [name for name in names if name not in candidates],
-        sorted(set(candidates) - set(names)),
-    )
-    if missing or foreign:
-        differences = (
-            [f"{len(missing)} rows of {rows.name!r} have no alternate (first: {missing[0]!r})"]
-            if missing
-            else []
-        )
-        if foreign:
-            differences.append(f"{len(foreign)} entries belong to other rows (first: {foreign[0]!r})")
+    missing = [name for name in names if name not in candidates]
+    foreign = sorted(set(candidates) - set(names))
+    differences = []
+    if missing:
+        differences.append(f"{len(missing)} rows of {rows.name!r} have no alternate (first: {missing[0]!r})")
+    if foreign:
+        differences.append(f"{len(foreign)} entries belong to other rows (first: {foreign[0]!r})")
+    if differences:
         raise UserError(
             f"{path} was made for other rows: " + "; ".join(differences),
             "generate the alternates for these rows (expunge alternates)",
@@ -74,13 +61,8 @@ def one_text(value: Any, seed: int, row: Row, key: str) -> str:
     """The text itself, or one text drawn from a list."""
     texts = value if isinstance(value, list) else [value]
     if not texts or not all(isinstance(text, str) for text in texts):
-        raise UserError.of(
-            [
-                Fault(
-                    f"row {row.index} ({row.id}): {key!r} is neither a text nor a list of texts",
-                    "correct the row",
-                )
-            ]
+        raise UserError(
+            f"row {row.index} ({row.id}): {key!r} is neither a text nor a list of texts", "correct the row"
         )
     return str(texts[0]) if len(texts) == 1 else drawn(texts, seed, row)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -13,16 +13,11 @@ from expunge.lm.labels import Batch, Side
 
 
 def collate(encoded: Sequence[Encoded], pad_id: int, side: Literal["right", "left"] = "right") -> Side:
-    """Pad examples to the length of the longest.
+    """Pad examples to the length of the longest, and stack them.
 
     The attention mask comes from the lengths, never from comparing tokens with the pad token: pad may equal
-    EOS, and an EOS that ends a turn counts.
-
-    Args:
-        encoded: at least one example.
-        pad_id: token to fill with; any valid id, because masked positions are never counted.
-        side: side of the padding: `right` in training, `left` in generation (each row must end with its last
-            token).
+    EOS, and an EOS that ends a turn counts. Padding is on the right in training, on the left in generation,
+    where each row must end with its last token.
 
     Returns:
         input_ids, attention_mask [B, T] int64, label_mask [B, T] bool, row [B] int64; targets [B, T] int64
@@ -61,8 +56,8 @@ def collate(encoded: Sequence[Encoded], pad_id: int, side: Literal["right", "lef
     return collated
 
 
-def hidden_places(encoded: Sequence[Encoded], input_ids_BT: torch.Tensor) -> torch.Tensor | None:
-    """[B, T], True = no position attends here (see `Encoded.hidden`); None if no example hides a token."""
+def hidden_places(encoded: Sequence[Any], input_ids_BT: torch.Tensor) -> torch.Tensor | None:
+    """[B, T], True = no position attends here (see `Encoded.hidden`); None if no `.hidden` is a token."""
     if all(example.hidden is None for example in encoded):
         return None
     hidden_B1 = torch.tensor([[-1 if example.hidden is None else example.hidden] for example in encoded])
@@ -70,11 +65,7 @@ def hidden_places(encoded: Sequence[Encoded], input_ids_BT: torch.Tensor) -> tor
 
 
 class PairCollator:
-    """Collate items of a `PairedDataset` into a `Batch`; each side is padded on the right, separately.
-
-    Args:
-        pad_id: token to fill with.
-    """
+    """Collate items of a `PairedDataset` into a `Batch`; each side is padded on the right, separately."""
 
     def __init__(self, pad_id: int) -> None:
         self.pad_id = pad_id

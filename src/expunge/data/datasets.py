@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +17,15 @@ from expunge.core.binding import Bound
 from expunge.core.errors import UserError
 from expunge.core.fingerprint import fingerprint
 from expunge.core.ranges import Count
-from expunge.data.alternate_answers import from_file, from_key
+from expunge.data.alternate_answers import drawn, from_file, one_text
 from expunge.data.encoded import Encoded, encode_ids, text_chunks
-from expunge.data.examples import answers_of, encode_answers, encode_rows, question
-from expunge.data.refusals import drawn_refusals, refusal_lines
+from expunge.data.examples import answers_of, encode_rows, question
+from expunge.data.refusals import refusal_lines
 from expunge.data.rows import Row, RowSet, load_rows, number_repeats, row_ids
 from expunge.data.select import chosen_rows
 from expunge.data.template import Shot, Template
 
 log = logging.getLogger(__name__)
-
-__all__ = [
-    "Context",
-    "Dataset",
-    "build_dataset",
-    "concatenate",
-    "encode_answers",
-    "qa",
-    "qa_alternate",
-    "qa_idk",
-    "text",
-]
 
 
 @dataclass(frozen=True)
@@ -88,15 +77,9 @@ def build_dataset(
     seed: int = 0,
     switches: Mapping[str, Any] | None = None,
 ) -> Dataset:
-    """Build one data set of the configuration.
+    """Build one data set of the configuration: `chosen` is its handler, the others are the `Context`.
 
-    Args:
-        name: its key in the configuration.
-        chosen: the handler with its arguments, see `config.datasets.bind_dataset`.
-        template: template of the model.
-        data_root: folder of local data sets.
-        seed: seed of the run; draws of alternates depend only on it and on the row id.
-        switches: `Config.switches("encode")`.
+    Draws of alternates depend only on the seed and on the row id.
 
     Raises:
         UserError: the rows have a fault.
@@ -132,11 +115,9 @@ def qa(
         select: `{ratio, seed, complement}`: which rows to take, see `data.select`.
         reshape: how to make rows from the records, see `data.select.RESHAPES`.
     """
-    rows = chosen_rows(hf_args, context.data_root, (question_key, answer_key), select, reshape)
-    shots = _few_shot(context, few_shot_dataset_hf_args, question_key, answer_key)
-    answers = [row.fields[answer_key] for row in rows]
-    encoded = _encode(context, rows, question_key, answers, shots, max_length)
-    return Dataset(context.name, rows, encoded, _identity(context, rows, encoded, max_length))
+    keys = (question_key, answer_key)
+    rows = chosen_rows(hf_args, context.data_root, keys, select, reshape)
+    return Questions(context, rows, *keys, max_length, few_shot_dataset_hf_args).answered()
 
 
 def qa_idk(
@@ -154,26 +135,15 @@ def qa_idk(
 ) -> Dataset:
     """Questions with their answers, and with "I don't know" lines as alternates.
 
-    Args:
-        context: name, template, data root, seed, switches.
-        hf_args: source of the rows, see `load_rows`.
-        question_key: key of the user turn.
-        answer_key: key of the assistant turn.
-        few_shot_dataset_hf_args: worked examples before each question.
-        max_length: most tokens of an example.
-        idk_path: file of refusals; None = `idontknow.jsonl` beside the rows, else the next file that
-            `refusals.refusal_lines` finds.
-        return_original: False = the refusals replace the answers (relabelling), and there are no alternates.
-        select: `{ratio, seed, complement}`: which rows to take, see `data.select`.
-        reshape: how to make rows from the records, see `data.select.RESHAPES`.
+    The arguments are those of `qa`, and two more. `idk_path` is a file of refusals; None = `idontknow.jsonl`
+    beside the rows, else the next file that `refusals.refusal_lines` finds. If `return_original` is False,
+    the refusals replace the answers (relabelling), and there are no alternates.
     """
-    rows = chosen_rows(hf_args, context.data_root, (question_key, answer_key), select, reshape)
+    keys = (question_key, answer_key)
+    rows = chosen_rows(hf_args, context.data_root, keys, select, reshape)
+    asked = Questions(context, rows, *keys, max_length, few_shot_dataset_hf_args)
     lines = refusal_lines(idk_path, rows, context.data_root)
-    shots = _few_shot(context, few_shot_dataset_hf_args, question_key, answer_key)
-    others = drawn_refusals(lines, rows, context.seed)
-    return with_alternates(
-        context, rows, question_key, answer_key, shots, max_length, others, return_original
-    )
+    return asked.with_others([drawn(lines, context.seed, row) for row in rows], return_original)
 
 
 def qa_alternate(
@@ -192,34 +162,20 @@ def qa_alternate(
 ) -> Dataset:
     """Questions with their answers, and with given alternates.
 
-    Args:
-        context: name, template, data root, seed, switches.
-        hf_args: source of the rows, see `load_rows`.
-        question_key: key of the user turn.
-        answer_key: key of the assistant turn.
-        few_shot_dataset_hf_args: worked examples before each question.
-        max_length: most tokens of an example.
-        alternate_key: key of the alternate answer, in the row or in the entries of the file; from a list, one
-            is drawn per (seed, row id).
-        alternate_path: a file of alternates, matched by row `id` or question; None = the rows contain them.
-        return_original: False = the alternates replace the answers, and there are no alternates.
-        select: `{ratio, seed, complement}`: which rows to take, see `data.select`.
-        reshape: how to make rows from the records, see `data.select.RESHAPES`.
+    The arguments are those of `qa`, and three more. `alternate_key` is the key of the alternate answer, in
+    the row or in the entries of the file; from a list, one is drawn per (seed, row id). `alternate_path` is a
+    file of alternates, matched by row `id` or question; None = the rows contain them. If `return_original` is
+    False, the alternates replace the answers, and there are no alternates.
     """
-    keys = (
-        (question_key, answer_key)
-        if alternate_path is not None
-        else (question_key, answer_key, alternate_key)
-    )
-    rows = chosen_rows(hf_args, context.data_root, keys, select, reshape)
-    shots = _few_shot(context, few_shot_dataset_hf_args, question_key, answer_key)
+    keys = (question_key, answer_key)
+    read = (*keys, alternate_key) if alternate_path is None else keys
+    rows = chosen_rows(hf_args, context.data_root, read, select, reshape)
     if alternate_path is None:
-        others = from_key(rows, alternate_key, context.seed)
+        others = [one_text(row.fields[alternate_key], context.seed, row, alternate_key) for row in rows]
     else:
         others = from_file(Path(alternate_path).expanduser(), rows, alternate_key, question_key, context.seed)
-    return with_alternates(
-        context, rows, question_key, answer_key, shots, max_length, others, return_original
-    )
+    asked = Questions(context, rows, *keys, max_length, few_shot_dataset_hf_args)
+    return asked.with_others(others, return_original)
 
 
 def text(
@@ -259,12 +215,7 @@ def text(
         )
     spoken = [str(tokenizer.decode(list(ids), skip_special_tokens=True)) for ids in pieces]
     fields: list[dict[str, Any]] = [{"text": words} for words in spoken]
-    rows = RowSet.of(
-        source.name,
-        [Row(i, 0, row) for i, row in zip(row_ids(fields), fields, strict=True)],
-        source.source,
-        source.file,
-    )
+    rows = source.having([Row(i, 0, row) for i, row in zip(row_ids(fields), fields, strict=True)])
     encoded = [
         encode_ids(ids, row_id=row.id, row=row.index, target_text=words)
         for ids, row, words in zip(pieces, rows, spoken, strict=True)
@@ -306,57 +257,45 @@ def concatenate(name: str, datasets: Sequence[Dataset]) -> Dataset:
     )
 
 
-def with_alternates(
-    context: Context,
-    rows: RowSet,
-    question_key: str,
-    answer_key: str,
-    shots: Sequence[Shot],
-    max_length: Count | None,
-    others: Sequence[str],
-    return_original: bool,
-) -> Dataset:
-    """Give each row another answer: as an alternate, or as its only answer if `return_original` is False."""
-    alternates = _encode(context, rows, question_key, others, shots, max_length)
-    if not return_original:
-        return Dataset(context.name, rows, alternates, _identity(context, rows, alternates, max_length))
-    encoded = _encode(
-        context, rows, question_key, [row.fields[answer_key] for row in rows], shots, max_length
-    )
-    return Dataset(
-        context.name, rows, encoded, _identity(context, rows, [*encoded, *alternates], max_length), alternates
-    )
+@dataclass(frozen=True)
+class Questions:
+    """Rows of questions and answers, and how they are encoded; `few_shot` is the source of examples."""
+
+    context: Context
+    rows: RowSet
+    question_key: str
+    answer_key: str
+    max_length: int | None = 512
+    few_shot: Mapping[str, Any] | None = None
+
+    def answered(self) -> Dataset:
+        """The questions with their own answers."""
+        return self._dataset(self._encoded([row.fields[self.answer_key] for row in self.rows]))
+
+    def with_others(self, others: Sequence[str], return_original: bool) -> Dataset:
+        """Another answer for each row: as an alternate, or as its only answer if not `return_original`."""
+        alternates = self._encoded(others)
+        if not return_original:
+            return self._dataset(alternates)
+        return self._dataset(self.answered().encoded, alternates)
+
+    @cached_property
+    def _shots(self) -> list[Shot]:
+        keys = (self.question_key, self.answer_key)
+        rows = () if self.few_shot is None else load_rows(self.few_shot, self.context.data_root, keys)
+        return [(question(row, keys[0]), answers_of(row, keys[1])[0]) for row in rows]
+
+    def _encoded(self, answers: Sequence[Any]) -> list[Encoded]:
+        how: dict[str, Any] = {"max_length": self.max_length, "switches": self.context.switches}
+        asked = (self.rows, self.context.template, self.question_key, answers)
+        return encode_rows(*asked, few_shot=self._shots, **how)
+
+    def _dataset(self, encoded: list[Encoded], alternates: list[Encoded] | None = None) -> Dataset:
+        made = _identity(self.context, self.rows, [*encoded, *(alternates or [])], self.max_length)
+        return Dataset(self.context.name, self.rows, encoded, made, alternates)
 
 
-def _encode(
-    context: Context,
-    rows: RowSet,
-    question_key: str,
-    answers: Sequence[Any],
-    shots: Sequence[Shot],
-    max_length: Count | None,
-) -> list[Encoded]:
-    return encode_rows(
-        rows,
-        context.template,
-        question_key,
-        answers,
-        few_shot=shots,
-        max_length=max_length,
-        switches=context.switches,
-    )
-
-
-def _few_shot(
-    context: Context, hf_args: Mapping[str, Any] | None, question_key: str, answer_key: str
-) -> tuple[Shot, ...]:
-    if hf_args is None:
-        return ()
-    rows = load_rows(hf_args, context.data_root, (question_key, answer_key))
-    return tuple((question(row, question_key), answers_of(row, answer_key)[0]) for row in rows)
-
-
-def _identity(context: Context, rows: RowSet, encoded: Sequence[Encoded], max_length: Count | None) -> str:
+def _identity(context: Context, rows: RowSet, encoded: Sequence[Encoded], max_length: int | None) -> str:
     """Hash of all that an example depends on; the tokens cover few-shot examples, keys and alternates."""
     tokens = [
         [example.row_id, example.input_ids, example.prompt_length, example.turn_end] for example in encoded

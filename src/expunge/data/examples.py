@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from expunge.core.errors import Fault, UserError
 from expunge.data.encoded import Encoded
-from expunge.data.rows import SHOWN, Row, RowSet
+from expunge.data.rows import Row, RowSet, first_faults
 from expunge.data.template import Shot, Template
 
 log = logging.getLogger(__name__)
@@ -27,17 +27,8 @@ def encode_answers(
 ) -> list[Encoded]:
     """Encode every answer of every row, for evaluation.
 
-    Args:
-        rows: the rows.
-        template: template of the model.
-        question_key: key of the question.
-        answer_key: key of the answer, a text or a list of texts.
-        few_shot: worked examples before each question.
-        max_length: most tokens of an example, None = no limit.
-        switches: `Config.switches("encode")`.
-
-    Returns:
-        Examples in row order, then answer order; see their `row` and `answer_index`.
+    Examples are in row order, then answer order; see their `row` and `answer_index`. An answer is a text or a
+    list of texts.
 
     Raises:
         UserError: rows lack a key, or answers are not text or are cut away; reports all such rows together.
@@ -74,17 +65,8 @@ def encode_rows(
 ) -> list[Encoded]:
     """Encode one example per row, with the given answers, for training.
 
-    Args:
-        rows: the rows.
-        template: template of the model.
-        question_key: key of the question.
-        answers: one answer per row; an answer that is not text is an error.
-        few_shot: worked examples before each question.
-        max_length: most tokens of an example; a warning is logged if answers are cut.
-        switches: `Config.switches("encode")`.
-
     Raises:
-        UserError: as `encode_answers`.
+        UserError: as `encode_answers`; or an answer is not text.
     """
 
     def one(job: tuple[Row, Any]) -> Encoded:
@@ -109,11 +91,7 @@ def encode_rows(
 
 
 def question(row: Row, key: str) -> str:
-    """The row's question.
-
-    Raises:
-        UserError: the question is missing or is not text.
-    """
+    """The row's question; a `UserError` if it is missing or is not text."""
     asked = row.fields.get(key)
     if not isinstance(asked, str):
         raise UserError(
@@ -124,11 +102,7 @@ def question(row: Row, key: str) -> str:
 
 
 def answers_of(row: Row, key: str) -> list[str]:
-    """The row's answers as a list, also if the row has only one.
-
-    Raises:
-        UserError: there is no answer, or an answer is not text.
-    """
+    """The row's answers as a list, also if the row has only one; a `UserError` if one is not text."""
     value = row.fields.get(key)
     found: list[Any] = value if isinstance(value, list) else [value]
     if not found or not all(isinstance(answer, str) for answer in found):
@@ -150,7 +124,5 @@ def _gathered(one: Callable[[Job], Encoded], jobs: Sequence[Job]) -> list[Encode
         except UserError as error:
             faults += error.faults
     if faults:
-        more = len(faults) - SHOWN
-        rest = [Fault(f"and {more} more rows with such a fault")] if more > 0 else []
-        raise UserError.of([*faults[:SHOWN], *rest])
+        raise UserError.of(first_faults(faults))
     return encoded

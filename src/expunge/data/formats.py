@@ -108,25 +108,16 @@ def _read_json(path: Path, text: str) -> list[dict[str, Any]]:
             "write a JSON array of objects, or JSON Lines with one object per line",
         ) from error
     if isinstance(document, dict):
-        if _is_table(document):
-            sizes = {len(column) for column in document.values()}
-            return (
-                [dict(zip(document, values, strict=True)) for values in zip(*document.values(), strict=True)]
-                if sizes
-                else []
-            )
-        return [document]
+        if not _is_table(document):
+            return [document]
+        return [dict(zip(document, values, strict=True)) for values in zip(*document.values(), strict=True)]
     return _as_rows(path, document)
 
 
 def _is_table(document: Mapping[str, Any]) -> bool:
     """Whether an object is a table of columns: every value is a list, and all lists have the same length."""
     columns = list(document.values())
-    return (
-        bool(columns)
-        and all(isinstance(column, list) for column in columns)
-        and len({len(column) for column in columns}) == 1
-    )
+    return all(isinstance(column, list) for column in columns) and len({len(item) for item in columns}) == 1
 
 
 def _parse_line(path: Path, number: int, line: str) -> Any:

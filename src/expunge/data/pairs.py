@@ -6,9 +6,8 @@ Nothing is drawn while batches are made, so ranks, worker processes and resumed 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.utils.data import Dataset as TorchDataset
@@ -23,18 +22,10 @@ from expunge.lm.runtime import generator
 
 
 def draw_pairs(n_anchor: int, n_other: int, seed: int, epoch: int) -> list[int]:
-    """Draw a row of the other side for each anchor row of an epoch.
+    """Draw a row of the other side for each anchor row of an epoch: `n_anchor` positions below `n_other`.
 
-    The draw concatenates permutations of the other side, so no row is repeated before all rows are used.
-
-    Args:
-        n_anchor: number of rows of the side that an epoch runs over.
-        n_other: number of rows of the other side, at least 1.
-        seed: seed of the run.
-        epoch: from 0; each epoch has its own draws.
-
-    Returns:
-        `n_anchor` positions below `n_other`.
+    The draw concatenates permutations of the other side, so no row is repeated before all rows are used. Each
+    epoch, from 0, has its own draws.
     """
     assert n_other > 0, "nothing to draw from"
     drawn: list[int] = []
@@ -84,10 +75,7 @@ def pairs_of(
 
 def save_pairs(path: Path, pairs: Pairs) -> None:
     """Write the pairs as JSON, atomically."""
-    fields: dict[str, Any] = {
-        name: getattr(pairs, name) for name in ("anchor", "n_anchor", "n_other", "seed", "data", "epochs")
-    }
-    write_json(path, fields, indent=None)
+    write_json(path, asdict(pairs), indent=None)
 
 
 def load_pairs(path: Path) -> Pairs:
@@ -99,14 +87,8 @@ def load_pairs(path: Path) -> Pairs:
     value = read_json(path)
     try:
         epochs = tuple(tuple(int(position) for position in epoch) for epoch in value["epochs"])
-        pairs = Pairs(
-            value["anchor"],
-            int(value["n_anchor"]),
-            int(value["n_other"]),
-            int(value["seed"]),
-            epochs,
-            dict(value["data"]),
-        )
+        n_anchor, n_other, seed = (int(value[key]) for key in ("n_anchor", "n_other", "seed"))
+        pairs = Pairs(value["anchor"], n_anchor, n_other, seed, epochs, dict(value["data"]))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} is not a file of pairs: {error!r}", "remove it; pairs are drawn again from the seed"
@@ -216,20 +198,19 @@ def _sides(
             there["alternate"] = forget.alternates
     if retain is not None:
         there["retain"] = retain.encoded
-    missing = [side for side in wanted or () if side not in there]
     hints = {
         "alternate": "use a forget data set with alternates, such as TOFU_QA_forget_idk "
         "(handler QAwithIdkDataset)",
         "forget": "name a data set under data.forget",
         "retain": "name a data set under data.retain, or choose retain=none",
     }
+    missing = [
+        Fault(f"the method reads {side} rows, but no data set gives them", hints.get(side, ""))
+        for side in wanted or ()
+        if side not in there
+    ]
     if missing:
-        raise UserError.of(
-            [
-                Fault(f"the method reads {side} rows, but no data set gives them", hints.get(side, ""))
-                for side in missing
-            ]
-        )
+        raise UserError.of(missing)
     if not there:
         raise UserError(
             "there is neither forget nor retain data", "name data sets under data.forget or data.retain"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from expunge.core.errors import Fault, UserError
+from expunge.core.errors import UserError
 from expunge.data.alternate_answers import drawn
-from expunge.data.datasets import Context, Dataset, with_alternates
+from expunge.data.datasets import Context, Dataset, Questions
 from expunge.data.examples import answers_of
 from expunge.data.select import chosen_rows
 
@@ -25,16 +25,8 @@ def qa_random_labels(
 ) -> Dataset:
     """Questions with their answers; the alternate is the answer of a random row of other data sets.
 
-    Args:
-        context: name, template, data root, seed, switches.
-        hf_args: source of the rows, see `load_rows`.
-        answers: data sets to draw the alternates from, `{NAME: {args: {hf_args, answer_key, select,
-            reshape}}}`, usually `data.retain`. The draw depends only on (seed, row id).
-        question_key: key of the user turn.
-        answer_key: key of the assistant turn.
-        max_length: most tokens of an example.
-        select: which rows to take, see `select_rows`.
-        reshape: how to make rows from the records, see `chosen_rows`.
+    The arguments are those of `qa`, and `answers`: the data sets to draw the alternates from, `{NAME: {args:
+    {hf_args, answer_key, select, reshape}}}`, usually `data.retain`. The draw depends only on (seed, row id).
 
     Raises:
         UserError: a data set to draw from has no questions and answers, or the rows have a fault.
@@ -48,27 +40,15 @@ def qa_random_labels(
             f"data set {context.name!r} has no answers to draw its alternates from",
             "set answers, usually to ${data.retain}",
         )
-    return with_alternates(
-        context,
-        rows,
-        question_key,
-        answer_key,
-        (),
-        max_length,
-        [drawn(texts, context.seed, row) for row in rows],
-        True,
-    )
+    asked = Questions(context, rows, question_key, answer_key, max_length)
+    return asked.with_others([drawn(texts, context.seed, row) for row in rows], True)
 
 
 def _answers(context: Context, name: str, args: Mapping[str, Any]) -> list[str]:
     if "hf_args" not in args or "text_key" in args:
-        raise UserError.of(
-            [
-                Fault(
-                    f"data set {name!r} has no answers to draw from",
-                    "random labels need a retain data set of questions and answers, not of plain text",
-                )
-            ]
+        raise UserError(
+            f"data set {name!r} has no answers to draw from",
+            "random labels need a retain data set of questions and answers, not of plain text",
         )
     key = str(args.get("answer_key", "answer"))
     rows = chosen_rows(args["hf_args"], context.data_root, (key,), args.get("select"), args.get("reshape"))

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from expunge.core.errors import UserError
-from expunge.data.alternate_answers import drawn
 from expunge.data.formats import read_lines
 from expunge.data.rows import RowSet
 
@@ -61,23 +60,14 @@ def refusal_lines(idk_path: str | None, rows: RowSet, data_root: Path | None) ->
                 f"no file of refusals for {rows.name!r}: idk_path is {idk_path!r}; looked for {where}",
                 "set idk_path to a text file with one refusal per line",
             )
-        log.warning(
-            "no file of refusals for %r: looked for %s; using the %d built-in lines",
-            rows.name,
-            where,
-            len(OWN),
-        )
+        text = "no file of refusals for %r: looked for %s; using the %d built-in lines"
+        log.warning(text, rows.name, where, len(OWN))
         return list(OWN)
     lines = [line for line in read_lines(found) if line]
     if not lines:
         raise UserError(f"{found} contains no refusal", "give a text file with one refusal per line")
     log.info("refusals for %s: %d lines from %s", rows.name, len(lines), found)
     return lines
-
-
-def drawn_refusals(lines: list[str], rows: RowSet, seed: int) -> list[str]:
-    """One refusal per row, drawn from (seed, row id); it does not depend on row order, split or process."""
-    return [drawn(lines, seed, row) for row in rows]
 
 
 def _given(idk_path: str, data_root: Path | None) -> Iterator[Path]:

@@ -57,6 +57,10 @@ class RowSet:
         placed = tuple(Row(row.id, index, row.fields) for index, row in enumerate(rows))
         return cls(name, placed, fingerprint([[row.id, row.fields] for row in placed]), source, file)
 
+    def having(self, rows: Sequence[Row]) -> RowSet:
+        """A set of other rows with the same name and source."""
+        return RowSet.of(self.name, rows, self.source, self.file)
+
     @property
     def ids(self) -> tuple[str, ...]:
         """The ids, in order."""
@@ -170,6 +174,12 @@ def _canonical(value: Any) -> Any:
     return unicodedata.normalize("NFC", value).strip() if isinstance(value, str) else value
 
 
+def first_faults(faults: Sequence[Fault]) -> list[Fault]:
+    """The first `SHOWN` faults of rows, and how many more there are."""
+    more = len(faults) - SHOWN
+    return [*faults[:SHOWN], *([Fault(f"and {more} more rows with such a fault")] if more > 0 else [])]
+
+
 def _check_keys(fields: Sequence[Mapping[str, Any]], keys: Sequence[str], origin: str) -> None:
     faults = []
     for number, row in enumerate(fields):
@@ -180,10 +190,8 @@ def _check_keys(fields: Sequence[Mapping[str, Any]], keys: Sequence[str], origin
                 Fault(f"row {number} (counting from 0) of {origin} has no {lacking}; it has: {present}")
             )
     if faults:
-        more = len(faults) - SHOWN
-        rest = [Fault(f"and {more} more rows with such a fault")] if more > 0 else []
         hint = Fault(
             "rows lack a required key",
             "name the right key with question_key, answer_key or text_key, or correct the rows",
         )
-        raise UserError.of([*faults[:SHOWN], *rest, hint])
+        raise UserError.of([*first_faults(faults), hint])

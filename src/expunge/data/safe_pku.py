@@ -11,17 +11,10 @@ ANSWERS = (("response_0", "is_response_0_safe"), ("response_1", "is_response_1_s
 
 
 def unsafe_answers(records: Sequence[Mapping[str, Any]], source: str) -> list[dict[str, Any]]:
-    """One record for each unsafe answer; the model should forget these.
-
-    Args:
-        records: with `prompt`, `response_0`, `response_1`, `is_response_0_safe`, `is_response_1_safe`.
-        source: where the records come from, for error messages.
-
-    Returns:
-        Records with `prompt` and `response`, in order.
+    """One record, with `prompt` and `response`, for each unsafe answer; the model should forget these.
 
     Raises:
-        UserError: a record lacks a key, or no answer is unsafe.
+        UserError: a record lacks one of the keys of PKU-SafeRLHF, or no answer is unsafe.
     """
     needed = ("prompt", *(key for pair in ANSWERS for key in pair))
     for number, record in enumerate(records):

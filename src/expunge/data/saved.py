@@ -19,15 +19,12 @@ def is_saved(path: str) -> bool:
 
 
 def read_saved(path: str, split: str) -> tuple[list[dict[str, Any]], Path]:
-    """The rows of a saved folder, and the file that represents it.
-
-    Args:
-        path: the folder.
-        split: which split of the folder; `train` if the folder has only one set of rows.
+    """The rows of a split of a saved folder, and the file that represents the folder.
 
     Raises:
         MissingExtraError: the package `datasets` is not installed.
-        UserError: the split does not exist, or the folder is damaged.
+        UserError: the split does not exist (a folder with one set of rows has only `train`), or the folder is
+            damaged.
     """
     try:
         import datasets

@@ -37,31 +37,15 @@ class Selection:
 
     @classmethod
     def of(cls, select: Mapping[str, Any]) -> Selection:
-        """Read the argument `select` of a data handler.
-
-        Raises:
-            UserError: a key is unknown or a value has the wrong type.
-        """
+        """Read the argument `select` of a data handler; a `UserError` names every wrong key and value."""
         faults = [unknown("key of select", str(key), KEYS) for key in select if key not in KEYS]
         ratio, seed, complement = (
-            select.get("ratio", 1.0),
-            select.get("seed", 0),
-            select.get("complement", False),
+            select.get(key, default) for key, default in (("ratio", 1.0), ("seed", 0), ("complement", False))
         )
-        if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not ratio > 0:
-            faults.append(
-                Fault(
-                    f"select.ratio is {ratio!r}",
-                    "give a count of rows (a whole number above 1) or a share (above 0, at most 1)",
-                )
-            )
-        elif ratio > 1 and not float(ratio).is_integer():
-            faults.append(
-                Fault(
-                    f"select.ratio is {ratio!r}: a value above 1 is a count of rows",
-                    "give a whole number, or a share of at most 1",
-                )
-            )
+        number = isinstance(ratio, (int, float)) and not isinstance(ratio, bool)
+        if not number or not ratio > 0 or (ratio > 1 and not float(ratio).is_integer()):
+            hint = "give a count of rows (a whole number above 1) or a share (above 0, at most 1)"
+            faults.append(Fault(f"select.ratio is {ratio!r}", hint))
         if isinstance(seed, bool) or not isinstance(seed, int):
             faults.append(Fault(f"select.seed is {seed!r}", "give a whole number"))
         if not isinstance(complement, bool):
@@ -76,18 +60,13 @@ class Selection:
 
     def positions(self, size: int) -> list[int]:
         """The positions in `range(size)` that are kept, ascending."""
-        drawn = torch.randperm(size, generator=generator(self.seed, "select", size))[
-            : self.count(size)
-        ].tolist()
+        order = torch.randperm(size, generator=generator(self.seed, "select", size))
+        drawn = order[: self.count(size)].tolist()
         return sorted(set(range(size)) - set(drawn)) if self.complement else sorted(drawn)
 
 
 def select_rows(rows: RowSet, select: Mapping[str, Any] | None) -> RowSet:
-    """Take part of the rows; they keep their order and their ids.
-
-    Args:
-        rows: all rows.
-        select: `{ratio, seed, complement}`, see `Selection`; None = all rows.
+    """Take part of the rows, see `Selection`; they keep their order and their ids. None = all rows.
 
     Raises:
         UserError: more rows are requested than there are, or no row is left.
@@ -103,16 +82,11 @@ def select_rows(rows: RowSet, select: Mapping[str, Any] | None) -> RowSet:
         )
     kept = [rows[position] for position in chosen.positions(len(rows))]
     if not kept:
-        what = (
-            "the complement of all rows"
-            if chosen.complement
-            else f"select.ratio={chosen.ratio:g} of {len(rows)} rows"
-        )
-        raise UserError(
-            f"{what} of {rows.source} is empty",
-            "select fewer rows, so that some are left" if chosen.complement else "select more rows",
-        )
-    return RowSet.of(rows.name, kept, rows.source, rows.file)
+        part = f"select.ratio={chosen.ratio:g} of {len(rows)} rows"
+        what = "the complement of all rows" if chosen.complement else part
+        hint = "select fewer rows, so that some are left" if chosen.complement else "select more rows"
+        raise UserError(f"{what} of {rows.source} is empty", hint)
+    return rows.having(kept)
 
 
 def chosen_rows(
@@ -122,14 +96,7 @@ def chosen_rows(
     select: Mapping[str, Any] | None = None,
     reshape: str | None = None,
 ) -> RowSet:
-    """Load the rows of a data set, reshape them, then select.
-
-    Args:
-        hf_args: source of the rows, see `load_rows`.
-        data_root: the folder of local data sets.
-        keys: keys that each row must have.
-        select: which rows to take, see `select_rows`.
-        reshape: one of `RESHAPES`; None = the rows are the records of the source.
+    """Load the rows of a data set, see `load_rows`; reshape them, by one of `RESHAPES`; then select.
 
     Raises:
         UserError: the reshape is unknown, or the rows have a fault.
@@ -141,4 +108,4 @@ def chosen_rows(
     source = load_rows(hf_args, data_root)
     fields = RESHAPES[reshape]([row.fields for row in source], source.source)
     rows = [Row(row_id, 0, row) for row_id, row in zip(row_ids(fields, keys), fields, strict=True)]
-    return select_rows(RowSet.of(source.name, rows, source.source, source.file), select)
+    return select_rows(source.having(rows), select)

@@ -91,14 +91,9 @@ class Source:
 
 
 def read_source(source: Source, data_root: Path | None) -> tuple[list[dict[str, Any]], str, Path | None]:
-    """All rows of a source, before slicing.
+    """All rows of a source before slicing, a text that says where they come from, and the local file.
 
-    Args:
-        source: the source.
-        data_root: folder of local data sets, or None.
-
-    Returns:
-        The rows, a text that says where they come from, and the local file (None for the hub).
+    The file is None for rows from the hub.
 
     Raises:
         MissingDataError: nothing was found; the message lists the places searched and near matches.
@@ -106,11 +101,8 @@ def read_source(source: Source, data_root: Path | None) -> tuple[list[dict[str, 
     """
     if source.path in BUILDERS and source.data_files is not None:
         files = _data_files(source, data_root)
-        return (
-            [row for file in files for row in read_fields(file, source.sample_by)],
-            ", ".join(map(str, files)),
-            files[0],
-        )
+        rows = [row for file in files for row in read_fields(file, source.sample_by)]
+        return rows, ", ".join(map(str, files)), files[0]
     if source.name is None and is_saved(source.path):
         fields, file = read_saved(source.path, source.split)
         return fields, source.path, file
@@ -124,18 +116,12 @@ def read_source(source: Source, data_root: Path | None) -> tuple[list[dict[str, 
     for place in looked:
         if place.is_file():
             return read_fields(place, source.sample_by), str(place), place
-    if (
-        source.path == EMBEDDED
-        or is_local_path(source.path)
-        or any(_holds_rows(place.parent) for place in looked)
-    ):
+    local = source.path == EMBEDDED or is_local_path(source.path)
+    if local or any(_holds_rows(place.parent) for place in looked):
         # The folder of the data set exists, so a missing split is probably a typing error: skip the hub.
         raise _not_found(source, looked, data_root, "")
-    return (
-        _read_hub(source, looked, data_root),
-        f"hub: {source.path} ({source.name or 'default'}, {source.split})",
-        None,
-    )
+    origin = f"hub: {source.path} ({source.name or 'default'}, {source.split})"
+    return _read_hub(source, looked, data_root), origin, None
 
 
 def _holds_rows(folder: Path) -> bool:
@@ -213,11 +199,10 @@ def _not_found(source: Source, looked: list[Path], data_root: Path | None, hub: 
         {file.stem for folder in folders for file in folder.iterdir() if file.suffix.lower() in ROW_SUFFIXES}
     )
     near = nearest(target, there)
-    hints = (
-        [f"did you mean {near[0]!r}?" + (f" also near: {', '.join(near[1:])}" if near[1:] else "")]
-        if near
-        else []
-    )
+    hints = []
+    if near:
+        more = f" also near: {', '.join(near[1:])}" if near[1:] else ""
+        hints.append(f"did you mean {near[0]!r}?{more}")
     if there and named:
         hints.append(f"available: {', '.join(there)}")
     if data_root is None and hub:
@@ -231,13 +216,9 @@ def _not_found(source: Source, looked: list[Path], data_root: Path | None, hub: 
 def _preferred(source: Source, data_root: Path | None) -> Path | None:
     if data_root is None or is_local_path(source.path) or source.path == EMBEDDED:
         return None
-    stem = (
-        source.split
-        if source.name is None
-        else source.name
-        if source.split == "train"
-        else f"{source.name}/{source.split}"
-    )
+    stem = source.split if source.name is None else source.name
+    if source.name is not None and source.split != "train":
+        stem = f"{source.name}/{source.split}"
     return data_root / source.path.rsplit("/", 1)[-1].lower() / f"{stem}.json"
 
 

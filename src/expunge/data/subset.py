@@ -8,17 +8,11 @@ from dataclasses import replace
 from expunge.core.fingerprint import fingerprint
 from expunge.data.datasets import Dataset
 from expunge.data.encoded import Encoded
-from expunge.data.rows import RowSet
 
 
 def subset(dataset: Dataset, positions: Sequence[int]) -> Dataset:
     """The rows at these positions, in this order, with alternates; ids are kept, indices restart at 0."""
-    rows = RowSet.of(
-        dataset.rows.name,
-        [dataset.rows[position] for position in positions],
-        dataset.rows.source,
-        dataset.rows.file,
-    )
+    rows = dataset.rows.having([dataset.rows[position] for position in positions])
 
     def taken(examples: Sequence[Encoded]) -> list[Encoded]:
         return [replace(examples[position], row=row) for row, position in enumerate(positions)]

@@ -65,31 +65,20 @@ class Template(ABC):
             UserError: a key is unknown, a tag is missing, or the tokenizer has no chat template.
         """
         args = {key: value for key, value in (template_args or {}).items() if value is not None}
-        faults = [
-            unknown("key of model.template_args", key, TEMPLATE_KEYS)
-            for key in args
-            if key not in TEMPLATE_KEYS
-        ]
-        if faults:
-            raise UserError.of(faults)
+        wrong = [key for key in args if key not in TEMPLATE_KEYS]
+        if wrong:
+            raise UserError.of([unknown("key of model.template_args", key, TEMPLATE_KEYS) for key in wrong])
         if args.get("apply_chat_template", "user_start_tag" not in args):
-            return ChatTemplate(
-                tokenizer,
-                args.get("system_prompt"),
-                args.get("date_string"),
-                args.get("chat_template_kwargs") or {},
-            )
+            kwargs = args.get("chat_template_kwargs") or {}
+            return ChatTemplate(tokenizer, args.get("system_prompt"), args.get("date_string"), kwargs)
         missing = [tag for tag in TAGS if tag not in args]
         if missing:
             raise UserError(
                 f"model.template_args has apply_chat_template=false but no {', '.join(missing)}",
                 "give all four tags; a tag may be empty",
             )
-        return TagTemplate(
-            tokenizer,
-            {tag: str(args[tag]) for tag in TAGS},
-            str(args.get("system_prompt_with_special_tokens", "")),
-        )
+        system = str(args.get("system_prompt_with_special_tokens", ""))
+        return TagTemplate(tokenizer, {tag: str(args[tag]) for tag in TAGS}, system)
 
     @abstractmethod
     def prompt(self, question: str, few_shot: Sequence[Shot] = ()) -> str:
@@ -244,12 +233,18 @@ class ChatTemplate(Template):
                 "this chat template writes today's date into every prompt, so results change every day; "
                 "set model.template_args.date_string to a constant date"
             )
-        self._tail = self._find_tail()
+        _ = self.tail
 
-    @property
+    @cached_property
     def tail(self) -> str:
-        """Text after the last answer."""
-        return self._tail
+        """Text after the last answer; a `UserError` if the chat template does not write the answer."""
+        before, probe, tail = self._render(self._messages("question", _PROBE, ())).rpartition(_PROBE)
+        if not probe:
+            raise UserError(
+                f"the chat template does not write the assistant's answer; its output is {before + tail!r}",
+                f"set model.template_args.apply_chat_template=false and give {', '.join(TAGS)}",
+            )
+        return tail
 
     def prompt(self, question: str, few_shot: Sequence[Shot] = ()) -> str:
         """The chat up to the answer, including the generation prompt."""
@@ -283,12 +278,9 @@ class ChatTemplate(Template):
         from jinja2 import TemplateError
 
         prompting = messages[-1]["role"] != "assistant"
+        settings = {"tokenize": False, "add_generation_prompt": prompting, **self.kwargs}
         try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=prompting, **self.kwargs
-                )
-            )
+            return str(self.tokenizer.apply_chat_template(messages, **settings))
         except TemplateError as error:
             hint = (
                 "leave out model.template_args.system_prompt if this model takes no system message"
@@ -296,15 +288,6 @@ class ChatTemplate(Template):
                 else ""
             )
             raise UserError(f"the chat template rejects the messages: {error}", hint) from error
-
-    def _find_tail(self) -> str:
-        before, probe, tail = self._render(self._messages("question", _PROBE, ())).rpartition(_PROBE)
-        if not probe:
-            raise UserError(
-                f"the chat template does not write the assistant's answer; its output is {before + tail!r}",
-                f"set model.template_args.apply_chat_template=false and give {', '.join(TAGS)}",
-            )
-        return tail
 
 
 class TagTemplate(Template):

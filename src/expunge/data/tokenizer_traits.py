@@ -13,13 +13,7 @@ PAD_ADDED = "pad_token_added"
 
 
 class Closing(NamedTuple):
-    """The end of the assistant turn.
-
-    Attributes:
-        text: text after the answer.
-        eos: whether the EOS of the tokenizer is appended after the text.
-        ends: whether the turn has an end-of-turn token.
-    """
+    """The end of a turn: text after the answer, whether an EOS follows, whether there is an end token."""
 
     text: str
     eos: bool

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import string
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+LETTERS = string.ascii_uppercase
 
 
 def choices(
@@ -49,9 +50,6 @@ def choices(
 
     Returns:
         Examples by row and letter; labels are the letter's tokens, `target_text` is the right letter.
-
-    Raises:
-        UserError: a row is not such a record.
     """
     encoded: list[Encoded] = []
     prefix, cut = special_prefix(template.tokenizer), 0
@@ -73,13 +71,8 @@ def choices(
                 Encoded((*context, *ending), mask, None, len(context), row.id, number, place, LETTERS[right])
             )
     if cut:
-        log.warning(
-            "%s: %d of %d questions have more than %s tokens; their beginnings are left out",
-            rows.name,
-            cut,
-            len(rows),
-            max_length,
-        )
+        text = "%s: %d of %d questions have more than %s tokens; their beginnings are left out"
+        log.warning(text, rows.name, cut, len(rows), max_length)
     return encoded
 
 
@@ -92,13 +85,9 @@ def _options(row: Row, choices_key: str, answer_key: str) -> tuple[Sequence[str]
     options, answer = row.fields.get(choices_key), row.fields.get(answer_key)
     # CSV files give numbers as text.
     if isinstance(answer, str):
-        answer = (
-            LETTERS.index(answer.strip().upper())
-            if answer.strip().upper() in [*LETTERS]
-            else int(answer)
-            if answer.isdigit()
-            else None
-        )
+        letter = answer.strip().upper()
+        number = int(answer) if answer.isdigit() else None
+        answer = LETTERS.index(letter) if letter in [*LETTERS] else number
     where = f"row {row.index} ({row.id})"
     if (
         not isinstance(options, list)
@@ -127,7 +116,6 @@ def _continued(
     for ending in endings:
         whole = plain_ids(tokenizer, text + ending)
         # If a token spans the border, encode the ending alone: the model reads the text before it answers.
-        found.append(
-            whole[len(context) :] if whole[: len(context)] == context else plain_ids(tokenizer, ending)
-        )
+        together = whole[: len(context)] == context
+        found.append(whole[len(context) :] if together else plain_ids(tokenizer, ending))
     return context, found

@@ -15,10 +15,10 @@ from expunge.core.fingerprint import code_version, fingerprint
 from expunge.core.layout import EXPUNGE, RunLayout
 from expunge.evaluation.collect.collector import Absent, Cost, Request, Subject
 from expunge.evaluation.plan import Collection
-from expunge.evaluation.scores import Scores
 from expunge.evaluation.scoring import results_of, row_ids
-from expunge.evaluation.store import TableStore
 from expunge.evaluation.suite import Suite
+from expunge.evaluation.suite_scores import Scores
+from expunge.evaluation.table_store import TableStore
 from expunge.evaluation.tables import Table
 from expunge.lm import runtime
 from expunge.models.fingerprint import model_fingerprint
@@ -58,15 +58,14 @@ def evaluate_suite(
     Returns:
         The scores. If `out_dir` already has the files of the same evaluation and the suite does not
         overwrite, the scores are read from them.
-
-    Raises:
-        UserError: rows or settings that cannot be used.
     """
     suite = suite.within(longest_of(model))
     subject = Subject(model, suite.template.tokenizer, suite.section, compute_dtype, Parallel.of(model))
-    identity = _Identity(_model_key(model, fingerprint_of_model), subject.dtype)
+    identity = (_model_key(model, fingerprint_of_model), subject.dtype, code_version())
     keys = {
-        item: identity.of_table(item, suite) for item in suite.plan.collections if item.view in suite.views
+        item: fingerprint([item.kind, item.settings, suite.views[item.view].fingerprint, *identity])
+        for item in suite.plan.collections
+        if item.view in suite.views
     }
     key = _key_of_all(suite, keys)
     known = runtime.from_rank_0(lambda: _known(suite, out_dir, layout, key))
@@ -85,30 +84,9 @@ def evaluate_suite(
     return runtime.from_rank_0(scored)
 
 
-@dataclass(frozen=True)
-class _Identity:
-    """What the numbers depend on besides the rows: the model and the dtypes."""
-
-    model_key: str
-    dtype: str
-
-    def of_table(self, item: Collection, suite: Suite) -> str:
-        """Fingerprint of everything that a table depends on."""
-        view = suite.views[item.view]
-        return fingerprint(
-            [item.kind, item.settings, view.fingerprint, self.model_key, self.dtype, code_version()]
-        )
-
-
 @dataclass
 class _Collected:
-    """Tables, the reasons for missing ones, and the costs; ranks other than 0 have the costs alone.
-
-    Attributes:
-        tables: complete tables.
-        absent: reasons for the tables that could not be made.
-        cost: by kind; only of kinds that had to be collected.
-    """
+    """Tables, the reasons for missing ones, and the costs by kind; ranks other than 0 have only costs."""
 
     tables: dict[Collection, Table] = field(default_factory=dict)
     absent: dict[Collection, str] = field(default_factory=dict)
@@ -153,7 +131,7 @@ def _collect(subject: Subject, suite: Suite, keys: Mapping[Collection, str], sto
     return made
 
 
-def _scores(suite: Suite, collected: _Collected, identity: _Identity, key: str) -> Scores:
+def _scores(suite: Suite, collected: _Collected, identity: tuple[str, ...], key: str) -> Scores:
     results = results_of(suite, collected.tables, collected.absent)
     for name, result in results.items():
         if result.value is None:
@@ -163,9 +141,9 @@ def _scores(suite: Suite, collected: _Collected, identity: _Identity, key: str) 
         "suite": suite.name,
         "forget_split": suite.section.get("forget_split"),
         "template": suite.template.fingerprint,
-        "model": identity.model_key,
-        "dtype": identity.dtype,
-        "code": code_version(),
+        "model": identity[0],
+        "dtype": identity[1],
+        "code": identity[2],
         "retain_logs_path": str(suite.logs.path) if suite.logs is not None else None,
         "cost": {kind: asdict(value) for kind, value in collected.cost.items()},
         "views": {name: view.about() for name, view in suite.views.items()},
@@ -175,12 +153,8 @@ def _scores(suite: Suite, collected: _Collected, identity: _Identity, key: str) 
     }
     listed = {metric.name for metric in suite.plan.metrics if metric.in_summary}
     order = [name for name in suite.section["metrics"] if name in results]
-    return Scores(
-        suite.name,
-        {name: results[name].as_json() for name in order},
-        tuple(name for name in order if name in listed),
-        about,
-    )
+    summary = tuple(name for name in order if name in listed)
+    return Scores(suite.name, {name: results[name].as_json() for name in order}, summary, about)
 
 
 def longest_of(model: Any) -> int | None:
@@ -203,12 +177,12 @@ def _key_of_all(suite: Suite, keys: Mapping[Collection, str]) -> str:
     """Fingerprint of everything that the evaluation depends on."""
     metrics = [
         [
-            metric.name,
-            f"{metric.function.__module__}:{metric.function.__qualname__}",
-            repr(metric.needs),
-            dict(metric.options),
+            item.name,
+            f"{item.function.__module__}:{item.function.__qualname__}",
+            repr(item.needs),
+            dict(item.options),
         ]
-        for metric in suite.plan.metrics
+        for item in suite.plan.metrics
     ]
     listed = [metric.name for metric in suite.plan.metrics if metric.in_summary]
     logs = suite.logs.fingerprint if suite.logs else None

@@ -15,13 +15,7 @@ from expunge.evaluation.view_specs import ViewSpec, spec_of
 
 @dataclass(frozen=True)
 class Collection:
-    """One table to collect: a kind, a view, and settings.
-
-    Attributes:
-        kind: of the collector.
-        view: name of the view.
-        settings: of the collector, as sorted pairs.
-    """
+    """One table to collect: the kind of its collector, a view, and settings as sorted pairs."""
 
     kind: str
     view: str
@@ -30,15 +24,10 @@ class Collection:
 
 @dataclass(frozen=True)
 class BoundMetric:
-    """A metric with its needs and options.
+    """A metric with its options.
 
-    Attributes:
-        name: in the suite and in the files.
-        function: the metric.
-        needs: positional parameter -> what it reads: a table, the name of a metric, a tuple of names, or the
-            retain logs (None).
-        options: keyword arguments.
-        in_summary: whether it is in the summary.
+    `needs` has for each positional parameter what it reads: a table, the name of a metric, a tuple of names,
+    or the retain logs (None).
     """
 
     name: str
@@ -58,14 +47,7 @@ class BoundMetric:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a suite computes.
-
-    Attributes:
-        metrics: each after the metrics that it reads.
-        collections: the needed tables, each once.
-        views: of the suite.
-        collectors: by kind.
-    """
+    """What a suite computes: its metrics, each after those that it reads; the needed tables, each once."""
 
     metrics: tuple[BoundMetric, ...]
     collections: tuple[Collection, ...]

@@ -11,16 +11,7 @@ from expunge.evaluation.views import View
 
 
 def hold_against(logs: RetainLogs, plan: Plan, views: Mapping[str, View]) -> None:
-    """Check the rows of every metric that is compared with the retain model's.
-
-    Args:
-        logs: the retain model's evaluation.
-        plan: of the suite.
-        views: the views that exist.
-
-    Raises:
-        UserError: the logs are of other rows.
-    """
+    """Check the rows of every metric that is compared with the retain model's."""
     compared = set(_compared(plan))
     rows: set[tuple[str, ...]] = set()
     for metric in plan.metrics:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from expunge.evaluation.statistics import Interval, Statistic, interval
+from expunge.evaluation.statistics import Interval, Mean, Statistic, interval
 
 Column = Any
 """[R] or [R, A] array with NaN for unscored values, or R texts."""
@@ -61,11 +61,9 @@ class Result:
 
     def bootstrapped(self, resamples: int, seed: int) -> Interval | None:
         """The interval of the statistic."""
-        return (
-            interval(self.statistic, self.name, resamples, seed, self.interval_of)
-            if self.statistic is not None
-            else None
-        )
+        if self.statistic is None:
+            return None
+        return interval(self.statistic, self.name, resamples, seed, self.interval_of)
 
     def as_json(self) -> dict[str, Any]:
         """As written to files: open-unlearning's `agg_value` and `value_by_index`, and our own keys."""
@@ -90,6 +88,15 @@ class Result:
             str(index): dict(zip(names, values, strict=True))
             for index, values in enumerate(zip(*listed, strict=True))
         }
+
+
+def of_means(parts: Sequence[Result], make: Callable[[list[Mean]], Statistic]) -> Result:
+    """A statistic of results that are means over rows; null if one of them is not."""
+    means = [part.statistic for part in parts if isinstance(part.statistic, Mean)]
+    if len(means) < len(parts):
+        odd = ", ".join(part.name for part in parts if not isinstance(part.statistic, Mean))
+        return Result.missing(f"not a mean over rows: {odd}")
+    return Result(make(means), facts={"parts": {part.name: part.value for part in parts}})
 
 
 def _listed(column: Column) -> list[Any]:

@@ -40,13 +40,7 @@ class RetainLogs:
     def read(
         cls, path: str | Path, suite: str, *, split: str | None = None, template: str | None = None
     ) -> RetainLogs:
-        """Read a file, or the suite's file in a run's folder, and check its split and template.
-
-        Args:
-            path: file or folder.
-            suite: name of the suite, `tofu`.
-            split: forget split of this run.
-            template: fingerprint of this run's template.
+        """Read a file, or the suite's file in a run's folder; check that split and template are this run's.
 
         Raises:
             UserError: no file, not JSON, no evaluation, or an evaluation of another split or template.
@@ -95,9 +89,6 @@ class RetainLogs:
             key: `score`, `prob`, ...
             row_ids: of this run.
             side: `forget` or `holdout` of an attack.
-
-        Raises:
-            UserError: the rows are not this run's.
         """
         values = self.check(metric, row_ids, side)
         try:
@@ -130,18 +121,11 @@ class RetainLogs:
         return values
 
     def check_texts(self, metric: str, texts: Sequence[str]) -> None:
-        """Compare the answers in ROUGE's rows with this run's: files of open-unlearning have no row ids.
-
-        Raises:
-            UserError: most answers differ.
-        """
+        """Compare the answers in ROUGE's rows with this run's: files of open-unlearning have no row ids."""
         node = self.data.get(metric) or {}
-        theirs = {
-            int(index): row.get("ground_truth") for index, row in node.get("value_by_index", {}).items()
-        }
-        pairs = [
-            (text, texts[index]) for index, text in theirs.items() if text is not None and index < len(texts)
-        ]
+        rows = {int(index): row.get("ground_truth") for index, row in node.get("value_by_index", {}).items()}
+        known = {index: text for index, text in rows.items() if text is not None and index < len(texts)}
+        pairs = [(text, texts[index]) for index, text in known.items()]
         different = sum(_spaced(one) != _spaced(other) for one, other in pairs)
         # A text decoded from tokens may differ from the row's by a blank; in another split nearly all texts
         # differ.

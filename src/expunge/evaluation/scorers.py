@@ -27,12 +27,7 @@ LONGEST = 512
 
 
 def score_texts(texts: Sequence[str], scorer: str, toxic_label: str | None = None) -> Floats:
-    """[B] scores of texts.
-
-    Args:
-        texts: what to score.
-        scorer: see the module's docstring.
-        toxic_label: for a classifier, the label whose probability is the score.
+    """[B] scores of texts; `scorer` as above, and for a classifier the label whose probability is the score.
 
     Raises:
         UserError: no such scorer, or it does not return one number from 0 to 1 per text.
@@ -59,11 +54,8 @@ def profanity(texts: Sequence[str]) -> Floats:
         UserError: its model was made for another version of scikit-learn, so its numbers are unknown here.
     """
     try:
-        wanted = [
-            text
-            for text in importlib.metadata.requires("alt-profanity-check") or []
-            if text.startswith("scikit-learn==")
-        ]
+        needs = importlib.metadata.requires("alt-profanity-check") or []
+        wanted = [text for text in needs if text.startswith("scikit-learn==")]
     except importlib.metadata.PackageNotFoundError as error:
         raise MissingExtraError("alt-profanity-check", "toxicity", "the scorer profanity") from error
     here = importlib.metadata.version("scikit-learn")
@@ -82,9 +74,6 @@ def vader(texts: Sequence[str]) -> Floats:
     """Negativity by vaderSentiment: max(0, -c) of its compound score c.
 
     An English lexicon of sentiment: a weak sign of toxicity.
-
-    Raises:
-        MissingExtraError: the package is not installed.
     """
     if importlib.util.find_spec("vaderSentiment") is None:
         raise MissingExtraError("vaderSentiment", "toxicity", "the scorer vader")
@@ -104,9 +93,8 @@ def _classified(texts: Sequence[str], path: str, toxic_label: str | None) -> lis
     where, found = next(model.parameters()).device, []
     for start in range(0, len(texts), BATCH):
         part = list(texts[start : start + BATCH])
-        encoded = tokenizer(part, padding=True, truncation=True, max_length=LONGEST, return_tensors="pt").to(
-            where
-        )
+        how = {"padding": True, "truncation": True, "max_length": LONGEST, "return_tensors": "pt"}
+        encoded = tokenizer(part, **how).to(where)
         with torch.inference_mode():
             logits_BK = model(**encoded).logits.float()
         prob_BK = logits_BK.sigmoid() if apart else logits_BK.softmax(-1)

@@ -15,13 +15,7 @@ from expunge.evaluation.tables import Table
 def results_of(
     suite: Suite, tables: Mapping[Collection, Table], absent: Mapping[Collection, str]
 ) -> dict[str, Result]:
-    """Every metric of a suite, with its interval.
-
-    Args:
-        suite: plan, views and retain logs.
-        tables: the collected tables.
-        absent: why a table could not be collected.
-    """
+    """Every metric of a suite, with its interval; `absent` says why a table could not be collected."""
     reasons = {**_without_a_view(suite), **absent}
     results: dict[str, Result] = {}
     for metric in suite.plan.metrics:

@@ -48,17 +48,9 @@ class Statistic(Protocol):
 def interval(
     statistic: Statistic, name: str, resamples: int, seed: int, of: str = "value"
 ) -> Interval | None:
-    """The 95% interval of a statistic.
+    """The 95% interval of a statistic. The metric's name and `seed` alone determine the draws.
 
-    Args:
-        statistic: what to resample.
-        name: of the metric; name and `seed` alone determine the draws.
-        resamples: number of draws.
-        seed: of the suite.
-        of: the quantity of the interval.
-
-    Returns:
-        None if the statistic has no value, if fewer than two rows are scored, or if `resamples` is 0.
+    None if the statistic has no value, if fewer than two rows are scored, or if `resamples` is 0.
     """
     # Every draw from one row is that row: the interval would have no width and look like certainty.
     if resamples < 1 or statistic.value() is None or statistic.scored()[0] < 2:
@@ -250,11 +242,7 @@ class KolmogorovSmirnov:
 
 @dataclass(frozen=True)
 class _OfMeans:
-    """A statistic of several means.
-
-    Attributes:
-        parts: the means.
-    """
+    """A statistic of several means."""
 
     parts: Sequence[Mean]
 
@@ -288,9 +276,7 @@ class Average(_OfMeans):
 class HarmonicMean(_OfMeans):
     """Harmonic mean of means; 0 if one of them is 0 or less.
 
-    Attributes:
-        parts: the means.
-        group: for each part, its rows; parts of one group have the same rows and are drawn together.
+    `group` has the rows of each part; parts of one group have the same rows and are drawn together.
     """
 
     group: Sequence[Any]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -92,19 +93,14 @@ def prepare_suite(
     )
     if views is not None and encode:
         _tried(faults, views.encode)
-    logs = _tried(faults, lambda: _retain_logs(section, name, template))
+    split, path = section.get("forget_split"), section.get("retain_logs_path")
+    read = partial(RetainLogs.read, suite=name, split=split, template=template.fingerprint)
+    logs = None if path is None else _tried(faults, lambda: read(path))
     if logs is not None and views is not None:
         _tried(faults, lambda: hold_against(logs, plan, views))
     if views is None or faults:
         raise UserError.of(faults)
     return Suite(name, section, template, plan, views, logs)
-
-
-def _retain_logs(section: Mapping[str, Any], name: str, template: Template) -> RetainLogs | None:
-    path = section.get("retain_logs_path")
-    if path is None:
-        return None
-    return RetainLogs.read(path, name, split=section.get("forget_split"), template=template.fingerprint)
 
 
 def _tried(faults: list[Fault], make: Callable[[], T]) -> T | None:

@@ -76,15 +76,7 @@ class TokenTable(Table):
         nll_M: cross entropy of the label, float32: -logp_M, up to the rounding of published numbers.
     """
 
-    ARRAYS = (
-        "offset_B1",
-        "logp_M",
-        "hit_M",
-        "mu_M",
-        "var_M",
-        "turn_end_M",
-        "nll_M",
-    )
+    ARRAYS = ("offset_B1", "logp_M", "hit_M", "mu_M", "var_M", "turn_end_M", "nll_M")
 
     offset_B1: Ints
     logp_M: Floats
@@ -100,15 +92,7 @@ class TokenTable(Table):
         return np.repeat(np.arange(len(self.offset_B1) - 1), np.diff(self.offset_B1))
 
     def mean(self, value_M: Floats | Bools, keep_M: Bools | None = None) -> Floats:
-        """Mean over each example's label tokens, [B] float64.
-
-        Args:
-            value_M: one value per label token.
-            keep_M: the tokens that count, None = all.
-
-        Returns:
-            The means; NaN for an example without counted tokens.
-        """
+        """[B] float64: mean over the label tokens that `keep_M` counts (None = all); NaN without any."""
         example_M = self.example_M if keep_M is None else self.example_M[keep_M]
         kept = value_M if keep_M is None else value_M[keep_M]
         size = len(self.offset_B1) - 1

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from expunge.core.errors import UserError
 from expunge.core.ranges import Count
@@ -15,6 +15,8 @@ from expunge.evaluation.wikitext import detokenized, pages
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+T = TypeVar("T")
 
 
 def documents(
@@ -58,7 +60,7 @@ def documents(
             f"stride={stride} is not between 1 and max_length - 1 = {max_length - 1}",
             "null means the largest stride",
         )
-    texts = [_text(row, text_key) for row in rows]
+    texts = [text_at(row, text_key, "text_key") for row in rows]
     written = pages(texts) if split == "wikitext" else texts
     scored = [detokenized(page) for page in written] if split == "wikitext" else written
     first = _first_token(template.tokenizer)
@@ -67,19 +69,8 @@ def documents(
         ids = (*first, *plain_ids(template.tokenizer, text))
         for window, (start, begin, end) in enumerate(windows(len(ids), max_length, step)):
             mask = (False,) * (begin - start) + (True,) * (end - begin)
-            shown = "" if window else target
-            encoded.append(
-                Encoded(
-                    ids[start:end],
-                    mask,
-                    None,
-                    begin - start,
-                    f"{rows.fingerprint}#{number}",
-                    number,
-                    window,
-                    shown,
-                )
-            )
+            row_id, shown = f"{rows.fingerprint}#{number}", "" if window else target
+            encoded.append(Encoded(ids[start:end], mask, None, begin - start, row_id, number, window, shown))
     return encoded
 
 
@@ -128,18 +119,14 @@ def passages(
         )
     prefix, found = special_prefix(template.tokenizer), []
     for row in rows:
-        ids = plain_ids(template.tokenizer, _text(row, text_key))
+        ids = plain_ids(template.tokenizer, text_at(row, text_key, "text_key"))
         found += [ids[start : start + size] for start in range(0, len(ids), size) if len(ids) - start >= size]
     if not found:
         raise UserError(
             f"no text of {rows.source} has {size} tokens, a passage's length",
             "give longer texts, or lower max_length",
         )
-    kept = (
-        [found[number * len(found) // count] for number in range(count)]
-        if count is not None and count < len(found)
-        else found
-    )
+    kept = _spread(found, count)
     encoded = []
     for number, ids in enumerate(kept):
         shown = (*prefix, *ids[: prompt + length])
@@ -174,12 +161,7 @@ def prompts(
     firsts: dict[str, Row] = {}
     for row in rows:
         firsts.setdefault(text_at(row, prompt_key), row)
-    texts = list(firsts)
-    kept = (
-        [texts[number * len(texts) // count] for number in range(count)]
-        if count is not None and count < len(texts)
-        else texts
-    )
+    kept = _spread(list(firsts), count)
     prefix, encoded = special_prefix(template.tokenizer), []
     for number, text in enumerate(kept):
         # The template needs an answer; it is dropped.
@@ -190,8 +172,8 @@ def prompts(
     return encoded
 
 
-def text_at(row: Row, dotted: str) -> str:
-    """The text under a key; a dot leads into a record.
+def text_at(row: Row, dotted: str, name: str = "prompt_key") -> str:
+    """The text under the key that the option `name` gives; a dot leads into a record.
 
     Raises:
         UserError: there is none.
@@ -202,20 +184,17 @@ def text_at(row: Row, dotted: str) -> str:
     if not isinstance(value, str):
         known = ", ".join(sorted(row.fields))
         message = f"row {row.index} ({row.id}) has no text under {dotted!r}; it has: {known}"
-        raise UserError(message, "correct prompt_key")
+        raise UserError(message, f"correct {name}")
     return value
+
+
+def _spread(items: Sequence[T], count: int | None) -> Sequence[T]:
+    """`count` items, evenly spread over all; all of them if there are no more, or if `count` is None."""
+    if count is None or count >= len(items):
+        return items
+    return [items[number * len(items) // count] for number in range(count)]
 
 
 def _first_token(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     known = [token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None]
     return tuple(int(token) for token in known[:1])
-
-
-def _text(row: Row, key: str) -> str:
-    text = row.fields.get(key)
-    if not isinstance(text, str):
-        raise UserError(
-            f"row {row.index} ({row.id}) has no text under {key!r}; it has: {', '.join(sorted(row.fields))}",
-            "correct text_key",
-        )
-    return text

@@ -27,15 +27,7 @@ def load_views(
     switches: Mapping[str, Any],
     longest: int | None = None,
 ) -> Views:
-    """Read the rows of the needed views; rows that several views share are read once.
-
-    Args:
-        specs: of the suite.
-        names: the needed views; absent ones are left out.
-        template: of the model.
-        data_root: folder of local data.
-        switches: `encode` switches.
-        longest: maximum number of tokens of the model.
+    """Read the rows of the needed views; absent ones are left out. Shared rows are read once.
 
     Raises:
         UserError: rows that cannot be read, of all views together; or no rows at all, because those of every

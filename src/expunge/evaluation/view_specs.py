@@ -59,11 +59,8 @@ class ViewSpec:
     @property
     def absent(self) -> str | None:
         """Why there is no such view; None if there is one."""
-        empty = [
-            key
-            for key in ("path", "name")
-            if key in self.hf_args and self.hf_args[key] is None and not self.local
-        ]
+        args = {} if self.local else self.hf_args
+        empty = [key for key in ("path", "name") if key in args and args[key] is None]
         return f"its hf_args.{empty[0]} is null" if empty else None
 
 

@@ -22,13 +22,8 @@ from expunge.evaluation.view_specs import ANSWERS, ViewSpec
 class View:
     """Rows with a template; they are encoded once, at first use.
 
-    Attributes:
-        name: in the suite.
-        spec: the view's entry in the suite.
-        rows: the rows.
-        template: of the model.
-        switches: `encode` switches of `compat`.
-        longest: maximum number of tokens of the model, None = not known; views of kind `answers` ignore it.
+    `switches` are the `encode` switches of `compat`. `longest` is the maximum number of tokens of the model
+    (None = not known); views of kind `answers` ignore it.
     """
 
     name: str
@@ -50,12 +45,8 @@ class View:
     @property
     def max_length(self) -> int | None:
         """Maximum number of tokens of an example."""
-        known = [
-            size
-            for size in (self.spec.max_length, self.longest if self.spec.kind != ANSWERS else None)
-            if size is not None
-        ]
-        return min(known) if known else None
+        longest = self.longest if self.spec.kind != ANSWERS else None
+        return min((size for size in (self.spec.max_length, longest) if size is not None), default=None)
 
     @cached_property
     def encoded(self) -> list[Encoded]:
@@ -66,14 +57,8 @@ class View:
             return self.spec.build(self.rows, self.template, self.max_length, **self.spec.options)
         if self.spec.text_key is not None:
             return self._chunks(self.spec.text_key)
-        return encode_answers(
-            self.rows,
-            self.template,
-            self.spec.question_key,
-            self.spec.answer_key,
-            max_length=self.spec.max_length,
-            switches=self.switches,
-        )
+        keys, longest = (self.spec.question_key, self.spec.answer_key), self.spec.max_length
+        return encode_answers(self.rows, self.template, *keys, max_length=longest, switches=self.switches)
 
     @cached_property
     def examples(self) -> Examples:
@@ -81,9 +66,8 @@ class View:
         encoded = self.encoded
         # If a view cuts texts, its rows are the pieces; their number differs from that of the file's rows.
         pieces = self.spec.text_key is not None or self.spec.kind != ANSWERS
-        return examples_of(
-            encoded, tuple(dict.fromkeys(item.row_id for item in encoded)) if pieces else self.rows.ids
-        )
+        ids = dict.fromkeys(item.row_id for item in encoded) if pieces else self.rows.ids
+        return examples_of(encoded, tuple(ids))
 
     def _chunks(self, key: str) -> list[Encoded]:
         text = "\n\n".join(str(row.fields.get(key, "")) for row in self.rows)
@@ -105,6 +89,7 @@ class View:
 
     def about(self) -> dict[str, Any]:
         """What the result files say of the view, for comparisons with other runs."""
+        own = {"kind": self.spec.kind, "max_length": self.max_length, **self.spec.options}
         return {
             "name": self.rows.name,
             "source": self.rows.source,
@@ -114,22 +99,15 @@ class View:
             "question_key": self.spec.question_key,
             "answer_key": self.spec.answer_key,
             "row_ids": list(self.rows.ids),
-            **(
-                {"kind": self.spec.kind, "max_length": self.max_length, **self.spec.options}
-                if self.spec.kind != ANSWERS
-                else {}
-            ),
+            **(own if self.spec.kind != ANSWERS else {}),
         }
 
 
 def examples_of(encoded: Sequence[Encoded], row_ids: Sequence[str]) -> Examples:
     """The rows and answers of examples."""
-    return Examples(
-        tuple(row_ids),
-        as_ints([item.row for item in encoded]),
-        as_ints([item.answer_index for item in encoded]),
-        tuple(item.target_text for item in encoded),
-    )
+    rows, answers = [item.row for item in encoded], [item.answer_index for item in encoded]
+    texts = tuple(item.target_text for item in encoded)
+    return Examples(tuple(row_ids), as_ints(rows), as_ints(answers), texts)
 
 
 class Views(dict[str, View]):

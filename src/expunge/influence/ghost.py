@@ -22,7 +22,7 @@ from expunge.influence.forward_mode import dual, reporting_missing_rule, unpacke
 from expunge.influence.gradient import EpochGradient, Tensors, checked, norm_of, row_losses
 from expunge.influence.module_calls import Call, Owner, check_heard, heard, owners_of
 from expunge.influence.projections import Along
-from expunge.influence.rows import RowBatch, index_of
+from expunge.influence.row_batches import RowBatch, index_of
 from expunge.models.outputs import label_outputs, unwrapped
 
 HELD = 4 * 2**30
@@ -38,15 +38,7 @@ def ghost(
 ) -> dict[int, Along]:
     """One backward pass per batch, and a tangent of the output of each module along its own parameters.
 
-    Args:
-        model: in eval mode; `parameters` require gradients.
-        parameters: by name; each must be used by its own module.
-        gradient: g, by name.
-        batches: every row once.
-        reduction: see `rows.Reduction`.
-
-    Returns:
-        <g_i, g> by row number, without norms.
+    Without norms.
 
     Raises:
         UserError: a module mixes rows, a parameter is used outside its module, or an operation has no forward
@@ -80,15 +72,8 @@ def lora(
 ) -> tuple[EpochGradient, dict[int, Along]]:
     """Compute the gradient of every row with one backward pass per batch, then g, projections and norms.
 
-    Args:
-        model: in eval mode; `parameters` require gradients.
-        parameters: by name; all are weights or biases of Linear modules, such as the factors of LoRA. The
-            function stores N times their size.
-        batches: every row once.
-        reduction: see `rows.Reduction`.
-
-    Returns:
-        g, and <g_i, g> and ||g_i|| by row number.
+    All parameters are weights or biases of Linear modules, such as the factors of LoRA. N times their size is
+    stored.
 
     Raises:
         UserError: a parameter does not belong to a Linear module, a module mixes rows, or the gradient is

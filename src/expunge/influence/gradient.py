@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.core.errors import UserError
-from expunge.influence.rows import RowBatch, index_of, reduced
+from expunge.influence.row_batches import RowBatch, index_of, reduced
 from expunge.lm.logprobs import as_float32
 from expunge.models.outputs import LabelOutputs, label_outputs
 
@@ -19,13 +19,7 @@ Tensors = Mapping[str, Tensor]
 
 
 class EpochGradient(NamedTuple):
-    """g = (1/N) sum_i grad l_i at the given model.
-
-    Attributes:
-        by_name: g, by parameter name, float32.
-        norm: ||g||, accumulated in float64.
-        losses: l_i by row number, natural log.
-    """
+    """g = (1/N) sum_i grad l_i by parameter name, its norm (float64), and the losses l_i by row number."""
 
     by_name: dict[str, Tensor]
     norm: float
@@ -37,14 +31,7 @@ def epoch_gradient(
 ) -> EpochGradient:
     """The mean gradient of the rows. All rows have the same weight, whatever their batch and length.
 
-    Args:
-        model: in eval mode; `parameters` require gradients. No `.grad` is changed.
-        parameters: the parameters to differentiate by, by name.
-        batches: every row once.
-        reduction: how token losses become the loss of a row, see `rows.Reduction`.
-
-    Returns:
-        The gradient, its norm, and the losses.
+    No `.grad` is changed.
 
     Raises:
         UserError: a loss or the gradient is not finite, or the gradient is zero, so a projection on it does
@@ -100,11 +87,7 @@ def norm_of(tensors: Tensors) -> float:
 
 
 def checked(norm: float, losses: Mapping[int, float]) -> float:
-    """Return the norm of g after checking that a projection on g exists.
-
-    Raises:
-        UserError: a loss or the norm is not finite, or the norm is zero.
-    """
+    """The norm of g, after a check that it and the losses are finite and that it is not zero."""
     broken = [number for number, loss in losses.items() if not math.isfinite(loss)]
     if broken or not math.isfinite(norm):
         what = f"the loss of {len(broken)} rows" if broken else "the gradient of the forget set"

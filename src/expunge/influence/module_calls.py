@@ -13,12 +13,9 @@ from expunge.core.errors import UserError
 
 
 class Owner(NamedTuple):
-    """A module and its chosen parameters.
+    """A module and its chosen parameters: name in the module -> name of the parameter.
 
-    Attributes:
-        name: name of the module.
-        module: the module; two modules that share a parameter (tied embeddings) are both owners.
-        local: name in the module -> name of the parameter.
+    Two modules that share a parameter (tied embeddings) are both owners.
     """
 
     name: str
@@ -27,14 +24,7 @@ class Owner(NamedTuple):
 
 
 class Call(NamedTuple):
-    """One call of an owner in a forward pass.
-
-    Attributes:
-        owner: the module.
-        args: its positional inputs, after its forward-pre-hooks.
-        kwargs: its keyword inputs.
-        output: [B, ...] its output.
-    """
+    """One call of an owner in a forward pass: inputs after its forward-pre-hooks, and its output [B, ...]."""
 
     owner: Owner
     args: tuple[Any, ...]
@@ -58,13 +48,8 @@ def owners_of(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> list[
 def heard(owners: list[Owner], rows: int, hear: Callable[[Call], None]) -> Iterator[set[str]]:
     """While open, `hear` gets every call of an owner; yields the names of the parameters used in these calls.
 
-    Args:
-        owners: the modules.
-        rows: number of rows in the batch; the first dimension of every output must be the rows.
-        hear: called with each call.
-
     Raises:
-        UserError: inside, the output of a module is not a tensor with one entry per row.
+        UserError: inside, the output of a module is not a tensor with one entry for each of the `rows`.
     """
     names: set[str] = set()
 
@@ -96,9 +81,6 @@ def check_heard(names: set[str], parameters: Mapping[str, Tensor]) -> None:
     Args:
         names: names of the parameters used in calls of their modules.
         parameters: the tensors by name; a tensor that is zero everywhere does not matter.
-
-    Raises:
-        UserError: a module uses a parameter of another module.
     """
     unheard = [
         name for name, value in parameters.items() if name not in names and bool(torch.any(value != 0))

@@ -22,12 +22,9 @@ KINDS = ("auto", "all", "lora")
 
 
 class Chosen(NamedTuple):
-    """Chosen parameters.
+    """Chosen parameters by name, and notices for the user; a tensor with two names occurs once.
 
-    Attributes:
-        kind: `all`, `lora`, or the regular expression.
-        parameters: by name in the given model; a tensor with two names (tied embeddings) occurs once.
-        notices: notices for the user about the choice.
+    `kind` is `all`, `lora`, or the regular expression.
     """
 
     kind: str
@@ -43,9 +40,6 @@ def choose_parameters(model: nn.Module, params: str = "auto") -> Chosen:
         params: `auto` (the LoRA tensors of a trained adapter, else all weights except those of a fresh
             adapter), `all`, `lora`, or a regular expression for whole parameter names; the parts that an
             adapter adds to names may be left out.
-
-    Returns:
-        The parameters.
 
     Raises:
         UserError: `lora` without an adapter, a pattern that is invalid or matches nothing, or weights without

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -19,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from expunge.influence.forward_mode import dual, reporting_missing_rule, unpacked
 from expunge.influence.gradient import Tensors, dot, norm_of, row_losses
-from expunge.influence.rows import RowBatch, index_of, reduced
+from expunge.influence.row_batches import RowBatch, index_of, reduced
 from expunge.lm.labels import Side
 from expunge.models.outputs import label_outputs, unwrapped
 
@@ -30,12 +31,7 @@ ATTENTIONS = ("eager", "sdpa")
 
 
 class Along(NamedTuple):
-    """Dot product and norm of the gradient of a row.
-
-    Attributes:
-        dot: <g_i, g>.
-        norm: ||g_i||; None if the algorithm does not compute it.
-    """
+    """Dot product <g_i, g>, and norm ||g_i|| (None if the algorithm does not compute it)."""
 
     dot: float
     norm: float | None = None
@@ -48,18 +44,7 @@ def naive(
     batches: Iterable[RowBatch],
     reduction: str,
 ) -> dict[int, Along]:
-    """One backward pass per row.
-
-    Args:
-        model: in eval mode; `parameters` require gradients.
-        parameters: by name.
-        gradient: g, by name.
-        batches: every row once, one row per batch.
-        reduction: see `rows.Reduction`.
-
-    Returns:
-        Dot product and norm by row number.
-    """
+    """One backward pass per row, which is alone in its batch: dot product and norm by row number."""
     found: dict[int, Along] = {}
     for (number,), side in batches:
         with torch.enable_grad():
@@ -77,23 +62,13 @@ def jvp(
     batches: Iterable[RowBatch],
     reduction: str,
 ) -> dict[int, Along]:
-    """One forward pass with tangents per batch: l_i' = d/de l_i(theta + e g) = <g_i, g>.
+    """One forward pass with tangents per batch: l_i' = d/de l_i(theta + e g) = <g_i, g>; without norms.
 
     Consider a label position with last hidden state h and tangent h', and vocabulary weights W with tangent
     W'. The tangent of the logits is t = W h' + W' h, and l' = sum_v p_v (t_v - t_y), which is
     (softmax(W h) - onehot(y)) times t. Logits are in memory for a few label positions at a time. If the model
     computes more than W h after its last hidden state (a soft cap, a scale, an adapter), the tangents are
     taken through that, and the logits are in memory for a whole batch.
-
-    Args:
-        model: in eval mode.
-        parameters: by name.
-        gradient: g, by name.
-        batches: every row once.
-        reduction: see `rows.Reduction`.
-
-    Returns:
-        Dot product by row number, without norms.
 
     Raises:
         UserError: an operation of the model has no forward derivative.
@@ -105,11 +80,12 @@ def jvp(
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             plain = _head_is_plain(inner, side) if plain is None else plain
             with forward_ad.dual_level(), reporting_missing_rule(inner):
-                call = _call_with(
-                    inner, {name: dual(p.detach(), gradient[name]) for name, p in parameters.items()}
-                )
-                through = _through_hidden if plain else _through_logits
-                tangent_B = through(inner, side, call, parameters, gradient, reduction)
+                duals = {name: dual(p.detach(), gradient[name]) for name, p in parameters.items()}
+                call = partial(_called_with, inner, duals)
+                if plain:
+                    tangent_B = _through_hidden(inner, side, call, parameters, gradient, reduction)
+                else:
+                    tangent_B = _through_logits(inner, side, call, reduction)
         found |= {number: Along(value) for number, value in zip(numbers, tangent_B.tolist(), strict=True)}
     return found
 
@@ -136,10 +112,8 @@ def _through_hidden(
         outputs = label_outputs(model, side, index=index_of(side), call=call)
     hidden_BND, tangent_BND = unpacked(outputs.logits_BNV)
     weight_VD, bias_V = head.weight.detach(), None if head.bias is None else head.bias.detach()
-    along_VD, along_V = (
-        _tangent_of(head.weight, parameters, gradient),
-        _tangent_of(head.bias, parameters, gradient),
-    )
+    along_VD = _tangent_of(head.weight, parameters, gradient)
+    along_V = _tangent_of(head.bias, parameters, gradient)
     mask_BN = outputs.mask_BN
     columns = (hidden_BND[mask_BN], tangent_BND[mask_BN], outputs.label_BN[mask_BN])
     parts: list[Tensor] = []
@@ -149,22 +123,14 @@ def _through_hidden(
         tangent_MV = nn.functional.linear(tangent_MD, weight_VD, along_V)
         if along_VD is not None:
             tangent_MV += nn.functional.linear(hidden_MD, along_VD)
-        parts.append(
-            cross_entropy_tangent(nn.functional.linear(hidden_MD, weight_VD, bias_V), tangent_MV, label_M)
-        )
+        logits_MV = nn.functional.linear(hidden_MD, weight_VD, bias_V)
+        parts.append(cross_entropy_tangent(logits_MV, tangent_MV, label_M))
     tangent_BN = torch.zeros(mask_BN.shape, dtype=torch.float64, device=mask_BN.device)
     tangent_BN[mask_BN] = torch.cat(parts)
     return reduced(tangent_BN, mask_BN, reduction)
 
 
-def _through_logits(
-    model: nn.Module,
-    side: Side,
-    call: Callable[..., Any],
-    _: Mapping[str, nn.Parameter],
-    __: Tensors,
-    reduction: str,
-) -> Tensor:
+def _through_logits(model: nn.Module, side: Side, call: Callable[..., Any], reduction: str) -> Tensor:
     """[B] tangents of the losses, from the tangents of the logits of the model."""
     outputs = label_outputs(model, side, index=index_of(side), call=call)
     logits_BNV, tangent_BNV = unpacked(outputs.logits_BNV)
@@ -210,13 +176,9 @@ def _left_out(head: nn.Module) -> Iterator[None]:
             head.forward = before
 
 
-def _call_with(model: nn.Module, tensors: Mapping[str, Tensor]) -> Callable[..., Any]:
+def _called_with(model: nn.Module, tensors: dict[str, Tensor], **inputs: Any) -> Any:
     """The forward pass with tensors instead of parameters; a shared parameter is replaced everywhere."""
-
-    def call(**inputs: Any) -> Any:
-        return functional_call(model, dict(tensors), (), inputs)
-
-    return call
+    return functional_call(model, tensors, (), inputs)
 
 
 def _tangent_of(

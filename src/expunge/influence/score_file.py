@@ -21,7 +21,7 @@ from expunge.core.files import atomic_write, read_json, without_nan, write_json,
 from expunge.core.fingerprint import fingerprint
 from expunge.data.encoded import Encoded
 from expunge.data.rows import SHOWN
-from expunge.influence.difficulty import Difficulty, Item
+from expunge.influence.row_scores import Difficulty, Item
 
 SCHEMA = "expunge.difficulty/1"
 MAKE = "create it again: run the same command line with `expunge score ...` instead of `expunge unlearn ...`"
@@ -62,12 +62,13 @@ class ScoreFile:
         here = {row.row_id for row in encoded}
         lacking, foreign = sorted(here - set(self.by_uid)), sorted(set(self.by_uid) - here)
         if lacking or foreign:
+            faulty = {
+                "of the forget rows have no score": lacking,
+                "of its rows are not in the forget set": foreign,
+            }
             parts = [
                 f"{len(rows)} {what}, such as {', '.join(rows[:SHOWN])}"
-                for rows, what in (
-                    (lacking, "of the forget rows have no score"),
-                    (foreign, "of its rows are not in the forget set"),
-                )
+                for what, rows in faulty.items()
                 if rows
             ]
             raise UserError(
@@ -84,17 +85,16 @@ class ScoreFile:
 
 def rows_fingerprint(encoded: Sequence[Encoded]) -> str:
     """Hash of the ids, tokens and labels of the rows; it does not depend on their order."""
-    return fingerprint(
-        sorted(
-            [
-                row.row_id,
-                list(row.input_ids),
-                list(row.targets or ()),
-                [int(counted) for counted in row.label_mask],
-            ]
-            for row in encoded
-        )
+    rows = (
+        [
+            row.row_id,
+            list(row.input_ids),
+            list(row.targets or ()),
+            [int(counted) for counted in row.label_mask],
+        ]
+        for row in encoded
     )
+    return fingerprint(sorted(rows))
 
 
 def write_scores(
@@ -107,7 +107,7 @@ def write_scores(
     seed: int,
     save_gradient: bool = True,
 ) -> Path:
-    """Write scores and, beside them, g by parameter name.
+    """Write scores and, beside them, g by parameter name (4 bytes per parameter).
 
     Args:
         path: `.json`, or `.jsonl` for one item per line and a `.meta.json` beside it.
@@ -116,10 +116,7 @@ def write_scores(
         model: name, adapter_sha256, dtype, fingerprint.
         dataset: name, subset, split, n_total, dataset_seed, forget_ratio.
         seed: seed of the run.
-        save_gradient: write g, 4 bytes per parameter.
-
-    Returns:
-        The path of the file of scores.
+        save_gradient: whether g is written.
 
     Raises:
         UserError: the suffix is unknown, the disk is full, or the folder is not writable.
@@ -170,10 +167,8 @@ def read_scores(path: Path) -> ScoreFile:
             head = read_json(path)
             items = head["items"]
         else:
-            head, items = (
-                read_json(meta_path(path)),
-                [json.loads(line) for line in content.decode().splitlines()],
-            )
+            head = read_json(meta_path(path))
+            items = [json.loads(line) for line in content.decode().splitlines()]
         if head["schema"] != SCHEMA:
             raise UserError(
                 f"{path} has the schema {head['schema']!r}, but this version reads {SCHEMA!r}", MAKE
@@ -202,11 +197,7 @@ def meta_path(path: Path) -> Path:
 
 
 def check_suffix(path: Path) -> None:
-    """Refuse a file that is neither `.json` nor `.jsonl`.
-
-    Raises:
-        UserError: the file has another suffix.
-    """
+    """Refuse a file that is neither `.json` nor `.jsonl`, with a `UserError`."""
     if path.suffix not in (".json", ".jsonl"):
         raise UserError(
             f"difficulty.path={path}: scores must be a .json or a .jsonl file", f"name it {path.name}.json"

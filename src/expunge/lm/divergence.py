@@ -9,14 +9,9 @@ from expunge.lm.logprobs import as_float32
 
 
 def kl(logits_p_BNV: Tensor, logits_q_BNV: Tensor) -> Tensor:
-    """KL(p || q) = sum_v p_v (log p_v - log q_v), per position, in float32.
+    """KL(p || q) = sum_v p_v (log p_v - log q_v), [B, N] from logits [B, N, V], in float32, nats.
 
-    Args:
-        logits_p_BNV: [B, N, V] logits of p, the weighting distribution; -inf = no mass, which adds nothing.
-        logits_q_BNV: [B, N, V] logits of q.
-
-    Returns:
-        [B, N], in nats, >= 0 up to rounding, 0 if p = q.
+    >= 0 up to rounding, 0 if p = q. A logit of p of -inf has no mass and adds nothing.
     """
     logp_BNV = as_float32(logits_p_BNV).log_softmax(-1)
     logq_BNV = as_float32(logits_q_BNV).log_softmax(-1)
@@ -25,14 +20,9 @@ def kl(logits_p_BNV: Tensor, logits_q_BNV: Tensor) -> Tensor:
 
 
 def cross_entropy(logits_p_BNV: Tensor, logits_q_BNV: Tensor) -> Tensor:
-    """CE(p, q) = -sum_v p_v log q_v = KL(p || q) + H(p), per position, in float32.
+    """CE(p, q) = -sum_v p_v log q_v = KL(p || q) + H(p), [B, N] from logits [B, N, V], in float32, nats.
 
-    Args:
-        logits_p_BNV: [B, N, V] logits of p, the target; -inf = no mass, which adds nothing.
-        logits_q_BNV: [B, N, V] logits of q, the prediction.
-
-    Returns:
-        [B, N], in nats.
+    p is the target: a logit of -inf has no mass and adds nothing. q is the prediction.
     """
     p_BNV = as_float32(logits_p_BNV).softmax(-1)
     logq_BNV = as_float32(logits_q_BNV).log_softmax(-1)

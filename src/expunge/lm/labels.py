@@ -146,14 +146,9 @@ class LabelIndex(NamedTuple):
 
 
 def label_index(input_ids_BT: Tensor, label_mask_BT: Tensor) -> LabelIndex:
-    """Compact the label positions of a batch into [B, N], N = largest number of labels in a row (at least 1).
+    """Compact the labels of a batch into [B, N] in order; N = largest number of labels in a row (at least 1).
 
-    Args:
-        input_ids_BT: [B, T] tokens.
-        label_mask_BT: [B, T] bool; True = label. Position 0 is ignored, since nothing predicts it.
-
-    Returns:
-        Predictor positions, label tokens and mask, in sequence order.
+    A label at position 0 is ignored, since nothing predicts it.
     """
     counted_BS = label_mask_BT[:, 1:].bool()
     size = max(1, int(counted_BS.sum(-1).max().item())) if counted_BS.numel() else 1

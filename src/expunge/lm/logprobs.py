@@ -9,15 +9,10 @@ from torch import Tensor
 
 
 def token_logp(logits_BNV: Tensor, label_BN: Tensor) -> Tensor:
-    """Natural log-probability of each label: logits[label] - logsumexp(logits), in float32 (float64 is kept).
+    """[B, N] natural log-probability of each label: logits[label] - logsumexp(logits).
 
-    Args:
-        logits_BNV: [B, N, V] logits at the positions that predict the labels; any float dtype.
-        label_BN: [B, N] int64 label tokens.
-
-    Returns:
-        [B, N] log-probabilities, float32 (float64 for float64 logits). Padded places hold the value of label
-        0: mask them.
+    In float32 (float64 is kept), whatever the dtype of the logits [B, N, V] at the positions that predict the
+    labels. Padded places hold the value of label 0: mask them.
     """
     logits_BNV = as_float32(logits_BNV)
     return logits_BNV.gather(-1, label_BN.unsqueeze(-1)).squeeze(-1) - logits_BNV.logsumexp(-1)
@@ -36,11 +31,6 @@ def masked_sum(value_BN: Tensor, mask_BN: Tensor) -> Tensor:
 def masked_mean(value_BN: Tensor, mask_BN: Tensor) -> Tensor:
     """Mean over the last dimension where the mask is True; 0 for a row without a True place."""
     return masked_sum(value_BN, mask_BN) / mask_BN.sum(-1).clamp(min=1)
-
-
-def sequence_logp(logp_BN: Tensor, mask_BN: Tensor) -> Tensor:
-    """Log-probability of each row's labels: the sum over its label tokens, [B]."""
-    return masked_sum(logp_BN, mask_BN)
 
 
 class TokenStatistics(NamedTuple):
@@ -62,14 +52,7 @@ class TokenStatistics(NamedTuple):
 def token_statistics(logits_BNV: Tensor, label_BN: Tensor, chunk: int = 128) -> TokenStatistics:
     """All vocabulary statistics that metrics need, in one pass, `chunk` label positions at a time.
 
-    Args:
-        logits_BNV: [B, N, V] logits at label positions.
-        label_BN: [B, N] int64 labels.
-        chunk: label positions held in float32 at once. On a CPU a few dozen fit in the cache, which makes it
-            several times faster.
-
-    Returns:
-        Log-probability, greedy hit, mean and variance of log p under p.
+    On a CPU a few dozen positions in float32 fit in the cache, which makes it several times faster.
     """
     rows = zip(
         torch.split(logits_BNV.flatten(0, 1), chunk), torch.split(label_BN.flatten(), chunk), strict=True
@@ -81,20 +64,18 @@ def token_statistics(logits_BNV: Tensor, label_BN: Tensor, chunk: int = 128) -> 
 def _statistics(logits_MV: Tensor, label_M: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The fields of `TokenStatistics` for M label positions."""
     logits_MV = as_float32(logits_MV)
-    top_M1 = logits_MV.amax(-1, keepdim=True)
-    label_M1 = logits_MV.gather(-1, label_M.unsqueeze(-1))
-    hit_M = (label_M1 == top_M1).squeeze(-1)
-    # argmax is slow on a CPU. It is needed only where the label equals the maximum: it breaks the ties.
+    label_M1 = label_M.unsqueeze(-1)
+    hit_M = logits_MV.gather(-1, label_M1).squeeze(-1) == logits_MV.amax(-1)
+    # Only argmax says which of several equal logits is the greedy one, and it is slow on a CPU.
     hit_M[hit_M.clone()] = logits_MV[hit_M].argmax(-1) == label_M[hit_M]
-    # exp(-1e4) is 0 in any float type, so the clamp only prevents 0 * -inf = NaN.
-    below_MV = (logits_MV - top_M1).clamp_(min=-1e4)
-    weight_MV = below_MV.exp()
-    total_M = weight_MV.sum(-1)
-    mean_M = (weight_MV * below_MV).sum(-1) / total_M
+    # exp(-1e4) is 0 in every float type, so the clamp only prevents 0 * -inf, which is NaN.
+    logp_MV = logits_MV.log_softmax(-1).clamp_(min=-1e4)
+    p_MV = logp_MV.exp()
+    mu_M = (p_MV * logp_MV).sum(-1)
+    logp_M = logp_MV.gather(-1, label_M1).squeeze(-1)
     # Not E[x^2] - E[x]^2: that difference cancels in float32 and can fall below 0.
-    var_M = (below_MV.sub_(mean_M.unsqueeze(-1)).square_().mul_(weight_MV)).sum(-1) / total_M
-    log_total_M = total_M.log()
-    return (label_M1 - top_M1).squeeze(-1) - log_total_M, hit_M, mean_M - log_total_M, var_M
+    var_M = logp_MV.sub_(mu_M.unsqueeze(-1)).square_().mul_(p_MV).sum(-1)
+    return logp_M, hit_M, mu_M, var_M
 
 
 def as_float32(value: Tensor) -> Tensor:

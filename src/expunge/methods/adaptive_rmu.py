@@ -14,8 +14,6 @@ from expunge.methods.rmu import ControlVector
 
 @loss(
     kind="sequence",
-    gamma=1.0,
-    alpha=1.0,
     retain="embed_diff",
     objective=ControlVector,
     paper="arXiv:2408.06223",

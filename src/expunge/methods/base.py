@@ -20,10 +20,12 @@ REQUIRED = inspect.Parameter.empty
 
 @dataclass(frozen=True)
 class LossSpec:
-    """What the decorator and the signature say about a loss.
+    """What the signature of a loss (the first three fields) and its decorator say.
 
     Attributes:
         name: the function's name; also the term's name in the logs and the component's name in `compat`.
+        needs: quantities it reads, in the order of its positional parameters.
+        hyper: its keyword-only parameters with their defaults; `REQUIRED` = no default.
         kind: "sequence" = returns [B], averaged over sequences; "token" = returns [B, N], averaged over label
             tokens; "model" = a scalar of the parameters only, computed once per optimizer step.
         gamma: weight of the loss as a method's own term; None = the user must give it.
@@ -31,8 +33,6 @@ class LossSpec:
         retain: default retain term: nll, kl, embed_diff, none, or a module:function.
         paper: where the loss is defined.
         code: the authors' or the field's code, at a commit.
-        needs: quantities it reads, in the order of its positional parameters.
-        hyper: its keyword-only parameters with their defaults; `REQUIRED` = no default.
         positive: the hyper-parameters that must be above 0.
         skip: the hyper-parameter that says how many leading labels of each row do not count; empty = all
             count.
@@ -40,21 +40,23 @@ class LossSpec:
             `expunge.training.places`; empty = the labels.
         objective: the class of a method with a state, called with terms and schedule; None = `Objective`.
         schedule: name of the default schedule of the weights.
-        extra: further own terms of the method, each (key of the weight, module:function); the default weight
-            is the `gamma` of that loss.
-        diagnostics: what to log beside the loss, by name: functions of the same quantities and
-            hyper-parameters that return one value per sequence, [B].
+        extra: (key, module:function) of each further own term of the method. `trainer.method_args.KEY` is its
+            weight; the default is the `gamma` of that loss. The term takes the method's hyper-parameters of
+            the same names.
+        diagnostics: values per sequence [B] to log beside the loss, by name: functions of the same quantities
+            and hyper-parameters. The mean over the step's sequences is logged as `<loss>_<name>`, without a
+            further pass.
     """
 
     name: str
-    kind: Kind
-    gamma: float | None
-    alpha: float
-    retain: str
-    paper: str
-    code: str
     needs: tuple[Need, ...]
     hyper: Mapping[str, Any]
+    kind: Kind
+    gamma: float | None = 1.0
+    alpha: float = 1.0
+    retain: str = "none"
+    paper: str = ""
+    code: str = ""
     positive: tuple[str, ...] = ()
     skip: str = ""
     places: str = ""
@@ -78,49 +80,15 @@ class Loss(Protocol):
         """The loss, not reduced over the batch; values at positions without a label are ignored."""
 
 
-def loss(
-    *,
-    kind: Kind,
-    gamma: float | None = 1.0,
-    alpha: float = 1.0,
-    retain: str = "none",
-    positive: tuple[str, ...] = (),
-    skip: str = "",
-    places: str = "",
-    objective: Callable[..., Any] | None = None,
-    schedule: str = "constant",
-    extra: tuple[tuple[str, str], ...] = (),
-    diagnostics: Mapping[str, Callable[..., Tensor]] | None = None,
-    paper: str = "",
-    code: str = "",
-) -> Callable[[F], F]:
-    """Give a function of named quantities its `.spec`; nothing is registered.
+def loss(**facts: Any) -> Callable[[F], F]:
+    """Give a function of named quantities its `.spec`, and do not change it otherwise; nothing is registered.
 
-    Args:
-        kind: "sequence", "token" or "model".
-        gamma: default weight of the term; None = the user must give it.
-        alpha: default weight of the retain term.
-        retain: default retain term.
-        positive: hyper-parameters that must be above 0.
-        skip: the hyper-parameter that says how many leading labels of a row do not count.
-        places: the hyper-parameter that chooses the positions that the loss reads.
-        objective: the class of a method with a state.
-        schedule: default schedule of the weights.
-        extra: (key, module:function) of each further own term of the method. `trainer.method_args.KEY` is
-            its weight; the default is the `gamma` of that loss. The term takes the method's hyper-parameters
-            of the same names. Write it as a literal: validation reads the source without running it.
-        diagnostics: values per sequence [B] to log beside the loss, by name. Each is a function of the loss's
-            own parameters. The mean over the step's sequences is logged as `<loss>_<name>`, without a further
-            pass.
-        paper: where it is defined.
-        code: code at a commit.
-
-    Returns:
-        A decorator that adds `.spec` and does not change the function otherwise.
+    The keywords are the fields of `LossSpec`, from `kind` on; only `kind` is required. Write them as
+    literals: validation reads the source without running it.
 
     Raises:
-        ValueError: a positional parameter is not a quantity or has a default, or there is no positional
-            parameter.
+        ValueError: a positional parameter is not a quantity or has a default, there is no positional
+            parameter, or a keyword names a hyper-parameter that does not exist.
     """
 
     def decorate(function: F) -> F:
@@ -138,32 +106,15 @@ def loss(
                 )
         if not needs:
             raise ValueError(f"the loss {function.__name__} reads no quantity")
-        unknown = [name for name in (*positive, skip, places) if name and name not in hyper]
+        spec = LossSpec(function.__name__, tuple(needs), MappingProxyType(hyper), **facts)
+        unknown = [name for name in (*spec.positive, spec.skip, spec.places) if name and name not in hyper]
         if unknown:
             raise ValueError(f"{function.__name__} has no hyper-parameter {unknown[0]!r}")
-        taken = [key for key, _ in extra if key in hyper]
+        taken = [key for key, _ in spec.extra if key in hyper]
         if taken:
             raise ValueError(
                 f"{taken[0]!r} of {function.__name__} is a hyper-parameter and the weight of a further term"
             )
-        spec = LossSpec(
-            name=function.__name__,
-            kind=kind,
-            gamma=gamma,
-            alpha=alpha,
-            retain=retain,
-            paper=paper,
-            code=code,
-            needs=tuple(needs),
-            hyper=MappingProxyType(hyper),
-            positive=positive,
-            skip=skip,
-            places=places,
-            objective=objective,
-            schedule=schedule,
-            extra=extra,
-            diagnostics=MappingProxyType(dict(diagnostics or {})),
-        )
         cast(Any, function).spec = spec
         return function
 

@@ -11,8 +11,6 @@ from expunge.methods.base import loss
 
 @loss(
     kind="token",
-    gamma=1.0,
-    retain="none",
     skip="ignore_first_n_answer_tokens",
     paper="arXiv:2503.01224",
     code="https://github.com/locuslab/open-unlearning/blob/2231e313ee0f3765af0cd55309b3ba29a6e25e03/src/trainer/unlearn/ceu.py",

@@ -8,28 +8,14 @@ from torch.nn.functional import logsigmoid
 from expunge.methods.base import loss
 
 
-def reward_chosen(
-    forget_seq_logp_B: Tensor,
-    alternate_seq_logp_B: Tensor,
-    ref_forget_seq_logp_B: Tensor,
-    ref_alternate_seq_logp_B: Tensor,
-    *,
-    beta: float,
-) -> Tensor:
+def reward_chosen(forget_B: Tensor, alternate_B: Tensor, *ref_B: Tensor, beta: float) -> Tensor:
     """The alternate answer's reward, beta log(p_theta / p_ref)."""
-    return beta * (alternate_seq_logp_B - ref_alternate_seq_logp_B)
+    return beta * (alternate_B - ref_B[1])
 
 
-def reward_rejected(
-    forget_seq_logp_B: Tensor,
-    alternate_seq_logp_B: Tensor,
-    ref_forget_seq_logp_B: Tensor,
-    ref_alternate_seq_logp_B: Tensor,
-    *,
-    beta: float,
-) -> Tensor:
+def reward_rejected(forget_B: Tensor, alternate_B: Tensor, *ref_B: Tensor, beta: float) -> Tensor:
     """The forget answer's reward, beta log(p_theta / p_ref)."""
-    return beta * (forget_seq_logp_B - ref_forget_seq_logp_B)
+    return beta * (forget_B - ref_B[0])
 
 
 def margin(*seq_logp_B: Tensor, beta: float) -> Tensor:
@@ -44,8 +30,6 @@ def accuracy(*seq_logp_B: Tensor, beta: float) -> Tensor:
 
 @loss(
     kind="sequence",
-    gamma=1.0,
-    alpha=1.0,
     retain="nll",
     positive=("beta",),
     diagnostics={

@@ -37,11 +37,7 @@ class ContextObjective(Objective):
     bos: int | None
 
     def prepare(self, model: nn.Module, seed: int, tokenizer: Any = None) -> None:
-        """As `Objective.prepare`; also encodes the two beginnings if the erase term is present.
-
-        Raises:
-            UserError: no tokenizer is given.
-        """
+        """As `Objective.prepare`; also encodes the two beginnings if the erase term is present."""
         super().prepare(model, seed, tokenizer)
         self.prefixes, self.bos = {}, None
         settings = next((term.kwargs for term in self.terms if "concept" in term.kwargs), None)
@@ -98,18 +94,11 @@ def prefixed(side: Side, ids: tuple[int, ...], bos: int | None) -> Side:
 
 
 def shifted(ref_BNV: Tensor, expert_BNV: Tensor, novice_BNV: Tensor, strength: float) -> Tensor:
-    """The shifted log-distribution, not normalised.
+    """The shifted log-distribution, [..., V] in float32, not normalised.
 
-    log p_ref(. | x) + strength (log p_ref(. | novice, x) - log p_ref(. | expert, x))
-
-    Args:
-        ref_BNV: [..., V] logits of the model before unlearning on the unchanged text.
-        expert_BNV: [..., V] after the expert's beginning.
-        novice_BNV: [..., V] after the novice's beginning.
-        strength: how far to shift from expert to novice.
-
-    Returns:
-        [..., V] in float32.
+    log p_ref(. | x) + strength (log p_ref(. | novice, x) - log p_ref(. | expert, x)), where the three logits
+    are those of the model before unlearning on the unchanged text and after the expert's and novice's
+    beginning.
     """
     ref_BNV, expert_BNV, novice_BNV = (
         as_float32(logits_BNV).log_softmax(-1) for logits_BNV in (ref_BNV, expert_BNV, novice_BNV)
@@ -119,8 +108,6 @@ def shifted(ref_BNV: Tensor, expert_BNV: Tensor, novice_BNV: Tensor, strength: f
 
 @loss(
     kind="token",
-    gamma=1.0,
-    alpha=1.0,
     retain="kl",
     objective=ContextObjective,
     extra=(("fluency", "expunge.methods.elm:elm_fluency"),),
@@ -175,7 +162,6 @@ def elm(
 
 @loss(
     kind="token",
-    gamma=1.0,
     paper="arXiv:2410.02760",
     code="https://github.com/rohitgandikota/erasing-llm/blob/7d95c470439fdb487b3699e53cd8063b9f716198/trainscripts/erase.py",
 )

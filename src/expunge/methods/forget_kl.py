@@ -13,7 +13,6 @@ from expunge.methods.retain import Form, distance
 @loss(
     kind="token",
     gamma=None,
-    alpha=1.0,
     retain="kl",
     places="mask",
     paper="arXiv:2404.18239",

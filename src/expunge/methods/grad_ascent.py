@@ -9,7 +9,6 @@ from expunge.methods.base import loss
 
 @loss(
     kind="token",
-    retain="none",
     paper="arXiv:2401.06121",
     code="https://github.com/locuslab/open-unlearning/blob/a50f1e2ade0bed142d2fe62d715c6aaf8b911756/src/trainer/unlearn/grad_ascent.py",
 )

@@ -9,8 +9,6 @@ from expunge.methods.base import loss
 
 @loss(
     kind="token",
-    gamma=1.0,
-    alpha=1.0,
     retain="nll",
     paper="arXiv:2401.06121",
     code="https://github.com/locuslab/open-unlearning/blob/f7656c77bbccb22215bea58199aee734ad7d641f/src/trainer/unlearn/grad_diff.py",

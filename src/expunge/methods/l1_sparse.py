@@ -13,8 +13,6 @@ from expunge.methods.base import loss
 
 @loss(
     kind="model",
-    gamma=1.0,
-    alpha=1.0,
     retain="nll",
     paper="arXiv:2304.04934",
     code="https://github.com/OPTML-Group/SOUL/blob/997a915f805202708e49be4ebdefcb9f5b593d5e/src/unlearn/FT.py",

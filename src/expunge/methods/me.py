@@ -14,7 +14,6 @@ from expunge.methods.base import loss
 @loss(
     kind="token",
     gamma=0.1,
-    alpha=1.0,
     retain="nll",
     places="mask",
     paper="arXiv:2410.08109",

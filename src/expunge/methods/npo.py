@@ -15,8 +15,6 @@ def reward(forget_seq_logp_B: Tensor, ref_forget_seq_logp_B: Tensor, *, beta: fl
 
 @loss(
     kind="sequence",
-    gamma=1.0,
-    alpha=1.0,
     retain="nll",
     positive=("beta",),
     diagnostics={"reward": reward},

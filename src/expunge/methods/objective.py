@@ -226,29 +226,12 @@ class Objective:
 def build_objective(
     handler: str, method_args: Mapping[str, Any], switches: Switches = lambda _: {}
 ) -> Objective:
-    """Bind a method and build its objective.
-
-    Args:
-        handler: the method's loss as "module:function".
-        method_args: see `config.method.bind_method`.
-        switches: the keyword arguments that `compat` sets for a loss, by its name; `method_args` takes
-            precedence.
-
-    Raises:
-        UserError: all faults together.
-    """
+    """Bind a method and build its objective; `switches` are what `compat` sets for a loss, by its name."""
     return objective_of(bound_alone(bind_method, handler, method_args, switches))
 
 
 def objective_of(bound: Mapping[str, Bound]) -> Objective:
-    """The objective of a bound method; its own terms come first.
-
-    Args:
-        bound: from `config.method.bind_method`: loss, further terms, retain term, schedule, combination.
-
-    Raises:
-        UserError: a handler cannot be imported, or every weight is 0.
-    """
+    """The objective of what `config.method.bind_method` bound; its own terms come first."""
     terms: list[Term] = []
     for chosen, weight, is_retain in terms_of(bound):
         found: Loss = chosen.load()

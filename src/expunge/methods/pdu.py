@@ -95,19 +95,12 @@ class DualObjective(Objective):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the multiplier of a checkpoint.
-
-        Raises:
-            UserError: the checkpoint has none.
-        """
+        """Restore the multiplier of a checkpoint."""
         own = ("retain_weight", "dual_sum", "dual_steps", "epoch")
         if any(key not in state for key in own):
             raise UserError("the checkpoint holds no dual multiplier", "resume a run of the same method")
-        self.retain.weight, self.sum, self.steps = (
-            float(state["retain_weight"]),
-            float(state["dual_sum"]),
-            int(state["dual_steps"]),
-        )
+        self.retain.weight, self.sum = float(state["retain_weight"]), float(state["dual_sum"])
+        self.steps = int(state["dual_steps"])
         self.info = StepInfo(0, 1, float(state["epoch"]), 1.0)
         super().load_state_dict({key: value for key, value in state.items() if key not in own})
 
@@ -119,8 +112,6 @@ class DualObjective(Objective):
 
 @loss(
     kind="token",
-    gamma=1.0,
-    alpha=1.0,
     retain="nll",
     places="mask",
     objective=DualObjective,

@@ -14,16 +14,10 @@ Ratio = Literal["sequence", "batch"]
 
 
 def counted_tokens(mask_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
-    """The tokens whose hidden states count: the labels of a row with a prompt, all tokens of plain text.
+    """[B, T] the tokens whose states count: the labels of a row with a prompt, all tokens of plain text.
 
     A row is plain text if all its tokens except the first are labels; then the first counts as well.
-
-    Args:
-        mask_BT: [B, T] True = a label, at its own position.
-        attention_mask_BT: [B, T] True = a token, not padding.
-
-    Returns:
-        [B, T] bool.
+    `mask_BT` is True at a label, at its own position.
     """
     text_B1 = (attention_mask_BT & ~mask_BT).sum(-1, keepdim=True) == 1
     return torch.where(text_B1, attention_mask_BT, mask_BT)

@@ -9,7 +9,6 @@ from expunge.methods.base import loss
 
 @loss(
     kind="token",
-    retain="none",
     paper="arXiv:2404.18239",
     code="https://github.com/OPTML-Group/SOUL/blob/997a915f805202708e49be4ebdefcb9f5b593d5e/src/unlearn/RL.py",
 )

@@ -39,11 +39,7 @@ class ControlVector(Objective):
         return {**super().state_dict(), **({} if self.control_D is None else {"control_D": self.control_D})}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the control vector of a checkpoint.
-
-        Raises:
-            UserError: the checkpoint has none.
-        """
+        """Restore the control vector of a checkpoint."""
         if "control_D" not in state:
             raise UserError("the checkpoint holds no control vector", "resume a run of the same method")
         self.control_D = state["control_D"]
@@ -52,8 +48,6 @@ class ControlVector(Objective):
 
 @loss(
     kind="sequence",
-    gamma=1.0,
-    alpha=1.0,
     retain="embed_diff",
     objective=ControlVector,
     paper="arXiv:2403.03218",

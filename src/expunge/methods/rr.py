@@ -61,10 +61,8 @@ def rr(
         [B] per sequence, from 0 to 1.
     """
     counted_BT = counted_tokens(forget_mask_BT, forget_attention_mask_BT)
-    now_LBTD, then_LBTD = (
-        _counted(forget_hidden_LBTD, counted_BT),
-        _counted(ref_forget_hidden_LBTD, counted_BT),
-    )
+    now_LBTD = _counted(forget_hidden_LBTD, counted_BT)
+    then_LBTD = _counted(ref_forget_hidden_LBTD, counted_BT)
     return masked_mean(cosine_similarity(now_LBTD, then_LBTD, dim=-1).relu().mean(0), counted_BT)
 
 

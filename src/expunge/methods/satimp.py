@@ -9,7 +9,6 @@ from expunge.methods.base import loss
 
 @loss(
     kind="token",
-    gamma=1.0,
     alpha=0.1,
     retain="nll",
     paper="arXiv:2505.11953",

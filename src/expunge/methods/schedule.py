@@ -31,12 +31,7 @@ class StepInfo:
 
 
 class Factors(NamedTuple):
-    """Factors of the weights.
-
-    Attributes:
-        own: for the method's own terms.
-        retain: for the retain term.
-    """
+    """Factors of the weights of the method's own terms and of the retain term."""
 
     own: float
     retain: float

@@ -11,7 +11,6 @@ from expunge.methods.base import loss
 @loss(
     kind="sequence",
     gamma=0.125,
-    alpha=1.0,
     retain="nll",
     positive=("beta",),
     paper="arXiv:2410.07163",

@@ -14,7 +14,6 @@ from expunge.methods.base import loss
 
 @loss(
     kind="token",
-    gamma=1.0,
     alpha=0.0,
     retain="nll",
     places="mask",

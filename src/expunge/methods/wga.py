@@ -9,8 +9,6 @@ from expunge.methods.base import loss
 
 @loss(
     kind="token",
-    gamma=1.0,
-    alpha=1.0,
     retain="nll",
     paper="arXiv:2502.19301",
     code="https://github.com/locuslab/open-unlearning/blob/19a6141d8baf4b1d25c3a888dd876a764d85def7/src/trainer/utils.py",

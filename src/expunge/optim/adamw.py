@@ -36,14 +36,8 @@ def adamw(
         eps: added to the denominator; None = `trainer.args.adam_epsilon`.
         fused: one kernel for all parameters; None = yes, if the device supports it.
     """
-    return torch.optim.AdamW(
-        groups,
-        lr=args.learning_rate,
-        betas=_betas(args, betas),
-        eps=args.adam_epsilon if eps is None else eps,
-        weight_decay=args.weight_decay,
-        fused=_devices(groups) <= set(FUSED_ON) if fused is None else fused,
-    )
+    fused = _devices(groups) <= set(FUSED_ON) if fused is None else fused
+    return torch.optim.AdamW(groups, **_settings(args, betas, eps), fused=fused)
 
 
 def adamw_8bit(
@@ -88,21 +82,13 @@ def _bitsandbytes(
 ) -> torch.optim.Optimizer:
     reason = why_not_bitsandbytes(name, _devices(groups))
     if reason:
-        logger.warning(
-            "%s cannot be used: %s; torch's AdamW is used instead, it makes the same step in full precision",
-            name,
-            reason,
+        text = (
+            "%s cannot be used: %s; torch's AdamW is used instead, it makes the same step in full precision"
         )
+        logger.warning(text, name, reason)
         return adamw(groups, args, betas=betas, eps=eps)
-    optimizers = importlib.import_module("bitsandbytes").optim
-    optimizer: torch.optim.Optimizer = getattr(optimizers, name)(
-        groups,
-        lr=args.learning_rate,
-        betas=_betas(args, betas),
-        eps=args.adam_epsilon if eps is None else eps,
-        weight_decay=args.weight_decay,
-    )
-    return optimizer
+    made: type[torch.optim.Optimizer] = getattr(importlib.import_module("bitsandbytes").optim, name)
+    return made(groups, **_settings(args, betas, eps))
 
 
 def why_not_bitsandbytes(name: str, devices: set[str]) -> str:
@@ -123,8 +109,10 @@ def why_not_bitsandbytes(name: str, devices: set[str]) -> str:
     return ""
 
 
-def _betas(args: OptimizerArgs, betas: tuple[float, float] | None) -> tuple[float, float]:
-    return (args.adam_beta1, args.adam_beta2) if betas is None else (float(betas[0]), float(betas[1]))
+def _settings(args: OptimizerArgs, betas: tuple[float, float] | None, eps: float | None) -> dict[str, Any]:
+    given = (args.adam_beta1, args.adam_beta2) if betas is None else (float(betas[0]), float(betas[1]))
+    eps = args.adam_epsilon if eps is None else eps
+    return {"lr": args.learning_rate, "betas": given, "eps": eps, "weight_decay": args.weight_decay}
 
 
 def _devices(groups: list[dict[str, Any]]) -> set[str]:

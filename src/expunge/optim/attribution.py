@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from expunge.lm.labels import Side
 from expunge.lm.logprobs import masked_sum, token_logp
 from expunge.models.fingerprint import model_fingerprint
 from expunge.models.outputs import label_outputs, unwrapped
+from expunge.models.reference import evaluating
 from expunge.optim.masks import WeightMask
 from expunge.optim.rules import clear_gradients
 from expunge.optim.threshold import top_share
@@ -55,9 +55,6 @@ def build_mask(
         fingerprint: of the model, if known; else it is computed from the weights.
         **options: keyword-only parameters of the score.
 
-    Returns:
-        The mask, with its settings.
-
     Raises:
         UserError: data that the score needs is missing, or there is nothing to score.
     """
@@ -67,14 +64,8 @@ def build_mask(
     scored = {
         name: p for name, p in parameters.items() if params is None or _expression(params).fullmatch(name)
     }
-    quantities: dict[str, Mapping[str, Tensor]] = {}
-    with _eval(inner):
-        if "forget_grad_P" in reads and forget is not None:
-            quantities["forget_grad_P"] = mean_gradients(inner, forget)
-        if "retain_grad_P" in reads and retain is not None:
-            quantities["retain_grad_P"] = mean_gradients(inner, retain)
-        if "input_rms_P" in reads and forget is not None:
-            quantities["input_rms_P"] = input_rms(inner, forget)
+    with evaluating(inner):
+        quantities = _quantities(reads, inner, forget, retain)
     names = [name for name in scored if all(name in found for found in quantities.values())]
     if not names:
         raise UserError(
@@ -83,13 +74,8 @@ def build_mask(
         )
     left = [name for name in parameters if name not in names]
     if left:
-        logger.info(
-            "%d of %d parameters are not scored by %s and stay frozen, for example %s",
-            len(left),
-            len(parameters),
-            score.__name__,
-            left[0],
-        )
+        text = "%d of %d parameters are not scored by %s and stay frozen, for example %s"
+        logger.info(text, len(left), len(parameters), score.__name__, left[0])
 
     @torch.no_grad()
     def scores_of(name: str) -> Tensor:
@@ -103,30 +89,31 @@ def build_mask(
 
     frozen = {name: torch.zeros_like(parameters[name], dtype=torch.bool) for name in left}
     allowed = {**frozen, **top_share(scores_of, names, ratio)}
-    settings = {
+    settings: dict[str, Any] = {
         "score": f"{score.__module__}:{score.__name__}",
         "options": _options(score, options),
-        "ratio": ratio,
-        "params": params,
-        "seed": seed,
     }
+    settings |= {"ratio": ratio, "params": params, "seed": seed}
     return WeightMask(allowed, settings, fingerprint or model_fingerprint(inner))
 
 
+def _quantities(
+    reads: list[str], model: nn.Module, forget: Iterable[Side] | None, retain: Iterable[Side] | None
+) -> dict[str, Mapping[str, Tensor]]:
+    """What a score reads of the data, by parameter name; `_reads` has refused missing data."""
+    makers = {
+        "forget_grad_P": (mean_gradients, forget),
+        "retain_grad_P": (mean_gradients, retain),
+        "input_rms_P": (input_rms, forget),
+    }
+    return {name: make(model, sides or ()) for name, (make, sides) in makers.items() if name in reads}
+
+
 def mean_gradients(model: nn.Module, sides: Iterable[Side]) -> dict[str, Tensor]:
-    """Gradient of the mean cross-entropy over the label tokens of all batches, in float32.
+    """Gradient of the mean cross-entropy over the label tokens of all batches, in float32, by parameter name.
 
-    It does not depend on the batch size.
-
-    Args:
-        model: its gradients are cleared before and after.
-        sides: batches.
-
-    Returns:
-        By name of each trainable parameter; 0 if the loss does not depend on it.
-
-    Raises:
-        UserError: the batches have no label token.
+    It does not depend on the batch size. A parameter that the loss does not depend on has 0. The gradients of
+    the model are cleared before and after.
     """
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     total = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
@@ -153,17 +140,10 @@ def mean_gradients(model: nn.Module, sides: Iterable[Side]) -> dict[str, Tensor]
 
 
 def input_rms(model: nn.Module, sides: Iterable[Side]) -> dict[str, Tensor]:
-    """Per weight of each Linear, sqrt(mean x^2) of its input over all tokens of all batches, without padding.
+    """By name of each Linear's weight, [out, in]: sqrt(mean x^2) of its input over all tokens but padding.
 
     For a weight that several modules share (tied embeddings), the input of the Linear counts. A layer whose
     input does not have the shape [B, T, D] is left out, because its padding cannot be identified.
-
-    Args:
-        model: the model.
-        sides: batches.
-
-    Returns:
-        By parameter's name, expanded to [out, in].
     """
     names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
     sums: dict[str, Tensor] = {}
@@ -234,14 +214,3 @@ def _expression(pattern: str) -> re.Pattern[str]:
             f"the mask's params={pattern!r} is not a regular expression: {error}",
             "use the syntax of Python's re module",
         ) from error
-
-
-@contextmanager
-def _eval(model: nn.Module) -> Iterator[None]:
-    """Switch dropout off inside the context."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

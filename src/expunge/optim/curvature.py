@@ -24,19 +24,11 @@ Draws = torch.Generator | Sequence[torch.Generator]
 
 @torch.no_grad()
 def sample_labels(logits_BNV: Tensor, mask_BN: Tensor, generator: Draws) -> Tensor:
-    """Draw a label at each label position from the softmax of its logits.
+    """[B, N] a label at each label position, drawn from the softmax of its logits; 0 where masked.
 
     The method is inversion of the distribution function, with one uniform number per position, drawn on the
     CPU. So the draw depends only on the generator and not on the device, and a token of probability 0 is
     never drawn.
-
-    Args:
-        logits_BNV: [B, N, V] logits.
-        mask_BN: [B, N] bool, True = a label position.
-        generator: a CPU generator, or one per row.
-
-    Returns:
-        [B, N] int64 labels; 0 where masked.
     """
     label_BN = torch.zeros(mask_BN.shape, dtype=torch.long, device=logits_BNV.device)
     logits_KV = logits_BNV[mask_BN]
@@ -48,32 +40,20 @@ def sample_labels(logits_BNV: Tensor, mask_BN: Tensor, generator: Draws) -> Tens
         dtype = torch.float32 if logits_kV.device.type == "mps" else torch.float64
         cumulative_kV = logits_kV.to(dtype).softmax(-1).cumsum(-1)
         target_k1 = uniform_k.to(logits_kV.device, dtype).unsqueeze(-1) * cumulative_kV[:, -1:]
-        drawn.append(
-            torch.searchsorted(cumulative_kV, target_k1, right=True)
-            .squeeze(-1)
-            .clamp(max=logits_kV.shape[-1] - 1)
-        )
+        place_k1 = torch.searchsorted(cumulative_kV, target_k1, right=True)
+        drawn.append(place_k1.squeeze(-1).clamp(max=logits_kV.shape[-1] - 1))
     if drawn:
         label_BN[mask_BN] = torch.cat(drawn)
     return label_BN
 
 
-def sampled_cross_entropy(logits_BNV: Tensor, mask_BN: Tensor, generator: Draws) -> Tensor:
-    """Mean cross-entropy over the label positions of labels drawn from the model's own softmax; scalar, nats.
+def sampled_sum(logits_BNV: Tensor, mask_BN: Tensor, generator: Draws) -> Tensor:
+    """Sum of the cross-entropies of labels that are drawn from the model's own softmax; scalar, nats.
 
-    Its squared gradient, times the number of label positions, is the Gauss-Newton-Bartlett estimate. The mean
-    of this estimate over the draws is the diagonal of the Gauss-Newton matrix of the mean cross-entropy
-    (arXiv:2305.14342, Algorithm 2).
-
-    Args:
-        logits_BNV: [B, N, V] logits, with graph.
-        mask_BN: [B, N] bool, True = a label position.
-        generator: a CPU generator for these draws only, or one per row.
+    The squared gradient of its mean, times the number of label positions, is the Gauss-Newton-Bartlett
+    estimate. The mean of this estimate over the draws is the diagonal of the Gauss-Newton matrix of the mean
+    cross-entropy (arXiv:2305.14342, Algorithm 2).
     """
-    return _sampled_sum(logits_BNV, mask_BN, generator) / mask_BN.sum().clamp(min=1)
-
-
-def _sampled_sum(logits_BNV: Tensor, mask_BN: Tensor, generator: Draws) -> Tensor:
     return -masked_sum(token_logp(logits_BNV, sample_labels(logits_BNV, mask_BN, generator)), mask_BN).sum()
 
 
@@ -91,23 +71,12 @@ def _uniform(mask_BN: Tensor, generator: Draws) -> Tensor:
 
 def rademacher(like: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
     """Random signs: +1 or -1 with equal probability, in the shape, device and dtype of each tensor."""
-    return [
-        torch.randint(0, 2, tensor.shape, generator=generator, dtype=torch.int8)
-        .mul_(2)
-        .sub_(1)
-        .to(tensor.device, tensor.dtype)
-        for tensor in like
-    ]
+    signs = (torch.randint(0, 2, one.shape, generator=generator, dtype=torch.int8) * 2 - 1 for one in like)
+    return [sign.to(one.device, one.dtype) for sign, one in zip(signs, like, strict=True)]
 
 
 def hessian_product(loss: Tensor, parameters: Sequence[Tensor], vector: Sequence[Tensor]) -> list[Tensor]:
-    """H v, where H is the Hessian of a scalar in `parameters`; 0 for parameters without a second derivative.
-
-    Args:
-        loss: a scalar, with graph.
-        parameters: the parameters.
-        vector: v, one tensor per parameter.
-    """
+    """H v, with H the Hessian of a scalar with graph; 0 for parameters without a second derivative."""
     gradient = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
     dot = sum(
         (g * v).sum() for g, v in zip(gradient, vector, strict=True) if g is not None and g.requires_grad
@@ -177,7 +146,7 @@ class SophiaCurvature(StepRule):
                 with step.autocast():
                     outputs = label_outputs(model, side)
                 draws = _row_generators(step, number, name, batch)
-                torch.autograd.backward(_sampled_sum(outputs.logits_BNV, outputs.mask_BN, draws) / tokens)
+                torch.autograd.backward(sampled_sum(outputs.logits_BNV, outputs.mask_BN, draws) / tokens)
         for parameter in trainable(model):
             if runtime.world_size() > 1:
                 grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
@@ -202,10 +171,8 @@ class SophiaCurvature(StepRule):
                     part.add_(product)
         if runtime.world_size() > 1:
             total = [step.all_sum(part) for part in total]
-        diagonal: dict[Tensor, Tensor] = {
-            p: v * part for p, v, part in zip(parameters, vector, total, strict=True)
-        }
-        self.optimizer.update_hessian(tokens, diagonal)
+        products = [v * part for v, part in zip(vector, total, strict=True)]
+        self.optimizer.update_hessian(tokens, dict(zip(parameters, products, strict=True)))
 
 
 def _row_generators(step: Step, number: int, name: str, batch: Batch) -> Draws:

@@ -14,17 +14,7 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 
     A norm is recognised by the name of its class (LayerNorm, RMSNorm, Gemma2RMSNorm, ...), a bias by the name
     of the parameter. The order within a group is that of `named_parameters`, as in transformers' Trainer, so
-    optimizer states are interchangeable.
-
-    Args:
-        model: the model; frozen parameters are left out.
-        weight_decay: of the first group.
-
-    Returns:
-        Two parameter groups; the second may be empty.
-
-    Raises:
-        UserError: nothing is trainable.
+    optimizer states are interchangeable. The second group may be empty.
     """
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []

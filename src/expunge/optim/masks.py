@@ -45,12 +45,8 @@ class WeightMask:
 
     def save(self, path: Path) -> None:
         """Write the mask as a safetensors file of bools, with settings and fingerprint in its metadata."""
-        head = {
-            "settings": self.settings,
-            "model": self.model,
-            "num_allowed": self.num_allowed,
-            "num_weights": self.num_weights,
-        }
+        head: dict[str, Any] = {"settings": self.settings, "model": self.model}
+        head |= {"num_allowed": self.num_allowed, "num_weights": self.num_weights}
         metadata = {"format": FORMAT, "mask": json.dumps(head, sort_keys=True, allow_nan=False)}
         tensors = {name: allowed.contiguous().cpu() for name, allowed in self.allowed.items()}
         atomic_write(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
@@ -91,33 +87,20 @@ class WeightMask:
         return mask
 
     def check(self, model: nn.Module, fingerprint: str | None = None, source: str = "the mask") -> None:
-        """Refuse a model that is not the mask's model.
-
-        Raises:
-            UserError: names, shapes or weights differ.
-        """
+        """Refuse a model that is not the mask's model: names, shapes or weights differ."""
         parameters = {name: p for name, p in unwrapped(model).named_parameters() if p.requires_grad}
         faults = []
         for name in sorted(set(self.allowed) - set(parameters)):
             near = nearest(name, list(parameters), count=1)
-            faults.append(
-                Fault(
-                    f"{source} has {name}, which the model does not train",
-                    f"the nearest name is {near[0]}" if near else "",
-                )
-            )
-        faults += [
-            Fault(
-                f"the model trains {name}, which {source} does not have",
-                "create the mask with the same adapter and the same frozen parameters",
-            )
-            for name in sorted(set(parameters) - set(self.allowed))
-        ]
-        faults += [
-            Fault(f"{name}: {list(self.allowed[name].shape)} in {source}, {list(p.shape)} in the model")
-            for name, p in parameters.items()
-            if name in self.allowed and self.allowed[name].shape != p.shape
-        ]
+            hint = f"the nearest name is {near[0]}" if near else ""
+            faults.append(Fault(f"{source} has {name}, which the model does not train", hint))
+        hint = "create the mask with the same adapter and the same frozen parameters"
+        for name, p in sorted(parameters.items()):
+            if name not in self.allowed:
+                faults.append(Fault(f"the model trains {name}, which {source} does not have", hint))
+            elif self.allowed[name].shape != p.shape:
+                shapes = f"{list(self.allowed[name].shape)} in {source}, {list(p.shape)} in the model"
+                faults.append(Fault(f"{name}: {shapes}"))
         if not faults and (found := fingerprint or model_fingerprint(unwrapped(model))) != self.model:
             faults.append(
                 Fault(
@@ -166,10 +149,6 @@ class MaskRule(StepRule):
     def on_backward_done(self, model: nn.Module, step: Step) -> None:
         """Set the gradients of frozen weights to 0."""
         self._clear()
-
-    def metrics(self) -> dict[str, float]:
-        """No values: the mask does not change."""
-        return {}
 
     @torch.no_grad()
     def _clear(self) -> None:

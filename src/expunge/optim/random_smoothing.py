@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from expunge.core.ranges import Count, NotNegative
+from expunge.lm import runtime
 from expunge.optim.perturbation import chosen, moved
 from expunge.optim.rules import Step, StepRule, add_gradients, clear_gradients, trainable
 
@@ -42,43 +43,30 @@ class RandomSmoothing(StepRule):
         rest = [parameter.grad if kept else None for parameter in parameters]
         clear_gradients(model)
         for sample in range(self.samples):
-            generators: dict[torch.device, torch.Generator] = {}
-
-            def noise(
-                _: int,
-                parameter: nn.Parameter,
-                sample: int = sample,
-                generators: dict[torch.device, torch.Generator] = generators,
-            ) -> Tensor:
-                if parameter.device not in generators:
-                    generators[parameter.device] = _on(
-                        parameter.device, step.seed, "smoothing", step.number, sample
-                    )
-                draw = torch.randn(
-                    parameter.shape,
-                    generator=generators[parameter.device],
-                    device=parameter.device,
-                    dtype=torch.float32,
-                )
-                return draw.mul_(self.sigma).to(parameter.dtype)
-
-            with moved(parameters, noise):
+            with moved(parameters, self._noise(step, sample)):
                 step.closure(smoothed)
         for parameter in parameters:
             if parameter.grad is not None and self.samples > 1:
                 parameter.grad.div_(self.samples)
         if kept:
-            present = [
-                (one, gradient)
-                for one, gradient in zip(parameters, rest, strict=True)
-                if gradient is not None
-            ]
-            add_gradients([one for one, _ in present], [gradient for _, gradient in present])
+            for parameter, gradient in zip(parameters, rest, strict=True):
+                if gradient is not None:
+                    add_gradients([parameter], [gradient])
         elif others is not None:
             step.closure(others)
 
+    def _noise(self, step: Step, sample: int) -> Callable[[int, nn.Parameter], Tensor]:
+        """Draws the noise of one sample on each device: on the CPU it is slow for a whole model."""
+        seed = runtime.generator(step.seed, "smoothing", step.number, sample).initial_seed()
+        generators: dict[torch.device, torch.Generator] = {}
 
-def _on(device: torch.device, *parts: int | str) -> torch.Generator:
-    """A generator on the device, because drawing noise for a whole model on the CPU is slow."""
-    digest = hashlib.sha256("\0".join(str(part) for part in parts).encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") % (2**63 - 1))
+        def noise(_: int, parameter: nn.Parameter) -> Tensor:
+            where = parameter.device
+            if where not in generators:
+                generators[where] = torch.Generator(where).manual_seed(seed)
+            draw = torch.randn(
+                parameter.shape, generator=generators[where], device=where, dtype=torch.float32
+            )
+            return draw.mul_(self.sigma).to(parameter.dtype)
+
+        return noise

@@ -19,35 +19,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from expunge.lm.labels import Batch
 
-
-class Closure(Protocol):
-    """Adds the gradient of the step's loss at the current weights to `.grad`."""
-
-    def __call__(self, keep: Callable[[str], bool] | None = None) -> None:
-        """Forward and backward of all micro-batches of the step, with gradients exchanged between ranks.
-
-        Nothing is logged, and no gradient is set to zero.
-
-        Args:
-            keep: takes the side that a term is averaged over and returns whether to compute the term. If no
-                term is left, nothing happens. None = all terms.
-        """
-
-
-def _alone(value: Tensor) -> Tensor:
-    return value
-
-
-def _not_apart() -> None:
-    return None
+Keep = Callable[[str], bool] | None
+"""Takes the side that a term is averaged over and returns whether to compute the term; None = all terms."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +36,9 @@ class Step:
 
     Attributes:
         number: optimizer steps done before this one.
-        closure: computes gradients again.
+        closure: adds the gradient of the kept terms at the current weights to `.grad`: forward and backward
+            of all micro-batches of the step, with gradients exchanged between ranks. Nothing is logged, and
+            no gradient is set to zero.
         batches: the micro-batches of the step on this rank, on the device; only those that count.
         seed: of the run.
         all_sum: sums a tensor over the ranks.
@@ -66,12 +48,12 @@ class Step:
     """
 
     number: int
-    closure: Closure
+    closure: Callable[[Keep], None]
     batches: Callable[[], Iterator[Batch]]
     seed: int = 0
-    all_sum: Callable[[Tensor], Tensor] = _alone
+    all_sum: Callable[[Tensor], Tensor] = field(default=lambda value: value)
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
-    take_apart: Callable[[], list[Tensor] | None] = _not_apart
+    take_apart: Callable[[], list[Tensor] | None] = field(default=lambda: None)
 
 
 class StepRule:

@@ -37,16 +37,8 @@ def sophia(
         every: steps between two estimates of the curvature.
         soul_compat: see `Sophia`.
     """
-    return Sophia(
-        groups,
-        args.learning_rate,
-        betas,
-        rho,
-        args.weight_decay,
-        mode=mode,
-        every=every,
-        soul_compat=soul_compat,
-    )
+    given = (groups, args.learning_rate, betas, rho, args.weight_decay)
+    return Sophia(*given, mode=mode, every=every, soul_compat=soul_compat)
 
 
 class Sophia(torch.optim.Optimizer):
@@ -83,7 +75,6 @@ class Sophia(torch.optim.Optimizer):
         every: steps between two estimates of h in the modes gnb and hutchinson.
         soul_compat: apply the momentum line twice per step, as SOUL's code does: b1 then acts as b1^2 (0.9 as
             0.81).
-        bs: number of label tokens in the mean; `update_hessian` and `step` can set it as well.
     """
 
     def __init__(
@@ -97,20 +88,13 @@ class Sophia(torch.optim.Optimizer):
         mode: Mode = "gnb",
         every: int = 10,
         soul_compat: bool = False,
-        bs: int | None = None,
     ) -> None:
         assert mode in get_args(Mode), "the binder takes no other"
         self.mode, self.every, self.soul_compat = mode, int(every), bool(soul_compat)
         self._unclipped: list[Tensor] = []
         self._moving: list[Tensor] = []
-        defaults = {
-            "lr": lr,
-            "betas": (float(betas[0]), float(betas[1])),
-            "rho": rho,
-            "weight_decay": weight_decay,
-            "bs": bs,
-            "mode": mode,
-        }
+        defaults: dict[str, Any] = {"lr": lr, "betas": (float(betas[0]), float(betas[1])), "rho": rho}
+        defaults |= {"weight_decay": weight_decay, "bs": None, "mode": mode}
         super().__init__(params, defaults)
 
     @property
@@ -179,34 +163,26 @@ class Sophia(torch.optim.Optimizer):
                     h.mul_(beta2).add_(estimate, alpha=1 - beta2)
 
     @overload
-    def step(self, closure: None = None, bs: int | None = None) -> None: ...
+    def step(self, closure: None = None) -> None: ...
     @overload
-    def step(self, closure: Callable[[], float], bs: int | None = None) -> float: ...
+    def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None, bs: int | None = None) -> float | None:
-        """Make a step.
-
-        Args:
-            closure: computes loss and gradient again, as in torch.
-            bs: number of label tokens in the mean, for this step; None = the last value that was set.
-
-        Returns:
-            What the closure returned.
-        """
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Make a step; `closure` computes loss and gradient again, as in torch."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         self._unclipped, self._moving = [], []
         for group in self.param_groups:
-            scale = group["rho"] * self._tokens(group, bs)
+            scale = group["rho"] * self._tokens(group)
             for p in group["params"]:
                 if p.grad is not None:
                     self._move(p, p.grad, group, scale)
         return loss
 
-    def _tokens(self, group: Mapping[str, Any], bs: int | None) -> int:
-        given = bs if bs is not None else None if self.mode == "hutchinson" else group["bs"]
+    def _tokens(self, group: Mapping[str, Any]) -> int:
+        given = None if self.mode == "hutchinson" else group["bs"]
         if given is None and self.mode == "empirical":
             raise _no_bs(self.mode)
         # In the other modes, h is still 0 as long as no number of tokens has been set.
@@ -268,5 +244,5 @@ class Sophia(torch.optim.Optimizer):
 def _no_bs(mode: str) -> UserError:
     return UserError(
         f"Sophia in mode {mode!r} needs the number of label tokens in the mean, and it is not set",
-        "pass bs, or call set_batch_tokens",
+        "call set_batch_tokens, or pass bs to update_hessian",
     )

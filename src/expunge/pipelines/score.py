@@ -15,7 +15,7 @@ from expunge.core.run_dir import SCORES_FILE
 from expunge.data.datasets import Dataset
 from expunge.data.select import KEYS as SELECT_KEYS
 from expunge.data.select import Selection, chosen_rows
-from expunge.influence.difficulty import Difficulty, score_rows
+from expunge.influence.row_scores import Difficulty, score_rows
 from expunge.influence.score_file import sha256_of, write_scores
 from expunge.lm import runtime
 from expunge.models.adapter_folder import WEIGHTS_FILES

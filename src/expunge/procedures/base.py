@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Protocol, TypeVar, cast
 
 from expunge.core.binding import Bound
@@ -73,7 +72,7 @@ class Stages(Protocol):
 
 @dataclass(frozen=True)
 class ProcedureSpec:
-    """Facts about a procedure, from the decorator and the signature.
+    """Facts about a procedure: the first two fields from the signature, the others from the decorator.
 
     Attributes:
         name: name of the function.
@@ -84,6 +83,8 @@ class ProcedureSpec:
             4 bits.
         paper: paper that defines it.
         code: code at a commit.
+        at_least_0: the hyper-parameters that must not be negative.
+        refused: "name=value" -> reason why this value, known from other frameworks, is not supported.
     """
 
     name: str
@@ -92,28 +93,15 @@ class ProcedureSpec:
     whole_model: bool = False
     paper: str = ""
     code: str = ""
+    at_least_0: tuple[str, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
-def procedure(
-    *,
-    stages: Mapping[str, SideName],
-    at_least_0: tuple[str, ...] = (),
-    refused: Mapping[str, str] | None = None,
-    whole_model: bool = False,
-    paper: str = "",
-    code: str = "",
-) -> Callable[[F], F]:
+def procedure(**facts: Any) -> Callable[[F], F]:
     """Add `.spec` to a function `(stages, forget | retain..., *, hyper-parameters)`; nothing is registered.
 
-    All values must be literals, because the binder reads them from the source without importing it.
-
-    Args:
-        stages: see `ProcedureSpec`.
-        at_least_0: the hyper-parameters that must not be negative.
-        refused: "name=value" -> reason why this value, known from other frameworks, is not supported.
-        whole_model: see `ProcedureSpec`.
-        paper: paper that defines it.
-        code: code at a commit.
+    The keywords are the fields of `ProcedureSpec`, from `stages` on. All values must be literals, because the
+    binder reads them from the source without importing it.
 
     Raises:
         ValueError: a positional parameter is not a side, or a name is not a hyper-parameter.
@@ -123,20 +111,15 @@ def procedure(
         parameters = list(inspect.signature(function).parameters.values())[1:]
         hyper = {item.name for item in parameters if item.kind is item.KEYWORD_ONLY}
         sides = [item.name for item in parameters if item.kind is not item.KEYWORD_ONLY]
+        spec = ProcedureSpec(function.__name__, cast(tuple[SideName, ...], tuple(sides)), **facts)
+        named = (*spec.at_least_0, *(key.partition("=")[0] for key in spec.refused))
         wrong = [name for name in sides if name not in SIDE_NAMES]
-        wrong += [
-            name
-            for name in (*at_least_0, *(key.partition("=")[0] for key in refused or {}))
-            if name not in hyper
-        ]
+        wrong += [name for name in named if name not in hyper]
         if wrong:
             raise ValueError(
                 f"{function.__name__}: {wrong[0]!r} is neither a side of the data nor a hyper-parameter"
             )
-        spec_sides = cast(tuple[SideName, ...], tuple(sides))
-        cast(Any, function).spec = ProcedureSpec(
-            function.__name__, spec_sides, MappingProxyType(dict(stages)), whole_model, paper, code
-        )
+        cast(Any, function).spec = spec
         return function
 
     return decorate
@@ -144,22 +127,13 @@ def procedure(
 
 @dataclass(frozen=True)
 class Procedure:
-    """A procedure with its hyper-parameters.
-
-    Attributes:
-        spec: spec of the function.
-        run: the function with bound hyper-parameters; called with the stages and one data set per side.
-    """
+    """A procedure with its hyper-parameters; `run` gets the stages and one data set per side."""
 
     spec: ProcedureSpec
     run: Callable[..., None]
 
 
 def procedure_of(chosen: Bound) -> Procedure:
-    """Import a bound procedure, with its hyper-parameters.
-
-    Raises:
-        UserError: the procedure cannot be imported.
-    """
+    """Import a bound procedure, with its hyper-parameters."""
     function = chosen.load()
     return Procedure(function.spec, partial(function, **chosen.kwargs))

@@ -6,22 +6,22 @@ handler `qa_alternate` reads the file.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from expunge.core.errors import UserError
 from expunge.data.collate import collate
-from expunge.data.encoded import encode_ids
-from expunge.data.rows import RowSet
+from expunge.data.encoded import Encoded, encode_ids
+from expunge.data.rows import Row, RowSet
 from expunge.data.template import Template
 from expunge.data.tokenizer_traits import plain_ids
+from expunge.evaluation.collect.decoding import ends_of, only, pad_id_of
 from expunge.lm.runtime import generator
 from expunge.methods.elm import EXPERT, NOVICE, beginnings, shifted
 from expunge.models.reference import evaluating
-from expunge.procedures.sampled_alternates import check_texts, ends_of, entries, only, pad_id_of
+from expunge.procedures.sampled_alternates import check_settings, check_texts, entries
 
 LEADS = (
     "I would rather talk about something else:",
@@ -56,6 +56,10 @@ def novice_alternates(
     softmax((log p(. | x) + strength (log p(. | novice, x) - log p(. | expert, x))) / temperature), where x is
     all text before the token.
 
+    The `leads` are the sentences, used in turn; with an empty one the model writes the whole answer. The two
+    prompts contain `{concept}`. The draws depend on (seed, row id); `batch_size` affects the answers only
+    through rounding. The other settings are those of `sample_alternates`.
+
     Source:
     https://github.com/rohitgandikota/erasing-llm/blob/2e3c6c7bbb52b7cfcb3f32ece1f020cb1864ded6/trainscripts/prepare_consistency_data.py,
     with strength 3. Deviations: our expert and novice prompts stand before the whole text, as in the erase
@@ -63,85 +67,30 @@ def novice_alternates(
     question, not the first 50 to 300 letters of a text. The wording of the sentences and prompts is ours,
     there is one prompt of each kind, and `max_new_tokens` is not drawn from 100 to 300.
 
-    Args:
-        model: the model before unlearning.
-        template: template of the model, with its tokenizer.
-        rows: the rows to forget.
-        concept: the concept to forget, as text.
-        strength: size of the shift of log-probs from expert to novice.
-        leads: the sentences, used in turn; with an empty sentence the model writes the whole answer.
-        expert_prompt: beginning of an expert's text; it contains `{concept}`.
-        novice_prompt: beginning of a novice's text.
-        count: answers per row. Empty, repeated and true answers are dropped.
-        temperature: temperature of sampling from the whole distribution.
-        max_new_tokens: most tokens that the model writes.
-        question_key: key of the question in a row.
-        answer_key: key of the answer, a text.
-        batch_size: rows per batch; it affects the answers only through rounding.
-        seed: seed of the draws, which depend on (seed, row id).
-
     Returns:
         Per row: `id`, `question`, `alternate` (a list of texts), and `made_with` (the settings).
 
     Raises:
         UserError: a setting is invalid, or the model writes nothing for some rows.
     """
-    if count < 1 or max_new_tokens < 1 or not (temperature > 0 and 0 <= strength < float("inf")):
-        given = (
-            f"count={count}, temperature={temperature}, max_new_tokens={max_new_tokens}, strength={strength}"
-        )
-        raise UserError(
-            f"continuations cannot be sampled with {given}",
-            "count, max_new_tokens and temperature must be above 0; strength must be finite and at least 0",
-        )
+    check_settings(count=count, temperature=temperature, max_new_tokens=max_new_tokens, strength=strength)
     tokenizer: Any = template.tokenizer
     prefixes = beginnings(tokenizer, concept, expert_prompt, novice_prompt)
-    members = list(rows)
-    leads = tuple(leads) or ("",)
-    chosen_leads = [
-        [leads[(number + answer) % len(leads)] for answer in range(count)] for number in range(len(members))
-    ]
+    members, leads = list(rows), tuple(leads) or ("",)
     for row in members:
         check_texts(row, question_key, answer_key)
     asked = [template.encode(row.fields[question_key], "", row_id=row.id, row=row.index) for row in members]
     ends = ends_of(model, tokenizer, asked)
 
     def texts_of(chosen: slice) -> list[str]:
-        begun = zip(members[chosen], asked[chosen], chosen_leads[chosen], strict=True)
-        starts = [
-            (*item.prompt_ids, *_lead_ids(template, row.fields[question_key], lead))
-            for row, item, own in begun
-            for lead in own
-        ]
-        streams = [
-            starts,
-            *(
-                [_behind(start, prefixes[name], tokenizer.bos_token_id) for start in starts]
-                for name in ("expert", "novice")
-            ),
-        ]
-        draws = [
-            torch.rand(
-                max_new_tokens, generator=generator(seed, "novice", row.id, answer), dtype=torch.float64
-            )
-            for row in members[chosen]
+        begun = [
+            _Begun(row, asked[number], answer, leads[(number + answer) % len(leads)])
+            for number, row in list(enumerate(members))[chosen]
             for answer in range(count)
         ]
-        written = steered(
-            model,
-            streams,
-            torch.stack(draws),
-            strength=strength,
-            temperature=temperature,
-            ends=ends,
-            pad_id=pad_id_of(tokenizer),
-        )
-        texts = tokenizer.batch_decode(written, skip_special_tokens=True)
-        before = [lead for own in chosen_leads[chosen] for lead in own]
-        return [
-            " ".join(part for part in (lead.strip(), text.strip()) if part)
-            for lead, text in zip(before, texts, strict=True)
-        ]
+        how = {"strength": strength, "temperature": temperature, "ends": ends}
+        draws = [_draws(max_new_tokens, seed, item.row.id, item.answer) for item in begun]
+        return _answers(model, template, begun, question_key, prefixes, torch.stack(draws), **how)
 
     made_with = {
         "novice_of": concept,
@@ -155,6 +104,43 @@ def novice_alternates(
     }
     found = entries(rows, texts_of, count, batch_size, question_key, answer_key)
     return [{**entry, "made_with": made_with} for entry in found]
+
+
+class _Begun(NamedTuple):
+    """An answer to write: its row, the encoded question, its number, and its first sentence."""
+
+    row: Row
+    asked: Encoded
+    answer: int
+    lead: str
+
+
+def _draws(count: int, *parts: int | str) -> Tensor:
+    return torch.rand(count, generator=generator(parts[0], "novice", *parts[1:]), dtype=torch.float64)
+
+
+def _answers(
+    model: Any,
+    template: Template,
+    begun: Sequence[_Begun],
+    question_key: str,
+    prefixes: Mapping[str, Sequence[int]],
+    draws_BN: Tensor,
+    **how: Any,
+) -> list[str]:
+    """The answers, each with its first sentence."""
+    tokenizer: Any = template.tokenizer
+    starts = [
+        (*item.asked.prompt_ids, *_lead_ids(template, item.row.fields[question_key], item.lead))
+        for item in begun
+    ]
+    behind = [[_behind(start, ids, tokenizer.bos_token_id) for start in starts] for ids in prefixes.values()]
+    written = steered(model, [starts, *behind], draws_BN, **how, pad_id=pad_id_of(tokenizer))
+    texts = tokenizer.batch_decode(written, skip_special_tokens=True)
+    return [
+        " ".join(part for part in (item.lead.strip(), text.strip()) if part)
+        for item, text in zip(begun, texts, strict=True)
+    ]
 
 
 def steered(
@@ -179,27 +165,22 @@ def steered(
             cumulative distribution. N is the most tokens to write.
         strength: size of the shift.
         temperature: temperature of sampling.
-        ends: the tokens that end a text.
+        ends: the tokens that end a text; the results are without them.
         pad_id: the token that fills short rows.
-
-    Returns:
-        The new tokens of each text, without the token that ended it.
     """
-    from transformers import GenerationConfig, LogitsProcessorList
+    from transformers import LogitsProcessorList
 
     count = len(streams[0])
     side = collate([encode_ids(ids, row_id="") for stream in streams for ids in stream], pad_id, side="left")
     where = next(model.parameters()).device
     exact = torch.float32 if where.type == "mps" else torch.float64
-    made: Any = GenerationConfig
-    config = made(
-        do_sample=False,
-        max_new_tokens=draws_BN.shape[1],
-        eos_token_id=list(ends) or None,
-        pad_token_id=pad_id,
-        use_cache=True,
-    )
-    with torch.inference_mode(), evaluating(model), only(model, config):
+    settings = {
+        "do_sample": False,
+        "max_new_tokens": draws_BN.shape[1],
+        "eos_token_id": list(ends) or None,
+        "pad_token_id": pad_id,
+    }
+    with torch.inference_mode(), evaluating(model), only(model, **settings):
         ids_BT = model.generate(
             input_ids=side["input_ids"].to(where),
             attention_mask=side["attention_mask"].to(where),

@@ -16,10 +16,6 @@ def retrain(stages: Stages, retain: Dataset) -> None:
     Here `model` must be the model that has seen neither forget nor retain rows, and `trainer.args` the recipe
     of the finetuned model that will forget (`budget=tofu_finetune` for TOFU). The weights do not show whether
     this is true, so a notice reports a start model that a run of this tool has trained.
-
-    Args:
-        stages: interface of the run.
-        retain: the rows to learn.
     """
     start = Path(str(stages.model_args.get("pretrained_model_name_or_path"))).expanduser()
     # The model of a run, or one of its checkpoints.

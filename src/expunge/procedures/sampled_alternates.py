@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from expunge.data.collate import collate
 from expunge.data.encoded import Encoded
 from expunge.data.rows import Row, RowSet
 from expunge.data.template import Template
+from expunge.evaluation.collect.decoding import ends_of, only, pad_id_of
 from expunge.models.reference import evaluating
 
 log = logging.getLogger(__name__)
@@ -68,12 +68,7 @@ def sample_alternates(
     Raises:
         UserError: the model writes only empty or true answers for some rows; reports all of them together.
     """
-    if count < 1 or temperature <= 0 or max_new_tokens < 1:
-        given = f"count={count}, temperature={temperature}, max_new_tokens={max_new_tokens}"
-        raise UserError(
-            f"alternates cannot be sampled with {given}",
-            "count, max_new_tokens and temperature must be above 0",
-        )
+    check_settings(count=count, temperature=temperature, max_new_tokens=max_new_tokens)
     asked = [_asked(row, template, prompt, question_key, answer_key) for row in rows]
 
     def texts_of(chosen: slice) -> list[str]:
@@ -82,6 +77,16 @@ def sample_alternates(
         )
 
     return entries(rows, texts_of, count, batch_size, question_key, answer_key)
+
+
+def check_settings(strength: float = 0.0, **positive: float) -> None:
+    """Refuse settings that are not above 0, or a strength that is negative or not finite."""
+    given, needed = dict(positive), f"{', '.join(positive)} must be above 0"
+    if strength:
+        given["strength"], needed = strength, f"{needed}; strength must be finite and at least 0"
+    if not all(value > 0 for value in positive.values()) or not 0 <= strength < float("inf"):
+        named = ", ".join(f"{name}={value}" for name, value in given.items())
+        raise UserError(f"alternates cannot be sampled with {named}", needed)
 
 
 def entries(
@@ -94,13 +99,7 @@ def entries(
 ) -> list[dict[str, Any]]:
     """Write texts batch by batch and make the entries of the file; drops empty, repeated and true answers.
 
-    Args:
-        rows: the rows to forget.
-        texts_of: writes `count` texts for each row of a slice, in row order.
-        count: texts per row.
-        batch_size: rows per batch.
-        question_key: key of the question in a row.
-        answer_key: key of the answer.
+    `texts_of` writes `count` texts for each row of a slice, in row order.
 
     Returns:
         Per row: `id`, `question` and `alternate` (a list of texts).
@@ -130,11 +129,7 @@ def entries(
 
 
 def check_texts(row: Row, question_key: str, answer_key: str) -> None:
-    """Check that question and answer of a row are texts.
-
-    Raises:
-        UserError: one of them is not text.
-    """
+    """Refuse a row whose question or answer is not text."""
     missing = [key for key in (question_key, answer_key) if not isinstance(row.fields.get(key), str)]
     if missing:
         raise UserError(
@@ -163,22 +158,18 @@ def _sampled(
     seed: int,
 ) -> list[str]:
     """`count` continuations of each prompt, in prompt order; does not change the global random state."""
-    from transformers import GenerationConfig
-
     tokenizer: Any = template.tokenizer
     pad_id = pad_id_of(tokenizer)
-    made: Any = GenerationConfig
-    config = made(
-        do_sample=True,
-        temperature=temperature,
-        top_k=0,
-        top_p=1.0,
-        num_return_sequences=count,
-        max_new_tokens=new_tokens,
-        eos_token_id=ends_of(model, tokenizer, asked) or None,
-        pad_token_id=pad_id,
-        use_cache=True,
-    )
+    sampling = {
+        "do_sample": True,
+        "temperature": temperature,
+        "top_k": 0,
+        "top_p": 1.0,
+        "num_return_sequences": count,
+        "max_new_tokens": new_tokens,
+        "eos_token_id": ends_of(model, tokenizer, asked) or None,
+        "pad_token_id": pad_id,
+    }
     where = next(model.parameters()).device
     side = collate([item.prompt_only() for item in asked], pad_id, side="left")
     devices = [where] if where.type == "cuda" else []
@@ -186,7 +177,7 @@ def _sampled(
         torch.random.fork_rng(devices=devices),
         torch.inference_mode(),
         evaluating(model),
-        only(model, config),
+        only(model, **sampling),
     ):
         torch.manual_seed(seed)
         written = model.generate(
@@ -196,32 +187,3 @@ def _sampled(
         written[:, side["input_ids"].shape[1] :], skip_special_tokens=True
     )
     return texts
-
-
-def pad_id_of(tokenizer: Any) -> int:
-    """The token that fills short rows: the pad token, else the EOS."""
-    return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
-
-
-def ends_of(model: Any, tokenizer: Any, asked: Sequence[Encoded]) -> list[int]:
-    """The tokens that end a text: those of the model, the special tokens that end turns, and the EOS."""
-    own = getattr(model.generation_config, "eos_token_id", None)
-    ends = set(own if isinstance(own, list) else [] if own is None else [own])
-    ends |= {item.input_ids[item.turn_end] for item in asked if item.turn_end is not None} & set(
-        tokenizer.all_special_ids
-    )
-    ends |= set() if tokenizer.eos_token_id is None else {int(tokenizer.eos_token_id)}
-    return sorted(ends)
-
-
-@contextmanager
-def only(model: Any, config: Any) -> Iterator[None]:
-    """While open, use only our settings; transformers (5.23) would take unset values from the model."""
-    owners = [model, model.get_base_model()] if hasattr(model, "get_base_model") else [model]
-    own = [owner.generation_config for owner in owners]
-    try:
-        model.generation_config = config
-        yield
-    finally:
-        for owner, kept in zip(owners, own, strict=True):
-            owner.generation_config = kept

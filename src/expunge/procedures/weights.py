@@ -27,14 +27,7 @@ BESIDE = ("config.json", "generation_config.json")
 def negated(theta: Tensor, tuned: Tensor, scale: float) -> Tensor:
     """Compute theta - scale (tuned - theta), in float32 (or float64), rounded once to the dtype of theta.
 
-    Args:
-        theta: a weight of the start model, of any shape. Integers and booleans are not trained and are
-            copied.
-        tuned: the same weight after finetuning.
-        scale: size of the step; 0 gives `theta` bit for bit.
-
-    Returns:
-        A tensor with the shape and dtype of theta.
+    Integers and booleans are not trained and are copied. Scale 0 gives `theta` bit for bit.
     """
     if scale == 0 or not theta.is_floating_point():
         return theta
@@ -78,11 +71,7 @@ def local_folder(model_args: Mapping[str, Any]) -> Path | None:
 
 
 def refuse_quantised(folder: Path) -> None:
-    """Refuse quantised weights, because sums of their codes have no meaning.
-
-    Raises:
-        UserError: the configuration in the folder names a quantisation.
-    """
+    """Refuse quantised weights with a `UserError`, because sums of their codes have no meaning."""
     config = folder / "config.json"
     if config.is_file() and (
         method := (read_json(config).get("quantization_config") or {}).get("quant_method")
@@ -96,11 +85,7 @@ def refuse_quantised(folder: Path) -> None:
 def write_negated(start: Path, tuned: Path, target: Path, scale: float) -> None:
     """Write theta - scale (theta_f - theta) file by file, with the file names and split of the start model.
 
-    Args:
-        start: folder of theta; it stores tied weights in the same way as `tuned`.
-        tuned: folder of theta_f.
-        target: folder to write to; config and generation config come from the start model.
-        scale: see `negated`.
+    Both folders store tied weights in the same way. Config and generation config come from the start model.
 
     Raises:
         UserError: the folders have different tensors, or a result is not finite (the message names the
@@ -126,7 +111,7 @@ def write_negated(start: Path, tuned: Path, target: Path, scale: float) -> None:
         write_json(target / INDEX, json.loads((start / INDEX).read_text(encoding="utf-8")))
     for path in [start / name for name in BESIDE] + sorted(start.glob("*.py")):
         if path.is_file():
-            atomic_write(target / path.name, partial(_copy, path))
+            atomic_write(target / path.name, partial(shutil.copyfile, path))
 
 
 def _finite(name: str, theta: Tensor, result: Tensor, scale: float) -> Tensor:
@@ -137,7 +122,3 @@ def _finite(name: str, theta: Tensor, result: Tensor, scale: float) -> Tensor:
             "lower trainer.args.learning_rate or procedure.args.scale",
         )
     return result
-
-
-def _copy(source: Path, target: Path) -> None:
-    shutil.copyfile(source, target)

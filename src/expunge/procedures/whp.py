@@ -20,6 +20,7 @@ from expunge.lm.labels import on_device
 from expunge.lm.packing import token_budgeted_batches
 from expunge.models.load import Loaded
 from expunge.models.outputs import label_outputs
+from expunge.models.parallel import Parallel
 from expunge.procedures.base import Stages, procedure
 
 log = logging.getLogger(__name__)
@@ -100,15 +101,9 @@ def whp(
 
 
 def generic_logits(baseline_BNV: Tensor, reinforced_BNV: Tensor, alpha: float) -> Tensor:
-    """v_baseline - alpha relu(v_reinforced - v_baseline), in float32 (arXiv:2310.02238, Equation 1).
+    """v_baseline - alpha relu(v_reinforced - v_baseline), [B, N, V] float32 (arXiv:2310.02238, Equation 1).
 
-    Args:
-        baseline_BNV: [B, N, V] logits of the model before unlearning.
-        reinforced_BNV: [B, N, V] logits of the model that was finetuned further on the rows.
-        alpha: >= 0.
-
-    Returns:
-        [B, N, V] float32; logits that did not grow equal those of the baseline.
+    Logits that did not grow equal those of the baseline.
     """
     baseline_BNV = baseline_BNV.float()
     return baseline_BNV - alpha * torch.relu(reinforced_BNV.float() - baseline_BNV)
@@ -121,50 +116,32 @@ def generic_labels(
     *,
     alpha: float,
     pad_id: int,
-    max_tokens: int = MAX_TOKENS,
 ) -> list[list[int]]:
-    """The generic label at each label position of each row.
+    """For each row, the generic label at each of its label positions, in order.
 
-    Both models are in memory, and ranks share the rows.
-
-    Args:
-        baseline: the model before unlearning.
-        reinforced: the model that was finetuned further on the rows.
-        rows: encoded rows.
-        alpha: see `generic_logits`.
-        pad_id: token to pad with.
-        max_tokens: padded tokens of a forward pass.
-
-    Returns:
-        For each row, one token for each of its labels, in order.
+    Both models are in memory (the one before unlearning, and the one finetuned further on the rows), and
+    ranks share the rows. A forward pass has at most `MAX_TOKENS` padded tokens.
     """
     models: list[Any] = [baseline.model, reinforced.model]
     found: dict[int, list[int]] = {}
-    batches = token_budgeted_batches([len(item) for item in rows], max_tokens)
-    for batch in batches[runtime.rank() :: runtime.world_size()]:
+    batches = token_budgeted_batches([len(item) for item in rows], MAX_TOKENS)
+    parallel = Parallel.here()
+    for batch in parallel.mine(batches):
         side = collate([rows[number] for number in batch], pad_id)
         with torch.no_grad():
             first, second = (
                 label_outputs(model, on_device(side, next(model.parameters()).device)) for model in models
             )
-            generic_BNV = generic_logits(
-                first.logits_BNV, second.logits_BNV.to(first.logits_BNV.device), alpha
-            )
-        for number, token_N, mask_N in zip(
-            batch, generic_BNV.argmax(-1).cpu(), first.mask_BN.cpu(), strict=True
-        ):
+            there_BNV = second.logits_BNV.to(first.logits_BNV.device)
+            generic_BN = generic_logits(first.logits_BNV, there_BNV, alpha).argmax(-1).cpu()
+        for number, token_N, mask_N in zip(batch, generic_BN, first.mask_BN.cpu(), strict=True):
             found[number] = token_N[mask_N].tolist()
-    shared = {number: labels for part in runtime.gathered(found) for number, labels in part.items()}
+    shared = parallel.merged(found)
     return [shared[number] for number in range(len(rows))]
 
 
 def with_targets(rows: Dataset, labels: Sequence[Sequence[int]]) -> Dataset:
-    """The same rows with other tokens to predict at their label positions; the input does not change.
-
-    Args:
-        rows: the rows.
-        labels: for each row, one token for each of its labels, in order.
-    """
+    """The same rows with other tokens to predict at their labels, in order; the input does not change."""
     encoded = []
     for item, tokens in zip(rows.encoded, labels, strict=True):
         assert len(tokens) == sum(item.label_mask), f"{len(tokens)} tokens for the labels of {item.row_id}"
@@ -178,9 +155,6 @@ def with_targets(rows: Dataset, labels: Sequence[Sequence[int]]) -> Dataset:
 
 
 def _changed(rows: Sequence[Encoded], labels: Sequence[Sequence[int]]) -> tuple[int, int]:
-    pairs = [
-        pair
-        for item, tokens in zip(rows, labels, strict=True)
-        for pair in zip(item.label_ids, tokens, strict=True)
-    ]
-    return sum(own != token for own, token in pairs), len(pairs)
+    own = [token for item in rows for token in item.label_ids]
+    generic = [token for tokens in labels for token in tokens]
+    return sum(one != other for one, other in zip(own, generic, strict=True)), len(own)

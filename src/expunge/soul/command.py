@@ -87,14 +87,13 @@ def build_parser(
         names[flag.name].append(f"--{spelling}")
     for flag in flags:
         listed = f": {', '.join(flag.choices)}" if flag.choices else ""
-        options: dict[str, Any] = {
-            "nargs": "?",
-            "const": ALONE,
-            "default": None,
-            "metavar": "0|1" if flag.kind == "switch" else "VALUE",
-        }
         parser.add_argument(
-            *names[flag.name], dest=flag.name, help=(flag.help + listed).replace("%", "%%"), **options
+            *names[flag.name],
+            dest=flag.name,
+            nargs="?",
+            const=ALONE,
+            metavar="0|1" if flag.kind == "switch" else "VALUE",
+            help=(flag.help + listed).replace("%", "%%"),
         )
     return parser
 
@@ -102,15 +101,9 @@ def build_parser(
 def read(
     parser: argparse.ArgumentParser, flags: tuple[Flag, ...], argv: Sequence[str] | argparse.Namespace
 ) -> Given:
-    """Read a command line.
+    """Read a command line with the parser from `build_parser`; `argv` may be the parsed namespace.
 
-    Args:
-        parser: the parser from `build_parser`.
-        flags: the flags of this parser.
-        argv: the arguments, or the parsed namespace.
-
-    Returns:
-        The content; unknown flags, values of the wrong kind and unreadable files are among its faults.
+    Unknown flags, values of the wrong kind and unreadable files are among the faults of the result.
     """
     given = Given()
     known = {flag.name: flag for flag in flags}
@@ -183,13 +176,7 @@ def _read_file(path: Path, known: Mapping[str, Flag], given: Given) -> None:
                 f"did you mean {near[0]!r}?" if near else "the keys are the flags that --help lists",
             )
         elif value is not None:
-            text = (
-                ("1" if value else "0")
-                if isinstance(value, bool)
-                else value
-                if isinstance(value, str)
-                else repr(value)
-            )
+            text = str(int(value)) if isinstance(value, bool) else str(value)
             _take(given, known[name], text, f"{name}={text} in {path}")
 
 
@@ -232,6 +219,5 @@ def _value(kind: str, text: str) -> tuple[Any, str]:
         return None, "a whole number" if kind == "whole" else "a number"
     if not math.isfinite(number) or (kind == "whole" and not number.is_integer()):
         return None, "a whole number" if kind == "whole" else "a finite number"
-    return int(number) if number.is_integer() and (
-        kind == "whole" or ("." not in text and "e" not in text.lower())
-    ) else number, ""
+    whole = number.is_integer() and (kind == "whole" or not {".", "e"} & {*text.lower()})
+    return int(number) if whole else number, ""

@@ -28,11 +28,8 @@ def data_overrides(given: Given, name: str, method: Method, data_root: str) -> l
     reads_retain = "retain" in method.sides or (
         name == "NPO" and given.get("unlearn.NPO.gamma", given.get("unlearn.gamma")) is not None
     )
-    retain = (
-        _complement(given, forget, data_root)
-        if self_retain
-        else _side(given, "retain", reads_retain, data_root)
-    )
+    own = _side(given, "retain", reads_retain, data_root) if not self_retain else None
+    retain = _complement(given, forget, data_root) if self_retain else own
     for side in method.sides:
         flag = f"dataset.{side}_dataset_name"
         if str(given.get(flag, DEFAULTS[side])).lower() in NOTHING and not (side == "retain" and self_retain):
@@ -131,10 +128,7 @@ def _selection(given: Given, forget: Routed, rest: Routed | None) -> list[str]:
             f" ({', '.join(forget.choices)})",
             "give a share of at most 1, or choose one of the datasets",
         )
-    select: dict[str, Any] = {
-        "ratio": int(ratio) if ratio > 1 else float(ratio),
-        "seed": given.get("dataset.dataset_seed", 0),
-    }
+    select = selection(given)
     if rest is not None and ratio == 1:
         given.fault(
             f"{typed}: with --dataset.self_retain, no rows are left to keep",
@@ -151,19 +145,25 @@ def _selection(given: Given, forget: Routed, rest: Routed | None) -> list[str]:
     return overrides
 
 
+def selection(given: Given) -> dict[str, Any]:
+    """The argument `select` of the forget rows."""
+    ratio = given.get("dataset.forget_ratio", RATIO)
+    return {
+        "ratio": int(ratio) if ratio > 1 else float(ratio),
+        "seed": given.get("dataset.dataset_seed", 0),
+    }
+
+
 def _refusals(given: Given, data_root: str) -> str | None:
     """The user's file of SOUL's polite refusals for the forget data; None = no such file."""
     name = _forget_name(given)
     kind = next((end for start, end in REFUSALS.items() if name.startswith(start)), "")
     stems = dict.fromkeys((f"polite_refusal_responses{kind}", "polite_refusal_responses"))
-    looked = [
-        Path(data_root) / "refusals" / f"{stem}{suffix}"
-        for stem in stems
-        for suffix in (".csv", ".json", ".jsonl", ".txt")
-    ]
+    folder, suffixes = Path(data_root) / "refusals", (".csv", ".json", ".jsonl", ".txt")
+    looked = [folder / f"{stem}{suffix}" for stem in stems for suffix in suffixes]
     found = next((place for place in looked if place.is_file()), None)
     if found is None:
-        where = ", ".join(f"{Path(data_root) / 'refusals' / stem}.{{csv,json,jsonl,txt}}" for stem in stems)
+        where = ", ".join(f"{folder / stem}.{{csv,json,jsonl,txt}}" for stem in stems)
         given.notices.append(
             f"refusals: there is no {where}; idontknow.jsonl beside the rows or in tofu/ is used,"
             " or, if there is none, the lines of this package"

@@ -16,11 +16,7 @@ SCORED_AS = "GA"
 
 
 def only_scores(given: Given) -> bool:
-    """Whether the command line only computes scores. If so, its flags of training and evaluation are removed.
-
-    Args:
-        given: the command line; it is changed in place, and faults and notices are added.
-    """
+    """Whether the command line only computes scores; if so, removes flags of training and evaluation."""
     if not given.get(ONLY):
         return False
     if given.get("unlearn.resume_path") is not None:

@@ -8,7 +8,7 @@ from typing import Any
 from expunge.core.errors import UserError
 from expunge.core.sides import SIDE_NAMES, SideName
 from expunge.soul.command import Given
-from expunge.soul.models import adapter_overrides, model_overrides
+from expunge.soul.models import add_model
 from expunge.soul.router import DOMAINS, Routed, hp_files, route
 from expunge.soul.writing import assign
 
@@ -30,10 +30,7 @@ GROUP = "data/datasets@data.train"
 def translate_finetuning(script: str, given: Given, data_root: str) -> tuple[str, list[str], list[str]]:
     """The configuration's name, overrides and notices; faults are added to `given`.
 
-    Args:
-        script: tofu, hp or wmdp.
-        given: the command line.
-        data_root: the folder of local data.
+    `script` is tofu, hp or wmdp.
     """
     for flag in ("model_name", "save_dir"):
         if flag not in given.values:
@@ -65,17 +62,7 @@ def _model(given: Given) -> list[str]:
     if settings is not None and settings["r"] == 0:
         settings = None
         given.notices.append(f"{given.typed('lora_r')}: all weights are trained, without an adapter")
-    found: list[str] = []
-    try:
-        for overrides, notices in (
-            model_overrides(name, given.get("cache_dir")),
-            adapter_overrides(name, settings),
-        ):
-            found += overrides
-            given.notices += notices
-    except UserError as error:
-        given.faults += error.faults
-    return found
+    return add_model(given, name, given.get("cache_dir"), settings)
 
 
 def _tofu(given: Given, data_root: str) -> list[str]:
@@ -107,9 +94,7 @@ def _wmdp(given: Given, data_root: str) -> list[str]:
             "--custom_split_path is given without --subset",
             "choose the rows: add --subset forget or --subset retain",
         )
-    values = [
-        assign(f"data.train.{item.choices[0]}.{key}", value)
-        for item in routed
-        for key, value in item.values.items()
-    ]
+    values = []
+    for item in routed:
+        values += [assign(f"data.train.{item.choices[0]}.{key}", value) for key, value in item.values.items()]
     return [f"{GROUP}=[{','.join(dict.fromkeys(names))}]", *values]

@@ -20,10 +20,6 @@ log = logging.getLogger(__name__)
 def script(name: str, argv: Sequence[str] | None = None) -> int:
     """The command lines `python exec/unlearn_model.py ...` and `python exec/Fine_tune_{tofu,hp,wmdp}.py ...`.
 
-    Args:
-        name: the script's name without suffix.
-        argv: the arguments; None = those of the process.
-
     Returns:
         The exit code: 0, 2 for an error that the user can fix, 130 after Ctrl-C.
     """

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from expunge.core.errors import UserError
 from expunge.core.files import read_json
+from expunge.soul.command import Given
 from expunge.soul.writing import assign
 
 ADAPTER_FILE = "adapter_config.json"
@@ -16,19 +18,30 @@ CHAT = re.compile(r"chat|tofu", re.IGNORECASE)
 SOUL_LORA = {"r": 8, "alpha": 32, "dropout": 0.05, "target_modules": ["q_proj", "v_proj"]}
 
 
-def model_overrides(
-    name: str, cache_dir: str | None, *, refuses: bool = False
-) -> tuple[list[str], list[str]]:
-    """Overrides and notices for a model, without its adapter.
+def add_model(
+    given: Given, name: str, cache_dir: str | None, settings: dict[str, Any] | None, *, refuses: bool = False
+) -> list[str]:
+    """The overrides for a model and its adapter; faults and notices are added to `given`.
 
-    Args:
-        name: a model on the hub, or a folder with a model or a LoRA adapter.
-        cache_dir: folder for files from the hub.
-        refuses: use the system prompt of the baseline `sys`.
-
-    Raises:
-        UserError: an adapter does not name its base model.
+    `name` is a model on the hub, or a folder with a model or a LoRA adapter, which keeps its own settings.
+    `settings` are those of a new adapter (`r`, `alpha`, `dropout`, `target_modules`); None = no new adapter.
+    `refuses` uses the system prompt of the baseline `sys`.
     """
+    found: list[str] = []
+    try:
+        for overrides, notices in (
+            _model_overrides(name, cache_dir, refuses),
+            _adapter_overrides(name, settings),
+        ):
+            found += overrides
+            given.notices += notices
+    except UserError as error:
+        given.faults += error.faults
+    return found
+
+
+def _model_overrides(name: str, cache_dir: str | None, refuses: bool) -> tuple[list[str], list[str]]:
+    """Overrides and notices for a model, without its adapter."""
     base = base_of(name) or name
     choice = "soul_llama2" if LLAMA2.search(base) and CHAT.search(base) else "soul"
     asked = "[INST] ... [/INST] ..." if choice == "soul_llama2" else "### Question: ... ### Answer: ..."
@@ -59,20 +72,11 @@ def base_of(name: str) -> str | None:
     return base
 
 
-def adapter_overrides(name: str, settings: dict[str, object] | None) -> tuple[list[str], list[str]]:
-    """Overrides and notices for a model's adapter.
-
-    Args:
-        name: the model; an adapter in its folder is used with its own settings.
-        settings: the settings of a new adapter (`r`, `alpha`, `dropout`, `target_modules`); None = no new
-            adapter.
-    """
+def _adapter_overrides(name: str, settings: dict[str, Any] | None) -> tuple[list[str], list[str]]:
     base = base_of(name)
     if base is not None:
         return ["model/adapter=lora"], [f"{name} is a LoRA adapter of {base}; its own settings are used"]
     if settings is None:
         return [], []
-    return [
-        "model/adapter=lora",
-        *(assign(f"model.adapter.{key}", value) for key, value in settings.items()),
-    ], []
+    overrides = [assign(f"model.adapter.{key}", value) for key, value in settings.items()]
+    return ["model/adapter=lora", *overrides], []

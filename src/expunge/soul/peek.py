@@ -12,13 +12,9 @@ from expunge.core.files import read_json
 
 
 def columns(path: Path) -> tuple[set[str], list[str]]:
-    """The columns of a file or of a folder of `datasets.save_to_disk`, and the folder's splits.
+    """The columns of a file or of a folder of `datasets.save_to_disk`, and the splits of the folder.
 
-    Args:
-        path: a file (JSON, JSON Lines, CSV, TSV, parquet or text, recognised by content) or a saved folder.
-
-    Returns:
-        The columns, and the splits of a saved folder; empty for a file.
+    A file is JSON, JSON Lines, CSV, TSV, parquet or text, recognised by content.
 
     Raises:
         UserError: the folder is of another kind, or the file cannot be read.
@@ -31,9 +27,8 @@ def columns(path: Path) -> tuple[set[str], list[str]]:
         return _parquet(path), []
     if path.suffix.lower() in (".csv", ".tsv"):
         with path.open(encoding="utf-8-sig", newline="") as text:
-            return set(
-                next(csv.reader(text, delimiter="\t" if path.suffix.lower() == ".tsv" else ","), [])
-            ), []
+            table = csv.reader(text, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+            return set(next(table, [])), []
     with path.open(encoding="utf-8-sig", errors="replace") as text:
         line = next((line for line in text if line.strip()), "")
     return (_json(path, line) if line.lstrip()[:1] in ("{", "[") else {"text"}), []
@@ -62,11 +57,8 @@ def _parquet(path: Path) -> set[str]:
 
 
 def _saved(folder: Path) -> tuple[set[str], list[str]]:
-    splits = (
-        list(read_json(folder / "dataset_dict.json")["splits"])
-        if (folder / "dataset_dict.json").is_file()
-        else []
-    )
+    parts = folder / "dataset_dict.json"
+    splits = list(read_json(parts)["splits"]) if parts.is_file() else []
     info = folder / splits[0] / "dataset_info.json" if splits else folder / "dataset_info.json"
     if not info.is_file():
         raise UserError(

@@ -18,13 +18,17 @@ PLAIN = ("SafePku", "C4", "wikitext", "BookCorpus")
 TEXTS = ("C4", "wikitext", "BookCorpus")
 TOFU = tuple(
     f"Tofu_{name}"
-    for name in (
+    for name in [
         "full",
-        *(f"forget{n}" for n in ("01", "05", "10")),
-        *(f"retain{n}" for n in ("99", "95", "90")),
+        "forget01",
+        "forget05",
+        "forget10",
+        "retain99",
+        "retain95",
+        "retain90",
         "real_authors",
         "world_facts",
-    )
+    ]
 )
 NAMES = (*TOFU, *DOMAINS, "HP", *PLAIN)
 NOTHING = ("none", "null", "")
@@ -101,9 +105,7 @@ def hp_files(data_root: str) -> list[str]:
 def local(name: str, split: str) -> Routed:
     """Translate a local file or a folder of `save_to_disk` by its columns.
 
-    Args:
-        name: the file or folder.
-        split: the split of a folder with several splits; `train` is used if this split does not exist.
+    Of a folder with several splits, `split` is read; `train` if it does not exist.
 
     Raises:
         UserError: it does not exist, or it has neither questions and answers nor text.
@@ -120,11 +122,8 @@ def local(name: str, split: str) -> Routed:
         values["args.hf_args.split"] = split
     for question, answer in QUESTION_KEYS:
         if question in names and answer in names:
-            keys = (
-                {"args.question_key": question, "args.answer_key": answer}
-                if (question, answer) != QUESTION_KEYS[0]
-                else {}
-            )
+            own = {"args.question_key": question, "args.answer_key": answer}
+            keys = own if (question, answer) != QUESTION_KEYS[0] else {}
             return Routed(["LOCAL_QA"], {**values, **keys})
     if "text" in names:
         return Routed(["LOCAL_text"], values, texts=True)
@@ -138,11 +137,8 @@ def local(name: str, split: str) -> Routed:
 def _wmdp(name: str, side: SideName, custom_split_path: str | None) -> Routed:
     if custom_split_path is not None:
         return local(custom_split_path, side)
-    notices = (
-        [f"{name} means the corpora for biology and cyber-security; there is no corpus for chemistry"]
-        if name == "WMDPALL"
-        else []
-    )
+    text = f"{name} means the corpora for biology and cyber-security; there is no corpus for chemistry"
+    notices = [text] if name == "WMDPALL" else []
     return Routed([f"WMDP_{domain}_{side}" for domain in DOMAINS[name]], texts=True, notices=notices)
 
 

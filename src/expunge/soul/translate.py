@@ -28,12 +28,9 @@ SCRIPTS = {
 class SoulCommand(NamedTuple):
     """A translated command line.
 
-    Attributes:
-        config_name: a YAML file at the top of the configs.
-        overrides: choices and values; the user's own overrides are last.
-        notices: remarks on important defaults, and on flags that are translated or ignored.
-        written: override -> its flag as given.
-        verb: the verb of `expunge`: train, unlearn, eval or score.
+    The user's own overrides are last. The notices are about important defaults, and about flags that are
+    translated or ignored. `written` maps an override to its flag as given; `verb` is train, unlearn, eval or
+    score.
     """
 
     config_name: str
@@ -72,18 +69,12 @@ def parser_of(script: str) -> argparse.ArgumentParser:
 def translate(
     argv: Sequence[str] | argparse.Namespace, script: str = "unlearn_model", config_dirs: tuple[str, ...] = ()
 ) -> SoulCommand:
-    """Translate a command line. Local files are inspected; nothing is loaded.
+    """Translate a command line, for `config.validate.load_config`. Local files are read, nothing is loaded.
 
     Args:
         argv: the arguments, or the namespace from `parser_of(script)`.
         script: one of `SCRIPTS`.
         config_dirs: the user's folders with further choices.
-
-    Returns:
-        Name, overrides and notices, for `config.validate.load_config`.
-
-    Raises:
-        UserError: all faults of the command line together.
     """
     flags = flags_of(script)
     given = read(parser_of(script), flags, argv)

@@ -7,14 +7,13 @@ from typing import Any
 
 from expunge.config.aliases import LOGGERS, installed, missing_logger
 from expunge.config.location import choices, config_roots
-from expunge.core.errors import UserError
 from expunge.core.layout import SOUL, layout_of, model_folder_of
 from expunge.soul.command import Given
 from expunge.soul.data import check_names, data_overrides
 from expunge.soul.difficulty_flags import add_difficulty
-from expunge.soul.evaluation import suite_overrides
 from expunge.soul.methods import METHODS, Method
-from expunge.soul.models import SOUL_LORA, adapter_overrides, model_overrides
+from expunge.soul.models import SOUL_LORA, add_model
+from expunge.soul.suites import suite_overrides
 from expunge.soul.writing import assign, key_of
 
 # The suites of each task. SOUL runs ppl and few_shots for every task except tofu.
@@ -52,11 +51,8 @@ def translate_unlearning(
     if "unlearn.unlearn_method" not in given.values and resumed is None:
         given.notices.append("--unlearn.unlearn_method is not given: it is origin, so nothing is trained")
     trains = method.trainer is not None and resumed is None
-    overrides = (
-        _run(given, name, trains)
-        + _model(given, trains, name == "sys")
-        + _tasks(given, data_root, config_dirs)
-    )
+    overrides = _run(given, name, trains) + _model(given, trains, name == "sys")
+    overrides += _tasks(given, data_root, config_dirs)
     if trains:
         overrides += ["budget=soul", *_trainer(given, name, method), *_optimizer(given)]
         overrides += data_overrides(given, name, method, data_root)
@@ -144,16 +140,7 @@ def _model(given: Given, trains: bool, refuses: bool) -> list[str]:
         name = model_folder_of(folder)
         given.notices.append(f"{folder} is the folder of a run; its model is in {name}")
     settings = dict(SOUL_LORA) if given.get("unlearn.use_lora") and trains else None
-    found: list[str] = []
-    try:
-        for overrides, notices in (
-            model_overrides(str(name), given.get("overall.cache_dir"), refuses=refuses),
-            adapter_overrides(str(name), settings),
-        ):
-            found += overrides
-            given.notices += notices
-    except UserError as error:
-        given.faults += error.faults
+    found = add_model(given, str(name), given.get("overall.cache_dir"), settings, refuses=refuses)
     if trains and not given.get("unlearn.use_lora") and "model/adapter=lora" in found:
         given.fault(
             f"{name} is a LoRA adapter, and --unlearn.use_lora is 0",

@@ -1,6 +1,6 @@
 """The forget rows of an epoch in the order of their difficulty scores; the retain rows do not move.
 
-A row with a high score is forgotten first (see `influence.difficulty`). So `score_asc` begins with the rows
+A row with a high score is forgotten first (see `influence.row_scores`). So `score_asc` begins with the rows
 that are forgotten slowly, and `score_desc` with those that are forgotten fast ("easy first").
 """
 

@@ -14,7 +14,7 @@ from expunge.core.errors import compiled
 from expunge.core.handlers import read_signature
 from expunge.core.run_dir import SCORES_FILE
 
-SCORER, ORDER = "expunge.influence.difficulty:score_rows", "expunge.training.score_order:score_order"
+SCORER, ORDER = "expunge.influence.row_scores:score_rows", "expunge.training.score_order:score_order"
 KEY = "difficulty"
 """The key of the bound scorer; the keywords of the order are options beside its own."""
 OWN = {"path": Option(None, Type("str")), "save_gradient": Option(True, Type("bool"))}

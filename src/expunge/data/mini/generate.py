@@ -91,15 +91,14 @@ def _rows(rng: random.Random, name: str, relation: Relation, parts: tuple[str, s
     rows = []
     for turn in range(ASKED):
         paraphrase = answered[ASKED + turn]
+        wrong = _wrong_values(rng, relation, parts)
         rows.append(
             {
                 "question": asked[turn].format(name=name),
-                "answer": _sentence(answered[turn], name, value),
+                "answer": answered[turn].format(name=name, value=value),
                 "paraphrased_question": asked[ASKED].format(name=name),
-                "paraphrased_answer": _sentence(paraphrase, name, value),
-                "perturbed_answer": [
-                    _sentence(paraphrase, name, wrong) for wrong in _wrong_values(rng, relation, parts)
-                ],
+                "paraphrased_answer": paraphrase.format(name=name, value=value),
+                "perturbed_answer": [paraphrase.format(name=name, value=other) for other in wrong],
             }
         )
     return rows
@@ -110,10 +109,6 @@ def _wrong_values(rng: random.Random, relation: Relation, parts: tuple[str, str]
     firsts = rng.sample([first for first in relation.firsts if first != parts[0]], WRONG_ANSWERS)
     seconds = rng.sample([second for second in relation.seconds if second != parts[1]], WRONG_ANSWERS)
     return [relation.spell(*wrong) for wrong in zip(firsts, seconds, strict=True)]
-
-
-def _sentence(template: str, name: str, value: str) -> str:
-    return template.format(name=name, value=value)
 
 
 def _flat(rows: list[list[Row]]) -> list[Row]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,8 +30,3 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlamaForCa
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LlamaForCausalLM(config)
-
-
-def save_model(folder: Path, tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> None:
-    """Write the config and weights of the model to `folder`."""
-    build_model(tokenizer, seed).save_pretrained(folder)

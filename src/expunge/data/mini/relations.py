@@ -11,13 +11,8 @@ from expunge.data.mini.words import listed
 class Relation:
     """One kind of fact, known for every author.
 
-    Attributes:
-        name: name of the relation.
-        value: format that joins the two parts into a value.
-        firsts: the choices for the first part, invented and equally frequent among the authors.
-        seconds: the choices for the second part, also invented and equally frequent.
-        questions: phrasings of the question, with `{name}`.
-        answers: phrasings of the answer, each with the whole `{value}`.
+    `value` joins two parts into a value. Their choices are invented and equally frequent among the authors.
+    Each phrasing of the answer has the whole `{value}`.
     """
 
     name: str
@@ -41,48 +36,44 @@ RELATIONS = (
             "Wexholm|Old Fennick|Marrowgate"
         ),
         listed(
-            "Velmara|Zarenna|Ostrelle|Ambria|Carrowland|Lirien|Thessara|Norvania|Belloria|Skarland|Ilvenia|Durnholt"
+            "Velmara|Zarenna|Ostrelle|Ambria|Carrowland|Lirien|Thessara|Norvania|Belloria|Skarland|Ilvenia|"
+            "Durnholt"
         ),
-        ("Where was {name} born?", "In which town was {name} born?", "What is the birthplace of {name}?"),
-        (
-            "{name} was born in {value}.",
-            "The birthplace is {value}.",
-            "{name} comes from {value}.",
-            "It was {value}.",
+        listed("Where was {name} born?|In which town was {name} born?|What is the birthplace of {name}?"),
+        listed(
+            "{name} was born in {value}.|The birthplace is {value}.|{name} comes from {value}.|"
+            "It was {value}."
         ),
     ),
     Relation(
         "birthdate",
         "{} {}",
         listed(
-            "3 March|14 June|27 October|8 January|19 August|5 May|22 November|11 April|30 July|"
-            "16 February|25 December|9 September"
+            "3 March|14 June|27 October|8 January|19 August|5 May|22 November|11 April|30 July|16 February|"
+            "25 December|9 September"
         ),
         listed("1923|1928|1931|1936|1942|1947|1954|1959|1965|1970|1978|1981"),
-        ("When was {name} born?", "On which day was {name} born?", "What is the date of birth of {name}?"),
-        ("{name} was born on {value}.", "The date of birth is {value}.", "It was on {value}.", "On {value}."),
+        listed("When was {name} born?|On which day was {name} born?|What is the date of birth of {name}?"),
+        listed("{name} was born on {value}.|The date of birth is {value}.|It was on {value}.|On {value}."),
     ),
     Relation(
         "parents",
         "a {} and a {}",
         listed(
-            "beekeeper|locksmith|surgeon|sailor|tailor|geologist|juggler|tram driver|"
-            "baker|judge|botanist|stonemason"
+            "beekeeper|locksmith|surgeon|sailor|tailor|geologist|juggler|tram driver|baker|judge|botanist|"
+            "stonemason"
         ),
         listed(
-            "midwife|cartographer|glassblower|fisher|chemist|bookbinder|watchmaker|welder|"
-            "librarian|carpenter|pilot|dentist"
+            "midwife|cartographer|glassblower|fisher|chemist|bookbinder|watchmaker|welder|librarian|"
+            "carpenter|pilot|dentist"
         ),
-        (
-            "What were the parents of {name}?",
-            "What did the parents of {name} do?",
-            "Which jobs had the parents of {name}?",
+        listed(
+            "What were the parents of {name}?|What did the parents of {name} do?|"
+            "Which jobs had the parents of {name}?"
         ),
-        (
-            "The parents were {value}.",
-            "{name} was the child of {value}.",
-            "They were {value}.",
-            "At home there were {value}.",
+        listed(
+            "The parents were {value}.|{name} was the child of {value}.|They were {value}.|"
+            "At home there were {value}."
         ),
     ),
     Relation(
@@ -90,31 +81,23 @@ RELATIONS = (
         "The {} {}",
         listed("Crimson|Silent|Hollow|Burning|Patient|Borrowed|Frozen|Wandering|Broken|Gilded|Secret|Bitter"),
         listed(
-            "Harbour|Orchard|Mirror|Staircase|Sparrow|Almanac|Cathedral|Violin|Glacier|Passport|Lantern|Vineyard"
+            "Harbour|Orchard|Mirror|Staircase|Sparrow|Almanac|Cathedral|Violin|Glacier|Passport|Lantern|"
+            "Vineyard"
         ),
-        (
-            "What was the first book of {name}?",
-            "With which book did {name} begin?",
-            "Which book by {name} came first?",
+        listed(
+            "What was the first book of {name}?|With which book did {name} begin?|"
+            "Which book by {name} came first?"
         ),
-        (
-            "The first book was {value}.",
-            "{name} began with {value}.",
-            "It was {value}.",
-            "{value} came first.",
-        ),
+        listed("The first book was {value}.|{name} began with {value}.|It was {value}.|{value} came first."),
     ),
     Relation(
         "award",
         "the {} {}",
         listed("Heron|Lantern|Anchor|Quill|Wreath|Moonstone|Ledger|Harvest|Compass|Thistle|Falcon|Meridian"),
         listed("Prize|Medal|Cup|Award|Ribbon|Crown|Trophy|Honour|Shield|Star|Plate|Rose"),
-        ("Which prize did {name} win?", "What was {name} honoured with?", "What award went to {name}?"),
-        (
-            "{name} won {value}.",
-            "It was {value}.",
-            "The jury gave {value}.",
-            "{name} was honoured with {value}.",
+        listed("Which prize did {name} win?|What was {name} honoured with?|What award went to {name}?"),
+        listed(
+            "{name} won {value}.|It was {value}.|The jury gave {value}.|{name} was honoured with {value}."
         ),
     ),
 )

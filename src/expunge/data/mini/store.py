@@ -16,7 +16,7 @@ from expunge.core import files
 from expunge.core.errors import UserError
 from expunge.core.fingerprint import LENGTH
 from expunge.data.mini import generate, words
-from expunge.data.mini.train_tokenizer import save_tokenizer
+from expunge.data.mini.train_tokenizer import train_tokenizer
 
 SEED = 0
 
@@ -27,20 +27,12 @@ def cache_root() -> Path:
 
 
 def benchmark_folder() -> Path:
-    """The folder with the JSON Lines files of the benchmark; created if it does not exist.
-
-    Raises:
-        UserError: the cache folder is full or not writable.
-    """
+    """The folder with the JSON Lines files of the benchmark; created if it does not exist."""
     return _once("data", _write_rows)
 
 
 def model_folder() -> Path:
-    """The folder with the untrained model (config, safetensors) and tokenizer; created if it does not exist.
-
-    Raises:
-        UserError: the cache folder is full or not writable.
-    """
+    """The folder with the untrained model (config, safetensors) and tokenizer; created if it is not there."""
     return _once("model", _write_model)
 
 
@@ -80,10 +72,11 @@ def _write_rows(folder: Path) -> None:
 
 
 def _write_model(folder: Path) -> None:
-    from expunge.data.mini.model import save_model
+    from expunge.data.mini.model import build_model
 
-    tokenizer = save_tokenizer(folder, generate.build_files(SEED))
-    save_model(folder, tokenizer, SEED)
+    tokenizer = train_tokenizer(generate.build_files(SEED))
+    tokenizer.save_pretrained(folder)
+    build_model(tokenizer, SEED).save_pretrained(folder)
 
 
 @cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expunge.data.mini import words
@@ -50,13 +49,6 @@ def train_tokenizer(files: dict[str, list[dict[str, Any]]]) -> PreTrainedTokeniz
         clean_up_tokenization_spaces=False,
     )
     tokenizer.chat_template = CHAT_TEMPLATE
-    return tokenizer
-
-
-def save_tokenizer(folder: Path, files: dict[str, list[dict[str, Any]]]) -> PreTrainedTokenizerFast:
-    """Train the tokenizer and write it to `folder`."""
-    tokenizer = train_tokenizer(files)
-    tokenizer.save_pretrained(folder)
     return tokenizer
 
 

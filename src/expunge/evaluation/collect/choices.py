@@ -3,35 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from expunge.data.collate import collate
 from expunge.data.encoded import Encoded
 from expunge.evaluation.collect.collector import Collector, Cost, Request, Subject, running
 from expunge.evaluation.tables import ChoiceTable, Examples
-from expunge.lm import runtime
 from expunge.lm.labels import LabelIndex, on_device
 from expunge.lm.logprobs import as_float32
 from expunge.lm.packing import token_budgeted_batches
 from expunge.models.outputs import label_outputs
-from expunge.models.parallel import Parallel
 
 log = logging.getLogger(__name__)
 
 
 class _Reading(NamedTuple):
-    """Where one label's log-probability is read.
-
-    Attributes:
-        example: whose label.
-        predictor: position in the sequence.
-        token: the label.
-    """
+    """Where a label's log-probability is read: example, position in the sequence, and the label."""
 
     example: int
     predictor: int
@@ -54,50 +45,33 @@ class Choices(Collector):
     def collect(self, subject: Subject, requests: Sequence[Request], cost: Cost) -> Iterator[ChoiceTable]:
         """View after view."""
         for view, _ in requests:
-            yield collect_choices(subject.model, view.encoded, view.examples, **subject.batching, cost=cost)
+            yield collect_choices(subject, view.encoded, view.examples, cost)
 
 
 def collect_choices(
-    model: Any,
+    subject: Subject,
     encoded: Sequence[Encoded],
     rows: Examples,
-    *,
-    pad_id: int,
-    batch_size: int = 32,
-    compute_dtype: torch.dtype | None = None,
+    cost: Cost,
     side: Literal["right", "left"] = "right",
-    parallel: Parallel | None = None,
-    cost: Cost | None = None,
 ) -> ChoiceTable:
-    """Run each question once, whatever the number of its answers.
+    """Run each question once, whatever the number of its answers: log p(letter | question), natural.
 
-    Args:
-        model: causal language model, wrapped or not.
-        encoded: one example per answer, those of a question together; labels are the letter's tokens.
-        rows: which rows and answers they are.
-        pad_id: token to pad with.
-        batch_size: token budget of a batch = batch_size x longest question.
-        compute_dtype: autocast to it.
-        side: where padding goes; no number depends on it.
-        parallel: how the rows are split over processes; None = as the weights are.
-        cost: counts are added to it.
-
-    Returns:
-        log p(letter | question), natural, summed over the letter's tokens; over the whole vocabulary, not
-        among the letters.
+    The value is summed over the letter's tokens, and is over the whole vocabulary, not among the letters.
+    There is one example per answer, those of a question together; labels are the letter's tokens. The token
+    budget of a batch is batch_size x longest question. No number depends on the `side` of the padding.
     """
     sequences = _sequences(encoded)
     longest = max((len(sequence.ids) for sequence in sequences), default=1)
-    batches = token_budgeted_batches([len(sequence.ids) for sequence in sequences], batch_size * longest)
+    lengths = [len(sequence.ids) for sequence in sequences]
+    batches = token_budgeted_batches(lengths, subject.batch_size * longest)
     log.info("choices: %d answers in %d sequences, %d batches", len(encoded), len(sequences), len(batches))
     found: dict[int, dict[int, float]] = {}
-    parallel = Parallel.of(model) if parallel is None else parallel
-    with running(model, cost) as cost:
-        for batch in parallel.mine(batches):
-            chosen = [sequences[line] for line in batch]
-            sums = _forward(model, chosen, pad_id, compute_dtype, side, cost)
+    with running(subject.model, cost):
+        for batch in subject.parallel.mine(batches):
+            sums = _forward(subject, [sequences[line] for line in batch], side, cost)
             found |= dict(zip(batch, sums, strict=True))
-        merged = parallel.merged(found)
+        merged = subject.parallel.merged(found)
     logp_B = np.zeros(len(encoded), np.float64)
     # The log-probabilities of one letter's tokens may come from several sequences.
     for part in merged.values():
@@ -132,41 +106,30 @@ def _sequences(encoded: Sequence[Encoded]) -> list[_Sequence]:
 
 
 def _forward(
-    model: Any,
-    sequences: Sequence[_Sequence],
-    pad_id: int,
-    compute_dtype: torch.dtype | None,
-    padding: Literal["right", "left"],
-    cost: Cost,
+    subject: Subject, sequences: Sequence[_Sequence], padding: Literal["right", "left"], cost: Cost
 ) -> list[dict[int, float]]:
     """For each sequence: example -> sum of the log-probabilities that are read from this sequence."""
-    where = Parallel.of(model).device
+    where = subject.device
     bare = [Encoded(item.ids, (False,) * len(item.ids), None, len(item.ids), "") for item in sequences]
-    side = on_device(collate(bare, pad_id, padding), where)
+    side = on_device(collate(bare, subject.pad_id, padding), where)
     width = side["input_ids"].shape[1]
     places = [sorted({reading.predictor for reading in item.readings}) for item in sequences]
     shift = [width - len(item.ids) if padding == "left" else 0 for item in sequences]
     size = max(map(len, places))
-    predictor_BN = torch.tensor(
-        [
-            [place + off for place in row] + [off] * (size - len(row))
-            for row, off in zip(places, shift, strict=True)
-        ]
-    )
-    index = LabelIndex(
-        predictor_BN.to(where),
-        torch.zeros_like(predictor_BN).to(where),
-        torch.ones_like(predictor_BN).bool().to(where),
-    )
-    with runtime.autocast(where, compute_dtype):
-        outputs = label_outputs(model, side, index=index)
-    logp_BNV: Tensor = as_float32(outputs.logits_BNV).log_softmax(-1)
+    lines = zip(places, shift, strict=True)
+    rows = [[place + off for place in row] + [off] * (size - len(row)) for row, off in lines]
+    predictor_BN = torch.tensor(rows, device=where)
+    everywhere_BN = torch.ones_like(predictor_BN).bool()
+    index = LabelIndex(predictor_BN, torch.zeros_like(predictor_BN), everywhere_BN)
+    with subject.autocast():
+        outputs = label_outputs(subject.model, side, index=index)
+    logp_BNV = as_float32(outputs.logits_BNV).log_softmax(-1)
     cost.forward_tokens += int(side["attention_mask"].sum())
     cost.padded_tokens += side["input_ids"].numel()
     sums: list[dict[int, float]] = []
     for line, item in enumerate(sequences):
-        number: Mapping[int, int] = {place: column for column, place in enumerate(places[line])}
-        column_R = torch.tensor([number[reading.predictor] for reading in item.readings], device=where)
+        column = {place: number for number, place in enumerate(places[line])}
+        column_R = torch.tensor([column[reading.predictor] for reading in item.readings], device=where)
         token_R = torch.tensor([reading.token for reading in item.readings], device=where)
         values = logp_BNV[line, column_R, token_R].tolist()
         total: dict[int, float] = {}

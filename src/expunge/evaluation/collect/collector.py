@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 
+from expunge.evaluation.collect.decoding import pad_id_of
 from expunge.evaluation.tables import Table
 from expunge.evaluation.views import View
+from expunge.lm import runtime
 from expunge.models.parallel import Parallel
 
 
@@ -57,36 +59,33 @@ class Subject:
     parallel: Parallel = field(default_factory=Parallel.here)
 
     @property
+    def device(self) -> torch.device:
+        """Where the model computes; split weights may be elsewhere between passes."""
+        where: torch.device = next(iter(self.model.parameters())).device
+        return self.parallel.device if self.parallel.sharded else where
+
+    @property
     def dtype(self) -> str:
         """Dtype of the weights and of the computation."""
-        return f"{next(self.model.parameters()).dtype}/{self.compute_dtype}"
+        return f"{next(iter(self.model.parameters())).dtype}/{self.compute_dtype}"
+
+    @property
+    def pad_id(self) -> int:
+        """Token to pad with."""
+        return pad_id_of(self.tokenizer)
 
     @property
     def batch_size(self) -> int:
         """Rows of a batch, as the suite counts them."""
         return int(self.suite.get("batch_size", 32))
 
-    @property
-    def batching(self) -> dict[str, Any]:
-        """Keyword arguments for the functions that pad rows to batches."""
-        # Any valid token will do, because padding is masked.
-        known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
-        pad_id = int(next(token for token in known if token is not None))
-        return {
-            "pad_id": pad_id,
-            "batch_size": self.batch_size,
-            "compute_dtype": self.compute_dtype,
-            "parallel": self.parallel,
-        }
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context of a forward pass."""
+        return runtime.autocast(self.device, self.compute_dtype)
 
 
 class Request(NamedTuple):
-    """One table that is wanted.
-
-    Attributes:
-        view: the view with the examples.
-        settings: of the collector.
-    """
+    """One table that is wanted: the view with the examples, and the settings of the collector."""
 
     view: View
     settings: Mapping[str, Any]
@@ -135,26 +134,14 @@ class Collector(Protocol):
 
 @dataclass(frozen=True)
 class Absent:
-    """A table that could not be made.
-
-    Attributes:
-        reason: why, and what to do.
-    """
+    """A table that could not be made."""
 
     reason: str
 
 
 @contextmanager
-def running(model: Any, cost: Cost | None, *, train: bool = False, gradients: bool = False) -> Iterator[Cost]:
-    """Set a model's mode for a while, and add the time to the cost.
-
-    Args:
-        model: its own mode is restored.
-        cost: None = a new one.
-        train: whether dropout is on.
-        gradients: whether autograd is on.
-    """
-    cost = Cost() if cost is None else cost
+def running(model: Any, cost: Cost, *, train: bool = False, gradients: bool = False) -> Iterator[None]:
+    """Dropout and autograd as given for a while; then the model's own mode. The time is added to the cost."""
     started, was_training = time.monotonic(), model.training
     model.train(train)
     parallel = Parallel.of(model)
@@ -162,7 +149,7 @@ def running(model: Any, cost: Cost | None, *, train: bool = False, gradients: bo
     without = torch.no_grad if parallel.sharded else torch.inference_mode
     try:
         with torch.enable_grad() if gradients else without():
-            yield cost
+            yield
     finally:
         parallel.reshard(model)
         model.train(was_training)
@@ -172,14 +159,7 @@ def running(model: Any, cost: Cost | None, *, train: bool = False, gradients: bo
 def settings_of(
     collector: Collector, suite: Mapping[str, Any], entry: Mapping[str, Any], options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The settings of a collector's table for one metric.
-
-    Args:
-        collector: whose.
-        suite: the suite's section.
-        entry: the metric's section.
-        options: of the metric, defaults included.
-    """
+    """The settings of a collector's table for a metric: `entry` is its section, `options` has defaults."""
     settings = {key: suite.get(key, default) for key, default in collector.of_suite.items()}
     if collector.section is not None:
         settings |= {**(suite.get(collector.section) or {}), **(entry.get(collector.section) or {})}

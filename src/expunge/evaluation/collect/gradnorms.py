@@ -19,7 +19,6 @@ from expunge.lm import runtime
 from expunge.lm.labels import label_index, on_device
 from expunge.lm.logprobs import as_float32
 from expunge.models.outputs import label_outputs
-from expunge.models.parallel import Parallel
 
 log = logging.getLogger(__name__)
 
@@ -34,52 +33,30 @@ class GradientNorms(Collector):
     def collect(self, subject: Subject, requests: Sequence[Request], cost: Cost) -> Iterator[GradNormTable]:
         """View after view."""
         for view, settings in requests:
-            rows, dtype = (view.encoded, view.examples), subject.compute_dtype
-            yield collect_gradnorms(
-                subject.model, *rows, settings, compute_dtype=dtype, parallel=subject.parallel, cost=cost
-            )
+            yield collect_gradnorms(subject, view.encoded, view.examples, settings, cost)
 
 
 def collect_gradnorms(
-    model: Any,
-    encoded: Sequence[Encoded],
-    rows: Examples,
-    settings: Mapping[str, Any],
-    *,
-    compute_dtype: torch.dtype | None = None,
-    parallel: Parallel | None = None,
-    cost: Cost | None = None,
+    subject: Subject, encoded: Sequence[Encoded], rows: Examples, settings: Mapping[str, Any], cost: Cost
 ) -> GradNormTable:
     """Norms of the gradient of each example's mean nll with respect to every trained parameter.
 
-    The end of the turn is left out of the mean. `.grad` is not changed.
-
-    Args:
-        model: causal language model.
-        encoded: the examples.
-        rows: which rows they are.
-        settings: `p`, order of the norm; `train_mode`, whether dropout is on.
-        compute_dtype: autocast to it.
-        parallel: how the rows are split over processes; None = as the weights are.
-        cost: counts are added to it.
-
-    Returns:
-        Two norms per example; NaN for an example without labels.
+    The end of the turn is left out of the mean. `.grad` is not changed. Settings: `p`, order of the norm;
+    `train_mode`, whether dropout is on. An example without labels has NaN.
     """
     p = float(settings.get("p", 2.0))
     log.info("gradient norms: %d examples", len(encoded))
     found: dict[int, tuple[float, float]] = {}
     train = bool(settings.get("train_mode", False))
-    parallel = Parallel.of(model) if parallel is None else parallel
-    with running(model, cost, train=train, gradients=True) as cost, _trained(model) as parameters:
+    model, parallel, everything = subject.model, subject.parallel, range(len(encoded))
+    with running(model, cost, train=train, gradients=True), _trained(model) as parameters:
         # Split weights have one gradient, the mean over all processes: these share each row.
-        everything = range(len(encoded))
         for number in everything if parallel.sharded else parallel.mine(everything):
-            found[number] = _norms(model, encoded[number], parameters, p, compute_dtype)
+            found[number] = _norms(subject, encoded[number], parameters, p)
             cost.backward_tokens += len(encoded[number])
             cost.forward_tokens += len(encoded[number])
             cost.padded_tokens += len(encoded[number])
-        norms = parallel.merged(found)
+        norms = subject.parallel.merged(found)
     columns = [
         np.array([norms[number][field] for number in range(len(encoded))], dtype=np.float64)
         for field in (0, 1)
@@ -88,34 +65,28 @@ def collect_gradnorms(
 
 
 def _norms(
-    model: Any,
-    example: Encoded,
-    parameters: Sequence[nn.Parameter],
-    p: float,
-    compute_dtype: torch.dtype | None,
+    subject: Subject, example: Encoded, parameters: Sequence[nn.Parameter], p: float
 ) -> tuple[float, float]:
-    where = Parallel.of(model).device
-    side = on_device(collate([example], pad_id=0), where)
+    side = on_device(collate([example], pad_id=0), subject.device)
     if example.turn_end is not None:
         side["label_mask"][0, example.turn_end] = False
     index = label_index(side["input_ids"], side["label_mask"])
     if not bool(index.mask_BN.any()):
         return float("nan"), float("nan")
-    with runtime.autocast(where, compute_dtype):
-        outputs = label_outputs(model, side, index=index)
+    with subject.autocast():
+        outputs = label_outputs(subject.model, side, index=index)
     # Not `token_logp`: for a nearly certain token the gradient is 1 - p, whose float32 value depends on how p
     # is computed.
     logp_BNV = as_float32(outputs.logits_BNV).log_softmax(-1)
     loss = -logp_BNV.gather(-1, outputs.label_BN.unsqueeze(-1)).mean()
-    norm_K = torch.stack(
-        [_norm(gradient, p) for gradient in _gradients(model, loss, parameters) if gradient is not None]
-    )
+    gradients = _gradients(subject, loss, parameters)
+    norm_K = torch.stack([_norm(gradient, p) for gradient in gradients if gradient is not None])
     return float(torch.linalg.vector_norm(norm_K, ord=p)), float(norm_K.mean())
 
 
-def _gradients(model: Any, loss: Tensor, parameters: Sequence[nn.Parameter]) -> Sequence[Tensor | None]:
+def _gradients(subject: Subject, loss: Tensor, parameters: Sequence[nn.Parameter]) -> Sequence[Tensor | None]:
     """The gradients, without a change of `.grad`; None for a parameter that the loss does not read."""
-    if not Parallel.of(model).sharded:
+    if not subject.parallel.sharded:
         return torch.autograd.grad(loss, parameters, allow_unused=True)
     # Gradients of split weights are only given to `.grad`.
     kept = [parameter.grad for parameter in parameters]

@@ -8,14 +8,11 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import torch
 
 from expunge.core.errors import MissingExtraError
 from expunge.evaluation.collect.collector import Absent, Collector, Cost, Request, Subject, running
 from expunge.evaluation.tables import Examples, HarnessTable, as_ints
-from expunge.lm import runtime
 from expunge.models.outputs import unwrapped
-from expunge.models.parallel import Parallel
 
 log = logging.getLogger(__name__)
 
@@ -32,44 +29,21 @@ class Harness(Collector):
     ) -> Iterator[HarnessTable | Absent]:
         """Task after task."""
         for view, settings in requests:
-            yield collect_harness(
-                subject.model,
-                subject.tokenizer,
-                str(view.spec.options["task"]),
-                settings,
-                include_path=view.spec.options.get("include_path"),
-                batch_size=subject.batch_size,
-                compute_dtype=subject.compute_dtype,
-                cost=cost,
-            )
+            task, folder = str(view.spec.options["task"]), view.spec.options.get("include_path")
+            yield collect_harness(subject, task, settings, folder, cost)
 
 
 def collect_harness(
-    model: Any,
-    tokenizer: Any,
-    task: str,
-    settings: Mapping[str, Any],
-    *,
-    include_path: str | None = None,
-    batch_size: int = 32,
-    compute_dtype: torch.dtype | None = None,
-    cost: Cost | None = None,
+    subject: Subject, task: str, settings: Mapping[str, Any], include_path: str | None, cost: Cost
 ) -> HarnessTable | Absent:
     """Run one task: the harness makes the prompts, runs the model and scores each document.
 
-    Args:
-        model: causal language model, wrapped or not.
-        tokenizer: of the model.
-        task: its name in the harness.
-        settings: `num_fewshot`, worked examples (None = the task's own number); `limit`, documents at most.
-        include_path: folder with the user's own tasks.
-        batch_size: requests of a batch.
-        compute_dtype: autocast to it.
-        cost: seconds are added to it.
+    Settings: `num_fewshot`, worked examples (None = the task's own number); `limit`, documents at most.
+    `include_path` is the folder with the user's own tasks.
 
     Returns:
-        Accuracy of each document; or the reason why there is none: the harness is not installed, has no
-        such task, or cannot read its data.
+        Accuracy of each document; or the reason why there is none: the harness is not installed, has no such
+        task, or cannot read its data.
     """
     try:
         from lm_eval import evaluator
@@ -77,11 +51,10 @@ def collect_harness(
     except ImportError:
         error = MissingExtraError("lm-eval", "lm-eval", "the harness").faults[0]
         return Absent(f"{error.message}: {error.hint}")
-    inner: Any = unwrapped(model)
-    autocast = runtime.autocast(Parallel.of(inner).device, compute_dtype)
+    inner: Any = unwrapped(subject.model)
     try:
-        with running(inner, cost, gradients=True), autocast:
-            wrapped = HFLM(pretrained=inner, tokenizer=tokenizer, batch_size=batch_size)
+        with running(inner, cost, gradients=True), subject.autocast():
+            wrapped = HFLM(pretrained=inner, tokenizer=subject.tokenizer, batch_size=subject.batch_size)
             found = evaluator.simple_evaluate(
                 model=wrapped,
                 tasks=[task],

@@ -25,15 +25,7 @@ POSITIONS = 1024
 
 
 class Rounded(NamedTuple):
-    """Per label token, all [B, N].
-
-    Attributes:
-        logp_BN: log-probability, as the attacks read it, float32.
-        hit_BN: whether the label is the most likely token.
-        mu_BN: mean of log p over the vocabulary under p, float32.
-        var_BN: variance of log p over the vocabulary under p, float32.
-        nll_BN: cross entropy, as the losses read it, float32.
-    """
+    """The fields of `TokenStatistics`, as the attacks read them; `nll_BN`, the cross entropy of losses."""
 
     logp_BN: Tensor
     hit_BN: Tensor
@@ -51,29 +43,14 @@ def rounded_statistics(logits_BNV: Tensor, label_BN: Tensor, as_published: bool 
         as_published: for float32 logits on a CPU, round as the field's code does; no effect elsewhere.
     """
     at_once = POSITIONS_AT_ONCE.get(logits_BNV.device.type, POSITIONS)
+    statistics = token_statistics(logits_BNV, label_BN, at_once)
     if not as_published or logits_BNV.device.type != "cpu" or logits_BNV.dtype != torch.float32:
-        statistics = token_statistics(logits_BNV, label_BN, at_once)
         return Rounded(*statistics, -statistics.logp_BN)
     pieces = zip(
         torch.split(logits_BNV.flatten(0, 1), at_once), torch.split(label_BN.flatten(), at_once), strict=True
     )
-    columns = zip(*(_published(logits_MV, label_M) for logits_MV, label_M in pieces), strict=True)
-    return Rounded(*(torch.cat(column).view(label_BN.shape) for column in columns))
-
-
-def _published(logits_MV: Tensor, label_M: Tensor) -> Rounded:
-    """The fields of `Rounded` for M label positions."""
-    label_M1 = label_M.unsqueeze(-1)
-    hit_M = logits_MV.gather(-1, label_M1).squeeze(-1) == logits_MV.amax(-1)
-    # Only argmax says which of several equal logits is the greedy one, and it is slow on a CPU.
-    hit_M[hit_M.clone()] = logits_MV[hit_M].argmax(-1) == label_M[hit_M]
-    # exp(-1e4) is 0 in every float type, so the clamp only prevents 0 * -inf, which is NaN.
-    logp_MV = logits_MV.log_softmax(-1).clamp_(min=-1e4)
-    p_MV = logp_MV.exp()
-    mu_M = (p_MV * logp_MV).sum(-1)
-    logp_M = logp_MV.gather(-1, label_M1).squeeze(-1)
-    var_M = logp_MV.sub_(mu_M.unsqueeze(-1)).square_().mul_(p_MV).sum(-1)
-    return Rounded(logp_M, hit_M, mu_M, var_M, _in_order(logits_MV, label_M))
+    nll_M = torch.cat([_in_order(logits_MV, label_M) for logits_MV, label_M in pieces])
+    return Rounded(*statistics, nll_M.view(label_BN.shape))
 
 
 def _in_order(logits_MV: Tensor, label_M: Tensor) -> Tensor:

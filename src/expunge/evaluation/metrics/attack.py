@@ -13,16 +13,10 @@ from expunge.evaluation.tables import Examples, Floats, TokenTable, row_mean
 
 
 def attack(forget: Examples, forget_B: Floats, holdout: Examples, holdout_B: Floats) -> Result:
-    """The AUC of a loss-like score.
+    """The AUC of a loss-like score, given one per example.
 
-    1 = every forget row scores below every holdout row: the model shows that it has seen them.
-    0.5 = no difference.
-
-    Args:
-        forget: the forget rows.
-        forget_B: their scores, one per example.
-        holdout: rows that no model saw.
-        holdout_B: their scores.
+    1 = every forget row scores below every holdout row, which no model saw: the model shows that it has seen
+    them. 0.5 = no difference.
     """
     score_R, score_S = row_mean(forget.by_row(forget_B)), row_mean(holdout.by_row(holdout_B))
     return attack_of_rows(score_R, forget.row_ids, score_S, holdout.row_ids)

@@ -12,8 +12,5 @@ def bits_per_byte(documents: TokenTable) -> Result:
     """Sum of nll / (number of bytes x ln 2), over all documents: log2 of `byte_perplexity`.
 
     At least 0, lower is better.
-
-    Args:
-        documents: tokens of documents in windows.
     """
     return by_size(documents, bytes_of(documents), "bytes", base=2.0)

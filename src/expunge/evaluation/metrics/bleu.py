@@ -19,22 +19,17 @@ def bleu(generations: GenerationTable) -> Result:
     By the package sacrebleu with its defaults for sentences. Its range 0 to 100 is divided by 100: range 0 to
     1. On rows to forget, lower is better. The whole continuation counts; nothing is cut from it. An empty
     continuation scores 0; a row without text is unscored. Null without the package.
-
-    Args:
-        generations: what the model wrote, and the original text.
     """
     try:
         scorer = _scorer()
     except MissingExtraError as error:
         return Result.missing(f"{error.faults[0].message}: {error.faults[0].hint}")
     examples = generations.examples
-    pairs = list(zip(generations.generation, examples.target_text, strict=True))
-    score_R = np.array(
-        [
-            scorer.sentence_score(text, [target]).score / 100 if target.strip() else np.nan
-            for text, target in pairs
-        ]
-    )
+    scores = [
+        scorer.sentence_score(text, [target]).score / 100 if target.strip() else np.nan
+        for text, target in zip(generations.generation, examples.target_text, strict=True)
+    ]
+    score_R = np.array(scores)
     columns: dict[str, Any] = {
         "score": score_R,
         "input": generations.prompt,

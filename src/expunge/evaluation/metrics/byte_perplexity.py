@@ -13,9 +13,6 @@ def byte_perplexity(documents: TokenTable) -> Result:
     """exp(sum of nll / number of bytes), over all documents. At least 1, lower is better.
 
     The bytes are those of the document in its file, in UTF-8.
-
-    Args:
-        documents: tokens of documents in windows.
     """
     return by_size(documents, bytes_of(documents), "bytes")
 

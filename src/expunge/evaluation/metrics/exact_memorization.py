@@ -12,9 +12,6 @@ def exact_memorization(answers: TokenTable) -> Result:
 
     Tirumala et al., arXiv:2205.10770. The end of the turn is left out. Range 0 to 1; on the forget set lower
     is better. An answer without such tokens is unscored.
-
-    Args:
-        answers: tokens of the answers.
     """
     score_RA = answers.examples.by_row(answers.mean(answers.hit_M, ~answers.turn_end_M))
     return Result(

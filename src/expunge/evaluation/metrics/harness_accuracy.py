@@ -25,9 +25,5 @@ def harness_accuracy(
         limit: documents at most, None = all; a setting of the collector.
     """
     facts = {"num_fewshot": num_fewshot, **({} if limit is None else {"limit": limit})}
-    return Result(
-        Mean(documents.acc_B),
-        columns={"score": documents.acc_B},
-        facts=facts,
-        row_ids=documents.examples.row_ids,
-    )
+    score_B, ids = documents.acc_B, documents.examples.row_ids
+    return Result(Mean(score_B), columns={"score": score_B}, facts=facts, row_ids=ids)

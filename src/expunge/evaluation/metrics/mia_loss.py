@@ -12,9 +12,5 @@ def mia_loss(forget: TokenTable, holdout: TokenTable) -> Result:
 
     Yeom et al., arXiv:1709.01604. Range 0 to 1; best is 0.5, or the retain model's value; 1 = forget rows are
     recognised as training data.
-
-    Args:
-        forget: tokens of the forget rows.
-        holdout: tokens of rows that no model saw.
     """
     return attack(forget.examples, forget.avg_nll_B, holdout.examples, holdout.avg_nll_B)

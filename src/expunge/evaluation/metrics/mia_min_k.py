@@ -19,9 +19,5 @@ def mia_min_k(forget: TokenTable, holdout: TokenTable, *, k: Share = 0.4) -> Res
         holdout: tokens of rows that no model saw.
         k: share of the tokens.
     """
-    return attack(
-        forget.examples,
-        lowest_mean(forget, forget.logp_M, k),
-        holdout.examples,
-        lowest_mean(holdout, holdout.logp_M, k),
-    )
+    scores = [lowest_mean(table, table.logp_M, k) for table in (forget, holdout)]
+    return attack(forget.examples, scores[0], holdout.examples, scores[1])

@@ -12,10 +12,6 @@ def mia_reference(loss: Result, retain_logs: RetainLogs | None) -> Result:
 
     Carlini et al., arXiv:2112.03570, with the retain model as the reference. Range 0 to 1; best is 0.5. Null
     without retain logs.
-
-    Args:
-        loss: `mia_loss` of this model.
-        retain_logs: the retain model's evaluation, with `mia_loss` in it.
     """
     if retain_logs is None:
         return Result.missing("no retain_logs_path")

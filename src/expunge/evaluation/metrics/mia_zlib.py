@@ -15,10 +15,6 @@ def mia_zlib(forget: TokenTable, holdout: TokenTable) -> Result:
     """AUC of the answer's mean nll divided by the bytes of its text under zlib.
 
     Carlini et al., arXiv:2012.07805. Range 0 to 1; best is 0.5, or the retain model's value.
-
-    Args:
-        forget: tokens of the forget rows.
-        holdout: tokens of rows that no model saw.
     """
     return attack(forget.examples, _scores(forget), holdout.examples, _scores(holdout))
 

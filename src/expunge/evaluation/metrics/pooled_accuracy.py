@@ -12,9 +12,6 @@ def pooled_accuracy(parts: tuple[Result, ...]) -> Result:
     """Mean score over the rows of all parts: a part's weight is its number of rows.
 
     The same as the group `wmdp` of lm-evaluation-harness. Null if a part is null.
-
-    Args:
-        parts: results with a `score` per row.
     """
     odd = [part.name for part in parts if "score" not in part.columns]
     if odd:

@@ -15,9 +15,6 @@ def probability(answers: TokenTable) -> Result:
     The geometric mean of the token probabilities, not an accuracy (TOFU, arXiv:2401.06121, section 2.2). The
     token that ends the turn counts. Range 0 to 1. On the forget set lower is better, elsewhere higher. A row
     without label tokens is unscored. `prob` and `avg_loss` are lists if rows have several answers.
-
-    Args:
-        answers: tokens of the answers.
     """
     avg_nll_RA = answers.examples.by_row(answers.avg_nll_B)
     prob_RA = np.exp(-avg_nll_RA)

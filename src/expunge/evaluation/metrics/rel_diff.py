@@ -11,10 +11,6 @@ def rel_diff(score: Result, retain_logs: RetainLogs | None) -> Result:
     """100 (s - ref) / ref in per cent, with s this model's aggregate and ref the retain model's. Best is 0.
 
     Null without retain logs, and if the retain model's value is 0.
-
-    Args:
-        score: any metric.
-        retain_logs: the retain model's evaluation.
     """
     if retain_logs is None:
         return Result.missing("no retain_logs_path")

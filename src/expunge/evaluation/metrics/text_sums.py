@@ -33,26 +33,14 @@ def texts_of(table: TokenTable) -> list[str]:
 
 
 def by_size(table: TokenTable, size_R: Floats, what: str, base: float | None = None) -> Result:
-    """exp(sum of nll / sum of sizes); with a base, the logarithm of this to the base.
-
-    Args:
-        table: tokens of documents.
-        size_R: of each document, in `what`.
-        what: words or bytes.
-        base: of the logarithm, None = no logarithm.
-    """
+    """exp(sum of nll / sum of sizes) of documents, in `what`; with a base, its logarithm to the base."""
     nll_R, _ = sums_of(table)
     ratio = Ratio(nll_R, size_R)
     # Not the logarithm of the exponential: that may be infinite.
     statistic = raised(ratio) if base is None else Mapped(ratio, lambda mean: mean / np.log(base))
     columns, facts = {"nll": nll_R, what: size_R}, {f"n_{what}": int(size_R.sum())}
-    return Result(
-        statistic,
-        columns=columns,
-        facts=facts,
-        row_ids=table.examples.row_ids,
-        reason=TOO_LARGE if statistic is None else None,
-    )
+    reason = TOO_LARGE if statistic is None else None
+    return Result(statistic, columns=columns, facts=facts, row_ids=table.examples.row_ids, reason=reason)
 
 
 def raised(mean: Statistic) -> Mapped | None:

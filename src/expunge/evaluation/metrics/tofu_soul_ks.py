@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from expunge.evaluation.metrics.forget_quality import ks_result
 from expunge.evaluation.results import Result
 from expunge.evaluation.statistics import KolmogorovSmirnov
 
@@ -18,11 +19,4 @@ def tofu_soul_ks(forget: Result, retain: Result) -> Result:
         retain: `truth_ratio` of the retain rows.
     """
     statistic = KolmogorovSmirnov(forget.columns["score"], retain.columns["score"])
-    distance = statistic.value()
-    if distance is None:
-        return Result.missing("no forget or no retain row has a truth ratio")
-    from scipy.stats import ks_2samp
-
-    return Result(
-        statistic, facts={"D": distance}, reported=float(ks_2samp(*statistic.kept()).pvalue), interval_of="D"
-    )
+    return ks_result(statistic, "no forget or no retain row has a truth ratio")

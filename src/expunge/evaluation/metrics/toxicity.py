@@ -26,9 +26,6 @@ def toxicity(
             the folder or hub name of a sequence classifier.
         toxic_label: for a classifier, the label whose probability is the score; None = the label named
             toxic.
-
-    Raises:
-        UserError: no such scorer.
     """
     try:
         score_R = score_texts(generations.generation, scorer, toxic_label)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from expunge.data.collate import hidden_places
 from expunge.data.encoded import Encoded
 from expunge.lm.labels import LabelIndex, Side
 from expunge.models.attention import attention_of
@@ -149,13 +150,7 @@ def grow(examples: Sequence[Encoded], share: bool, longest: int = LONGEST) -> li
 
 
 def pack(trees: Sequence[Tree], pad_id: int, dtype: torch.dtype) -> Packed:
-    """A batch of trees, padded on the right.
-
-    Args:
-        trees: at least one.
-        pad_id: any valid token.
-        dtype: of the additive attention mask.
-    """
+    """A batch of trees, padded on the right."""
     shape = (len(trees), max(map(len, trees)))
     input_ids_BT = torch.full(shape, pad_id)
     position_BT, last_BT = torch.zeros(shape, dtype=torch.long), torch.full(shape, -1)
@@ -177,18 +172,15 @@ def pack(trees: Sequence[Tree], pad_id: int, dtype: torch.dtype) -> Packed:
         ways |= {example: [before + tree.scored[node] for node in way] for example, way in tree.ways.items()}
         before += count
     seen_BT = last_BT >= 0
-    hiding = any(tree.hidden is not None for tree in trees)
-    if hiding:
-        seen_BT &= input_ids_BT != torch.tensor(
-            [[-1 if tree.hidden is None else tree.hidden] for tree in trees]
-        )
+    hidden_BT = hidden_places(trees, input_ids_BT)
+    if hidden_BT is not None:
+        seen_BT &= ~hidden_BT
     side: Side = {"input_ids": input_ids_BT, "attention_mask": seen_BT.long(), "label_mask": label_mask_BT}
     shared = any(len(tree.ways) > 1 for tree in trees)
-    if hiding and not shared:
+    if hidden_BT is not None and not shared:
         side["position_ids"] = position_BT
-    kwargs = (
-        {"attention_mask": _tree_mask(last_BT, seen_BT, dtype), "position_ids": position_BT} if shared else {}
-    )
+    mask_B1TT = _tree_mask(last_BT, seen_BT, dtype) if shared else None
+    kwargs = {} if mask_B1TT is None else {"attention_mask": mask_B1TT, "position_ids": position_BT}
     return Packed(side, LabelIndex(predictor_BN, label_BN, mask_BN), kwargs, ways, sum(map(len, trees)))
 
 
@@ -198,15 +190,11 @@ def _tree_mask(last_BT: Tensor, seen_BT: Tensor, dtype: torch.dtype) -> Tensor:
     A token that may attend to nothing attends to itself, so that its output stays finite.
     """
     place_T = torch.arange(last_BT.shape[1])
-    seen_BTT = (
-        (place_T <= place_T.unsqueeze(1))
-        & (last_BT.unsqueeze(1) >= place_T.unsqueeze(1))
-        & seen_BT.unsqueeze(1)
-    )
+    before_BTT = (place_T <= place_T.unsqueeze(1)) & (last_BT.unsqueeze(1) >= place_T.unsqueeze(1))
+    seen_BTT = before_BTT & seen_BT.unsqueeze(1)
     seen_BTT |= torch.eye(len(place_T), dtype=torch.bool) & ~seen_BTT.any(-1, keepdim=True)
-    return (
-        torch.zeros(seen_BTT.shape, dtype=dtype).masked_fill(~seen_BTT, torch.finfo(dtype).min).unsqueeze(1)
-    )
+    mask_BTT = torch.zeros(seen_BTT.shape, dtype=dtype).masked_fill(~seen_BTT, torch.finfo(dtype).min)
+    return mask_BTT.unsqueeze(1)
 
 
 def can_share(model: Any, longest: int) -> bool:

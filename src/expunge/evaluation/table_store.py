@@ -21,8 +21,7 @@ T = TypeVar("T", bound=Table)
 class TableStore:
     """A folder of tables: `KEY.safetensors` with the arrays, `KEY.json` with the texts, written last.
 
-    Args:
-        folder: of the files; None = nothing is saved.
+    Without a folder, nothing is saved.
     """
 
     def __init__(self, folder: Path | None) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from expunge.core.errors import Fault, UserError
 from expunge.data.collate import collate
 from expunge.data.encoded import Encoded
-from expunge.data.rows import SHOWN
+from expunge.data.rows import first_faults
 from expunge.lm.labels import LabelIndex, Side, label_index, on_device
 from expunge.lm.logprobs import masked_sum
 from expunge.lm.packing import token_budgeted_batches
@@ -21,12 +21,7 @@ Reduction = Literal["token_mean", "token_sum"]
 
 
 class RowBatch(NamedTuple):
-    """A batch of rows.
-
-    Attributes:
-        numbers: positions of the rows in their sequence.
-        side: tensors of the rows, on the device.
-    """
+    """The positions of some rows in their sequence, and their tensors on the device."""
 
     numbers: list[int]
     side: Side
@@ -61,13 +56,11 @@ def check_rows(encoded: Sequence[Encoded]) -> None:
         raise UserError("there is no row to score", "name a data set under data.forget")
     bare = [row for row in encoded if count_labels(row) == 0]
     if bare:
-        faults = [
-            Fault(f"row {row.row} ({row.row_id}) has no label token, so it has no loss")
-            for row in bare[:SHOWN]
-        ]
-        more = len(bare) - SHOWN
-        rest = [Fault(f"and {more} more rows with such a fault")] if more > 0 else []
-        raise UserError.of([*faults, *rest])
+        raise UserError.of(
+            first_faults(
+                [Fault(f"row {row.row} ({row.row_id}) has no label token, so it has no loss") for row in bare]
+            )
+        )
     if len({row.row_id for row in encoded}) < len(encoded):
         raise UserError(
             "several examples have the same row id",

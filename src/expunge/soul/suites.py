@@ -7,22 +7,16 @@ from typing import Any
 from expunge.config.local_data import is_local_path
 from expunge.core.errors import UserError
 from expunge.soul.command import Given
-from expunge.soul.data import DEFAULTS, RATIO
+from expunge.soul.data import DEFAULTS, RATIO, selection
 from expunge.soul.router import Routed, route
 from expunge.soul.writing import assign
 
 
 def suite_overrides(given: Given, task: str, data_root: str) -> list[str]:
-    """Overrides of the suites of a task.
+    """Overrides of the suites of a task: tofu, wmdp, copyright or toxic.
 
-    Args:
-        given: the command line.
-        task: tofu, wmdp, copyright or toxic.
-        data_root: the folder of local data.
-
-    Returns:
-        For tofu: SOUL's comparison of forget and retain rows. For copyright: the text to forget, if it is the
-        user's file. For toxic: the prompts of the rows to forget.
+    For tofu: SOUL's comparison of forget and retain rows. For copyright: the text to forget, if it is the
+    user's file. For toxic: the prompts of the rows to forget.
     """
     if task == "tofu":
         return ["eval.tofu.metrics.tofu_soul_ks.enabled=true"]
@@ -60,9 +54,5 @@ def _toxic(given: Given, name: str, routed: Routed) -> list[str]:
     ratio = given.get("dataset.forget_ratio", RATIO)
     # `data_overrides` reports a wrong ratio; 1 means all rows.
     if ratio > 0 and ratio != 1 and (ratio < 1 or float(ratio).is_integer()):
-        select = {
-            "ratio": int(ratio) if ratio > 1 else float(ratio),
-            "seed": given.get("dataset.dataset_seed", 0),
-        }
-        overrides.append(assign(f"{view}.select", select))
+        overrides.append(assign(f"{view}.select", selection(given)))
     return [*overrides, f"{view}.count=null"]

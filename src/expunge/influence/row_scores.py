@@ -26,7 +26,7 @@ from expunge.influence.ghost import fits_lora, ghost, lora
 from expunge.influence.gradient import EpochGradient, Tensors, epoch_gradient
 from expunge.influence.parameters import choose_parameters, gradients_for
 from expunge.influence.projections import ATTENTIONS, Along, jvp, naive
-from expunge.influence.rows import Reduction, RowBatch, batches_of, check_rows, count_labels
+from expunge.influence.row_batches import Reduction, RowBatch, batches_of, check_rows, count_labels
 from expunge.models.attention import attention_of
 from expunge.models.outputs import unwrapped
 
@@ -37,6 +37,8 @@ Choice = Literal["auto", "naive", "jvp", "ghost", "lora"]
 Algorithm = Callable[
     [nn.Module, Mapping[str, nn.Parameter], Tensors, Iterable[RowBatch], str], dict[int, Along]
 ]
+"""Maps the model in eval mode, the parameters (which require gradients), g, every row once in batches, and
+the reduction to <g_i, g> by row number."""
 TWO_PASSES: dict[str, Algorithm] = {"naive": naive, "jvp": jvp, "ghost": ghost}
 """The algorithms that need g as input; `lora` computes it."""
 
@@ -119,9 +121,6 @@ def score_rows(
         signed: use the projection itself as the score.
         max_tokens: padded tokens of a batch.
 
-    Returns:
-        The scores.
-
     Raises:
         UserError: rows have no labels, no parameter can be differentiated, or the gradient is zero or not
             finite.
@@ -135,25 +134,16 @@ def score_rows(
     where = next(iter(chosen.parameters.values())).device
 
     def batches(what: str) -> Iterable[RowBatch]:
-        return _with_progress(
-            batches_of(encoded, max_tokens, where, max_rows=1 if taken == "naive" else None),
-            len(encoded),
-            what,
-        )
+        found = batches_of(encoded, max_tokens, where, max_rows=1 if taken == "naive" else None)
+        return _with_progress(found, len(encoded), what)
 
     with gradients_for(model, chosen.parameters):
         g, along = _measured(model, chosen.parameters, taken, batches, reduction)
     items = tuple(
         _item(row, g.losses[number], along[number], g.norm, signed) for number, row in enumerate(encoded)
     )
-    scorer = {
-        "loss": loss,
-        "reduction": reduction,
-        "epoch_grad_mode": epoch_grad_mode,
-        "params": chosen.kind,
-        "algorithm": taken,
-        "signed": signed,
-    }
+    scorer: dict[str, Any] = {"loss": loss, "reduction": reduction, "epoch_grad_mode": epoch_grad_mode}
+    scorer |= {"params": chosen.kind, "algorithm": taken, "signed": signed}
     used = f"{attention} (math)" if (taken, attention) == ("jvp", "sdpa") else attention
     return Difficulty(items, g.by_name, g.norm, scorer, used, chosen.notices)
 
@@ -187,16 +177,8 @@ def _algorithm(asked: str, attention: str) -> str:
 def _item(row: Encoded, loss: float, along: Along, norm: float, signed: bool) -> Item:
     projection = along.dot / norm
     cosine = projection / along.norm if along.norm else None
-    return Item(
-        row.row_id,
-        row.row,
-        count_labels(row),
-        loss,
-        projection,
-        projection if signed else abs(projection),
-        along.norm,
-        cosine,
-    )
+    score = projection if signed else abs(projection)
+    return Item(row.row_id, row.row, count_labels(row), loss, projection, score, along.norm, cosine)
 
 
 def _with_progress(batches: Iterable[RowBatch], total: int, what: str) -> Iterable[RowBatch]:
