@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
 from expunge.core.errors import UserError
 from expunge.lm import runtime
@@ -80,6 +80,9 @@ class Parallel:
         """
         if self.split is not None:
             self.split(model)
+            if is_adapted(model):
+                # peft's `generate` goes past the outer module, which gathers what no layer owns.
+                register_fsdp_forward_method(model, "generate")
 
     def reshard(self, model: nn.Module) -> None:
         """Free the gathered weights that a forward pass without a backward pass leaves.
