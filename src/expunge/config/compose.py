@@ -24,7 +24,7 @@ MISSING = "???"
 # the YAML.
 OPEN = (
     *(f"model.{name}" for name in ("model_args", "tokenizer_args", "template_args")),
-    *(f"trainer.{name}" for name in ("args", "method_args", "optimizer", "mask")),
+    *(f"trainer.{name}" for name in ("args", "method_args", "optimizer", "mask", "listeners")),
     *("data", "eval", "compat", "procedure.args", "difficulty"),
 )
 
@@ -190,7 +190,7 @@ def _unknown_key(typed: Typed, paths: Sequence[str]) -> Fault:
 
 
 def _is_open(key: str) -> bool:
-    return any(key.startswith(prefix + ".") for prefix in OPEN)
+    return any(f"{key}.".startswith(prefix + ".") for prefix in OPEN)
 
 
 def _paths(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

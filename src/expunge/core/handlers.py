@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from expunge.core.errors import UserError, unknown
-from expunge.core.source import Definition, Function, definition, imported_as, module_file, statements_of
+from expunge.core.source import (
+    Definition,
+    Function,
+    attribute,
+    definition,
+    imported_as,
+    module_file,
+    statements_of,
+)
 
 
 class Required:
@@ -150,8 +158,11 @@ def _signature(found: Definition, node: Function | ast.ClassDef) -> Signature:
         init = next(
             (item for item in node.body if isinstance(item, Function) and item.name == "__init__"), None
         )
+        fields = dataclass_fields(node)
+        if init is None and not fields:
+            inherited = attribute(found, "__init__")
+            init = inherited.node if inherited and isinstance(inherited.node, Function) else None
         if init is None:
-            fields = dataclass_fields(node)
             defaults = {name: default for name, (default, _) in fields.items()}
             hints = {name: hint for name, (_, hint) in fields.items()}
             return Signature(found.handler, (), defaults, False, summary, found.path, {}, decorators, hints)

@@ -74,6 +74,14 @@ def attribute(owner: Definition, name: str) -> Definition | None:
     return next((found for base in bases if base and (found := attribute(base, name))), None)
 
 
+def ancestors(owner: Definition) -> Iterator[Definition]:
+    """A class and its bases, as far as their source is found, nearest first."""
+    yield owner
+    for base in owner.node.bases if isinstance(owner.node, ast.ClassDef) else ():
+        if found := _meant(base, owner.module):
+            yield from ancestors(found)
+
+
 def imported_as(module: str, name: str) -> str:
     """The dotted origin of a module's name, such as `typing.Literal`; the name itself if not imported."""
     path = module_file(module)

@@ -28,6 +28,7 @@ from expunge.pipelines.forget_order import ByScore, by_score, in_order
 from expunge.pipelines.references import reference_of
 from expunge.pipelines.stepping import stepping_of
 from expunge.training.arguments import training_arguments
+from expunge.training.callbacks import own_listeners
 from expunge.training.checkpoint import disk_full_told
 from expunge.training.launch import check_launch
 from expunge.training.listeners import Listener
@@ -134,7 +135,7 @@ def training_of(
         cfg: the run's configuration.
         run: its folder, already begun.
         prepared: what the run reads.
-        listeners: called besides the log and the progress bar.
+        listeners: called before those of `trainer.listeners`.
 
     Returns:
         The training, and what it resumes from.
@@ -160,6 +161,7 @@ def training_of(
     args.pop("output_dir", None)
     args.setdefault("run_name", str(cfg.get("task_name")))
     arguments = training_arguments(args, run.model_folder, len(dataset), seed=int(cfg.get("seed", 0)))
+    own, callbacks = own_listeners(cfg.bound)
     training = Training(
         loaded.model,
         arguments,
@@ -169,8 +171,8 @@ def training_of(
         reference=reference_of(cfg, loaded, objective, sides, run, text.pad_id),
         evaluator=prepared.evaluation.during(loaded),
         tokenizer=text.tokenizer,
-        callbacks=(StopWhenPreempted(),),
-        listeners=listeners,
+        callbacks=(StopWhenPreempted(), *callbacks),
+        listeners=(*listeners, *own),
         run_dir=run.path,
         layout=run.layout,
         **stepping_of(cfg, run, loaded.model, sides, arguments, text.pad_id),

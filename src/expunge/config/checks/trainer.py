@@ -10,6 +10,7 @@ from typing import Any
 
 from expunge.config.checks.checking import Checking
 from expunge.config.checks.stepping import check_stepping
+from expunge.config.listeners import LISTENERS, bind_listeners
 from expunge.config.method import KEY, RETAIN, bind_method, extra_terms, losses_of
 from expunge.config.training_fields import refusals
 from expunge.core.annotations import ANY, Type, read_type
@@ -38,6 +39,7 @@ def check_trainer(check: Checking) -> None:
         _sides(check, own.signature)
     _training_arguments(check)
     check_stepping(check)
+    bind_listeners(check, check.cfg.get(LISTENERS))
 
 
 @cache
