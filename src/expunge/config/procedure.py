@@ -13,6 +13,9 @@ from expunge.core.handlers import Signature, read_signature
 HANDLER, ARGS = "procedure.handler", "procedure.args"
 """The keys of the handler and of its arguments; the procedure is bound at `ARGS`."""
 
+FINAL = "final"
+"""The name of the stage that trains the run's own model."""
+
 
 def find_procedure(binder: Binder, handler: Any) -> Signature | None:
     """The signature of a procedure; for anything else None, and a fault is recorded."""

@@ -14,8 +14,10 @@ from expunge.config.checks.difficulty import check_difficulty
 from expunge.config.checks.evaluation import check_eval
 from expunge.config.checks.model import check_model
 from expunge.config.checks.procedure import check_procedure
-from expunge.config.checks.trainer import OWN_ARGS, check_trainer, training_arguments
+from expunge.config.checks.trainer import check_trainer
 from expunge.config.compose import MISSING, compose_all
+from expunge.config.training_fields import range_of
+from expunge.core.annotations import Type
 from expunge.core.config import Config
 from expunge.core.errors import Fault, UserError, unknown
 from expunge.core.layout import EXPUNGE, LAYOUTS
@@ -76,7 +78,7 @@ def checked(cfg: Config, broken: set[str] | None = None) -> Checking:
     mode = cfg.get("mode")
     if mode not in MODES:
         check.faults.append(unknown("mode", str(mode), MODES))
-    check.number("seed", whole=True)
+    _seed(check)
     layout = cfg.get("run_layout") or EXPUNGE.name
     if layout not in LAYOUTS:
         check.faults.append(unknown("run_layout", str(layout), list(LAYOUTS)))
@@ -86,8 +88,7 @@ def checked(cfg: Config, broken: set[str] | None = None) -> Checking:
     if trains and "trainer" not in check.broken:
         check_trainer(check)
     if cfg.get("procedure") is not None and not check.broken & {"procedure", "experiment"}:
-        names = training_arguments()
-        check_procedure(check, (*names, *OWN_ARGS) if names else ())
+        check_procedure(check)
     if trains and not check.broken & {"data", "data/datasets", "experiment"}:
         check_data(check)
     if trains and "trainer" not in check.broken:
@@ -97,6 +98,14 @@ def checked(cfg: Config, broken: set[str] | None = None) -> Checking:
     if not check.broken & {"compat", "trainer", "eval", "experiment"}:
         check_compat(check)
     return check
+
+
+def _seed(check: Checking) -> None:
+    """Check the seed under the key that was typed: `seed`, or the field's `trainer.args.seed`."""
+    typed = any(text.lstrip("+").startswith("trainer.args.seed=") for text in check.cfg.overrides)
+    if "seed" in check.cfg.tree:
+        hint = Type("int", ranges=range_of("seed"))
+        check.check("trainer.args.seed" if typed else "seed", check.cfg.get("seed"), hint, "for example 0")
 
 
 def _missing(node: Any, key: str = "") -> Iterator[str]:

@@ -10,14 +10,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol, TypeVar, cast
 
+from expunge.config.procedure import FINAL
 from expunge.core.binding import Bound
 from expunge.core.sides import SIDE_NAMES, SideName
 from expunge.data.datasets import Dataset
 from expunge.models.load import Loaded
 
 F = TypeVar("F", bound=Callable[..., None])
-FINAL = "final"
-"""Name of the stage whose model is the model of the run."""
 
 
 class Stages(Protocol):

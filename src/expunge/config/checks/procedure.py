@@ -9,6 +9,7 @@ from typing import Any
 from expunge.config.adapter import ADAPTER_FILE
 from expunge.config.checks.checking import Checking
 from expunge.config.procedure import ARGS, find_procedure, stages_of
+from expunge.config.trainer_args import check_values
 from expunge.core.annotations import Type
 from expunge.core.handlers import Signature
 
@@ -17,13 +18,8 @@ LOSS = "expunge.methods.finetune:finetune"
 """The loss of every stage."""
 
 
-def check_procedure(check: Checking, training_arguments: tuple[str, ...]) -> None:
-    """Check everything about a procedure that is known before loading.
-
-    Args:
-        check: the validation.
-        training_arguments: the valid names of a stage's own arguments.
-    """
+def check_procedure(check: Checking) -> None:
+    """Check everything about a procedure that is known before loading."""
     node = check.cfg.get("procedure")
     if not isinstance(node, dict):
         check.fault(
@@ -41,7 +37,7 @@ def check_procedure(check: Checking, training_arguments: tuple[str, ...]) -> Non
     signature = find_procedure(check, node.get("handler"))
     if signature is None:
         return
-    _args(check, signature, training_arguments)
+    _args(check, signature)
     _sides(check, signature)
     _unused(check, signature)
     if check.cfg.get("model.adapter.type") == "qlora" and set(stages_of(check.cfg)) - {"final"}:
@@ -51,21 +47,12 @@ def check_procedure(check: Checking, training_arguments: tuple[str, ...]) -> Non
         _whole_model(check, signature)
 
 
-def _args(check: Checking, signature: Signature, training_arguments: tuple[str, ...]) -> None:
+def _args(check: Checking, signature: Signature) -> None:
     given, about = check.cfg.section(ARGS), signature.decorators["procedure"]
     check.bind(ARGS, signature, given)
     for stage in about.get("stages", {}):
         if stage in signature.keyword and isinstance(given.get(stage), Mapping):
-            _stage_args(check, f"{ARGS}.{stage}", given[stage], training_arguments)
-
-
-def _stage_args(
-    check: Checking, key: str, given: Mapping[str, Any], training_arguments: tuple[str, ...]
-) -> None:
-    if training_arguments:
-        check.known(key, given, training_arguments, "TrainingArguments")
-    for name in ("learning_rate", "num_train_epochs", "max_steps"):
-        check.number(f"{key}.{name}", above=0)
+            check_values(check, f"{ARGS}.{stage}", given[stage])
 
 
 def _sides(check: Checking, signature: Signature) -> None:
