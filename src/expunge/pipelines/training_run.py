@@ -210,6 +210,6 @@ def _paired(cfg: Config, run: RunDir, sides: Mapping[str, Dataset], objective: O
             pairs = load_pairs(stored)
         else:
             pairs = pairs_of(forget, retain, int(cfg.get("seed", 0)), epochs, anchor)
-            if read == {"forget", "retain"} and runtime.rank() == 0:
+            if read == {"forget", "retain"} and runtime.is_primary():
                 save_pairs(stored, pairs)
     return PairedDataset(forget, retain, pairs, sides=objective.sides)
