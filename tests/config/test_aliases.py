@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from expunge.config.aliases import BITSANDBYTES, DROPPED, RENAMED, fit_machine, translate
-from expunge.config.trainer_args import argument_types
 from expunge.config.location import config_roots
 from expunge.config.short_names import DATASETS
+from expunge.config.trainer_args import argument_types
 from expunge.config.training_fields import OWN, known_fields
 from expunge.core.handlers import read_signature
 

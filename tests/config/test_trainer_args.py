@@ -26,9 +26,7 @@ KEY = "trainer.args"
 @pytest.fixture(scope="module")
 def base() -> Config:
     """An unlearning run with an evaluation suite; simple values are set in copies of its tree."""
-    return compose_config(
-        "unlearn", ["experiment=unlearn/mini/default", "task_name=x", "trainer=GradAscent"]
-    )
+    return compose_config("unlearn", ["experiment=unlearn/mini/default", "task_name=x", "trainer=GradAscent"])
 
 
 def faults_of(base: Config, **args: Any) -> list[str]:
@@ -127,8 +125,16 @@ TOGETHER: list[tuple[dict[str, Any], str, str]] = [
         "reduce_lr_on_plateau follows a metric, and the run is not evaluated",
         "add trainer.args.eval_strategy=steps",
     ),
-    ({"optim": "galore_adamw", "optim_target_modules": "all-linear"}, "optim=galore_adamw needs the package 'galore_torch'", "pip install galore-torch"),
-    ({"optim": "galore_adamw"}, "optim=galore_adamw needs optim_target_modules", "optim_target_modules=all-linear"),
+    (
+        {"optim": "galore_adamw", "optim_target_modules": "all-linear"},
+        "optim=galore_adamw needs the package 'galore_torch'",
+        "pip install galore-torch",
+    ),
+    (
+        {"optim": "galore_adamw"},
+        "optim=galore_adamw needs optim_target_modules",
+        "optim_target_modules=all-linear",
+    ),
     ({"optim": "schedule_free_adamw"}, "needs the package 'schedulefree'", "pip install schedulefree"),
     ({"optim": "lion_8bit"}, "needs the package 'bitsandbytes'", 'pip install "expunge[quantized]"'),
     ({"optim": "lomo"}, "optim=lomo: lomo updates the model in its own loop", "choose another one"),
@@ -155,10 +161,18 @@ TOGETHER: list[tuple[dict[str, Any], str, str]] = [
         "metric_for_best_model=forget_Q_A_Pro: unknown metric",
         "did you mean 'forget_Q_A_Prob'?",
     ),
-    ({"dataloader_prefetch_factor": 2}, "dataloader_prefetch_factor=2: it is for worker processes", "dataloader_num_workers=2"),
+    (
+        {"dataloader_prefetch_factor": 2},
+        "dataloader_prefetch_factor=2: it is for worker processes",
+        "dataloader_num_workers=2",
+    ),
     ({"dataloader_persistent_workers": True}, "it is for worker processes, and there are none", ""),
     ({"fp16": True, "bf16": True}, "fp16=True: bf16=true is given as well", "give one of the two"),
-    ({"eval_strategy": "steps", "eval_steps": 2.5}, "eval_steps=2.5: steps above 1 are whole", "for example 2"),
+    (
+        {"eval_strategy": "steps", "eval_steps": 2.5},
+        "eval_steps=2.5: steps above 1 are whole",
+        "for example 2",
+    ),
 ]  # fmt: skip
 
 
@@ -204,7 +218,9 @@ def test_every_number_of_transformers_has_a_range() -> None:
         return hint.kind in ("int", "float") or (hint.kind == "union" and any(map(is_number, hint.args)))
 
     listed = {name for names, _ in RANGES for name in names.split()}
-    assert {name for name, hint in argument_types().items() if is_number(hint)} - {"label_smoothing_factor"} == listed
+    assert {name for name, hint in argument_types().items() if is_number(hint)} - {
+        "label_smoothing_factor"
+    } == listed
 
 
 STRANGE = ("abc", [1], {"a": 1}, -1, math.nan, None, False, True, 0, [], "", 2.5)
@@ -248,7 +264,11 @@ def test_values_of_shipped_files_without_effect_give_no_notice(base: Config) -> 
 
 
 def test_one_notice_names_all_arguments_without_effect() -> None:
-    typed = (f"{KEY}.per_device_eval_batch_size=64", f"{KEY}.prediction_loss_only=true", f"{KEY}.use_cache=true")
+    typed = (
+        f"{KEY}.per_device_eval_batch_size=64",
+        f"{KEY}.prediction_loss_only=true",
+        f"{KEY}.use_cache=true",
+    )
     cfg = compose_config("unlearn", ["experiment=unlearn/mini/default", "task_name=x", *typed])
     (notice,) = [notice for notice in cfg.notices if "without effect" in notice]
     assert "per_device_eval_batch_size, prediction_loss_only (models are evaluated by the suites" in notice

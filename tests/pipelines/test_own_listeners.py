@@ -1,4 +1,4 @@
-"""`trainer.listeners`: a user's own listeners and transformers callbacks, from the command line to the effect."""
+"""`trainer.listeners`: a user's own listeners and callbacks, from the command line to the effect."""
 
 from __future__ import annotations
 

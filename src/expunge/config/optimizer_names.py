@@ -32,7 +32,9 @@ def check_optimizer(binder: Binder, key: str, args: Mapping[str, Any]) -> None:
     name, further = args.get("optim"), args.get("optim_args")
     if isinstance(further, str) and any(item.count("=") != 1 for item in further.split(",") if further):
         text = binder.typed(f"{key}.optim_args", further)
-        binder.fault(f"{text}: must be a list of name=value with commas", "for example 'momentum=0.9,nesterov=true'")
+        binder.fault(
+            f"{text}: must be a list of name=value with commas", "for example 'momentum=0.9,nesterov=true'"
+        )
     if not isinstance(name, str):
         return
     text = binder.typed(f"{key}.optim", name)
@@ -46,4 +48,6 @@ def check_optimizer(binder: Binder, key: str, args: Mapping[str, Any]) -> None:
     if needed is not None and not installed(needed[0]):
         binder.fault(f"{text} needs the package {needed[0]!r}, which is not installed", needed[1])
     if name.startswith(("galore_", "apollo_")) and args.get("optim_target_modules") is None:
-        binder.fault(f"{text} needs optim_target_modules", f"for example {key}.optim_target_modules=all-linear")
+        binder.fault(
+            f"{text} needs optim_target_modules", f"for example {key}.optim_target_modules=all-linear"
+        )

@@ -14,7 +14,7 @@ from typing import Any
 from expunge.config.optimizer_names import check_optimizer
 from expunge.config.schedulers import EVALUATED, check_scheduler
 from expunge.config.training_fields import CHOICES, OWN, range_of, refusals
-from expunge.core.annotations import ANY, Type, read_type
+from expunge.core.annotations import Type, read_type
 from expunge.core.binding import Binder
 from expunge.core.errors import nearest
 from expunge.core.handlers import dataclass_fields, literal
@@ -27,7 +27,11 @@ ADVICE = {
     "eval_strategy": "quote no in a YAML file",
     "save_strategy": "quote no in a YAML file",
 }
-WORKERS = ("dataloader_prefetch_factor", "dataloader_persistent_workers", "dataloader_multiprocessing_context")
+WORKERS = (
+    "dataloader_prefetch_factor",
+    "dataloader_persistent_workers",
+    "dataloader_multiprocessing_context",
+)
 """Fields that are for the loader's worker processes."""
 
 WORDS: dict[str, tuple[str, ...]] = {"report_to": (), "debug": ("underflow_overflow", "tpu_metrics_debug")}
@@ -72,19 +76,33 @@ def check_together(binder: Binder, key: str, args: Mapping[str, Any], *, evaluat
         args: the arguments; values that are wrong alone are reported elsewhere.
         evaluates: whether the training evaluates; else the settings of evaluation are not used.
     """
+
     def fault(name: str, reason: str, hint: str) -> None:
         binder.fault(f"{binder.typed(f'{key}.{name}', args.get(name))}: {reason}", hint)
 
     for name, default in (("logging", "steps"), ("eval", "no"), ("save", "steps")):
         steps = args.get(f"{name}_steps")
-        if args.get(f"{name}_strategy", default) == "steps" and isinstance(steps, float) and steps > 1 and steps % 1:
-            fault(f"{name}_steps", "steps above 1 are whole", f"for example {int(steps)}, or a share of the run below 1")
+        if (
+            args.get(f"{name}_strategy", default) == "steps"
+            and isinstance(steps, float)
+            and steps > 1
+            and steps % 1
+        ):
+            fault(
+                f"{name}_steps",
+                "steps above 1 are whole",
+                f"for example {int(steps)}, or a share of the run below 1",
+            )
     for first, second in (("fp16", "bf16"), ("fp16_full_eval", "bf16_full_eval")):
         if args.get(first) is True and args.get(second) is True:
             fault(first, f"{second}=true is given as well", "give one of the two")
     for name in WORKERS:
         if args.get(name) and not _is_above(args.get("dataloader_num_workers", 0), 0):
-            fault(name, "it is for worker processes, and there are none", f"add {key}.dataloader_num_workers=2, or leave it out")
+            fault(
+                name,
+                "it is for worker processes, and there are none",
+                f"add {key}.dataloader_num_workers=2, or leave it out",
+            )
     check_optimizer(binder, key, args)
     check_scheduler(binder, key, args)
     if evaluates:
@@ -95,11 +113,15 @@ def _check_evaluation(binder: Binder, key: str, args: Mapping[str, Any]) -> None
     def typed(name: str) -> str:
         return binder.typed(f"{key}.{name}", args.get(name))
 
-    evaluates, saves = (str(args.get(f"{name}_strategy", default)) for name, default in (("eval", "no"), ("save", "steps")))
+    evaluates, saves = (
+        str(args.get(f"{name}_strategy", default)) for name, default in (("eval", "no"), ("save", "steps"))
+    )
     metric, never = args.get("metric_for_best_model"), evaluates in ("no", "False")
     hint = f"add {key}.eval_strategy=steps {key}.eval_steps=N"
     if (kind := args.get("lr_scheduler_type")) in EVALUATED and never:
-        binder.fault(f"{typed('lr_scheduler_type')}: {kind} follows a metric, and the run is not evaluated", hint)
+        binder.fault(
+            f"{typed('lr_scheduler_type')}: {kind} follows a metric, and the run is not evaluated", hint
+        )
     if saves == "best" and metric is None:
         binder.fault(
             f"{typed('save_strategy')}: it needs a metric",
@@ -128,8 +150,9 @@ def _check_steps(binder: Binder, key: str, args: Mapping[str, Any], typed: str) 
     # As in transformers: shares are compared as whole numbers of millionths.
     if mixed or (save * 1_000_000) % (every * 1_000_000):
         reason = "one is a share of the run" if mixed else f"{save} is not a multiple of {every}"
-        text = f"{typed}: each checkpoint must be evaluated, with save_steps={save} and eval_steps={every}, {reason}"
-        binder.fault(text, f"give {key}.save_steps={every}")
+        steps = f"with save_steps={save} and eval_steps={every}, {reason}"
+        hint = f"give {key}.save_steps={every}"
+        binder.fault(f"{typed}: each checkpoint must be evaluated, {steps}", hint)
 
 
 def _check_value(binder: Binder, key: str, name: str, value: Any, hint: Type) -> None:

@@ -192,7 +192,10 @@ OWN = ("warmup_epochs",)
 """Our keys of `trainer.args` beside those of TrainingArguments."""
 
 RANGES: tuple[tuple[str, tuple[tuple[str, float], ...]], ...] = (
-    ("learning_rate num_train_epochs per_device_train_batch_size per_device_eval_batch_size", (("Above", 0),)),
+    (
+        "learning_rate num_train_epochs per_device_train_batch_size per_device_eval_batch_size",
+        (("Above", 0),),
+    ),
     ("gradient_accumulation_steps logging_steps eval_steps save_steps ddp_timeout", (("Above", 0),)),
     ("torch_empty_cache_steps dataloader_prefetch_factor ddp_bucket_cap_mb", (("Above", 0),)),
     ("eval_accumulation_steps", (("Above", 0),)),

@@ -24,6 +24,12 @@ from expunge.core.layout import EXPUNGE, LAYOUTS
 from expunge.core.source import make_importable
 
 MODES = ("finetune", "unlearn", "eval")
+SECTIONS = (
+    "model", "model.model_args", "model.tokenizer_args", "model.template_args", "model.adapter", "data",
+    "eval", "collator", "compat", "compat.switches", "paths", "difficulty", "trainer", "trainer.args",
+    "trainer.method_args",
+)  # fmt: skip
+"""Keys whose value is a section; a section comes after the one that holds it."""
 
 
 def load_config(
@@ -70,6 +76,7 @@ def checked(cfg: Config, broken: set[str] | None = None) -> Checking:
         The faults, and the functions bound without a fault.
     """
     check = Checking(cfg=cfg, broken=broken or set())
+    cfg = check.cfg = _with_sections(check)
     for key in _missing(cfg.tree):
         check.fault(
             f"{key} is not given",
@@ -98,6 +105,17 @@ def checked(cfg: Config, broken: set[str] | None = None) -> Checking:
     if not check.broken & {"compat", "trainer", "eval", "experiment"}:
         check_compat(check)
     return check
+
+
+def _with_sections(check: Checking) -> Config:
+    """The configuration with an empty section for each key whose value should be a section and is not."""
+    tree = dict(check.cfg.tree)
+    for key in SECTIONS:
+        value, advice = Config(tree).get(key), f"write {key}.NAME=VALUE"
+        if value is not None and not check.check(key, value, Type("mapping"), advice):
+            parent, _, last = key.rpartition(".")
+            tree = {**tree, parent: {**tree[parent], last: {}}} if parent else {**tree, last: {}}
+    return replace(check.cfg, tree=tree)
 
 
 def _seed(check: Checking) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol, TypeVar, cast
 
-from expunge.config.procedure import FINAL
 from expunge.core.binding import Bound
 from expunge.core.sides import SIDE_NAMES, SideName
 from expunge.data.datasets import Dataset

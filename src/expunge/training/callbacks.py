@@ -137,8 +137,6 @@ def own_listeners(bound: Mapping[str, Bound]) -> tuple[list[Listener], list[Trai
     Raises:
         UserError: a module cannot be imported.
     """
-    made = [
-        item.load()(**item.kwargs) for key, item in bound.items() if key.rpartition(".")[0] == LISTENERS
-    ]
+    made = [item.load()(**item.kwargs) for key, item in bound.items() if key.rpartition(".")[0] == LISTENERS]
     callbacks = [item for item in made if isinstance(item, TrainerCallback)]
     return [item for item in made if item not in callbacks], callbacks

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from expunge.config.adapter import ADAPTER_FILE
 from expunge.config.checks.checking import Checking

@@ -19,6 +19,11 @@ from expunge.config.trainer_args import check_together, check_values
 from expunge.core.errors import unknown
 from expunge.core.handlers import Signature
 
+# Experiments and data sets with alternate answers ("I don't know", sampled), by the data sets that lack them.
+ALTERNATES = {
+    "MINI": ("unlearn/mini/idk", "MINI_forget_idk", "MINI_forget_altpo"),
+    "TOFU": ("unlearn/tofu/idk", "TOFU_QA_idk", "TOFU_QA_forget_altpo"),
+}
 # Our dataset handlers without alternate answers.
 WITHOUT_ALTERNATES = ("expunge.data.datasets:qa", "expunge.data.datasets:text")
 
@@ -67,14 +72,18 @@ def _no_alternates(check: Checking, signature: Signature) -> None:
         for key, term in extra_terms(signature).items()
         if any("alternate_" in name for name in term.positional)
     ]
+    names = " ".join(check.cfg.section("data.forget"))
+    own = next((family for family in ALTERNATES if family in names), "")
+    experiment, refusals, sampled = ALTERNATES[own or "TOFU"]
     if any("alternate_" in name for name in signature.positional) or not readers:
-        check.fault(text, "choose experiment=unlearn/tofu/idk, or data/datasets@data.forget=TOFU_QA_idk")
+        hint = f"choose experiment={experiment}, or data/datasets@data.forget={refusals}"
+        other = "; for your own rows: handler=QAwithAlternateDataset, which reads args.alternate_key"
+        check.fault(text, hint if own else hint + other)
         return
     check.fault(
         text,
         "write them with `expunge alternates --novice-of CONCEPT --output FILE`, then give the file:"
-        " data/datasets@data.forget=TOFU_QA_forget_altpo"
-        " data.forget.TOFU_QA_forget_altpo.args.alternate_path=FILE;"
+        f" data/datasets@data.forget={sampled} data.forget.{sampled}.args.alternate_path=FILE;"
         f" or switch the term off: trainer.method_args.{readers[0]}=0",
     )
 
@@ -96,7 +105,7 @@ def _training_arguments(check: Checking) -> None:
 
 
 def _evaluation(check: Checking, args: Mapping[str, Any]) -> None:
-    """Check that a training that evaluates has a suite, and that the suite has the metric that it asks for."""
+    """Check that a training that evaluates has a suite, and that the suite has the metric it asks for."""
     strategy, on_start = str(args.get("eval_strategy", "no")), args.get("eval_on_start") is True
     never = strategy not in ("steps", "epoch")
     if never and not on_start:
@@ -112,7 +121,9 @@ def _evaluation(check: Checking, args: Mapping[str, Any]) -> None:
         )
         return
     metrics = {name: node for suite in suites for name, node in metrics_of(suite).items()}
-    known = [name for name, node in metrics.items() if not isinstance(node, dict) or node.get("summary", True)]
+    known = [
+        name for name, node in metrics.items() if not isinstance(node, dict) or node.get("summary", True)
+    ]
     asked = args.get("metric_for_best_model")
     follows = args.get("lr_scheduler_type") in EVALUATED
     if asked is None and (args.get("load_best_model_at_end") is True or follows):
@@ -122,9 +133,7 @@ def _evaluation(check: Checking, args: Mapping[str, Any]) -> None:
         check.fault(f"{text}: it needs metric_for_best_model", hint)
     elif isinstance(asked, str) and asked.removeprefix("eval_") not in known:
         found = unknown("metric in the summary of a suite", asked, known)
-        check.fault(
-            f"{check.typed(f'{KEY_ARGS}.metric_for_best_model', asked)}: {found.message}", found.hint
-        )
+        check.fault(f"{check.typed(f'{KEY_ARGS}.metric_for_best_model', asked)}: {found.message}", found.hint)
 
 
 def _rows(check: Checking, args: Mapping[str, Any]) -> None:
