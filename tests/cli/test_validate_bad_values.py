@@ -107,6 +107,8 @@ CASES: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
         ("trainer.args=5",),
         ("trainer.args=5: must be a section of keys and values", "trainer.args.NAME=VALUE"),
     ),
+    (("data.forget=5",), ("data.forget=5: must be a section of keys and values",)),
+    (("run_layout=[1]",), ("unknown run_layout '[1]'",)),
     (("trainer.method_args=5",), ("trainer.method_args=5: must be a section of keys and values",)),
     (("trainer.args.seed=abc",), ("trainer.args.seed=abc: must be a whole number",)),
     (("seed=null",), ("seed=null: must be a whole number", "for example 0")),

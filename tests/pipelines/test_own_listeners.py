@@ -96,8 +96,8 @@ def test_stages_of_a_procedure_have_them_too(expunge: Run, written: Path, start_
         ("[{handler: 'watching:Watch', evry: 1}]", ("Watch takes no 'evry'", "did you mean 'every'?")),
         ("[{handler: 'watching:Watch', every: x}]", ("trainer.listeners.0.every=x: must be a whole number",)),
         ("[{handler: 'watching:Stop', stop: 1}]", ("Stop takes no 'stop'", "did you mean 'step'?")),
-        ("[{every: 2}]", ("trainer.listeners is not given: there is no listener", "module:function")),
-        ("[2]", ("trainer.listeners",)),
+        ("[{every: 2}]", ("=[{every: 2}]: entry 0 names no class", "module:Class")),
+        ("['watching:Watch', 2]", ("entry 1 names no class",)),
     ],
 )
 def test_faults(typed: str, words: tuple[str, ...], unlearn: Run, written: Path) -> None:

@@ -24,7 +24,13 @@ def bind_listeners(binder: Binder, listed: Any) -> None:
         return
     for number, node in enumerate(listed or ()):
         given = dict(node) if isinstance(node, Mapping) else {"handler": node}
-        signature = binder.find(LISTENERS, given.pop("handler", None), {}, "listener")
+        if not isinstance(handler := given.pop("handler", None), str):
+            text = binder.typed(LISTENERS, listed)
+            binder.fault(
+                f"{text}: entry {number} names no class", "write module:Class, or {handler: module:Class}"
+            )
+            continue
+        signature = binder.find(LISTENERS, handler, {}, "listener")
         if signature is not None and _is_listener(binder, signature):
             binder.bind(f"{LISTENERS}.{number}", _by_name(signature), given)
 

@@ -26,8 +26,8 @@ from expunge.core.source import make_importable
 MODES = ("finetune", "unlearn", "eval")
 SECTIONS = (
     "model", "model.model_args", "model.tokenizer_args", "model.template_args", "model.adapter", "data",
-    "eval", "collator", "compat", "compat.switches", "paths", "difficulty", "trainer", "trainer.args",
-    "trainer.method_args",
+    "data.forget", "data.retain", "data.train", "eval", "collator", "compat", "compat.switches", "paths",
+    "difficulty", "trainer", "trainer.args", "trainer.method_args",
 )  # fmt: skip
 """Keys whose value is a section; a section comes after the one that holds it."""
 
@@ -86,9 +86,9 @@ def checked(cfg: Config, broken: set[str] | None = None) -> Checking:
     if mode not in MODES:
         check.faults.append(unknown("mode", str(mode), MODES))
     _seed(check)
-    layout = cfg.get("run_layout") or EXPUNGE.name
+    layout = str(cfg.get("run_layout") or EXPUNGE.name)
     if layout not in LAYOUTS:
-        check.faults.append(unknown("run_layout", str(layout), list(LAYOUTS)))
+        check.faults.append(unknown("run_layout", layout, list(LAYOUTS)))
     if "model" not in check.broken:
         check_model(check)
     trains = "trainer" in cfg.tree

@@ -28,7 +28,8 @@ def check_data(check: Checking) -> None:
         text = check.typed("data.anchor", anchor)
         check.fault(f"{text}: not a side of the data", f"known: {', '.join(ANCHORS)}")
     for name, node in check.cfg.section("collator").items():
-        side = node.get("args", {}).get("padding_side", "right") if isinstance(node, dict) else "right"
+        args = node.get("args") if isinstance(node, dict) else None
+        side = args.get("padding_side", "right") if isinstance(args, dict) else "right"
         if side != "right":
             text = check.typed(f"collator.{name}.args.padding_side", side)
             check.fault(
