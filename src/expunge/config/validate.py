@@ -27,7 +27,7 @@ MODES = ("finetune", "unlearn", "eval")
 SECTIONS = (
     "model", "model.model_args", "model.tokenizer_args", "model.template_args", "model.adapter", "data",
     "data.forget", "data.retain", "data.train", "eval", "collator", "compat", "compat.switches", "paths",
-    "difficulty", "trainer", "trainer.args", "trainer.method_args",
+    "trainer", "trainer.args", "trainer.method_args",
 )  # fmt: skip
 """Keys whose value is a section; a section comes after the one that holds it."""
 
