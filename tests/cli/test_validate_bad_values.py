@@ -103,7 +103,50 @@ CASES: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (("trainer.args.optim=adam",), ("trainer.args.optim=adam: must be one of 'adamw_torch'", "did you mean")),
     (("trainer.args.eval_strategy=stepps",), ("trainer.args.eval_strategy=stepps: must be", "'steps'")),
     (("trainer.args.dataloader_drop_last=yess",), ("dataloader_drop_last=yess: must be true or false",)),
+    (
+        ("trainer.args=5",),
+        ("trainer.args=5: must be a section of keys and values", "trainer.args.NAME=VALUE"),
+    ),
+    (("data.forget=5",), ("data.forget=5: must be a section of keys and values",)),
+    (("run_layout=[1]",), ("unknown run_layout '[1]'",)),
+    (("trainer.method_args=5",), ("trainer.method_args=5: must be a section of keys and values",)),
+    (("trainer.args.seed=abc",), ("trainer.args.seed=abc: must be a whole number",)),
+    (("seed=null",), ("seed=null: must be a whole number", "for example 0")),
+    (("trainer.args.save_total_limit=abc",), ("trainer.args.save_total_limit=abc: must be a whole number",)),
+    (("trainer.args.max_grad_norm=nan",), ("trainer.args.max_grad_norm=nan: must be a finite number",)),
+    (
+        ("trainer.args.learning_rate=inf",),
+        ("trainer.args.learning_rate=inf: must be a finite number above 0",),
+    ),
+    (("trainer.args.weight_decay={a: 1}",), ("trainer.args.weight_decay={a: 1}: must be a number",)),
+    (
+        ("trainer.args.report_to=tensorbord",),
+        ("report_to=tensorbord: must be", "did you mean 'tensorboard'?"),
+    ),
+    (("trainer.args.report_to=clearml",), ("needs the package 'clearml'", "pip install clearml")),
+    (
+        ("trainer.args.lr_scheduler_type=polynomial", "trainer.args.lr_scheduler_kwargs.powr=2"),
+        ("trainer.args.lr_scheduler_kwargs.powr=2: get_polynomial_decay", "did you mean 'power'?"),
+    ),
+    (
+        ("trainer.args.eval_strategy=steps",),
+        ("trainer.args.eval_strategy=steps: no evaluation suite is configured",),
+    ),
+    (("trainer.listeners=3",), ("trainer.listeners=3: must be a list",)),
+    (("trainer.listener=[]",), ("trainer.listener=[]: there is no key",)),
+    (("trainer=IdkNLL",), ("trainer=IdkNLL: cl reads alternate answers", "experiment=unlearn/tofu/idk")),
+    (
+        ("experiment=unlearn/mini/default", "trainer=IdkNLL"),
+        ("experiment=unlearn/mini/idk, or data/datasets@data.forget=MINI_forget_idk",),
+    ),
     # Procedures.
+    (
+        ("procedure=whp", "procedure.args.reinforced={learning_rate: fast, warmup_steps: -1}"),
+        (
+            "procedure.args.reinforced.learning_rate=fast: must be",
+            "warmup_steps=-1: must be a number of at least 0",
+        ),
+    ),
     (
         ("procedure=whp", "procedure.args.alpha=big"),
         ("procedure.args.alpha=big: must be a number of at least 0",),

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from expunge.config.aliases import BITSANDBYTES, DROPPED, RENAMED, fit_machine, translate
-from expunge.config.checks.trainer import training_arguments
 from expunge.config.location import config_roots
 from expunge.config.short_names import DATASETS
-from expunge.config.training_fields import known_fields
+from expunge.config.trainer_args import argument_types
+from expunge.config.training_fields import OWN, known_fields
 from expunge.core.handlers import read_signature
 
 
@@ -20,14 +20,14 @@ def run(args: dict[str, Any], *typed: str, has: bool = False) -> tuple[dict[str,
 
 
 def test_tables_agree_with_the_installed_transformers() -> None:
-    names = set(training_arguments())
+    names = set(argument_types())
     assert {"learning_rate", "eval_strategy", "warmup_steps"} <= names
     assert not names & (set(RENAMED) | set(DROPPED) | {"warmup_ratio"})
     assert set(RENAMED.values()) <= names
 
 
 def test_every_field_is_honoured_without_effect_or_refused() -> None:
-    assert set(training_arguments()) <= known_fields()
+    assert set(argument_types()) <= {*known_fields(), *OWN}
 
 
 def test_names_by_ast_are_those_of_the_dataclass() -> None:
@@ -35,7 +35,7 @@ def test_names_by_ast_are_those_of_the_dataclass() -> None:
 
     from transformers import TrainingArguments
 
-    assert set(training_arguments()) >= {field.name for field in fields(TrainingArguments) if field.init}
+    assert set(argument_types()) >= {field.name for field in fields(TrainingArguments) if field.init}
 
 
 def test_replacement_optimizers_exist() -> None:

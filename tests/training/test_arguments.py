@@ -46,8 +46,8 @@ def test_all_faults_are_reported_together(tmp_path: Path) -> None:
         )
     text = str(caught.value)
     assert len(caught.value.faults) == 5
-    assert "unknown key in trainer.args 'learnin_rate'" in text
-    assert "did you mean 'learning_rate'?" in text
+    assert "trainer.args.learnin_rate=1: TrainingArguments has no 'learnin_rate'" in text
+    assert "did you mean 'learning_rate'" in text
     for message in (
         "learning_rate=0",
         "num_train_epochs=-1",

@@ -18,6 +18,7 @@ from expunge.core.errors import UserError
 from expunge.training import checkpoint as checkpoints
 from expunge.training import loop
 from expunge.training.checkpoint import complete_checkpoints, newest_complete_checkpoint
+from expunge.training.loop import Training
 from expunge.training.records import RecordLog
 from expunge.training.step import Stepper
 from recorded import WALL_CLOCK, read_records
@@ -130,6 +131,7 @@ POINTS = {
     "at the end of an epoch, unsaved": (Stepper, "step", 5, False, 3),
     "after the last checkpoint": (checkpoints, "seal", 3, True, LAST),
     "while the last record is written": (RecordLog, "append", 2, True, LAST),
+    "after the last record": (Training, "run", 1, True, LAST),
 }
 
 

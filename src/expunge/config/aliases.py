@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from expunge.config.location import choices
 from expunge.config.short_names import DATASETS
+from expunge.config.training_fields import no_effect
 from expunge.core.config import value_at
 from expunge.core.errors import Fault, unknown
 from expunge.core.layout import model_folder_of
@@ -66,6 +67,14 @@ LOGGERS = {
     "trackio": "trackio",
     "mlflow": "mlflow",
     "comet_ml": "comet_ml",
+    "azure_ml": "azureml",
+    "clearml": "clearml",
+    "codecarbon": "codecarbon",
+    "dagshub": "dagshub",
+    "dvclive": "dvclive",
+    "flyte": "flytekit",
+    "neptune": "neptune",
+    "swanlab": "swanlab",
 }
 """Values of `report_to`, and the package that each value needs."""
 EXTRAS = ("tensorboard", "wandb", "trackio")
@@ -117,6 +126,7 @@ def translate(
         _renamed(args, typed, out)
         _warmup(args, typed, out)
         _packages(args, typed, out, has)
+        out.notices += filter(None, [no_effect(args, typed)])
     _retain_term(trainer, typed, roots, out)
     _handlers(tree, trainer, roots, out)
     return out

@@ -16,6 +16,12 @@ from expunge.core.source import Definition, attribute, definition
 NAMES = Type("list", (Type("str"),))
 SECTION = Type("union", (Type("mapping"), Type("None")))
 
+ADVICE = {
+    "do_sample": "leave the key out: metrics score the greedy answer, so that an evaluation can be repeated",
+    "classifier_path": "leave the key out: this version runs no classifier there, so `gibberish` is null",
+}
+"""What to do about keys of the field's files that accept one value only."""
+
 
 @dataclass(frozen=True)
 class Collecting:
@@ -38,7 +44,7 @@ class Collecting:
         given = node.get(self.section) if self.section else None
         where = f"{key}.{self.section}"
         if given is not None and binder.check(where, given, SECTION) and self.settings is not None:
-            binder.bind(where, self.settings, given)
+            binder.bind(where, self.settings, given, advice=ADVICE)
 
 
 def bind_collectors(binder: Binder, key: str, listed: Any) -> dict[str, Collecting]:

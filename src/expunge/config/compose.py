@@ -24,7 +24,7 @@ from expunge.core.errors import Fault, did_you_mean, unknown
 # the YAML.
 OPEN = (
     *(f"model.{name}" for name in ("model_args", "tokenizer_args", "template_args")),
-    *(f"trainer.{name}" for name in ("args", "method_args", "optimizer", "mask")),
+    *(f"trainer.{name}" for name in ("args", "method_args", "optimizer", "mask", "listeners")),
     *("data", "eval", "compat", "procedure.args", "difficulty"),
 )
 
@@ -162,7 +162,7 @@ def _known_values(given: Sorted, paths: Sequence[str]) -> tuple[list[Typed], lis
     faults: list[Fault] = []
     for typed in given.values:
         top = typed.key.split(".")[0]
-        is_open = any(typed.key.startswith(f"{prefix}.") for prefix in OPEN)
+        is_open = any(f"{typed.key}.".startswith(f"{prefix}.") for prefix in OPEN)
         if typed.key in paths or (is_open and top in paths and not typed.deletes):
             values.append(typed)
         elif top not in given.broken:

@@ -10,6 +10,7 @@ from expunge.config.checks.checking import Checking
 from expunge.config.local_data import BUILDERS, EMBEDDED, SUFFIXES, local_file, local_folder
 from expunge.config.short_names import DATASETS
 from expunge.core.binding import Binder, Bound
+from expunge.core.config import value_at
 from expunge.core.errors import did_you_mean
 
 ANCHORS = ("forget", "retain")
@@ -28,7 +29,7 @@ def check_data(check: Checking) -> None:
     if mode == "unlearn" and anchor not in ANCHORS:
         check.refuse("data.anchor", anchor, "not a side of the data", f"known: {', '.join(ANCHORS)}")
     for name, node in check.cfg.section("collator").items():
-        side = node.get("args", {}).get("padding_side", "right") if isinstance(node, dict) else "right"
+        side = value_at(node, "args.padding_side", "right")
         if side != "right":
             hint = "leave the key out; generation always pads on the left"
             check.refuse(f"collator.{name}.args.padding_side", side, "training pads on the right", hint)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.config.checks.checking import Checking
-from expunge.config.collectors import NAMES, SECTION, Collecting, bind_collectors
+from expunge.config.collectors import ADVICE, NAMES, SECTION, Collecting, bind_collectors
 from expunge.config.datasets import check_split
 from expunge.config.short_names import SCORERS, VIEWS
 from expunge.core.annotations import Type, type_of
@@ -144,7 +144,7 @@ def _bind_metric(binder: Binder, suite: _Suite, key: str, name: str, node: Any) 
     options |= {item.section: Option(None, SECTION) for item in suite.collectors.values() if item.section}
     named = [need for need in signature.positional if reads(signature, need) != RETAIN_LOGS]
     switches, before = suite.switches(signature.name), len(binder.faults)
-    binder.bind(key, signature, given, options=options, switches=switches, positional=named)
+    binder.bind(key, signature, given, options=options, switches=switches, positional=named, advice=ADVICE)
     for collector in suite.collectors.values():
         collector.bind_section(binder, key, given)
     for need in named:

@@ -8,6 +8,7 @@ from typing import Any
 
 from expunge.config.adapter import ADAPTER_FILE
 from expunge.config.checks.checking import Checking
+from expunge.config.trainer_args import check_values
 from expunge.core.annotations import Type
 from expunge.core.binding import Binder
 from expunge.core.config import Config
@@ -16,6 +17,9 @@ from expunge.core.handlers import Signature, read_signature
 
 HANDLER, ARGS = "procedure.handler", "procedure.args"
 """The keys of the handler and of its arguments; the procedure is bound at `ARGS`."""
+
+FINAL = "final"
+"""The name of the stage that trains the run's own model."""
 
 
 KEYS = ("handler", "args", "keep_stages")
@@ -43,7 +47,7 @@ def stages_of(cfg: Config) -> dict[str, str]:
     return dict(signature.decorators.get("procedure", {}).get("stages", {})) if signature else {}
 
 
-def check_procedure(check: Checking, training_arguments: tuple[str, ...]) -> None:
+def check_procedure(check: Checking) -> None:
     """Check everything about a procedure that is known before loading."""
     node = check.cfg.get("procedure")
     if not isinstance(node, dict):
@@ -59,7 +63,7 @@ def check_procedure(check: Checking, training_arguments: tuple[str, ...]) -> Non
     signature = find_procedure(check, node.get("handler"))
     if signature is None:
         return
-    _args(check, signature, training_arguments)
+    _args(check, signature)
     if not check.broken & {"experiment", "data", "data/datasets"}:
         for side in signature.positional[1:]:
             check.side_is_there(side, signature.name)
@@ -71,16 +75,12 @@ def check_procedure(check: Checking, training_arguments: tuple[str, ...]) -> Non
         _whole_model(check, signature)
 
 
-def _args(check: Checking, signature: Signature, training_arguments: tuple[str, ...]) -> None:
+def _args(check: Checking, signature: Signature) -> None:
     given, about = check.cfg.section(ARGS), signature.decorators["procedure"]
     check.bind(ARGS, signature, given)
     for stage in about.get("stages", {}):
         if stage in signature.keyword and isinstance(given.get(stage), Mapping):
-            key = f"{ARGS}.{stage}"
-            if training_arguments:
-                check.known(key, given[stage], training_arguments, "TrainingArguments")
-            for name in ("learning_rate", "num_train_epochs", "max_steps"):
-                check.number(f"{key}.{name}", above=0)
+            check_values(check, f"{ARGS}.{stage}", given[stage])
 
 
 def _unused(check: Checking, signature: Signature) -> None:

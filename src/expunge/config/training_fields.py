@@ -1,11 +1,12 @@
-"""Every field of transformers' TrainingArguments is honoured, without effect, or refused.
+"""Every field of transformers' TrainingArguments: honoured, without effect, or refused; its values.
 
-A test compares this table with the installed version, so that no field is ignored silently.
+Types come from the annotations of the installed version; this table adds ranges and choices. A test compares
+it with the installed version, so that no field is ignored silently.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,6 +138,13 @@ NO_EFFECT = {
 }
 """Accepted with any value, because the field's files set them. They have no effect, for the reason given."""
 
+SHIPPED: dict[str, tuple[Any, ...]] = {
+    "do_train": (True,),
+    "remove_unused_columns": (False,),
+    "per_device_eval_batch_size": (16, 64),
+}
+"""The values of fields without effect in this package's own files: they need no notice."""
+
 _SHARDING = "the engine is chosen by `parallel`, or by the launcher's configuration"
 _TORCHRUN = "leave the key out, and give parallel=fsdp2 or parallel=ddp under `torchrun --nproc_per_node N`"
 _PUSH = "upload the finished folder with `hf upload`"
@@ -180,6 +188,36 @@ REFUSED = {
 }
 
 
+OWN = ("warmup_epochs",)
+"""Our keys of `trainer.args` beside those of TrainingArguments."""
+
+RANGES: tuple[tuple[str, tuple[tuple[str, float], ...]], ...] = (
+    (
+        "learning_rate num_train_epochs per_device_train_batch_size per_device_eval_batch_size",
+        (("Above", 0),),
+    ),
+    ("gradient_accumulation_steps logging_steps eval_steps save_steps ddp_timeout", (("Above", 0),)),
+    ("torch_empty_cache_steps dataloader_prefetch_factor ddp_bucket_cap_mb", (("Above", 0),)),
+    ("eval_accumulation_steps", (("Above", 0),)),
+    ("warmup_epochs warmup_steps weight_decay max_grad_norm adam_epsilon", (("AtLeast", 0),)),
+    ("neftune_noise_alpha eval_delay dataloader_num_workers data_seed", (("AtLeast", 0),)),
+    ("seed", (("AtLeast", 0), ("Below", 2**32))),
+    ("adam_beta1 adam_beta2", (("AtLeast", 0), ("Below", 1))),
+    ("max_steps local_rank save_total_limit", (("AtLeast", -1),)),
+)
+"""Names of fields that are numbers, and their range (see `core.annotations.RANGES`)."""
+
+_LEVELS = ("detail", "debug", "info", "warning", "error", "critical", "passive")
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "log_level": _LEVELS,
+    "log_level_replica": _LEVELS,
+    "ddp_backend": ("nccl", "gloo", "mpi", "ccl", "hccl", "cncl", "mccl"),
+    "dataloader_multiprocessing_context": ("fork", "spawn", "forkserver"),
+    "include_num_input_tokens_seen": ("all", "non_padding", "no", True, False),
+}
+"""The values of fields that transformers annotates as strings only."""
+
+
 def refusals(args: Mapping[str, Any], key: str = "trainer.args") -> list[Fault]:
     """The faults of refused values in `trainer.args`, each with the key as typed.
 
@@ -192,6 +230,27 @@ def refusals(args: Mapping[str, Any], key: str = "trainer.args") -> list[Fault]:
         for name, rule in REFUSED.items()
         if name in args and not any(args[name] is one or args[name] == one for one in rule.unless)
     ]
+
+
+def range_of(name: str) -> tuple[tuple[str, float], ...]:
+    """The range of a field; empty if it has none."""
+    return next((limits for names, limits in RANGES if name in names.split()), ())
+
+
+def no_effect(args: Mapping[str, Any], typed: Collection[str]) -> str:
+    """One notice of the fields without effect that the user gave; empty if there are none.
+
+    Args:
+        args: `trainer.args`.
+        typed: the dotted keys on the command line.
+    """
+    reasons: dict[str, list[str]] = {}
+    for name, reason in NO_EFFECT.items():
+        own = name in args and args[name] not in SHIPPED.get(name, ())
+        if name in args and (own or f"trainer.args.{name}" in typed):
+            reasons.setdefault(reason, []).append(name)
+    listed = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in reasons.items())
+    return f"without effect in trainer.args: {listed}" if listed else ""
 
 
 def known_fields() -> frozenset[str]:

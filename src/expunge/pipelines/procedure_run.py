@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from expunge.config.procedure import ARGS
+from expunge.config.procedure import ARGS, FINAL
 from expunge.core.config import Config
 from expunge.core.errors import Faults
 from expunge.core.files import read_json
@@ -34,7 +34,7 @@ from expunge.pipelines.training_run import (
     steps_recorded,
     training_of,
 )
-from expunge.procedures.base import FINAL, Procedure, Stages, procedure_of
+from expunge.procedures.base import Procedure, Stages, procedure_of
 from expunge.training.checkpoint import reporting_full_disk
 from expunge.training.launch import check_launch
 from expunge.training.pace import peak_memory_mb

@@ -30,6 +30,7 @@ from expunge.pipelines.forget_order import ByScore, by_score, in_order
 from expunge.pipelines.optimizer_setup import stepping_of
 from expunge.pipelines.references import reference_of
 from expunge.training.arguments import training_arguments
+from expunge.training.callbacks import own_listeners
 from expunge.training.checkpoint import reporting_full_disk
 from expunge.training.launch import check_launch
 from expunge.training.listeners import Listener
@@ -136,7 +137,7 @@ def training_of(
         cfg: the run's configuration.
         run: its folder, already begun.
         prepared: what the run reads.
-        listeners: called besides the log and the progress bar.
+        listeners: called before those of `trainer.listeners`.
 
     Returns:
         The training, and what it resumes from.
@@ -162,6 +163,7 @@ def training_of(
     args.pop("output_dir", None)
     args.setdefault("run_name", str(cfg.get("task_name")))
     arguments = training_arguments(args, run.model_folder, len(dataset), seed=int(cfg.get("seed", 0)))
+    own, callbacks = own_listeners(cfg.bound)
     training = Training(
         loaded.model,
         arguments,
@@ -171,8 +173,8 @@ def training_of(
         reference=partial(reference_of, cfg, loaded, objective, sides, run, text.pad_id),
         evaluator=prepared.evaluation.during(loaded),
         tokenizer=text.tokenizer,
-        callbacks=(StopWhenPreempted(),),
-        listeners=listeners,
+        callbacks=(StopWhenPreempted(), *callbacks),
+        listeners=(*listeners, *own),
         run_dir=run.path,
         layout=run.layout,
         engine=engine_of(cfg.section("parallel"), os.environ),
@@ -211,6 +213,6 @@ def _paired(cfg: Config, run: RunDir, sides: Mapping[str, Dataset], objective: O
             pairs = load_pairs(stored)
         else:
             pairs = pairs_of(forget, retain, int(cfg.get("seed", 0)), epochs, anchor)
-            if read == {"forget", "retain"} and runtime.rank() == 0:
+            if read == {"forget", "retain"} and runtime.is_primary():
                 save_pairs(stored, pairs)
     return PairedDataset(forget, retain, pairs, sides=objective.sides)

@@ -15,8 +15,6 @@ from expunge.data.datasets import Dataset
 from expunge.models.load import Loaded
 
 F = TypeVar("F", bound=Callable[..., None])
-FINAL = "final"
-"""Name of the stage whose model is the model of the run."""
 
 
 class Stages(Protocol):

@@ -11,8 +11,10 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from expunge.config.training_fields import refusals
-from expunge.core.errors import Fault, MissingExtraError, UserError, unknown
+from expunge.config.trainer_args import KEY, check_together, check_values
+from expunge.config.training_fields import REFUSED
+from expunge.core.binding import Binder
+from expunge.core.errors import MissingExtraError, UserError
 from expunge.lm import runtime
 
 # The training loop builds its own batches: all their columns must stay.
@@ -24,7 +26,8 @@ DEFAULTS: dict[str, Any] = {
     "report_to": "none",
     "ddp_find_unused_parameters": False,
 }
-OWN_KEYS = ("warmup_epochs",)
+# YAML reads an unquoted `no` as false.
+STRATEGIES = ("eval_strategy", "save_strategy", "logging_strategy")
 # Values of `report_to` that need the extra of the same name.
 LOGGERS = ("tensorboard", "wandb", "trackio")
 # Old name -> new name, used if the installed transformers knows the new one.
@@ -52,16 +55,16 @@ def training_arguments(
     Raises:
         UserError: unknown keys and impossible values; all faults together.
     """
-    known = {field.name for field in fields(TrainingArguments) if field.init}
     given = {**DEFAULTS, **({} if seed is None else {"seed": seed}), **args}
-    faults = [
-        unknown("key in trainer.args", key, sorted({*known, *OWN_KEYS}))
-        for key in given
-        if key not in known and key not in OWN_KEYS
-    ]
-    faults += [*_value_faults(given), *refusals(given)]
-    if faults:
-        raise UserError.of(faults)
+    binder = Binder()
+    check_values(binder, KEY, given)
+    check_together(binder, KEY, given)
+    binder.raise_found()
+    known = {field.name for field in fields(TrainingArguments) if field.init}
+    given = {name: value for name, value in given.items() if name not in REFUSED}
+    for name in STRATEGIES:
+        if given.get(name) is False:
+            given[name] = "no"
     warmup_epochs = given.pop("warmup_epochs", None)
     for old, new in RENAMED.items():
         if new in known and old in given:
@@ -89,31 +92,6 @@ def steps_per_epoch(n_examples: int, args: TrainingArguments) -> int:
     width: int = args.per_device_train_batch_size * args.world_size
     micro_batches: int = n_examples // width if args.dataloader_drop_last else math.ceil(n_examples / width)
     return max(1, math.ceil(micro_batches / args.gradient_accumulation_steps))
-
-
-def _value_faults(args: Mapping[str, Any]) -> list[Fault]:
-    """Values that no run can have, each with the key as typed."""
-    above_0 = ["learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps"]
-    if not _number(args.get("max_steps", -1)) > 0:
-        above_0.append("num_train_epochs")
-    faults = [
-        Fault(f"trainer.args.{key}={args[key]}", "give a number above 0")
-        for key in above_0
-        if key in args and not _number(args[key]) > 0
-    ]
-    return faults + [
-        Fault(f"trainer.args.{key}={args[key]}", "give 0 or more")
-        for key in ("warmup_epochs", "max_grad_norm", "weight_decay")
-        if args.get(key) is not None and not _number(args[key]) >= 0
-    ]
-
-
-def _number(value: Any) -> float:
-    """The value as a number; NaN, for which every comparison is false, if it is not a number."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return math.nan
 
 
 def _listed(value: Any) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +22,8 @@ from transformers.integrations.integration_utils import (
 )
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback, ExportableState
 
+from expunge.config.listeners import LISTENERS
+from expunge.core.binding import Bound
 from expunge.training.listeners import Listener, Moment
 
 
@@ -127,3 +129,14 @@ def callbacks_of(
                 callback.logging_dir = str(boards)
     ends = [WandbEnd()] if any(isinstance(callback, WandbCallback) for callback in loggers) else []
     return [DefaultFlowCallback(), *loggers, *own, *ends]
+
+
+def own_listeners(bound: Mapping[str, Bound]) -> tuple[list[Listener], list[TrainerCallback]]:
+    """Build the listeners of `trainer.listeners`: ours, and transformers' callbacks.
+
+    Raises:
+        UserError: a module cannot be imported.
+    """
+    made = [item.load()(**item.kwargs) for key, item in bound.items() if key.rpartition(".")[0] == LISTENERS]
+    callbacks = [item for item in made if isinstance(item, TrainerCallback)]
+    return [item for item in made if item not in callbacks], callbacks

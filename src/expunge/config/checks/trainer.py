@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from expunge.config.checks.checking import Checking
 from expunge.config.checks.stepping import check_stepping
+from expunge.config.describe import rows_of, world_size
+from expunge.config.evaluation import metrics_of
+from expunge.config.listeners import LISTENERS, bind_listeners
 from expunge.config.method import KEY, RETAIN, bind_method, extra_terms, losses_of
-from expunge.config.training_fields import refusals
-from expunge.core.annotations import ANY, Type, read_type
-from expunge.core.handlers import Signature, dataclass_fields
-from expunge.core.source import definition
+from expunge.config.procedure import FINAL, stages_of
+from expunge.config.schedulers import EVALUATED
+from expunge.config.trainer_args import KEY as KEY_ARGS
+from expunge.config.trainer_args import check_together, check_values
+from expunge.core.errors import unknown
+from expunge.core.handlers import Signature
 
-# Our keys of `trainer.args` beside those of TrainingArguments.
-OWN_ARGS = ("warmup_epochs",)
+# Experiments and data sets with alternate answers ("I don't know", sampled), by the data sets that lack them.
+ALTERNATES = {
+    "MINI": ("unlearn/mini/idk", "MINI_forget_idk", "MINI_forget_altpo"),
+    "TOFU": ("unlearn/tofu/idk", "TOFU_QA_idk", "TOFU_QA_forget_altpo"),
+}
 # Our dataset handlers without alternate answers.
 WITHOUT_ALTERNATES = ("expunge.data.datasets:qa", "expunge.data.datasets:text")
 
@@ -38,16 +44,7 @@ def check_trainer(check: Checking) -> None:
         _sides(check, own.signature)
     _training_arguments(check)
     check_stepping(check)
-
-
-@cache
-def training_arguments() -> Mapping[str, Type]:
-    """The types of the installed TrainingArguments by name, from source; transformers is not imported."""
-    found = definition("transformers.training_args", "TrainingArguments")
-    if found is None or not isinstance(found.node, ast.ClassDef):
-        return {}
-    fields = dataclass_fields(found.node)
-    return {name: read_type(hint, found.module) for name, (_, hint) in fields.items()}
+    bind_listeners(check, check.cfg.get(LISTENERS))
 
 
 def _sides(check: Checking, signature: Signature) -> None:
@@ -75,55 +72,90 @@ def _no_alternates(check: Checking, signature: Signature) -> None:
         for key, term in extra_terms(signature).items()
         if any("alternate_" in name for name in term.positional)
     ]
+    names = " ".join(check.cfg.section("data.forget"))
+    own = next((family for family in ALTERNATES if family in names), "")
+    experiment, refusals, sampled = ALTERNATES[own or "TOFU"]
     if any("alternate_" in name for name in signature.positional) or not readers:
-        check.fault(text, "choose experiment=unlearn/tofu/idk, or data/datasets@data.forget=TOFU_QA_idk")
+        hint = f"choose experiment={experiment}, or data/datasets@data.forget={refusals}"
+        other = "; for your own rows: handler=QAwithAlternateDataset, which reads args.alternate_key"
+        check.fault(text, hint if own else hint + other)
         return
     check.fault(
         text,
         "write them with `expunge alternates --novice-of CONCEPT --output FILE`, then give the file:"
-        " data/datasets@data.forget=TOFU_QA_forget_altpo"
-        " data.forget.TOFU_QA_forget_altpo.args.alternate_path=FILE;"
+        f" data/datasets@data.forget={sampled} data.forget.{sampled}.args.alternate_path=FILE;"
         f" or switch the term off: trainer.method_args.{readers[0]}=0",
     )
 
 
 def _training_arguments(check: Checking) -> None:
-    key, args, types = "trainer.args", check.cfg.section("trainer.args"), training_arguments()
-    if types:
-        check.known(key, args, (*types, *OWN_ARGS), "TrainingArguments")
-    check.number(f"{key}.learning_rate", above=0)
-    if not (isinstance(args.get("max_steps"), int) and args["max_steps"] > 0):
-        check.number(f"{key}.num_train_epochs", above=0)
-    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-        check.number(f"{key}.{name}", above=0, whole=True)
-    for name in ("logging_steps", "eval_steps", "save_steps"):
-        check.number(f"{key}.{name}", above=0)
-    for name in ("warmup_epochs", "warmup_steps", "weight_decay", "max_grad_norm"):
-        check.number(f"{key}.{name}", at_least=0)
-    for name, value in args.items():
-        _argument(check, f"{key}.{name}", value, types.get(name, ANY))
-    for fault in refusals(args):
-        check.fault(fault.message, fault.hint)
+    args = check.cfg.section(KEY_ARGS)
+    # The seed of the run is reported once, for all its parts.
+    same = repr(args.get("seed")) == repr(check.cfg.get("seed"))
+    check_values(
+        check, KEY_ARGS, {name: value for name, value in args.items() if not (same and name == "seed")}
+    )
+    stages = stages_of(check.cfg)
+    evaluates = not stages or FINAL in stages
+    check_together(check, KEY_ARGS, args, evaluates=evaluates)
+    if evaluates and not check.broken & {"eval", "experiment"}:
+        _evaluation(check, args)
+    _rows(check, args)
     _checkpoint(check, args.get("resume_from_checkpoint"))
 
 
-def _argument(check: Checking, key: str, value: Any, hint: Type) -> None:
-    """Check arguments of type bool, and arguments of an enumeration such as `optim`."""
-    if choices := hint.choices():
-        # YAML reads an unquoted `no` as false; hydra's command line does not.
-        value = "no" if value is False and "no" in choices else value
-        hint = Type("literal", choices)
-    elif hint.kind != "bool":
+def _evaluation(check: Checking, args: Mapping[str, Any]) -> None:
+    """Check that a training that evaluates has a suite, and that the suite has the metric it asks for."""
+    strategy, on_start = str(args.get("eval_strategy", "no")), args.get("eval_on_start") is True
+    never = strategy not in ("steps", "epoch")
+    if never and not on_start:
         return
-    if value is not None:
-        check.check(key, value, hint)
+    suites = [node for node in check.cfg.section("eval").values() if isinstance(node, dict)]
+    suites = [node for node in suites if isinstance(node.get("metrics"), dict)]
+    if not suites:
+        name, off = ("eval_on_start", "false") if never else ("eval_strategy", "no")
+        text = check.typed(f"{KEY_ARGS}.{name}", args[name])
+        check.fault(
+            f"{text}: no evaluation suite is configured",
+            f"choose one under `eval`, or set {KEY_ARGS}.{name}={off}",
+        )
+        return
+    metrics = {name: node for suite in suites for name, node in metrics_of(suite).items()}
+    known = [
+        name for name, node in metrics.items() if not isinstance(node, dict) or node.get("summary", True)
+    ]
+    asked = args.get("metric_for_best_model")
+    follows = args.get("lr_scheduler_type") in EVALUATED
+    if asked is None and (args.get("load_best_model_at_end") is True or follows):
+        name = "lr_scheduler_type" if follows else "load_best_model_at_end"
+        text = check.typed(f"{KEY_ARGS}.{name}", args[name])
+        hint = f"add {KEY_ARGS}.metric_for_best_model=NAME; known: {', '.join(sorted(known))}"
+        check.fault(f"{text}: it needs metric_for_best_model", hint)
+    elif isinstance(asked, str) and asked.removeprefix("eval_") not in known:
+        found = unknown("metric in the summary of a suite", asked, known)
+        check.fault(f"{check.typed(f'{KEY_ARGS}.metric_for_best_model', asked)}: {found.message}", found.hint)
+
+
+def _rows(check: Checking, args: Mapping[str, Any]) -> None:
+    """Check that `dataloader_drop_last` leaves a batch, if local files state the number of rows."""
+    size = args.get("per_device_train_batch_size", 8)
+    if args.get("dataloader_drop_last") is not True or not isinstance(size, int) or stages_of(check.cfg):
+        return
+    side = str(check.cfg.get("data.anchor", "forget")) if check.cfg.get("mode") == "unlearn" else "train"
+    rows, batch = rows_of(check.cfg, side), size * world_size()
+    if rows is not None and rows < batch and check.cfg.section(f"data.{side}"):
+        check.fault(
+            f"{check.typed(f'{KEY_ARGS}.dataloader_drop_last', True)}: it drops all {rows} rows,"
+            f" because one batch has {batch}",
+            "leave it out, or take smaller batches",
+        )
 
 
 def _checkpoint(check: Checking, value: Any) -> None:
     if not isinstance(value, str) or value.lower() in ("true", "false"):
         return
     path = Path(value).expanduser()
-    text = check.typed("trainer.args.resume_from_checkpoint", value)
+    text = check.typed(f"{KEY_ARGS}.resume_from_checkpoint", value)
     if not path.is_dir():
         check.fault(
             f"{text}: no such folder", f"looked for {path.resolve()}; a checkpoint is saves/.../checkpoint-N"
