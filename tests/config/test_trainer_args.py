@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from transformers import TrainingArguments
 
+from composed import compose_config
 from expunge.config.aliases import fit_machine
-from expunge.config.compose import compose_config
 from expunge.config.location import config_roots
 from expunge.config.trainer_args import argument_types
 from expunge.config.training_fields import NO_EFFECT, RANGES, SHIPPED
