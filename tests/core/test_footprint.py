@@ -1,4 +1,4 @@
-"""Formulas of memory and time on numbers that are worked out by hand, and what is changed first where a job does not fit."""
+"""Formulas of memory and time on hand-worked numbers, and the first change for a job that does not fit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def job(**changed: object) -> Job:
 
 
 def test_weights_of_llama_3_1_8b() -> None:
-    """8,030,261,248, as its checkpoint has: 32 (2 4096 (4096 + 1024) + 3 4096 14336) + 2 128256 4096 + 65 4096."""
+    """Its checkpoint has 32 (2 4096 (4096 + 1024) + 3 4096 14336) + 2 128256 4096 + 65 4096 = 8,030,261,248."""
     assert LLAMA_8B.total == 8_030_261_248
 
 

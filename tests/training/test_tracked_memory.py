@@ -1,4 +1,4 @@
-"""The memory that is planned is the memory that is held: trackers against real processes, formulas against trackers."""
+"""Planned memory equals real memory: trackers against real processes, formulas against trackers."""
 
 from __future__ import annotations
 
@@ -58,10 +58,17 @@ def job_of_case(case: dict[str, Any]) -> Job:
     retain = Load("retain", load.rows, load.tokens, load.labels, reference=frozen, whole_distribution=frozen)
     half = bool(case.get("bf16"))
     return Job(
-        shape, trained, shape.total if adapter else 0, ((load,), (retain,)), case.get("accumulation", 1),
-        frozen_width=2 if half and adapter else 4, compute_width=2 if half else 4, checkpointing=case.get("checkpointing", False),
-        reference="frozen" if frozen else "none" if "method" in case else "cached", adapter=adapter,
-    )  # fmt: skip
+        shape,
+        trained,
+        shape.total if adapter else 0,
+        ((load,), (retain,)),
+        case.get("accumulation", 1),
+        frozen_width=2 if half and adapter else 4,
+        compute_width=2 if half else 4,
+        checkpointing=case.get("checkpointing", False),
+        reference="frozen" if frozen else "none" if "method" in case else "cached",
+        adapter=adapter,
+    )
 
 
 def tracked(case: dict[str, Any], job: Job, *, ranks: int = 1, for_gpu: bool = False) -> Parts:

@@ -1,4 +1,4 @@
-"""From a configuration to the job whose memory and time are computed: rows, terms, optimizer, adapter, precision."""
+"""The job of a configuration, whose memory and time are computed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DEFAULT_RANK = 8
 NF4_WIDTH = 0.5 + 0.127 / 8
 """Bytes of a weight in 4 bits with scales that are quantised too (arXiv:2305.14314 section 3)."""
 MOMENTS = {"8bit": 2.04, "adafactor": 0.01, "sgd": 0.0, "lion": 4.0, "rmsprop": 4.0, "adagrad": 4.0}
-"""Bytes that an optimizer keeps a weight, by a part of its name; any other keeps two moments in float32, 8."""
+"""Bytes per weight that an optimizer stores, by a part of its name; others store two float32 moments, 8 bytes."""
 
 
 @dataclass(frozen=True)
@@ -111,18 +111,27 @@ def optimizer_steps(cfg: Config, rows: int | None, ranks: int) -> tuple[int, int
     return math.ceil(float(cfg.get("trainer.args.num_train_epochs", 3)) * an_epoch), an_epoch
 
 
+def layer_widths(shape: Shape) -> dict[str, tuple[int, int]]:
+    """Widths of input and output of a layer's linear layers, by the names of Llama."""
+    wide, feed = shape.hidden, shape.intermediate
+    gate = {"gate_proj": (wide, feed)} if shape.gated else {}
+    return {
+        "q_proj": (wide, shape.queries),
+        "k_proj": (wide, shape.keys),
+        "v_proj": (wide, shape.keys),
+        "o_proj": (shape.queries, wide),
+        "up_proj": (wide, feed),
+        "down_proj": (feed, wide),
+        **gate,
+    }
+
+
 def adapter_of(cfg: Config, shape: Shape) -> Adapter | None:
     """The adapter that is trained; None where the weights themselves are."""
     section = cfg.section("model.adapter")
     if section.get("type") not in ("lora", "qlora") and section.get("path") is None:
         return None
-    widths = {
-        "q_proj": (shape.hidden, shape.queries), "k_proj": (shape.hidden, shape.keys), "v_proj": (shape.hidden, shape.keys),
-        "o_proj": (shape.queries, shape.hidden), "up_proj": (shape.hidden, shape.intermediate),
-        "down_proj": (shape.intermediate, shape.hidden),
-    }  # fmt: skip
-    if shape.gated:
-        widths["gate_proj"] = (shape.hidden, shape.intermediate)
+    widths = layer_widths(shape)
     asked = section.get("target_modules")
     chosen = [widths[name] for name in asked if name in widths] if isinstance(asked, (list, tuple)) else []
     chosen = chosen or list(widths.values())
@@ -185,7 +194,7 @@ def _reference(cfg: Config, needs: Sequence[Sequence[Need]]) -> Reference:
 
 
 def _frozen_width(cfg: Config, shape: Shape, plain: int) -> float:
-    """Bytes of a weight that is not trained; in 4 bits the linear layers are, embeddings and norms are float32."""
+    """Bytes per frozen weight. In 4 bits are the linear layers; embeddings and norms are float32."""
     if cfg.get("model.adapter.type") != "qlora":
         return float(plain)
     quantized = shape.layers * shape.matrices
@@ -203,15 +212,10 @@ def _trained_patterns(cfg: Config, losses: Sequence[Signature]) -> list[str]:
 
 def _matching(shape: Shape, patterns: Sequence[str]) -> int:
     """Weights whose names match, as models of Llama's kind name them."""
-    feed = {"mlp.up_proj": shape.intermediate, "mlp.down_proj": shape.intermediate}
-    if shape.gated:
-        feed["mlp.gate_proj"] = shape.intermediate
-    widths = {"self_attn.q_proj": shape.queries, "self_attn.o_proj": shape.queries, "self_attn.k_proj": shape.keys,
-              "self_attn.v_proj": shape.keys, **feed}  # fmt: skip
     names = {
-        f"model.layers.{layer}.{name}.weight": width * shape.hidden
+        f"model.layers.{layer}.{'self_attn' if name[0] in 'qkvo' else 'mlp'}.{name}.weight": rows * columns
         for layer in range(shape.layers)
-        for name, width in widths.items()
+        for name, (rows, columns) in layer_widths(shape).items()
     }
     return sum(
         size for name, size in names.items() if any(re.fullmatch(pattern, name) for pattern in patterns)

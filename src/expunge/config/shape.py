@@ -1,4 +1,4 @@
-"""The shape of a model as files of a folder state it: `config.json`, and the headers of its safetensors files."""
+"""The shape of a model, read from `config.json` and the headers of its safetensors files."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The most memory that one rank of a training holds at once, by formulas: no weights, no torch.
 
-Each formula counts what autograd keeps for the backward pass of a decoder with RMS norms, rotary attention in
-one kernel and a gated feed-forward part. They agree with `models.memory_tracker`, which follows the real step,
-within 15 % (a test holds them to it); other kinds of layers are off by more.
+The formulas count what autograd stores for the backward pass of a decoder with RMS norms, rotary attention in one
+kernel and a gated feed-forward part. For such models they differ from `models.memory_tracker`, which follows
+the real step, by 15 % at most (tested). For other kinds of layers the difference is larger.
 """
 
 from __future__ import annotations
@@ -101,14 +101,14 @@ def reference_bytes(job: Job, ranks: int = 1) -> float:
 
 
 def _pass(job: Job, ranks: int, group: tuple[Load, ...], present: float) -> list[Parts]:
-    """The moments of a forward and backward pass that may be the peak; `present` = bytes of gradients before it."""
+    """The moments of a pass that can be the peak; `present` = bytes of gradients before the pass."""
     shape, split = job.shape, job.sharded(ranks)
     share = 1 / ranks if split else 1.0
     gradients = job.trained * job.master_width * share
     own = [load for load in group if load.own]
     kept = sum(kept_bytes(job, load, split) for load in own)
     logits = sum(_logits(job, load) for load in group)
-    # The gradient that the output embeddings get of the logits, and the logits' in the dtype they are computed in.
+    # The gradient of the output embeddings, in float32 and in the compute dtype.
     width = HALF if job.compute_width == HALF else 0
     head = 0.0 if job.adapter is not None else float(shape.embedding * (FLOAT + width))
     fading = sum(load.labels for load in own) * shape.vocab * float(job.compute_width)
@@ -136,7 +136,7 @@ def _pass(job: Job, ranks: int, group: tuple[Load, ...], present: float) -> list
     # With checkpointing, what autocast made of the layers' weights is gone when the backward pass begins.
     cast = in_head if job.checkpointing else casts
     a_layer = (casts - in_head) / max(1, shape.layers) if job.checkpointing else casts - in_head
-    # Two gradients of one matrix: there already and added to it, or of the input and of the output embeddings.
+    # Two gradients of one matrix: the sum so far and a new one, or those of both embeddings if they are tied.
     twice = embedding if present or shape.tied else 0.0
     return [
         Parts(gradients=present, activations=kept + casts, logits=fading),
@@ -184,7 +184,7 @@ def layer_bytes(job: Job, load: Load, split: bool = False) -> float:
 
 
 def _adapter(job: Job) -> float:
-    """Bytes a token that the adapter of one layer keeps: the inputs of its first matrices, and where dropout struck."""
+    """Bytes per token that one layer's adapter stores: inputs of its first matrices, and dropout masks."""
     if job.adapter is None:
         return 0.0
     if job.adapter.dropout or job.compute_width == HALF:
@@ -204,8 +204,8 @@ def _backward(job: Job, own: list[Load], split: bool) -> float:
 def _logits(job: Job, load: Load) -> float:
     """Bytes at the label positions at their peak, all in float32.
 
-    For log-probs: the softmax, and the gradients of the loss and of the logits. A divergence from the reference
-    holds, at the end of its forward pass, nine of such tensors and a mask.
+    Log-probs take three such tensors: the softmax, the gradient of the loss, the gradient of the logits. A
+    divergence from the reference takes nine and a mask, at the end of its forward pass.
     """
     return load.labels * job.shape.vocab * (9 * FLOAT + 1.0 if load.whole_distribution else 3.0 * FLOAT)
 

@@ -1,4 +1,4 @@
-"""What decides how much memory and time a training takes: the model's shape, the rows, and how a step is taken.
+"""What determines the memory and time of a training: the shape of the model, the rows, and the step.
 
 Plain numbers, so that the formulas of `core.footprint` and `core.step_cost` need neither torch nor weights.
 """
@@ -120,7 +120,8 @@ class Job:
         shape: of the model.
         trained: weights that are trained.
         frozen: weights that are not.
-        groups: sides whose activations are alive together; the groups are back-propagated one after the other.
+        groups: the sides of a micro-batch; groups are back-propagated one after the other, and the
+            activations of one group are in memory together.
         micro_batches: of one optimizer step.
         steps: optimizer steps; None = not known.
         master_width: bytes of a trained weight and of its gradient.

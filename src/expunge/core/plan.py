@@ -52,7 +52,7 @@ class Plan:
         engine: how weights are placed on several ranks.
         limit: bytes of one GPU.
         limit_source: "given", "measured" or "assumed".
-        lengths_source: "measured" or "assumed", by side, with the longest row's tokens and the labels of a row.
+        lengths_source: by side: tokens of the longest row, labels of a row, "measured" or "assumed".
         speed: of the machines.
         lines: one for each number of ranks.
         notices: what could not be found out, and what was done instead.

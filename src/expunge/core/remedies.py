@@ -25,7 +25,7 @@ class Change:
 def first_that_fits(
     job: Job, ranks: int, limit: float, memory: Callable[[Job, int], Parts] = peak
 ) -> tuple[Change, Parts] | None:
-    """The first change after which a rank's peak is within the limit, and that peak; None where none is enough.
+    """The first change after which a rank fits the limit, and its peak then; None if no change is enough.
 
     Single changes come first, then all of them one after the other, each kept.
 

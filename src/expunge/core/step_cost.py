@@ -1,4 +1,4 @@
-"""How long an optimizer step takes and what it sends, by a simple model: the larger of computing and sending."""
+"""Time and transfer of an optimizer step, by a simple model: the longer of computing and sending."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ class Cost:
 def cost(job: Job, ranks: int, speed: Speed) -> Cost:
     """The cost of one optimizer step on each of some ranks.
 
-    A weight takes 2 operations a token forward, 2 for the gradient of its input and 2 for its own; computing a
-    layer again takes 2 more. A live reference takes 2. DDP sends gradients twice around; sharding gathers
-    weights before both passes and scatters gradients, once for every pass.
+    For each token a weight takes 2 operations in the forward pass, 2 for the gradient of its input and 2 for its
+    own gradient. Checkpointing takes 2 more, a live reference 2. DDP sends each gradient twice. Sharding gathers
+    the weights before both passes and scatters the gradients after them.
 
     Args:
         job: the training.

@@ -1,8 +1,8 @@
 """What a training step holds in memory, found out without any: torch's trackers over fake tensors.
 
-Written for torch 2.13 (`TORCH`). The trackers, fake tensors and the group of fake ranks are private modules of
-torch, so they are used in this file alone; `why_not` says why they cannot be, and then the formulas of
-`core.footprint` stand alone.
+Written for torch 2.13 (`TORCH`). The trackers, fake tensors and the group of fake ranks are private modules
+of torch, so only this file uses them. If they cannot be used, `why_not` says why, and the formulas of
+`core.footprint` are used instead.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def why_not() -> str:
 
 @contextmanager
 def fake_tensors() -> Iterator[Callable[[Tensor], Tensor]]:
-    """While open, tensors that are made have a shape and no memory; yields what makes a fake one of a real one."""
+    """While open, new tensors have a shape but no memory; yields a function that makes a fake of a real one."""
     mode = import_module(MODULES[0]).FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
         yield mode.from_tensor
@@ -63,7 +63,7 @@ def fake_tensors() -> Iterator[Callable[[Tensor], Tensor]]:
 
 @contextmanager
 def fake_ranks(count: int) -> Iterator[Any]:
-    """While open, a mesh of that many ranks, of which this process is the first and the others are not there."""
+    """While open, a mesh of so many ranks; this process is the first one, the others do not exist."""
     torch.distributed.init_process_group(
         "fake", rank=0, world_size=count, store=import_module("torch.distributed").HashStore()
     )
@@ -136,8 +136,8 @@ class Watch:
 def _adapted(tracker: type[Any]) -> type[Any]:
     """A tracker for what is trained here.
 
-    It keeps no peaks of single modules, for which it would go through all of them at each operation, and it hooks
-    no weights that are frozen, which the trackers of torch 2.13 try and cannot.
+    It stores no peaks of single modules, because this costs a loop over all modules at each operation. It puts no
+    hook on frozen weights, because torch 2.13 cannot.
     """
 
     class Adapted(tracker):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""The model of a configuration with random weights, or none: what is planned before anything is downloaded."""
+"""A model with random weights or without weights: what `plan` uses before anything is downloaded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ UNMASKED = "expunge_unmasked"
 
 
 class KernelDropout(nn.Module):
-    """Dropout as a GPU's kernel does it, which keeps a byte a number; a processor keeps the number's own width.
+    """Dropout as a GPU does it: its mask takes one byte per number, that of a CPU the width of the number.
 
     Args:
         p: share that is dropped.
@@ -66,7 +66,7 @@ def without_weights(
 
 
 def empty_on(model: nn.Module, where: torch.device) -> None:
-    """Replace the weights of a model on the meta device by empty ones elsewhere, which may be fake ones; shared stay shared."""
+    """Move a model from the meta device to another, with empty (or fake) weights; shared weights stay shared."""
     made: dict[int, Any] = {}
     for module in model.modules():
         for name, weight in list(module.named_parameters(recurse=False)):
@@ -79,9 +79,9 @@ def empty_on(model: nn.Module, where: torch.device) -> None:
 
 
 def sharding_units(model: Any) -> list[Any]:
-    """The parts of a model that are gathered one after the other when its weights are sharded, as accelerate has them.
+    """The units in which sharded weights are gathered, as in accelerate.
 
-    Each decoder layer is one; so are embeddings that are not tied. What is left is gathered with the whole.
+    Each decoder layer is a unit, and each embedding that is not tied. The rest belongs to the root unit.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     lists = [module for module in base.modules() if isinstance(module, nn.ModuleList)]

@@ -1,4 +1,4 @@
-"""`expunge plan`: what a training needs of memory and time on several numbers of ranks, before any is rented."""
+"""`expunge plan`: memory and time of a training for several numbers of ranks."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def run(
         speed: of the machines.
 
     Raises:
-        UserError: nothing is trained, the model's shape is not to be had, or it does not fit what is measured on.
+        UserError: nothing is trained, the model's shape is unknown, or the step to measure does not fit here.
     """
     if "trainer" not in cfg.tree:
         raise UserError(
@@ -113,8 +113,9 @@ class Planner:
         shape = shape_of(self.config.to_dict())
         if shape is None:
             raise UserError(
-                f"the configuration of {cfg.get('model.model_args.pretrained_model_name_or_path')} does not state its shape",
-                "plan needs the layers, widths and heads of a decoder in config.json",
+                f"the config.json of {cfg.get('model.model_args.pretrained_model_name_or_path')} does not"
+                " state the model's shape",
+                "`plan` needs the numbers of layers and heads, the hidden size and the vocabulary size",
             )
         self.sides, self.tokenizer = self._sides()
         self.lengths = lengths_of(self.sides)

@@ -10,13 +10,16 @@ GIB = 2**30
 
 
 def plan_text(plan: Plan) -> str:
-    """The plan as lines: what it is for, a table over the ranks, the parts of each peak, and what was assumed."""
+    """The plan as lines: the model, a table over the ranks, the parts of each peak, and the assumptions."""
     return "\n".join([*_head(plan), "", *_table(plan), "", *_parts(plan), "", *_sources(plan)])
 
 
 def _head(plan: Plan) -> Iterator[str]:
     share = "all" if plan.trained == plan.parameters else f"{plan.trained:,}"
-    yield f"{plan.model}: {plan.parameters:,} weights, {share} trained; reference: {plan.reference}; engine: {plan.engine}"
+    yield (
+        f"{plan.model}: {plan.parameters:,} weights, {share} trained; reference: {plan.reference};"
+        f" engine: {plan.engine}"
+    )
     yield f"GPU memory: {plan.limit / GIB:.1f} GiB ({plan.limit_source})"
     yield from (f"rows, {side}: {text}" for side, text in plan.lengths_source.items())
 
@@ -68,10 +71,14 @@ def _parts(plan: Plan) -> Iterator[str]:
 def _sources(plan: Plan) -> Iterator[str]:
     speed = plan.speed
     yield (
-        f"Time: {speed.flops / 1e12:.4g} TFLOP/s a rank ({speed.source}); {speed.inside / 1e9:g} GB/s inside a node of {speed.node}"
-        f" and {speed.across / 1e9:g} GB/s across nodes (assumed); a step takes the longer of computing and sending."
+        f"Time: {speed.flops / 1e12:.4g} TFLOP/s a rank ({speed.source}); {speed.inside / 1e9:g} GB/s inside a"
+        f" node of {speed.node} and {speed.across / 1e9:g} GB/s across nodes (assumed); a step takes the longer of"
+        " computing and sending."
     )
-    yield "Memory: computed, not run. `tracker` = torch's memory tracker around the run's own step, `formula` = closed formulas."
+    yield (
+        "Memory: computed, not run. `tracker` = torch's memory tracker around the run's own step, `formula` ="
+        " closed formulas."
+    )
     yield from (f"note: {notice}" for notice in plan.notices)
 
 

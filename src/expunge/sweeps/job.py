@@ -15,9 +15,18 @@ from expunge.core.files import read_json
 from expunge.core.fingerprint import fingerprint
 from expunge.core.layout import RECORD_FILE, layout_of
 
-CARRIED = ("EXPUNGE_CACHE", "EXPUNGE_DATA", "HF_DATASETS_CACHE", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE",
-           "OMP_NUM_THREADS", "PYTHONPATH", "TOKENIZERS_PARALLELISM")  # fmt: skip
-"""Variables of the submitting process that a job gets on any machine; no secrets, as they are written down."""
+CARRIED = (
+    "EXPUNGE_CACHE",
+    "EXPUNGE_DATA",
+    "HF_DATASETS_CACHE",
+    "HF_HOME",
+    "HF_HUB_CACHE",
+    "HF_HUB_OFFLINE",
+    "OMP_NUM_THREADS",
+    "PYTHONPATH",
+    "TOKENIZERS_PARALLELISM",
+)
+"""Variables of the submitting process that each job gets; no secrets, because executors write them to files."""
 EVALUATION = ("eval", "retain_logs_path", "holdout_split")
 """Keys outside a run's identity that still change its results: with another value it is evaluated again."""
 HEADER = "--- "

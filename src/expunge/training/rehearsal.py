@@ -1,4 +1,4 @@
-"""A training step on rows that are not there: the run's own driver and optimizer, over fake tensors or real ones."""
+"""A training step on made-up rows: the run's own driver and optimizer, on fake tensors or real ones."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ class Rows:
 
 
 def _encoded(load: Load) -> list[Encoded]:
-    """Rows whose lengths and labels are those of a load; where it is padded, the last row is a token short."""
+    """Rows with the lengths and labels of a load; if it is padded, the last row is one token shorter."""
     share, rest = divmod(load.labels, load.rows)
     found = []
     for row in range(load.rows):

@@ -1,4 +1,4 @@
-"""The memory of a training's step as the trackers see it: the run's own model, terms and optimizer, without weights."""
+"""The memory of a training step by torch's trackers: the run's own model, terms and optimizer, no weights."""
 
 from __future__ import annotations
 

@@ -10,11 +10,11 @@ from expunge.cli.verb import Verb, config_of
 from expunge.core.errors import UserError
 
 HELP = """\
-The first word may be unlearn or train; the overrides are those of the run. Nothing is downloaded but config.json
-and, where they are to be had, tokenizer and rows, whose real lengths are then used. No GPU is needed.
+The first word may be unlearn or train; the overrides are those of the run. No weights are downloaded and no GPU
+is needed. config.json is read, and tokenizer and rows if they can be found: their real lengths are then used.
 
-Example:
-  expunge plan unlearn experiment=unlearn/tofu/default trainer=NPO forget_split=forget10 task_name=npo --gpu-memory 80
+Examples:
+  expunge plan unlearn experiment=unlearn/tofu/default trainer=NPO task_name=npo --gpu-memory 80
   expunge plan train experiment=finetune/tofu/default task_name=full --engine fsdp2 --ranks 8,64
 """
 CONFIGS = {"unlearn": "unlearn.yaml", "train": "train.yaml"}
