@@ -21,7 +21,7 @@ def job(**changed: object) -> Job:
 
 
 def test_weights_of_llama_3_1_8b() -> None:
-    """Its checkpoint has 32 (2 4096 (4096 + 1024) + 3 4096 14336) + 2 128256 4096 + 65 4096 = 8,030,261,248."""
+    """32 (2 4096 (4096 + 1024) + 3 4096 14336) + 2 128256 4096 + 65 4096 = 8,030,261,248 (published)."""
     assert LLAMA_8B.total == 8_030_261_248
 
 

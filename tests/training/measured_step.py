@@ -3,7 +3,7 @@
     python measured_step.py '{"config": {...}, "rows": 4, "tokens": 64, "labels": 40, ...}' FOLDER
 
 The loop, the driver and the optimizer are the run's own; the weights are random. The caller must set
-`MALLOC_MMAP_THRESHOLD_`: freed buffers then return to the system at once, and resident memory is memory in use.
+`MALLOC_MMAP_THRESHOLD_`: then freed buffers return to the system at once, and resident memory is used memory.
 """
 
 from __future__ import annotations

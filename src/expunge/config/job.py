@@ -20,7 +20,7 @@ DEFAULT_RANK = 8
 NF4_WIDTH = 0.5 + 0.127 / 8
 """Bytes of a weight in 4 bits with scales that are quantised too (arXiv:2305.14314 section 3)."""
 MOMENTS = {"8bit": 2.04, "adafactor": 0.01, "sgd": 0.0, "lion": 4.0, "rmsprop": 4.0, "adagrad": 4.0}
-"""Bytes per weight that an optimizer stores, by a part of its name; others store two float32 moments, 8 bytes."""
+"""Bytes per weight that an optimizer stores, by a part of its name; others store two float32 moments."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """The most memory that one rank of a training holds at once, by formulas: no weights, no torch.
 
-The formulas count what autograd stores for the backward pass of a decoder with RMS norms, rotary attention in one
-kernel and a gated feed-forward part. For such models they differ from `models.memory_tracker`, which follows
-the real step, by 15 % at most (tested). For other kinds of layers the difference is larger.
+The formulas count what autograd stores for the backward pass of a decoder with RMS norms, rotary attention in
+one kernel and a gated feed-forward part. For such models they differ from `models.memory_tracker`, which
+follows the real step, by 15 % at most (tested). For other kinds of layers the difference is larger.
 """
 
 from __future__ import annotations

@@ -48,9 +48,9 @@ class Cost:
 def cost(job: Job, ranks: int, speed: Speed) -> Cost:
     """The cost of one optimizer step on each of some ranks.
 
-    For each token a weight takes 2 operations in the forward pass, 2 for the gradient of its input and 2 for its
-    own gradient. Checkpointing takes 2 more, a live reference 2. DDP sends each gradient twice. Sharding gathers
-    the weights before both passes and scatters the gradients after them.
+    For each token a weight takes 2 operations in the forward pass, 2 for the gradient of its input and 2 for
+    its own gradient. Checkpointing takes 2 more, a live reference 2. DDP sends each gradient twice. Sharding
+    gathers the weights before both passes and scatters the gradients after them.
 
     Args:
         job: the training.

@@ -55,7 +55,7 @@ def why_not() -> str:
 
 @contextmanager
 def fake_tensors() -> Iterator[Callable[[Tensor], Tensor]]:
-    """While open, new tensors have a shape but no memory; yields a function that makes a fake of a real one."""
+    """While open, new tensors have a shape but no memory; yields a function that makes a tensor fake."""
     mode = import_module(MODULES[0]).FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
         yield mode.from_tensor
@@ -136,8 +136,8 @@ class Watch:
 def _adapted(tracker: type[Any]) -> type[Any]:
     """A tracker for what is trained here.
 
-    It stores no peaks of single modules, because this costs a loop over all modules at each operation. It puts no
-    hook on frozen weights, because torch 2.13 cannot.
+    It stores no peaks of single modules, because this costs a loop over all modules at each operation. It
+    puts no hook on frozen weights, because torch 2.13 cannot.
     """
 
     class Adapted(tracker):  # type: ignore[misc]

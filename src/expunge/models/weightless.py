@@ -66,7 +66,7 @@ def without_weights(
 
 
 def empty_on(model: nn.Module, where: torch.device) -> None:
-    """Move a model from the meta device to another, with empty (or fake) weights; shared weights stay shared."""
+    """Move a model from the meta device, with empty (or fake) weights; shared weights stay shared."""
     made: dict[int, Any] = {}
     for module in model.modules():
         for name, weight in list(module.named_parameters(recurse=False)):

@@ -71,9 +71,9 @@ def _parts(plan: Plan) -> Iterator[str]:
 def _sources(plan: Plan) -> Iterator[str]:
     speed = plan.speed
     yield (
-        f"Time: {speed.flops / 1e12:.4g} TFLOP/s a rank ({speed.source}); {speed.inside / 1e9:g} GB/s inside a"
-        f" node of {speed.node} and {speed.across / 1e9:g} GB/s across nodes (assumed); a step takes the longer of"
-        " computing and sending."
+        f"Time: {speed.flops / 1e12:.4g} TFLOP/s a rank ({speed.source}); {speed.inside / 1e9:g} GB/s inside"
+        f" a node of {speed.node} and {speed.across / 1e9:g} GB/s across nodes (assumed); a step takes the"
+        " longer of computing and sending."
     )
     yield (
         "Memory: computed, not run. `tracker` = torch's memory tracker around the run's own step, `formula` ="

@@ -26,7 +26,7 @@ CARRIED = (
     "PYTHONPATH",
     "TOKENIZERS_PARALLELISM",
 )
-"""Variables of the submitting process that each job gets; no secrets, because executors write them to files."""
+"""Variables of the submitting process that each job gets; no secrets, because they are written to files."""
 EVALUATION = ("eval", "retain_logs_path", "holdout_split")
 """Keys outside a run's identity that still change its results: with another value it is evaluated again."""
 HEADER = "--- "

@@ -10,8 +10,8 @@ from expunge.cli.verb import Verb, config_of
 from expunge.core.errors import UserError
 
 HELP = """\
-The first word may be unlearn or train; the overrides are those of the run. No weights are downloaded and no GPU
-is needed. config.json is read, and tokenizer and rows if they can be found: their real lengths are then used.
+The first word may be unlearn or train; the overrides are those of the run. It needs no GPU and downloads no
+weights. It reads config.json, and the tokenizer and the rows for their real lengths, if they can be found.
 
 Examples:
   expunge plan unlearn experiment=unlearn/tofu/default trainer=NPO task_name=npo --gpu-memory 80
