@@ -30,8 +30,8 @@ try:
 except OSError as error:
     sys.exit(f"cannot run {sys.argv[1]} in {os.getcwd()}: {error.strerror}")
 """
-"""Starts a command that reacts to Ctrl-C, which a Ray worker blocks and a shell's background job ignores; a child
-would inherit that."""
+"""Starts a command that reacts to Ctrl-C. A Ray worker blocks it, a shell's background job ignores it, and a
+child inherits both."""
 LAUNCHERS = (
     "RANK",
     "LOCAL_RANK",
