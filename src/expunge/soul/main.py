@@ -12,6 +12,7 @@ from expunge.cli.verbs.run import pipeline_of, print_results
 from expunge.cli.verbs.score import SCORE
 from expunge.core.config import Config
 from expunge.core.errors import UserError
+from expunge.core.preemption import preemptible
 from expunge.soul.translate import SoulCommand, parser_of, translate
 
 log = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ def script(name: str, argv: Sequence[str] | None = None) -> int:
         argv: the arguments; None = those of the process.
 
     Returns:
-        The exit code: 0, 2 for an error that the user can fix, 130 after Ctrl-C.
+        The exit code: 0, 2 for an error that the user can fix, 75 after SIGUSR2, 130 after Ctrl-C.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if {"-h", "--help"} & set(words):
@@ -43,7 +44,8 @@ def script(name: str, argv: Sequence[str] | None = None) -> int:
 
             score.run(cfg)
         else:
-            pipeline_of(cfg)(cfg)
+            with preemptible():
+                pipeline_of(cfg)(cfg)
             print_results(cfg)
     return code.value
 

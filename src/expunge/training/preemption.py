@@ -10,15 +10,15 @@ from expunge.core.preemption import PREEMPTION, Preempted
 
 
 class StopWhenPreempted(TrainerCallback):
-    """Asks for a checkpoint after the step in which the signal came, and stops once it is written.
+    """Asks for a checkpoint after the step in which the signal came, and stops when it is written.
 
-    It does not set `should_training_stop`: checkpoints hold that flag, and a resumed run could restore it.
+    It does not set `should_training_stop`: checkpoints store this flag, and a resumed run could restore it.
     """
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """From here on the signal is only noted."""
+        """From now on, the signal only sets a flag."""
         PREEMPTION.defer()
 
     def on_step_end(
@@ -42,5 +42,5 @@ class StopWhenPreempted(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """After the last step the signal stops the run at once again."""
+        """After the last step, the signal stops the run at once again."""
         PREEMPTION.resume()
