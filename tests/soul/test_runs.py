@@ -49,7 +49,8 @@ def test_sigusr2_writes_a_checkpoint_and_ends_with_75(
     data_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As for `expunge unlearn`: the same command continues the run."""
-    argv, step = RUN.format(method="GA", name="P").split(), Stepper.step
+    argv = [*RUN.format(method="GA", name="P").split(), "--dataset.forget_ratio", "4"]
+    step = Stepper.step
 
     def interrupted(self: Stepper, *args: Any) -> Any:
         os.kill(os.getpid(), signal.SIGUSR2)
