@@ -17,6 +17,17 @@ from expunge.core.job import Adapter, Engine, Job, Load, Reference, Shape
 from expunge.core.needs import Need, independent, parse_need
 
 DEFAULT_RANK = 8
+ENGINES: dict[str, Engine] = {
+    "ddp": "ddp",
+    "fsdp2": "fsdp2",
+    "hsdp": "hsdp",
+    "fsdp2_offload": "fsdp2_offload",
+    "zero2": "ddp",
+    "zero3": "fsdp2",
+    "zero3_offload": "fsdp2_offload",
+    "tp": "ddp",
+}
+"""`parallel.kind` -> the engine whose formulas are used."""
 NF4_WIDTH = 0.5 + 0.127 / 8
 """Bytes of a weight in 4 bits with scales that are quantised too (arXiv:2305.14314 section 3)."""
 MOMENTS = {"8bit": 2.04, "adafactor": 0.01, "sgd": 0.0, "lion": 4.0, "rmsprop": 4.0, "adagrad": 4.0}
@@ -25,12 +36,12 @@ MOMENTS = {"8bit": 2.04, "adafactor": 0.01, "sgd": 0.0, "lion": 4.0, "rmsprop": 
 
 @dataclass(frozen=True)
 class Lengths:
-    """How long the rows of a side are.
+    """The lengths of a side's rows.
 
     Attributes:
-        tokens: of each row, in descending order.
-        labels: of each row, in descending order.
-        source: "measured" where they are those of the data, else "assumed".
+        tokens: number of tokens of each row, in descending order.
+        labels: number of labels of each row, in descending order.
+        source: "measured" = of the data, or "assumed".
     """
 
     tokens: tuple[int, ...] = (256,)
@@ -38,7 +49,7 @@ class Lengths:
     source: str = "assumed"
 
     def load(self, name: str, rows: int) -> Load:
-        """The micro-batch with the longest rows; its labels are the most that so many rows have."""
+        """The micro-batch of the longest rows, with the labels of those that have the most."""
         longest, most = self.tokens[:rows], self.labels[:rows]
         total = sum(most) * rows // len(most)
         padded = rows > 1 and (self.source == "assumed" or len(set(longest)) > 1)
@@ -52,9 +63,9 @@ def job_of(cfg: Config, shape: Shape, lengths: Mapping[str, Lengths] | None = No
     """The job of a configuration that trains.
 
     Args:
-        cfg: validated.
-        shape: of the model.
-        lengths: of the rows, by side; those of a side that is not there are assumed.
+        cfg: a validated configuration.
+        shape: shape of the model.
+        lengths: lengths of the rows by side; for other sides they are assumed.
     """
     losses = [] if stages_of(cfg) else losses_of(cfg)
     needs = [[parse_need(name) for name in loss.positional] for loss in losses]
@@ -84,21 +95,26 @@ def job_of(cfg: Config, shape: Shape, lengths: Mapping[str, Lengths] | None = No
         attention_mask=not str(cfg.get("model.model_args.attn_implementation") or "").startswith("flash"),
         adapter=adapter,
         engine=engine_of(cfg),
+        sequential=bool(cfg.switches("driver").get("sequential_terms", True)),
     )
 
 
 def engine_of(cfg: Config) -> Engine:
-    """How the weights are placed on several ranks."""
-    kind = cfg.get("parallel.kind")
-    return kind if kind in ("fsdp2", "fsdp2_offload") else "ddp"
+    """How the weights are placed on several ranks, by `parallel.kind`.
+
+    An engine without formulas of its own counts as the nearest one; ddp is an upper bound of zero2 and tp.
+    """
+    kind = str(cfg.get("parallel.kind") or "ddp")
+    engine: Engine = ENGINES.get(kind, "ddp")
+    return engine
 
 
 def optimizer_steps(cfg: Config, rows: int | None, ranks: int) -> tuple[int, int] | None:
-    """Optimizer steps of the run and of an epoch; None where the rows are not known.
+    """Optimizer steps of the run and of an epoch; None if the number of rows is unknown.
 
     Args:
-        cfg: of a run that trains.
-        rows: of the side that an epoch goes through.
+        cfg: the configuration of a training.
+        rows: number of rows of an epoch.
         ranks: W.
     """
     limit = cfg.get("trainer.args.max_steps")
@@ -127,7 +143,7 @@ def layer_widths(shape: Shape) -> dict[str, tuple[int, int]]:
 
 
 def adapter_of(cfg: Config, shape: Shape) -> Adapter | None:
-    """The adapter that is trained; None where the weights themselves are."""
+    """The adapter that is trained; None if the weights of the model are trained."""
     section = cfg.section("model.adapter")
     if section.get("type") not in ("lora", "qlora") and section.get("path") is None:
         return None
@@ -145,7 +161,7 @@ def adapter_of(cfg: Config, shape: Shape) -> Adapter | None:
 
 
 def moments_width(cfg: Config) -> float:
-    """Bytes that the optimizer keeps a trained weight."""
+    """Bytes that the optimizer stores per trained weight."""
     handler = cfg.get("trainer.optimizer.handler")
     name = str(handler).rpartition(":")[2] if handler else str(cfg.get("trainer.args.optim", "adamw"))
     if name == "sgd" and cfg.get("trainer.optimizer.momentum"):
@@ -179,7 +195,7 @@ def _groups(
 
 
 def _reference(cfg: Config, needs: Sequence[Sequence[Need]]) -> Reference:
-    """What `models.adapter_reference.plan_for` chooses, as far as files alone can tell."""
+    """What `models.adapter_reference.plan_for` will choose, as far as the configuration shows."""
     read = [need for term in needs for need in term if need.from_reference]
     asked, adapter = str(cfg.get("reference") or "auto"), cfg.section("model.adapter")
     if not read:
@@ -202,7 +218,7 @@ def _frozen_width(cfg: Config, shape: Shape, plain: int) -> float:
 
 
 def _trained_patterns(cfg: Config, losses: Sequence[Signature]) -> list[str]:
-    """The regular expressions of the parameters that a method trains; none = all."""
+    """The regular expressions of the parameters that a method trains; empty = all."""
     given = cfg.get("trainer.method_args.trainable_params_regex")
     own = losses[0].keyword.get("trainable_params_regex") if losses else None
     patterns = given if given is not None else own
@@ -211,7 +227,7 @@ def _trained_patterns(cfg: Config, losses: Sequence[Signature]) -> list[str]:
 
 
 def _matching(shape: Shape, patterns: Sequence[str]) -> int:
-    """Weights whose names match, as models of Llama's kind name them."""
+    """Number of weights with matching names; the names are those of Llama."""
     names = {
         f"model.layers.{layer}.{'self_attn' if name[0] in 'qkvo' else 'mlp'}.{name}.weight": rows * columns
         for layer in range(shape.layers)
@@ -223,6 +239,6 @@ def _matching(shape: Shape, patterns: Sequence[str]) -> int:
 
 
 def _width(dtype: Any) -> int:
-    """Bytes of a number of a dtype's name; what is not known is float32."""
+    """Bytes of a number of a dtype; an unknown name counts as float32."""
     name = DTYPES.get(str(dtype).removeprefix("torch."), "float32")
     return {"float64": 8, "float32": 4}.get(name, 2)

@@ -15,15 +15,15 @@ from expunge.core.errors import UserError
 from expunge.core.job import Shape
 
 NOT_GATED = ("phi", "gpt2", "gpt_neo", "gpt_neox", "gptj", "opt", "falcon", "bloom")
-"""Kinds of models whose feed-forward part has two matrices."""
+"""Model types whose feed-forward part has two matrices."""
 
 
 def shape_of(config: Mapping[str, Any], parameters: int = 0) -> Shape | None:
-    """The shape that a model's configuration states; None where it states none.
+    """The shape in a model's configuration; None if it does not state one.
 
     Args:
-        config: as `config.json` has it.
-        parameters: all weights, where they are known.
+        config: the content of `config.json`.
+        parameters: number of all weights; 0 = unknown.
     """
     config = config.get("text_config") or config
 
@@ -49,7 +49,7 @@ def shape_of(config: Mapping[str, Any], parameters: int = 0) -> Shape | None:
 
 
 def local_shape(cfg: Config) -> Shape | None:
-    """The shape of a model that lies in a folder; None where only the hub can tell."""
+    """The shape of a model in a local folder; None if there is no such folder or it states no shape."""
     folder = _folder(cfg)
     path = folder / "config.json"
     if not path.is_file():
@@ -62,7 +62,7 @@ def local_shape(cfg: Config) -> Shape | None:
 
 
 def count_parameters(cfg: Config) -> int | None:
-    """Parameters of a local model, from the headers of its safetensors files; None where there are none."""
+    """Number of weights of a local model, from the headers of its safetensors files; None without files."""
     folder = _folder(cfg)
     files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
     return sum(_parameters(path) for path in files) if files else None
