@@ -202,6 +202,13 @@ def test_a_launchers_variables_do_not_reach_a_job(job: Make, monkeypatch: pytest
     assert one.task().environment["HF_HOME"] == "/somewhere"
 
 
+def test_an_executor_of_ones_own_is_named_by_its_class(job: Make) -> None:
+    (outcome,) = run_jobs([job("own", "1")], executor_of("expunge.sweeps.local:LocalExecutor"))
+    assert outcome.state == "done"
+    with pytest.raises(UserError, match="no_such_package"):
+        executor_of("no_such_package.module:Own")
+
+
 def test_two_jobs_never_share_a_folder(job: Make) -> None:
     with pytest.raises(UserError, match="two jobs write into"):
         run_jobs([job("same", "1"), job("same", "2")], executor_of("local"))

@@ -134,8 +134,14 @@ def test_what_is_planned_is_what_a_process_holds_for_each_kind(size: str, kind: 
 
 
 @needs_trackers
-@pytest.mark.parametrize("bf16", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "bf16"),
+    [
+        pytest.param(kind, bf16, marks=() if (kind, bf16) == ("cached", True) else pytest.mark.slow)
+        for kind in KINDS
+        for bf16 in (False, True)
+    ],
+)
 def test_formulas_agree_with_the_trackers(kind: str, bf16: bool) -> None:
     case = {**case_of("small", kind), "bf16": bf16}
     job = job_of_case(case)
@@ -144,6 +150,7 @@ def test_formulas_agree_with_the_trackers(kind: str, bf16: bool) -> None:
 
 
 @needs_trackers
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["cached", "checkpointed"])
 @pytest.mark.parametrize("ranks", [2, 64])
 def test_formulas_agree_with_the_trackers_for_sharded_weights(kind: str, ranks: int) -> None:

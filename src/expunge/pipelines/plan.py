@@ -115,9 +115,7 @@ class Planner:
         self.cfg, self.notices = cfg, list(cfg.notices)
         self.stages = stages_of(cfg)
         if self.stages:
-            self.notices.append(
-                f"one stage of {len(self.stages)} is planned, with the values of trainer.args"
-            )
+            self.notices.append("a procedure is planned as one training with the values of trainer.args")
         self.config = read_config_of(cfg.section("model.model_args"))
         shape = shape_of(self.config.to_dict())
         if shape is None:

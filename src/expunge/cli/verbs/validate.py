@@ -11,8 +11,8 @@ def run(args: argparse.Namespace) -> None:
     """Print the resolved configuration and the facts about its run; the first word may be a verb."""
     from expunge.config.describe import describe
 
-    names = [verb.name for verb in args.verbs if verb.config_name is not None and verb is not VALIDATE]
-    take_verb(args, names)
+    not_runs = (VALIDATE.name, "plan")
+    take_verb(args, [verb.name for verb in args.verbs if verb.config_name and verb.name not in not_runs])
     cfg = config_of(args)
     facts = describe(cfg)
     print(facts.pop("config"))
