@@ -145,7 +145,7 @@ def test_a_job_that_still_runs_is_not_started_twice(job: Make) -> None:
         child.wait()
     assert outcome.state == "failed"
     assert "still runs" in outcome.lines[0]
-    assert last_lines(busy.log) == ["working"]
+    assert "still runs" not in busy.log.read_text(), "the log belongs to the process that still runs"
     (outcome,) = run_jobs([Job((sys.executable, "-c", "print(1)"), busy.folder)], executor_of("local"))
     assert outcome.state == "done"
 

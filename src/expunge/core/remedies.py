@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from expunge.core.footprint import Parts, peak
 from expunge.core.job import OFFLOADED, Job
 
 
-@dataclass(frozen=True)
-class Change:
-    """A change of a training.
-
-    Attributes:
-        name: the change, with its override.
-        job: the training after it.
-    """
+class Change(NamedTuple):
+    """A change, with its override, and the training after it."""
 
     name: str
     job: Job

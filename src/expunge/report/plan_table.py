@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from expunge.core.plan import Line, Plan
 
 GIB = 2**30
-TITLES = (
+TITLES = [
     "W",
     "fits",
     "peak GiB",
@@ -18,7 +18,7 @@ TITLES = (
     "steps",
     "GPU-hours",
     "first change that makes it fit",
-)
+]
 
 
 def plan_text(plan: Plan) -> str:
@@ -46,10 +46,10 @@ def _table(plan: Plan) -> Iterator[str]:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip()
 
 
-def _cells(line: Line, plan: Plan) -> tuple[str, ...]:
+def _cells(line: Line, plan: Plan) -> list[str]:
     fits, hours = line.parts.total <= plan.limit.value, line.gpu_hours
     change = f"{line.change[0]}: {gib(line.change[1])} GiB" if line.change else "no change is enough"
-    return (
+    return [
         str(line.ranks),
         "yes" if fits else "no",
         gib(line.parts.total),
@@ -60,7 +60,7 @@ def _cells(line: Line, plan: Plan) -> tuple[str, ...]:
         "unknown" if line.steps is None else str(line.steps),
         "unknown" if hours is None else f"{hours:.2f}",
         "" if fits else change,
-    )
+    ]
 
 
 def _parts(plan: Plan) -> Iterator[str]:

@@ -32,7 +32,7 @@ except OSError as error:
 """
 """Starts a command that reacts to Ctrl-C. A Ray worker blocks it, a shell's background job ignores it, and a
 child inherits both."""
-LAUNCHERS = (
+LAUNCHERS = [
     "RANK",
     "LOCAL_RANK",
     "WORLD_SIZE",
@@ -40,7 +40,7 @@ LAUNCHERS = (
     "GROUP_RANK",
     "MASTER_ADDR",
     "MASTER_PORT",
-)
+]
 """Variables of a launcher with several processes; a job must not inherit them."""
 
 

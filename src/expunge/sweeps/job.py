@@ -15,7 +15,7 @@ from expunge.core.files import read_json
 from expunge.core.fingerprint import fingerprint
 from expunge.core.layout import RECORD_FILE, layout_of
 
-CARRIED = (
+CARRIED = [
     "EXPUNGE_CACHE",
     "EXPUNGE_DATA",
     "HF_DATASETS_CACHE",
@@ -25,7 +25,7 @@ CARRIED = (
     "OMP_NUM_THREADS",
     "PYTHONPATH",
     "TOKENIZERS_PARALLELISM",
-)
+]
 """Variables of the submitting process that each job gets; no secrets, because they are written to files."""
 EVALUATION = ("eval", "retain_logs_path", "holdout_split")
 """Keys that are not part of a run's identity, but change its results: a new value needs a new evaluation."""

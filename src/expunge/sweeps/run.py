@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Literal
 
@@ -117,93 +118,89 @@ def run_jobs(
         UserError: two jobs write into the same folder.
         JobsCancelled: Ctrl-C or SIGTERM; running jobs were interrupted, their checkpoints stay.
     """
+    watch = _Watch(jobs, executor, on_progress, poll_seconds)
     try:
         check_jobs(jobs)
-        outcomes: dict[int, Outcome] = {
-            number: Outcome(job, "skipped") for number, job in enumerate(jobs) if job.is_finished
-        }
-        watch = _Watch(jobs, executor, outcomes, on_progress)
         with _sigterm_as_ctrl_c():
             try:
                 watch.submit()
-                while watch.open:
-                    watch.look()
-                    time.sleep(poll_seconds if watch.open else 0)
+                watch.wait()
             except KeyboardInterrupt:
-                watch.cancel(poll_seconds)
+                watch.cancel()
                 raise JobsCancelled(watch.in_order()) from None
     finally:
         executor.close()
     return watch.in_order()
 
 
+@dataclass
 class _Watch:
-    """The jobs that have not ended."""
+    """The state of all jobs."""
 
-    def __init__(
-        self,
-        jobs: Sequence[Job],
-        executor: Executor,
-        outcomes: dict[int, Outcome],
-        on_progress: Callable[[Progress], None] | None,
-    ) -> None:
-        self._jobs, self._executor, self._outcomes, self._report = jobs, executor, outcomes, on_progress
-        self._skipped = len(outcomes)
-        self._begun = time.monotonic()
-        self._running: set[int] = set()
-        self._shown: tuple[int, int] | None = None
-        self._cancels = False
-        self.open: dict[int, Any] = {}
+    jobs: Sequence[Job]
+    executor: Executor
+    on_progress: Callable[[Progress], None] | None
+    poll_seconds: float
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
+    open: dict[int, Any] = field(default_factory=dict)
+    running: set[int] = field(default_factory=set)
+    cancels: bool = False
+    begun: float = field(default_factory=time.monotonic)
+    shown: tuple[int, int] | None = None
 
     def submit(self) -> None:
-        numbers = [number for number in range(len(self._jobs)) if number not in self._outcomes]
+        """Submit the jobs that are not finished."""
+        for number, job in enumerate(self.jobs):
+            if job.is_finished:
+                self.outcomes[number] = Outcome(job, "skipped")
+        numbers = [number for number in range(len(self.jobs)) if number not in self.outcomes]
         if numbers:
-            handles = self._executor.submit([self._jobs[number].task() for number in numbers])
+            handles = self.executor.submit([self.jobs[number].task() for number in numbers])
             self.open = dict(zip(numbers, handles, strict=True))
         self._show()
 
-    def look(self) -> None:
-        """Poll each job, and report changes."""
-        for number, handle in list(self.open.items()):
-            status = self._executor.poll(handle)
-            if status.state == "running":
-                self._running.add(number)
-            elif status.state != "waiting":
-                del self.open[number]
-                outcome = _outcome(self._jobs[number], status, number in self._running, self._cancels)
-                self._running.discard(number)
-                self._outcomes[number] = outcome
-                if outcome.state in FAILED:
-                    log.warning("%s: %s, see %s", outcome.job.folder, outcome.state, outcome.job.log)
-        self._show()
+    def wait(self, deadline: float = math.inf) -> None:
+        """Poll all jobs until they have ended, and report changes."""
+        while self.open and time.monotonic() < deadline:
+            for number, handle in list(self.open.items()):
+                self._note(number, self.executor.poll(handle))
+            self._show()
+            time.sleep(self.poll_seconds if self.open else 0)
 
-    def cancel(self, poll_seconds: float) -> None:
+    def cancel(self) -> None:
         """End all jobs, and wait for them; a second Ctrl-C stops the waiting."""
         log.warning("cancelling %d jobs; their checkpoints stay", len(self.open))
-        self._cancels = True
+        self.cancels = True
         for handle in self.open.values():
-            self._executor.cancel(handle)
-        deadline = time.monotonic() + CANCEL_SECONDS
-        while self.open and time.monotonic() < deadline:
-            self.look()
-            time.sleep(poll_seconds if self.open else 0)
+            self.executor.cancel(handle)
+        self.wait(time.monotonic() + CANCEL_SECONDS)
 
     def in_order(self) -> list[Outcome]:
         """An outcome for each job; one that did not end in time counts as interrupted."""
         return [
-            self._outcomes.get(number, Outcome(job, "interrupted")) for number, job in enumerate(self._jobs)
+            self.outcomes.get(number, Outcome(job, "interrupted")) for number, job in enumerate(self.jobs)
         ]
 
+    def _note(self, number: int, status: Status) -> None:
+        if status.state == "running":
+            self.running.add(number)
+        elif status.state != "waiting":
+            del self.open[number]
+            outcome = _outcome(self.jobs[number], status, number in self.running, self.cancels)
+            self.running.discard(number)
+            self.outcomes[number] = outcome
+            if outcome.state in FAILED:
+                log.warning("%s: %s, see %s", outcome.job.folder, outcome.state, outcome.job.log)
+
     def _show(self) -> None:
-        ended = list(self._outcomes.values())
-        state = (len(ended), len(self._running))
-        if self._report is None or state == self._shown:
+        state = (len(self.outcomes), len(self.running))
+        if self.on_progress is None or state == self.shown:
             return
-        self._shown = state
-        done = sum(outcome.state == "done" for outcome in ended)
-        failed = sum(outcome.state in FAILED for outcome in ended)
-        seconds = time.monotonic() - self._begun
-        self._report(Progress(len(self._jobs), self._skipped, done, failed, len(self._running), seconds))
+        self.shown = state
+        states = [outcome.state for outcome in self.outcomes.values()]
+        failed, seconds = sum(state in FAILED for state in states), time.monotonic() - self.begun
+        skipped, done = states.count("skipped"), states.count("done")
+        self.on_progress(Progress(len(self.jobs), skipped, done, failed, len(self.running), seconds))
 
 
 def _outcome(job: Job, status: Status, begun: bool, cancels: bool) -> Outcome:

@@ -67,18 +67,8 @@ class _Accelerator:
     def no_sync(self, _: nn.Module) -> AbstractContextManager[object]:
         return nullcontext()
 
-    def clip_grad_norm_(self, parameters: Any, bound: float) -> Tensor:
-        return torch.nn.utils.clip_grad_norm_(parameters, bound)
-
     def unwrap_model(self, model: nn.Module) -> nn.Module:
         return model
-
-
-class _Unclipped(_Accelerator):
-    """For a step without an update."""
-
-    def clip_grad_norm_(self, parameters: Any, bound: float) -> Tensor:
-        return torch.zeros(())
 
 
 @dataclass(frozen=True)
@@ -147,7 +137,9 @@ def rehearsal(
     where = runtime.device()
     if compute_dtype is not None:
         model.forward = convert_outputs_to_fp32(torch.autocast(where.type, compute_dtype)(model.forward))
-    accelerator: Any = (_Unclipped if optimizer is None else _Accelerator)(compute_dtype, before_backward)
+    accelerator: Any = _Accelerator(compute_dtype, before_backward)
+    clip = torch.nn.utils.clip_grad_norm_
+    accelerator.clip_grad_norm_ = clip if optimizer is not None else lambda *_: torch.zeros(())
     stepper = Stepper(
         model,
         NoOptimizer() if optimizer is None else optimizer,
