@@ -18,13 +18,8 @@ NOT_GATED = ("phi", "gpt2", "gpt_neo", "gpt_neox", "gptj", "opt", "falcon", "blo
 """Model types whose feed-forward part has two matrices."""
 
 
-def shape_of(config: Mapping[str, Any], parameters: int = 0) -> Shape | None:
-    """The shape in a model's configuration; None if it does not state one.
-
-    Args:
-        config: the content of `config.json`.
-        parameters: number of all weights; 0 = unknown.
-    """
+def shape_of(config: Mapping[str, Any]) -> Shape | None:
+    """The shape in a model's configuration (`config.json`); None if it does not state one."""
     config = config.get("text_config") or config
 
     def number(*names: str) -> int:
@@ -44,7 +39,6 @@ def shape_of(config: Mapping[str, Any], parameters: int = 0) -> Shape | None:
         vocab=vocab,
         tied=bool(config.get("tie_word_embeddings", True)),
         gated=config.get("model_type") not in NOT_GATED,
-        parameters=parameters,
     )
 
 

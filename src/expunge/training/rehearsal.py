@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -106,12 +105,11 @@ def _encoded(load: Load) -> list[Encoded]:
 
 
 def rehearsal(
+    job: Job,
     model: Any,
     objective: Objective,
-    job: Job,
     rows: Rows,
     place: Callable[[Tensor], Tensor],
-    *,
     reference: Reference | None,
     optimizer: torch.optim.Optimizer | None,
     rules: Sequence[StepRule],
@@ -122,9 +120,9 @@ def rehearsal(
     """A function that takes one optimizer step on rows of given lengths.
 
     Args:
+        job: the training.
         model: the model to train; its forward pass will run in `compute_dtype`, as with accelerate.
         objective: prepared with the model.
-        job: the training.
         rows: micro-batches of the step.
         place: applied to each tensor of the micro-batches, for instance to make it fake.
         reference: the model before unlearning, if a term reads it.
@@ -151,22 +149,6 @@ def rehearsal(
     )
     batches = [cast(MicroBatch, recursively_apply(place, batch)) for batch in rows.batches]
     return lambda: stepper.step(batches, START, rows.counts)
-
-
-def seconds_of(step: Callable[[], object], count: int) -> float:
-    """The mean time of `count` steps in seconds, after one step that is not counted."""
-
-    def wait() -> None:
-        if runtime.device().type == "cuda":
-            torch.cuda.synchronize()
-
-    step()
-    wait()
-    begun = time.monotonic()
-    for _ in range(count):
-        step()
-    wait()
-    return (time.monotonic() - begun) / count
 
 
 def optimizer_states(optimizer: torch.optim.Optimizer) -> None:

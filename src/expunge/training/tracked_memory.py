@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -9,16 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from expunge.core.footprint import Parts, peak, reference_bytes
+from expunge.core.footprint import Parts, peak
 from expunge.core.job import Job
 from expunge.lm import runtime
 from expunge.methods.objective import Objective
 from expunge.models.adapter_reference import SameModel
-from expunge.models.memory_tracker import Watch, fake_ranks, fake_tensors, shard
+from expunge.models.memory_tracker import Peak, Watch, fake_ranks, fake_tensors, shard
 from expunge.models.reference import FrozenCopy, Reference
 from expunge.models.weightless import empty_on, sharding_units
 from expunge.optim.rules import StepRule
-from expunge.training.rehearsal import LookedUp, Rows, optimizer_states, rehearsal, seconds_of
+from expunge.training.rehearsal import LookedUp, Rows, optimizer_states, rehearsal
 
 Stepping = Callable[[nn.Module], tuple[torch.optim.Optimizer, list[StepRule]]]
 """Makes the optimizer of a model and the rules of its step."""
@@ -73,65 +74,71 @@ def track(
         if split:
             shard(model, sharding_units(model), mesh, dtype or torch.float32)
         held = [item for item in (model, optimizer, *copied) if item is not None]
-        watch = Watch(held, model if split else None)
+        watch, autocast = Watch(held, model if split else None), None if split else dtype
         step = rehearsal(
+            job,
             model,
             objective,
-            job,
             rows,
             place,
-            reference=reference,
-            optimizer=optimizer,
-            rules=rules,
-            compute_dtype=None if split else dtype,
-            max_grad_norm=max_grad_norm,
-            before_backward=watch.look,
+            reference,
+            optimizer,
+            rules,
+            autocast,
+            max_grad_norm,
+            watch.look,
         )
         with watch:
             step()
         found = watch.peak()
-        of_copy = sum(
-            weight.numel() * weight.element_size() for copy in copied for weight in copy.parameters()
-        )
-    parts, formula = found.parts, peak(job, ranks)
+        in_copy = sum(weight.nbytes for copy in copied for weight in copy.parameters())
+    return _by_part(found, peak(job, ranks), in_copy, split=split, stepped=optimizer is not None)
+
+
+def _by_part(found: Peak, formula: Parts, in_copy: int, *, split: bool, stepped: bool) -> Parts:
+    """A tracked peak by part; the trackers know neither the logits nor the weights of a frozen copy."""
+    parts = found.parts
     # The logits are in memory if the activations are at least those at the end of a forward pass.
     alive = parts["activations"] >= found.passing > 0
     logits = min(formula.logits, parts["activations"]) if alive else 0.0
     return Parts(
-        weights=parts["weights"] - (0 if split else of_copy),
+        weights=parts["weights"] - (0 if split else in_copy),
         gradients=parts["gradients"],
-        optimizer=formula.optimizer if optimizer is None else parts["optimizer"],
-        reference=reference_bytes(job, ranks) if split or not copied else of_copy,
+        optimizer=parts["optimizer"] if stepped else formula.optimizer,
+        reference=formula.reference if split or not in_copy else in_copy,
         activations=parts["activations"] - logits,
         logits=logits,
         unsharded=parts["unsharded"],
     )
 
 
-def compute_dtype(job: Job) -> torch.dtype | None:
-    """The dtype of a job's autocast; None = no autocast."""
-    return torch.bfloat16 if job.compute_width == 2 else None
-
-
 def measured_seconds(
     job: Job, model: Any, objective: Objective, stepping: Stepping, max_grad_norm: float, count: int = 3
 ) -> float:
     """The mean time of some real steps in seconds; the model is on its device."""
-    dtype = compute_dtype(job)
-    if dtype is not None and not runtime.supports_bf16(runtime.device()):
+    where, dtype = runtime.device(), compute_dtype(job)
+    if dtype is not None and not runtime.supports_bf16(where):
         dtype = None
-    reference = reference_of(job, model, dtype, objective)
+    reference, rows = reference_of(job, model, dtype, objective), Rows.of(job, objective)
     optimizer, rules = stepping(model)
     step = rehearsal(
-        model,
-        objective,
-        job,
-        Rows.of(job, objective),
-        lambda tensor: tensor.to(runtime.device()),
-        reference=reference,
-        optimizer=optimizer,
-        rules=rules,
-        compute_dtype=dtype,
-        max_grad_norm=max_grad_norm,
+        job, model, objective, rows, lambda x: x.to(where), reference, optimizer, rules, dtype, max_grad_norm
     )
-    return seconds_of(step, count)
+
+    def wait() -> None:
+        if where.type == "cuda":
+            torch.cuda.synchronize()
+
+    # The first step warms up.
+    step()
+    wait()
+    begun = time.monotonic()
+    for _ in range(count):
+        step()
+    wait()
+    return (time.monotonic() - begun) / count
+
+
+def compute_dtype(job: Job) -> torch.dtype | None:
+    """The dtype of a job's autocast; None = no autocast."""
+    return torch.bfloat16 if job.compute_width == 2 else None
