@@ -190,7 +190,7 @@ def _groups(
                 )
             )
         found.append(tuple(loads))
-    # A group that reads no side has no activations.
+    # A group without sides has no activations.
     return tuple(group for group in found if group)
 
 

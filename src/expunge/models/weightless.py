@@ -14,14 +14,14 @@ from expunge.models.adapter_args import AdapterArgs
 from expunge.models.adapters import new_config
 
 UNMASKED = "expunge_unmasked"
-"""Attention as flash attention takes it: in one kernel, without a mask. It needs no device to be planned."""
+"""Attention with the memory of flash attention (one kernel, no mask), which runs on any device."""
 
 
 class KernelDropout(nn.Module):
     """Dropout as a GPU does it: its mask takes one byte per number, that of a CPU the width of the number.
 
     Args:
-        p: share that is dropped.
+        p: share of the numbers that is dropped.
     """
 
     def __init__(self, p: float) -> None:
@@ -36,14 +36,14 @@ class KernelDropout(nn.Module):
 def without_weights(
     config: Any, adapter: AdapterArgs | None, *, dtype: torch.dtype, masked: bool, for_gpu: bool
 ) -> Any:
-    """A model of random weights; with `torch.device("meta")` as context, of none.
+    """A model with random weights; inside `torch.device("meta")`, without weights.
 
     Args:
-        config: of the model, as transformers reads it.
-        adapter: a new one is put on the model; None = none.
-        dtype: of the weights; an adapter's are in float32.
-        masked: whether attention takes a mask.
-        for_gpu: whether memory is to be that of a GPU where it differs.
+        config: transformers' configuration of the model.
+        adapter: a new adapter for the model; None = none.
+        dtype: dtype of the weights; those of an adapter are float32.
+        masked: whether attention uses a mask.
+        for_gpu: whether the memory must be that of a GPU, if it differs from that of a CPU.
 
     Returns:
         The model in training mode.
