@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from expunge.core.job import OFFLOADED, Job, Load
 
 HALF, FLOAT = 2, 4
+GIB = 2**30
 NAMES = {"reference": "frozen reference", "logits": "logits at labels", "unsharded": "largest unit unsharded"}
 
 
@@ -91,6 +92,11 @@ def reference_bytes(job: Job, ranks: int = 1) -> float:
     others = job.trained + job.frozen - in_float
     copied = others * min(job.compute_width, job.master_width) + in_float * job.master_width
     return copied / job.parts(ranks)
+
+
+def gib(size: float) -> str:
+    """A number of bytes in GiB, with enough digits for a small model."""
+    return f"{size / GIB:.2f}" if size >= GIB else f"{size / GIB:.4f}"
 
 
 def _pass(job: Job, group: tuple[Load, ...], parts: int, present: float) -> list[Parts]:

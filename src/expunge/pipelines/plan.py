@@ -18,7 +18,7 @@ from expunge.config.procedure import stages_of
 from expunge.config.shape import shape_of
 from expunge.core.config import Config
 from expunge.core.errors import UserError
-from expunge.core.footprint import Parts, peak
+from expunge.core.footprint import GIB, Parts, gib, peak
 from expunge.core.job import OFFLOADED, Engine, Job
 from expunge.core.plan import Line, Plan
 from expunge.core.remedies import first_that_fits
@@ -38,7 +38,6 @@ from expunge.training.tracked_memory import measured_seconds, track
 
 log = logging.getLogger(__name__)
 
-GIB = 2**30
 RANKS = (1, 2, 4, 8, 16, 64)
 ASSUMED_MEMORY = 80 * GIB
 
@@ -194,7 +193,7 @@ class Planner:
         needed = peak(job).total
         if needed > free:
             raise UserError(
-                f"--measure needs {needed / GIB:.1f} GiB, and {where.type} has {free / GIB:.1f} GiB free",
+                f"--measure needs {gib(needed)} GiB, and {where.type} has {gib(free)} GiB free",
                 "use smaller batches or an adapter, or measure on the machine that will run the training",
             )
         model, objective = self._model(job, for_gpu=False, where=where)

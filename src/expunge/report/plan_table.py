@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from expunge.core.footprint import gib
 from expunge.core.plan import Line, Plan
 
-GIB = 2**30
 TITLES = [
     "W",
     "fits",
@@ -97,8 +97,3 @@ def _sources(plan: Plan) -> Iterator[str]:
         " formula = closed formulas."
     )
     yield from (f"note: {notice}" for notice in plan.notices)
-
-
-def gib(size: float) -> str:
-    """A number of bytes in GiB, with enough digits for a small model."""
-    return f"{size / GIB:.2f}" if size >= GIB else f"{size / GIB:.4f}"

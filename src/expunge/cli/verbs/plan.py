@@ -10,6 +10,7 @@ from typing import get_args
 from expunge.cli.console import setup_logging
 from expunge.cli.verb import Verb, config_of, take_verb
 from expunge.core.errors import UserError
+from expunge.core.footprint import GIB
 from expunge.core.job import Engine
 
 HELP = """\
@@ -23,7 +24,6 @@ Examples:
   expunge plan unlearn experiment=unlearn/tofu/default trainer=NPO task_name=npo --gpu-memory 80
   expunge plan train experiment=finetune/tofu/default task_name=full --engine fsdp2 --ranks 8,64
 """
-GIB = 2**30
 UNITS = {"tflops": ("flops", 1e12), "inside": ("inside", 1e9), "across": ("across", 1e9)}
 """Option -> the field of `Speed`, and the size of the option's unit."""
 
