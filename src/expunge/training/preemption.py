@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl
 
 from expunge.core.preemption import PREEMPTION, Preempted
 
@@ -15,22 +15,16 @@ class StopWhenPreempted(TrainerCallback):
     It does not set `should_training_stop`: checkpoints store this flag, and a resumed run could restore it.
     """
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
         """From now on, the signal only sets a flag."""
         PREEMPTION.defer()
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
         """Ask for a checkpoint."""
         if PREEMPTION.asked:
             control.should_save = True
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_save(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
         """The checkpoint is complete: stop.
 
         Raises:
@@ -39,8 +33,6 @@ class StopWhenPreempted(TrainerCallback):
         if PREEMPTION.asked:
             raise Preempted
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
         """After the last step, the signal stops the run at once again."""
         PREEMPTION.resume()
