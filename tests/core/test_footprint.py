@@ -1,4 +1,4 @@
-"""Formulas of memory and time on numbers that are worked out by hand, and what is changed first where a job does not fit."""
+"""Formulas of memory and time on hand-worked numbers, and the first change for a job that does not fit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from expunge.core.footprint import peak, reference_bytes
 from expunge.core.job import Adapter, Job, Load, Shape
 from expunge.core.remedies import changes, first_that_fits
-from expunge.core.step_cost import LATENCY, Speed, cost
+from expunge.core.step_cost import LATENCY, Figure, Speed, cost
 
 LLAMA_8B = Shape(32, 4096, 14336, 32, 8, 128, 128256, tied=False)
 FORGET, RETAIN = Load("forget", 8, 256, 512), Load("retain", 8, 256, 512)
@@ -21,7 +21,7 @@ def job(**changed: object) -> Job:
 
 
 def test_weights_of_llama_3_1_8b() -> None:
-    """8,030,261,248, as its checkpoint has: 32 (2 4096 (4096 + 1024) + 3 4096 14336) + 2 128256 4096 + 65 4096."""
+    """32 (2 4096 (4096 + 1024) + 3 4096 14336) + 2 128256 4096 + 65 4096 = 8,030,261,248 (published)."""
     assert LLAMA_8B.total == 8_030_261_248
 
 
@@ -86,10 +86,28 @@ def test_the_first_change_that_fits_is_found_and_changes_are_added_where_one_is_
 
 @pytest.mark.parametrize(("checkpointing", "operations"), [(False, 6), (True, 8)])
 def test_operations_of_a_weight_and_token(checkpointing: bool, operations: int) -> None:
-    spent = cost(job(checkpointing=checkpointing), 1, Speed(flops=1e15))
+    spent = cost(job(checkpointing=checkpointing), 1, Speed(flops=Figure(1e15)))
     assert spent.operations == operations * LLAMA_8B.total * 2 * 8 * 256
     assert spent.sent == 0
-    assert spent.seconds == spent.operations / 1e15 + LATENCY
+    assert spent.seconds == spent.operations / 1e15 + LATENCY.value
+
+
+def test_weights_split_inside_a_node_send_only_gradients_to_other_nodes() -> None:
+    """16 GPUs of 2 nodes: 8 P (8 - 1) / 8 inside per pass, and 2 4 P / 8 (2 - 1) / 2 across per step."""
+    speed, parameters = Speed(flops=Figure(1e30)), LLAMA_8B.total
+    spent = cost(job(engine="hsdp"), 16, speed)
+    inside, across = 2 * 8 * parameters * 7 / 8, 2 * 4 * parameters / 8 / 2
+    assert spent.sent == inside + across
+    assert spent.seconds == pytest.approx(inside / 400e9 + across / 50e9 + LATENCY.value)
+    assert spent.seconds < cost(job(engine="fsdp2"), 16, speed).seconds
+    assert peak(job(engine="hsdp"), 64) == peak(job(engine="fsdp2"), 8)
+
+
+def test_terms_in_one_pass_halve_the_bytes_and_hold_all_activations() -> None:
+    apart, joint = job(engine="fsdp2"), job(engine="fsdp2", sequential=False)
+    assert cost(joint, 8, Speed()).sent == cost(apart, 8, Speed()).sent / 2
+    assert peak(joint, 8).activations > 1.5 * peak(apart, 8).activations
+    assert next(changes(joint, 8)).name.startswith("terms one after the other")
 
 
 def test_bytes_of_sharding_are_paid_for_each_pass() -> None:

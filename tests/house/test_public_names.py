@@ -10,7 +10,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "expunge"
 ALLOWED = {
-    "_tools": "torch (2.13) has its memory trackers in torch.distributed._tools alone; models/memory_tracker.py, pinned by a test",
+    "_tools": "torch (2.13) has memory trackers only there; models/memory_tracker.py, the version is tested",
     "_subclasses": "torch (2.13) has no public name for fake tensors; models/memory_tracker.py",
     "_asdict": "the documented method of a named tuple",
     "_replace": "the documented method of a named tuple",

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from expunge.core.preemption import EXIT_PREEMPTED
 from expunge.soul.main import script
+from expunge.training.step import Stepper
 from recorded import read_records
 
 RUN = (
@@ -37,6 +42,26 @@ def test_a_composite_trains_by_command_line(data_root: Path, monkeypatch: pytest
     ]
     assert len(steps) == 2
     assert all(abs(step["loss"] - (step["grad_diff"] + 0.5 * step["retain_nll"])) < 1e-4 for step in steps)  # type: ignore[operator]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR2"), reason="needs SIGUSR2")
+def test_sigusr2_writes_a_checkpoint_and_ends_with_75(
+    data_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As for `expunge unlearn`: the same command continues the run."""
+    argv = [*RUN.format(method="GA", name="P").split(), "--dataset.forget_ratio", "4"]
+    step = Stepper.step
+
+    def interrupted(self: Stepper, *args: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        return step(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stepper, "step", interrupted)
+        assert script("unlearn_model", argv) == EXIT_PREEMPTED
+    assert "stopped by SIGUSR2; the same command continues" in capsys.readouterr().err
+    assert script("unlearn_model", argv) == 0
+    assert "resuming from" in capsys.readouterr().err
 
 
 def test_random_labels_with_the_rest_of_the_forget_set(data_root: Path) -> None:

@@ -33,6 +33,20 @@ def write(folder: Path, *lines: str) -> str:
     return str(folder / "jobs.txt")
 
 
+def test_finished_jobs_are_skipped_and_another_evaluation_is_work_to_do(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = f"{TRAIN} task_name=good trainer.args.max_steps=1"
+    assert main(good.split()[1:]) == 0
+    capsys.readouterr()
+    assert main(["jobs", write(folder, good)]) == 0
+    assert "skipped  saves/finetune/good" in capsys.readouterr().out
+    assert not (folder / "saves" / "finetune" / "good.job.log").exists()
+    assert main(["jobs", write(folder, good.replace("eval=null", "eval=tofu")), "--dry-run"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith("continue  saves/finetune/good")
+
+
+@pytest.mark.slow
 def test_jobs_run_are_listed_and_are_skipped_afterwards(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -61,19 +75,18 @@ def test_jobs_run_are_listed_and_are_skipped_afterwards(
     assert main(["jobs", write(folder, good)]) == 0
     assert "skipped  saves/finetune/good" in capsys.readouterr().out
     assert (runs / "good.job.log").read_bytes() == written
-    # Another evaluation of the same run is work to do.
-    again = good.replace("eval=null", "eval=tofu")
-    assert main(["jobs", write(folder, again), "--dry-run"]) == 0
-    assert capsys.readouterr().out.splitlines()[1].startswith("continue  saves/finetune/good")
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ("expunge trian task_name=x", "unknown verb of a job 'trian'"),
-        ("python src/train.py task_name=x", "a job begins with `expunge`, not with 'python'"),
-        ("expunge", "a job begins with `expunge`"),
-        ("expunge train 'task_name=x", "is no command line: No closing quotation"),
+        (
+            "python src/train.py task_name=x",
+            "'python src/train.py task_name=x' is not a command of `expunge`",
+        ),
+        ("expunge", "'expunge' is not a command of `expunge`"),
+        ("expunge train 'task_name=x", "is not a command line: No closing quotation"),
         (f"{TRAIN} task_name=x overwrite=true", "overwrite=true in a job"),
         (f"{TRAIN} task_name=x trainer.args.learning_rat=1", "learning_rat"),
         (f"{TRAIN} task_name=x --nonsense", "unrecognized arguments: --nonsense"),
@@ -93,11 +106,15 @@ def test_a_faulty_line_starts_nothing(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["none.txt"], "cannot read the jobs of none.txt"),
-        (["jobs.txt", "--env", "OMP"], "--env OMP: no KEY=VALUE"),
-        (["jobs.txt", "--set", "=3"], "--set =3: no KEY=VALUE"),
-        (["empty.txt"], "empty.txt holds no command line"),
+        (["none.txt"], "cannot read the jobs of none.txt: No such file or directory"),
+        (["jobs.txt", "--env", "OMP"], "--env OMP: not KEY=VALUE"),
+        (["jobs.txt", "--set", "=3"], "--set =3: not KEY=VALUE"),
+        (["empty.txt"], "empty.txt contains no command line"),
         (["jobs.txt", "--executor", "joblib"], "the executor joblib needs workers"),
+        (["jobs.txt", "--executor", "joblib", "--workers", "2", "--gpus", "-1"], "joblib.gpus=-1: must be"),
+        (["jobs.txt", "--executor", "joblib", "--set", "workers=two"], "joblib.workers=two: must be"),
+        (["jobs.txt", "--executor", "jolib", "--dry-run"], "did you mean 'joblib'?"),
+        (["jobs.txt", "--gpus", "2"], "local.gpus=2: LocalExecutor takes no 'gpus'"),
     ],
 )
 def test_a_faulty_command(

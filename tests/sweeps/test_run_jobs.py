@@ -107,7 +107,7 @@ def interrupt_when(jobs: list[Job]) -> None:
 
 
 def test_local_runs_one_after_the_other_and_joblib_side_by_side(job: Make) -> None:
-    code = "import time; print(time.time(), flush=True); time.sleep(1); print(time.time())"
+    code = "import time; print(time.time(), flush=True); time.sleep(0.5); print(time.time())"
     overlap = {}
     for name in ("local", "joblib"):
         jobs = [job(f"{name}{number}", code) for number in range(2)]
@@ -145,6 +145,7 @@ def test_a_job_that_still_runs_is_not_started_twice(job: Make) -> None:
         child.wait()
     assert outcome.state == "failed"
     assert "still runs" in outcome.lines[0]
+    assert "still runs" not in busy.log.read_text(), "the log belongs to the process that still runs"
     (outcome,) = run_jobs([Job((sys.executable, "-c", "print(1)"), busy.folder)], executor_of("local"))
     assert outcome.state == "done"
 
@@ -201,6 +202,13 @@ def test_a_launchers_variables_do_not_reach_a_job(job: Make, monkeypatch: pytest
     assert one.task().environment["HF_HOME"] == "/somewhere"
 
 
+def test_an_executor_of_ones_own_is_named_by_its_class(job: Make) -> None:
+    (outcome,) = run_jobs([job("own", "1")], executor_of("expunge.sweeps.local:LocalExecutor"))
+    assert outcome.state == "done"
+    with pytest.raises(UserError, match="no_such_package"):
+        executor_of("no_such_package.module:Own")
+
+
 def test_two_jobs_never_share_a_folder(job: Make) -> None:
     with pytest.raises(UserError, match="two jobs write into"):
         run_jobs([job("same", "1"), job("same", "2")], executor_of("local"))
@@ -220,9 +228,12 @@ def test_a_log_keeps_all_attempts_and_shows_the_last(job: Make) -> None:
     ("name", "settings", "message"),
     [
         ("slrum", {}, "unknown executor 'slrum'"),
-        ("local", {"workers": 2}, "the executor local takes no workers"),
+        ("local", {"workers": 2}, "local.workers=2: LocalExecutor takes no 'workers'"),
         ("joblib", {}, "the executor joblib needs workers"),
-        ("joblib", {"workers": 0}, "workers: 0 is below 1"),
+        ("joblib", {"workers": 0}, "joblib.workers=0: must be a whole number of at least 1"),
+        ("joblib", {"workers": 1, "gpus": -1}, "joblib.gpus=-1: must be a whole number of at least 0"),
+        ("submitit", {"timeout_min": "long"}, "submitit.timeout_min=long: must be a whole number"),
+        ("ray", {"cpus": "all"}, "ray.cpus=all: must be a number"),
     ],
 )
 def test_a_faulty_choice_is_refused(name: str, settings: dict[str, Any], message: str) -> None:

@@ -1,9 +1,9 @@
-"""A training in a process of its own, which prints the most memory that it held above what its imports take, in bytes.
+"""Train in this process, and print the peak of its memory above the level of its imports, in bytes.
 
     python measured_step.py '{"config": {...}, "rows": 4, "tokens": 64, "labels": 40, ...}' FOLDER
 
-The loop, the driver and the optimizer are the run's own; the weights are random. Freed buffers go back to the system
-at once (`MALLOC_MMAP_THRESHOLD_` has to be set by whoever starts this), so that the resident memory is what is held.
+The loop, the driver and the optimizer are the run's own; the weights are random. The caller must set
+`MALLOC_MMAP_THRESHOLD_`: then freed buffers return to the system at once, and resident memory is used memory.
 """
 
 from __future__ import annotations
@@ -68,10 +68,15 @@ def train(case: dict[str, Any], folder: Path) -> None:
     )
     objective.prepare(model, 0)
     args = {
-        "per_device_train_batch_size": case["rows"], "max_steps": 2, "save_strategy": "no", "disable_tqdm": True,
-        "gradient_accumulation_steps": case.get("accumulation", 1), "gradient_checkpointing": case.get("checkpointing", False),
-        "logging_strategy": "no", "bf16": case.get("bf16", False),
-    }  # fmt: skip
+        "per_device_train_batch_size": case["rows"],
+        "gradient_accumulation_steps": case.get("accumulation", 1),
+        "gradient_checkpointing": case.get("checkpointing", False),
+        "bf16": case.get("bf16", False),
+        "max_steps": 2,
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "disable_tqdm": True,
+    }
     dtype = torch.bfloat16 if case.get("bf16") else None
     view = {"forget": rows.items}
     training = Training(

@@ -1,4 +1,4 @@
-"""The memory that is planned is the memory that is held: trackers against real processes, formulas against trackers."""
+"""Planned memory equals real memory: trackers against real processes, formulas against trackers."""
 
 from __future__ import annotations
 
@@ -58,10 +58,17 @@ def job_of_case(case: dict[str, Any]) -> Job:
     retain = Load("retain", load.rows, load.tokens, load.labels, reference=frozen, whole_distribution=frozen)
     half = bool(case.get("bf16"))
     return Job(
-        shape, trained, shape.total if adapter else 0, ((load,), (retain,)), case.get("accumulation", 1),
-        frozen_width=2 if half and adapter else 4, compute_width=2 if half else 4, checkpointing=case.get("checkpointing", False),
-        reference="frozen" if frozen else "none" if "method" in case else "cached", adapter=adapter,
-    )  # fmt: skip
+        shape,
+        trained,
+        shape.total if adapter else 0,
+        ((load,), (retain,)),
+        case.get("accumulation", 1),
+        frozen_width=2 if half and adapter else 4,
+        compute_width=2 if half else 4,
+        checkpointing=case.get("checkpointing", False),
+        reference="frozen" if frozen else "none" if "method" in case else "cached",
+        adapter=adapter,
+    )
 
 
 def tracked(case: dict[str, Any], job: Job, *, ranks: int = 1, for_gpu: bool = False) -> Parts:
@@ -127,8 +134,14 @@ def test_what_is_planned_is_what_a_process_holds_for_each_kind(size: str, kind: 
 
 
 @needs_trackers
-@pytest.mark.parametrize("bf16", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "bf16"),
+    [
+        pytest.param(kind, bf16, marks=() if (kind, bf16) == ("cached", True) else pytest.mark.slow)
+        for kind in KINDS
+        for bf16 in (False, True)
+    ],
+)
 def test_formulas_agree_with_the_trackers(kind: str, bf16: bool) -> None:
     case = {**case_of("small", kind), "bf16": bf16}
     job = job_of_case(case)
@@ -137,6 +150,7 @@ def test_formulas_agree_with_the_trackers(kind: str, bf16: bool) -> None:
 
 
 @needs_trackers
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["cached", "checkpointed"])
 @pytest.mark.parametrize("ranks", [2, 64])
 def test_formulas_agree_with_the_trackers_for_sharded_weights(kind: str, ranks: int) -> None:

@@ -17,7 +17,7 @@ SILENCE_SECONDS = 5
 
 
 class ExitCode:
-    """A block in which a `UserError`, SIGUSR2 or Ctrl-C becomes a message and an exit code. Other errors pass.
+    """A block that turns a `UserError`, SIGUSR2 or Ctrl-C into a message and an exit code. Other errors pass.
 
     Attributes:
         value: 0, 2 after a `UserError`, 75 after SIGUSR2, 130 after Ctrl-C.

@@ -10,7 +10,7 @@ from typing import Any
 
 from expunge.cli.console import setup_logging
 from expunge.core.config import Config
-from expunge.core.errors import UserError
+from expunge.core.errors import UserError, unknown
 
 log = logging.getLogger(__name__)
 
@@ -117,6 +117,26 @@ def parsed(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpa
     if rest:
         args.overrides = [*args.overrides, *rest]
     return args
+
+
+def take_verb(args: argparse.Namespace, names: Sequence[str]) -> None:
+    """Read the first override as the verb of the run, if it is one, and use the verb's configuration.
+
+    Args:
+        args: arguments of a verb that has the options of a run; changed in place.
+        names: valid verbs.
+
+    Raises:
+        UserError: the first override is a word that is no valid verb.
+    """
+    word = args.overrides[0] if args.overrides else ""
+    if not word or "=" in word or word.startswith("~"):
+        return
+    if word not in names:
+        raise UserError.of([unknown("verb", word, names)])
+    verb = next(verb for verb in args.verbs if verb.name == word)
+    args.overrides = args.overrides[1:]
+    args.default_config_name, args.adds = verb.config_name, verb.adds
 
 
 def config_of(args: argparse.Namespace) -> Config:

@@ -12,11 +12,10 @@ from expunge.config.local_data import count_rows, local_file
 from expunge.config.procedure import stages_of
 from expunge.config.shape import count_parameters, local_shape
 from expunge.core.config import Config
-from expunge.core.footprint import peak
+from expunge.core.footprint import gib, peak
 from expunge.core.job import Shape
 
 UNKNOWN = "unknown until downloaded"
-GIB = 2**30
 
 
 def describe(cfg: Config) -> dict[str, str]:
@@ -93,14 +92,14 @@ def _steps(cfg: Config, rows: int | None) -> str:
 def _memory(cfg: Config, parameters: int) -> str:
     if "trainer" not in cfg.tree:
         width = 4 if cfg.get("model.model_args.torch_dtype") in (None, "float32", "auto") else 2
-        return f"{parameters * width / GIB:.2f} GiB of weights, activations not counted"
+        return f"{gib(parameters * width)} GiB of weights, activations not counted"
     shape = local_shape(cfg)
     if shape is None:
         # The states of the weights can be counted all the same.
         shape = Shape(0, 0, 0, 0, 0, 0, 0, tied=True, parameters=parameters)
     job, ranks = job_of(cfg, shape), world_size()
     found = peak(job, ranks)
-    parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in found.named().items())
+    parts = ", ".join(f"{name} {gib(size)}" for name, size in found.named().items())
     load = job.loads[0]
     rows = (
         f"rows assumed to have {load.tokens} tokens and {load.labels // load.rows} labels"
@@ -108,6 +107,6 @@ def _memory(cfg: Config, parameters: int) -> str:
         else "activations not counted, config.json does not state the model's shape"
     )
     return (
-        f"{found.total / GIB:.2f} GiB a rank at its peak, {ranks} in all ({parts}; by formulas, {rows});"
-        " `expunge plan` says more"
+        f"{gib(found.total)} GiB per rank at its peak, {ranks} x {job.engine} ({parts}; by formulas, {rows});"
+        " see `expunge plan`"
     )

@@ -1,4 +1,4 @@
-"""From a configuration to the job whose memory and time are computed: rows, terms, optimizer, adapter, precision."""
+"""The job of a configuration, whose memory and time are computed."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from expunge.config.model_keys import DTYPES
 from expunge.config.procedure import stages_of
 from expunge.core.config import Config
 from expunge.core.handlers import Signature
-from expunge.core.job import Adapter, Engine, Job, Load, Reference, Shape
+from expunge.core.job import Adapter, Job, Load, Placement, Reference, Shape
 from expunge.core.needs import Need, independent, parse_need
 
 DEFAULT_RANK = 8
 NF4_WIDTH = 0.5 + 0.127 / 8
 """Bytes of a weight in 4 bits with scales that are quantised too (arXiv:2305.14314 section 3)."""
 MOMENTS = {"8bit": 2.04, "adafactor": 0.01, "sgd": 0.0, "lion": 4.0, "rmsprop": 4.0, "adagrad": 4.0}
-"""Bytes that an optimizer keeps a weight, by a part of its name; any other keeps two moments in float32, 8."""
+"""Bytes per weight that an optimizer stores, by a part of its name; others store two float32 moments."""
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """How long the rows of a side are.
+    """The lengths of a side's rows.
 
     Attributes:
-        tokens: of each row, in descending order.
-        labels: of each row, in descending order.
-        source: "measured" where they are those of the data, else "assumed".
+        tokens: number of tokens of each row, in descending order.
+        labels: number of labels of each row, in descending order.
+        source: "measured" = of the data, or "assumed".
     """
 
     tokens: tuple[int, ...] = (256,)
@@ -38,7 +38,7 @@ class Lengths:
     source: str = "assumed"
 
     def load(self, name: str, rows: int) -> Load:
-        """The micro-batch with the longest rows; its labels are the most that so many rows have."""
+        """The micro-batch of the longest rows, with the labels of those that have the most."""
         longest, most = self.tokens[:rows], self.labels[:rows]
         total = sum(most) * rows // len(most)
         padded = rows > 1 and (self.source == "assumed" or len(set(longest)) > 1)
@@ -52,9 +52,9 @@ def job_of(cfg: Config, shape: Shape, lengths: Mapping[str, Lengths] | None = No
     """The job of a configuration that trains.
 
     Args:
-        cfg: validated.
-        shape: of the model.
-        lengths: of the rows, by side; those of a side that is not there are assumed.
+        cfg: a validated configuration.
+        shape: shape of the model.
+        lengths: lengths of the rows by side; for other sides they are assumed.
     """
     losses = [] if stages_of(cfg) else losses_of(cfg)
     needs = [[parse_need(name) for name in loss.positional] for loss in losses]
@@ -83,22 +83,24 @@ def job_of(cfg: Config, shape: Shape, lengths: Mapping[str, Lengths] | None = No
         checkpointing=bool(cfg.get("trainer.args.gradient_checkpointing", False)),
         attention_mask=not str(cfg.get("model.model_args.attn_implementation") or "").startswith("flash"),
         adapter=adapter,
-        engine=engine_of(cfg),
+        engine=placement_of(cfg),
+        sequential=bool(cfg.switches("driver").get("sequential_terms", True)),
     )
 
 
-def engine_of(cfg: Config) -> Engine:
-    """How the weights are placed on several ranks."""
-    kind = cfg.get("parallel.kind")
-    return kind if kind in ("fsdp2", "fsdp2_offload") else "ddp"
+def placement_of(cfg: Config) -> Placement:
+    """How the weights are placed on several ranks, by the section `parallel`."""
+    if cfg.get("parallel.kind") != "fsdp2":
+        return "ddp"
+    return "fsdp2_offload" if cfg.get("parallel.cpu_offload") is True else "fsdp2"
 
 
 def optimizer_steps(cfg: Config, rows: int | None, ranks: int) -> tuple[int, int] | None:
-    """Optimizer steps of the run and of an epoch; None where the rows are not known.
+    """Optimizer steps of the run and of an epoch; None if the number of rows is unknown.
 
     Args:
-        cfg: of a run that trains.
-        rows: of the side that an epoch goes through.
+        cfg: the configuration of a training.
+        rows: number of rows of an epoch.
         ranks: W.
     """
     limit = cfg.get("trainer.args.max_steps")
@@ -111,18 +113,27 @@ def optimizer_steps(cfg: Config, rows: int | None, ranks: int) -> tuple[int, int
     return math.ceil(float(cfg.get("trainer.args.num_train_epochs", 3)) * an_epoch), an_epoch
 
 
+def layer_widths(shape: Shape) -> dict[str, tuple[int, int]]:
+    """Widths of input and output of a layer's linear layers, by the names of Llama."""
+    wide, feed = shape.hidden, shape.intermediate
+    gate = {"gate_proj": (wide, feed)} if shape.gated else {}
+    return {
+        "q_proj": (wide, shape.queries),
+        "k_proj": (wide, shape.keys),
+        "v_proj": (wide, shape.keys),
+        "o_proj": (shape.queries, wide),
+        "up_proj": (wide, feed),
+        "down_proj": (feed, wide),
+        **gate,
+    }
+
+
 def adapter_of(cfg: Config, shape: Shape) -> Adapter | None:
-    """The adapter that is trained; None where the weights themselves are."""
+    """The adapter that is trained; None if the weights of the model are trained."""
     section = cfg.section("model.adapter")
     if section.get("type") not in ("lora", "qlora") and section.get("path") is None:
         return None
-    widths = {
-        "q_proj": (shape.hidden, shape.queries), "k_proj": (shape.hidden, shape.keys), "v_proj": (shape.hidden, shape.keys),
-        "o_proj": (shape.queries, shape.hidden), "up_proj": (shape.hidden, shape.intermediate),
-        "down_proj": (shape.intermediate, shape.hidden),
-    }  # fmt: skip
-    if shape.gated:
-        widths["gate_proj"] = (shape.hidden, shape.intermediate)
+    widths = layer_widths(shape)
     asked = section.get("target_modules")
     chosen = [widths[name] for name in asked if name in widths] if isinstance(asked, (list, tuple)) else []
     chosen = chosen or list(widths.values())
@@ -136,7 +147,7 @@ def adapter_of(cfg: Config, shape: Shape) -> Adapter | None:
 
 
 def moments_width(cfg: Config) -> float:
-    """Bytes that the optimizer keeps a trained weight."""
+    """Bytes that the optimizer stores per trained weight."""
     handler = cfg.get("trainer.optimizer.handler")
     name = str(handler).rpartition(":")[2] if handler else str(cfg.get("trainer.args.optim", "adamw"))
     if name == "sgd" and cfg.get("trainer.optimizer.momentum"):
@@ -165,12 +176,12 @@ def _groups(
                 )
             )
         found.append(tuple(loads))
-    # A group that reads no side has no activations.
+    # A group without sides has no activations.
     return tuple(group for group in found if group)
 
 
 def _reference(cfg: Config, needs: Sequence[Sequence[Need]]) -> Reference:
-    """What `models.adapter_reference.plan_for` chooses, as far as files alone can tell."""
+    """What `models.adapter_reference.plan_for` will choose, as far as the configuration shows."""
     read = [need for term in needs for need in term if need.from_reference]
     asked, adapter = str(cfg.get("reference") or "auto"), cfg.section("model.adapter")
     if not read:
@@ -185,7 +196,7 @@ def _reference(cfg: Config, needs: Sequence[Sequence[Need]]) -> Reference:
 
 
 def _frozen_width(cfg: Config, shape: Shape, plain: int) -> float:
-    """Bytes of a weight that is not trained; in 4 bits the linear layers are, embeddings and norms are float32."""
+    """Bytes per frozen weight. In 4 bits are the linear layers; embeddings and norms are float32."""
     if cfg.get("model.adapter.type") != "qlora":
         return float(plain)
     quantized = shape.layers * shape.matrices
@@ -193,7 +204,7 @@ def _frozen_width(cfg: Config, shape: Shape, plain: int) -> float:
 
 
 def _trained_patterns(cfg: Config, losses: Sequence[Signature]) -> list[str]:
-    """The regular expressions of the parameters that a method trains; none = all."""
+    """The regular expressions of the parameters that a method trains; empty = all."""
     given = cfg.get("trainer.method_args.trainable_params_regex")
     own = losses[0].keyword.get("trainable_params_regex") if losses else None
     patterns = given if given is not None else own
@@ -202,16 +213,11 @@ def _trained_patterns(cfg: Config, losses: Sequence[Signature]) -> list[str]:
 
 
 def _matching(shape: Shape, patterns: Sequence[str]) -> int:
-    """Weights whose names match, as models of Llama's kind name them."""
-    feed = {"mlp.up_proj": shape.intermediate, "mlp.down_proj": shape.intermediate}
-    if shape.gated:
-        feed["mlp.gate_proj"] = shape.intermediate
-    widths = {"self_attn.q_proj": shape.queries, "self_attn.o_proj": shape.queries, "self_attn.k_proj": shape.keys,
-              "self_attn.v_proj": shape.keys, **feed}  # fmt: skip
+    """Number of weights with matching names; the names are those of Llama."""
     names = {
-        f"model.layers.{layer}.{name}.weight": width * shape.hidden
+        f"model.layers.{layer}.{'self_attn' if name[0] in 'qkvo' else 'mlp'}.{name}.weight": rows * columns
         for layer in range(shape.layers)
-        for name, width in widths.items()
+        for name, (rows, columns) in layer_widths(shape).items()
     }
     return sum(
         size for name, size in names.items() if any(re.fullmatch(pattern, name) for pattern in patterns)
@@ -219,6 +225,6 @@ def _matching(shape: Shape, patterns: Sequence[str]) -> int:
 
 
 def _width(dtype: Any) -> int:
-    """Bytes of a number of a dtype's name; what is not known is float32."""
+    """Bytes of a number of a dtype; an unknown name counts as float32."""
     name = DTYPES.get(str(dtype).removeprefix("torch."), "float32")
     return {"float64": 8, "float32": 4}.get(name, 2)

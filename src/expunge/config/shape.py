@@ -1,4 +1,4 @@
-"""The shape of a model as files of a folder state it: `config.json`, and the headers of its safetensors files."""
+"""The shape of a model, read from `config.json` and the headers of its safetensors files."""
 
 from __future__ import annotations
 
@@ -15,16 +15,11 @@ from expunge.core.errors import UserError
 from expunge.core.job import Shape
 
 NOT_GATED = ("phi", "gpt2", "gpt_neo", "gpt_neox", "gptj", "opt", "falcon", "bloom")
-"""Kinds of models whose feed-forward part has two matrices."""
+"""Model types whose feed-forward part has two matrices."""
 
 
-def shape_of(config: Mapping[str, Any], parameters: int = 0) -> Shape | None:
-    """The shape that a model's configuration states; None where it states none.
-
-    Args:
-        config: as `config.json` has it.
-        parameters: all weights, where they are known.
-    """
+def shape_of(config: Mapping[str, Any]) -> Shape | None:
+    """The shape in a model's configuration (`config.json`); None if it does not state one."""
     config = config.get("text_config") or config
 
     def number(*names: str) -> int:
@@ -44,12 +39,11 @@ def shape_of(config: Mapping[str, Any], parameters: int = 0) -> Shape | None:
         vocab=vocab,
         tied=bool(config.get("tie_word_embeddings", True)),
         gated=config.get("model_type") not in NOT_GATED,
-        parameters=parameters,
     )
 
 
 def local_shape(cfg: Config) -> Shape | None:
-    """The shape of a model that lies in a folder; None where only the hub can tell."""
+    """The shape of a model in a local folder; None if there is no such folder or it states no shape."""
     folder = _folder(cfg)
     path = folder / "config.json"
     if not path.is_file():
@@ -62,7 +56,7 @@ def local_shape(cfg: Config) -> Shape | None:
 
 
 def count_parameters(cfg: Config) -> int | None:
-    """Parameters of a local model, from the headers of its safetensors files; None where there are none."""
+    """Number of weights of a local model, from the headers of its safetensors files; None without files."""
     folder = _folder(cfg)
     files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
     return sum(_parameters(path) for path in files) if files else None

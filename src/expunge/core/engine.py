@@ -43,6 +43,9 @@ class Engine:
         return self.kind == "fsdp2"
 
 
+DDP = Engine()
+
+
 def engine_of(section: Mapping[str, Any], environment: Mapping[str, str]) -> Engine:
     """The engine of the group `parallel`, else of the launcher, else DDP.
 
@@ -72,14 +75,14 @@ def engine_of(section: Mapping[str, Any], environment: Mapping[str, str]) -> Eng
     if asked and launched and (asked.sharded, asked.cpu_offload) != (True, launched.cpu_offload):
         faults.append(
             Fault(
-                f"parallel.kind={asked.kind} (cpu_offload={asked.cpu_offload}), but the launcher asks for fsdp2"
-                f" (cpu_offload={launched.cpu_offload})",
+                f"parallel.kind={asked.kind} (cpu_offload={asked.cpu_offload}), but the launcher asks for"
+                f" {launched.kind} (cpu_offload={launched.cpu_offload})",
                 "leave `parallel` out, or leave the engine out of the launcher's configuration",
             )
         )
     if faults:
         raise UserError.of(faults)
-    return asked or launched or Engine()
+    return asked or launched or DDP
 
 
 def _of_fsdp(environment: Mapping[str, str]) -> list[Fault]:

@@ -109,10 +109,12 @@ def parse_need(name: str) -> Need:
 
 
 def independent(terms: Sequence[Sequence[Need]]) -> list[list[int]]:
-    """Terms grouped so that no two groups read the same side of the model in training: each can be back-propagated on its own.
+    """Groups of terms that can be back-propagated one after the other.
+
+    No two groups read the same side of the model in training.
 
     Returns:
-        The terms of each group, by their places.
+        The indices of the terms of each group.
     """
     groups: list[tuple[set[str], list[int]]] = []
     for number, needs in enumerate(terms):

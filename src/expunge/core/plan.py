@@ -1,43 +1,42 @@
-"""What a training would need on several numbers of ranks: the result of `expunge plan`."""
+"""The result of `expunge plan`: what a training needs on several numbers of ranks."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from expunge.core.footprint import Parts
-from expunge.core.step_cost import Speed
+from expunge.core.job import Job
+from expunge.core.step_cost import Cost, Figure, Speed
 
 
 @dataclass(frozen=True)
 class Line:
-    """A training on some ranks.
+    """A training on a number of ranks.
 
     Attributes:
         ranks: W.
         parts: bytes of one rank at its peak.
-        tracked: whether the tracker found them, not the formulas.
-        seconds: of an optimizer step.
-        sent: bytes that a rank sends in a step.
-        rows_a_step: rows of an optimizer step, on all ranks.
-        steps: of the run; None = not known.
-        change: the first change that makes it fit; None = it fits, or nothing does.
-        changed: bytes of one rank at its peak after the change, by formulas.
+        tracked: whether `parts` comes from the tracker, not from the formulas.
+        cost: cost of an optimizer step.
+        steps: optimizer steps of the run; None = unknown.
+        change: the first change that makes it fit, and the bytes of one rank at its peak then, by formulas;
+            None = it fits already, or no change is enough.
+        joint: if weights are sharded and there are several groups of terms: bytes at the peak and seconds of
+            a step if all are back-propagated together, by formulas.
     """
 
     ranks: int
     parts: Parts
     tracked: bool
-    seconds: float
-    sent: float
-    rows_a_step: int
+    cost: Cost
     steps: int | None
-    change: str | None = None
-    changed: float | None = None
+    change: tuple[str, float] | None
+    joint: tuple[float, float] | None
 
     @property
     def gpu_hours(self) -> float | None:
-        """Hours of one GPU for all steps; None where the steps are not known."""
-        return None if self.steps is None else self.ranks * self.seconds * self.steps / 3600
+        """Hours of one GPU for all steps; None if the number of steps is unknown."""
+        return None if self.steps is None else self.ranks * self.cost.seconds * self.steps / 3600
 
 
 @dataclass(frozen=True)
@@ -45,27 +44,19 @@ class Plan:
     """A training on several numbers of ranks.
 
     Attributes:
-        model: what it is called.
-        parameters: all weights.
-        trained: those that are trained.
-        reference: how the model before unlearning is read.
-        engine: how weights are placed on several ranks.
+        model: name of the model.
+        job: the training.
         limit: bytes of one GPU.
-        limit_source: "given", "measured" or "assumed".
-        lengths_source: "measured" or "assumed", by side, with the longest row's tokens and the labels of a row.
-        speed: of the machines.
+        lengths: by side: tokens of the longest row, labels of a row, and where they come from.
+        speed: speed of the machines.
         lines: one for each number of ranks.
-        notices: what could not be found out, and what was done instead.
+        notices: what is unknown, and what was assumed instead.
     """
 
     model: str
-    parameters: int
-    trained: int
-    reference: str
-    engine: str
-    limit: float
-    limit_source: str
-    lengths_source: dict[str, str]
+    job: Job
+    limit: Figure
+    lengths: dict[str, str]
     speed: Speed
     lines: tuple[Line, ...]
-    notices: tuple[str, ...] = field(default=())
+    notices: tuple[str, ...]

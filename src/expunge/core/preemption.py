@@ -1,4 +1,4 @@
-"""SIGUSR2, by which a scheduler announces the end of a job: a run stops where it can go on later.
+"""SIGUSR2, with which a scheduler announces the end of a job: a run stops so that it can continue later.
 
 SLURM sends it before a time limit (`--signal=USR2@120`). A training writes a checkpoint at its next step
 boundary and then stops; any other part of a run stops at once, since its results are written as they are
@@ -25,18 +25,18 @@ class Preempted(KeyboardInterrupt):
 
 @dataclass
 class Preemption:
-    """What this process knows of the signal; there is one, as a signal is for a process.
+    """The state of the signal; a process has one.
 
     Attributes:
-        asked: whether the signal has come while `deferred`.
-        deferred: whether a training is running, which will look at `asked` after each step.
+        asked: whether the signal came.
+        deferred: whether a training runs, which checks `asked` after each step.
     """
 
     asked: bool = False
     deferred: bool = False
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
-        """Note the signal, or stop at once where nobody will look at the note.
+        """Set `asked`; without a training, stop at once.
 
         Raises:
             Preempted: no training is running.
@@ -46,14 +46,14 @@ class Preemption:
             raise Preempted
 
     def defer(self) -> None:
-        """Begin a training: it will look at `asked`."""
+        """Begin a training, which checks `asked`."""
         self.deferred = True
 
     def resume(self) -> None:
         """End a training.
 
         Raises:
-            Preempted: the signal came after its last look.
+            Preempted: the signal came after the last check.
         """
         self.deferred = False
         if self.asked:
@@ -65,11 +65,10 @@ PREEMPTION = Preemption()
 
 @contextmanager
 def preemptible() -> Iterator[None]:
-    """Let SIGUSR2 stop what runs in this block so that it can go on later.
+    """While open, SIGUSR2 stops the run so that it can continue later.
 
-    Without the block the signal ends the process, which is its meaning by default. It does so too where there
-    is no such signal, outside the main thread, and in a launch of several processes, which would have to
-    agree on the step first.
+    Without the block, the signal ends the process, which is its default. The default also stays outside the
+    main thread, and in a launch of several processes, because these would first have to agree on the step.
     """
     number = getattr(signal, "SIGUSR2", None)
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1

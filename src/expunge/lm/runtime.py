@@ -107,7 +107,7 @@ def agreed(make: Callable[[], T]) -> T:
 
 
 def whole(value: Any) -> Any:
-    """A tensor of split weights as one, on every rank; all ranks call this. Other values are returned as is."""
+    """A tensor of split weights as a whole; all ranks call this. Any other value is returned as it is."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 

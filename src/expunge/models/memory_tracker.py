@@ -1,8 +1,8 @@
-"""What a training step holds in memory, found out without any: torch's trackers over fake tensors.
+"""The memory of a training step, computed without using it: torch's trackers over fake tensors.
 
-Written for torch 2.13 (`TORCH`). The trackers, fake tensors and the group of fake ranks are private modules of
-torch, so they are used in this file alone; `why_not` says why they cannot be, and then the formulas of
-`core.footprint` stand alone.
+Written for torch 2.13 (`TORCH`). The trackers, fake tensors and the group of fake ranks are private modules
+of torch, so only this file uses them. If they cannot be used, `why_not` says why, and the formulas of
+`core.footprint` are used instead.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 TORCH = "2.13"
-"""The version of torch whose trackers these are."""
+"""The version of torch with these trackers."""
 MODULES = (
     "torch._subclasses.fake_tensor",
     "torch.distributed._tools.mem_tracker",
     "torch.distributed._tools.fsdp2_mem_tracker",
 )
-# The trackers' own categories, and what they are here.
+# The trackers' categories -> our parts.
 PARTS = {
     "Parameter": "weights",
     "Buffer": "weights",
@@ -38,13 +38,13 @@ PARTS = {
     "All Gather": "unsharded",
     "Reduce Scatter": "unsharded",
 }
-"""Whatever is not named here, activations and what a backward pass needs for a moment, is "activations"."""
+"""All other categories (activations, temporary tensors of a backward pass) are "activations"."""
 
 
 def why_not() -> str:
-    """Why the trackers cannot be used with the torch that is installed; empty where they can."""
+    """Why the trackers cannot be used with the installed torch; empty if they can."""
     if not torch.__version__.startswith(f"{TORCH}."):
-        return f"torch is {torch.__version__}, the trackers are used as those of {TORCH}"
+        return f"torch is {torch.__version__}, the code for its trackers is for {TORCH}"
     try:
         for name in MODULES:
             import_module(name)
@@ -55,7 +55,7 @@ def why_not() -> str:
 
 @contextmanager
 def fake_tensors() -> Iterator[Callable[[Tensor], Tensor]]:
-    """While open, tensors that are made have a shape and no memory; yields what makes a fake one of a real one."""
+    """While open, new tensors have a shape but no memory; yields a function that makes a tensor fake."""
     mode = import_module(MODULES[0]).FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
         yield mode.from_tensor
@@ -63,40 +63,34 @@ def fake_tensors() -> Iterator[Callable[[Tensor], Tensor]]:
 
 @contextmanager
 def fake_ranks(count: int) -> Iterator[Any]:
-    """While open, a mesh of that many ranks, of which this process is the first and the others are not there."""
-    torch.distributed.init_process_group(
-        "fake", rank=0, world_size=count, store=import_module("torch.distributed").HashStore()
-    )
+    """While open, a mesh of so many ranks; this process is the first one, the others do not exist."""
+    distributed = import_module("torch.distributed")
+    distributed.init_process_group("fake", rank=0, world_size=count, store=distributed.HashStore())
     try:
-        yield import_module("torch.distributed").init_device_mesh("cpu", (count,))
+        yield distributed.init_device_mesh("cpu", (count,))
     finally:
-        torch.distributed.destroy_process_group()
+        distributed.destroy_process_group()
 
 
 @dataclass(frozen=True)
 class Peak:
-    """The most that was held at once, in bytes, by what it was held for.
+    """The largest memory use, in bytes.
 
     Attributes:
-        parts: of the moment of the peak: weights, gradients, optimizer, activations, unsharded.
-        passing: the most that "activations" was at the moments that `Watch.look` was called at.
+        parts: its parts: weights, gradients, optimizer, activations, unsharded.
+        passing: the largest "activations" at the calls of `Watch.look`.
     """
 
     parts: dict[str, int]
     passing: int
 
-    @property
-    def total(self) -> int:
-        """All parts."""
-        return sum(self.parts.values())
-
 
 class Watch:
-    """Watches what is held, while it is entered.
+    """Tracks the memory use while it is entered.
 
     Args:
-        held: modules, optimizers and tensors that are there before.
-        sharded: the module whose weights are split over ranks, if any are.
+        held: modules, optimizers and tensors that exist before.
+        sharded: the module whose weights are split over ranks; None = none.
     """
 
     def __init__(self, held: Sequence[Any], sharded: nn.Module | None = None) -> None:
@@ -109,7 +103,7 @@ class Watch:
         self._roots = {id(item) for item in (*held, sharded) if isinstance(item, nn.Module)}
 
     def __enter__(self) -> Watch:
-        # In front of the trackers' own hooks, which refuse a module that ran before as a whole.
+        # Before the trackers' own hooks, which refuse a second forward pass of a root module.
         self._handle = register_module_forward_pre_hook(self._forget_pass)
         self._tracker.__enter__()
         return self
@@ -123,21 +117,21 @@ class Watch:
             del self._tracker.memory_tracking[module]
 
     def look(self) -> None:
-        """Take note of the activations that are alive now."""
+        """Record the current activations."""
         self._passing = max(
             self._passing, _parts(self._tracker.get_tracker_snapshot("current"))["activations"]
         )
 
     def peak(self) -> Peak:
-        """The most that was held at once so far."""
+        """The largest memory use so far."""
         return Peak(_parts(self._tracker.get_tracker_snapshot("peak")), self._passing)
 
 
 def _adapted(tracker: type[Any]) -> type[Any]:
-    """A tracker for what is trained here.
+    """A tracker with two changes.
 
-    It keeps no peaks of single modules, for which it would go through all of them at each operation, and it hooks
-    no weights that are frozen, which the trackers of torch 2.13 try and cannot.
+    It stores no peaks of single modules, because this costs a loop over all modules at each operation. It
+    puts no hook on frozen weights, because torch 2.13 cannot.
     """
 
     class Adapted(tracker):  # type: ignore[misc]
@@ -169,10 +163,10 @@ def shard(model: nn.Module, units: Sequence[Any], mesh: Any, compute_dtype: torc
     """Split a model's weights over the ranks of a mesh, as accelerate does for FSDP2.
 
     Args:
-        model: its weights are whole so far; changed in place.
-        units: modules, or lists of them, that are gathered one after the other.
-        mesh: of `fake_ranks`.
-        compute_dtype: that weights are gathered in; gradients are exchanged in float32.
+        model: has whole weights; changed in place.
+        units: modules, or lists of modules, that are gathered one after the other.
+        mesh: a mesh of `fake_ranks`.
+        compute_dtype: dtype of gathered weights; gradients are exchanged in float32.
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 

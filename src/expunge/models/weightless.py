@@ -1,4 +1,4 @@
-"""The model of a configuration with random weights, or none: what is planned before anything is downloaded."""
+"""A model with random weights or without weights: what `plan` uses before anything is downloaded."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from expunge.models.adapter_args import AdapterArgs
 from expunge.models.adapters import new_config
 
 UNMASKED = "expunge_unmasked"
-"""Attention as flash attention takes it: in one kernel, without a mask. It needs no device to be planned."""
+"""Attention with the memory of flash attention (one kernel, no mask), which runs on any device."""
 
 
 class KernelDropout(nn.Module):
-    """Dropout as a GPU's kernel does it, which keeps a byte a number; a processor keeps the number's own width.
+    """Dropout as a GPU does it: its mask takes one byte per number, that of a CPU the width of the number.
 
     Args:
-        p: share that is dropped.
+        p: share of the numbers that is dropped.
     """
 
     def __init__(self, p: float) -> None:
@@ -36,14 +36,14 @@ class KernelDropout(nn.Module):
 def without_weights(
     config: Any, adapter: AdapterArgs | None, *, dtype: torch.dtype, masked: bool, for_gpu: bool
 ) -> Any:
-    """A model of random weights; with `torch.device("meta")` as context, of none.
+    """A model with random weights; inside `torch.device("meta")`, without weights.
 
     Args:
-        config: of the model, as transformers reads it.
-        adapter: a new one is put on the model; None = none.
-        dtype: of the weights; an adapter's are in float32.
-        masked: whether attention takes a mask.
-        for_gpu: whether memory is to be that of a GPU where it differs.
+        config: transformers' configuration of the model.
+        adapter: a new adapter for the model; None = none.
+        dtype: dtype of the weights; those of an adapter are float32.
+        masked: whether attention uses a mask.
+        for_gpu: whether the memory must be that of a GPU, if it differs from that of a CPU.
 
     Returns:
         The model in training mode.
@@ -66,7 +66,7 @@ def without_weights(
 
 
 def empty_on(model: nn.Module, where: torch.device) -> None:
-    """Replace the weights of a model on the meta device by empty ones elsewhere, which may be fake ones; shared stay shared."""
+    """Move a model from the meta device, with empty (or fake) weights; shared weights stay shared."""
     made: dict[int, Any] = {}
     for module in model.modules():
         for name, weight in list(module.named_parameters(recurse=False)):
@@ -79,9 +79,9 @@ def empty_on(model: nn.Module, where: torch.device) -> None:
 
 
 def sharding_units(model: Any) -> list[Any]:
-    """The parts of a model that are gathered one after the other when its weights are sharded, as accelerate has them.
+    """The units in which sharded weights are gathered, as in accelerate.
 
-    Each decoder layer is one; so are embeddings that are not tied. What is left is gathered with the whole.
+    Each decoder layer is a unit, and each embedding that is not tied. The rest belongs to the root unit.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     lists = [module for module in base.modules() if isinstance(module, nn.ModuleList)]

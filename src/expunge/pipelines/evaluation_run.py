@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from expunge.core.config import Config
-from expunge.core.engine import Engine, engine_of
+from expunge.core.engine import DDP, Engine, engine_of
 from expunge.core.errors import Faults
 from expunge.core.files import read_json
 from expunge.core.run_dir import RunDir
@@ -92,7 +92,7 @@ class Evaluation:
     run: RunDir
     suites: tuple[Suite, ...]
     notices: tuple[str, ...] = ()
-    engine: Engine = Engine()
+    engine: Engine = DDP
 
     def of(self, model: nn.Module, folder: Path, autocast: torch.dtype | None = None) -> Metrics:
         """Run every suite on one model, on all ranks together; the run folder caches the tables."""

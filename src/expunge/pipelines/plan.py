@@ -1,9 +1,10 @@
-"""`expunge plan`: what a training needs of memory and time on several numbers of ranks, before any is rented."""
+"""`expunge plan`: memory and time of a training for several numbers of ranks."""
 
 from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,11 +18,11 @@ from expunge.config.procedure import stages_of
 from expunge.config.shape import shape_of
 from expunge.core.config import Config
 from expunge.core.errors import UserError
-from expunge.core.footprint import Parts, peak
-from expunge.core.job import Engine, Job
+from expunge.core.footprint import GIB, Parts, gib, peak
+from expunge.core.job import OFFLOADED, Job, Placement
 from expunge.core.plan import Line, Plan
 from expunge.core.remedies import first_that_fits
-from expunge.core.step_cost import Speed, cost
+from expunge.core.step_cost import Figure, Speed, cost
 from expunge.data.datasets import Dataset
 from expunge.lm import runtime
 from expunge.methods.objective import Objective, build_objective, objective_of
@@ -37,7 +38,6 @@ from expunge.training.tracked_memory import measured_seconds, track
 
 log = logging.getLogger(__name__)
 
-GIB = 2**30
 RANKS = (1, 2, 4, 8, 16, 64)
 ASSUMED_MEMORY = 80 * GIB
 
@@ -45,9 +45,10 @@ ASSUMED_MEMORY = 80 * GIB
 def run(
     cfg: Config,
     *,
-    gpu_memory: float | None = None,
+    limit: Figure | None = None,
     ranks: Sequence[int] = (),
-    engine: Engine | None = None,
+    engine: Placement | None = None,
+    node: int = 8,
     formulas: bool = False,
     measure: bool = False,
     speed: Speed | None = None,
@@ -55,66 +56,72 @@ def run(
     """Plan a training.
 
     Args:
-        cfg: a configuration that trains.
-        gpu_memory: GiB of one GPU; None = that of the GPU here, else 80, which is said.
-        ranks: numbers of ranks; none = 1 to 64 and that of the launch.
-        engine: how weights are placed on several ranks; None = as the configuration says.
-        formulas: use the formulas alone.
-        measure: time three real steps here.
-        speed: of the machines.
+        cfg: the configuration of a training.
+        limit: bytes of one GPU; None = of the GPU of this machine, else 80 GiB are assumed.
+        ranks: numbers of ranks; empty = 1 to 64, and the number of this launch.
+        engine: how weights are placed on several ranks; None = as in the configuration.
+        node: ranks of a node.
+        formulas: use only the formulas.
+        measure: time three real steps on this machine.
+        speed: speed of the machines.
 
     Raises:
-        UserError: nothing is trained, the model's shape is not to be had, or it does not fit what is measured on.
+        UserError: nothing is trained, the model's shape is unknown, or the step to measure does not fit here.
     """
     if "trainer" not in cfg.tree:
         raise UserError(
-            "nothing is trained here", "plan a training: expunge plan unlearn ... or plan train ..."
+            f"mode={cfg.get('mode')}: nothing is trained, so there is nothing to plan",
+            "plan a training: `expunge plan unlearn ...` or `expunge plan train ...`",
         )
-    planner = Planner(cfg, engine)
-    notices = planner.notices
-    limit, limit_source = _limit(gpu_memory)
-    speed = speed or Speed()
-    if measure:
-        speed = planner.measured(speed)
-    why_not = "asked for" if formulas else memory_tracker.why_not()
-    if why_not and not formulas:
-        notices.append(f"memory by formulas alone: {why_not}")
-    lines = []
-    for count in ranks or sorted({*RANKS, int(os.environ.get("WORLD_SIZE", "1"))}):
-        parts = None if why_not else planner.tracked(count)
-        lines.append(planner.line(count, parts, limit, speed))
-    job = planner.job
-    return Plan(
-        str(cfg.get("model.model_args.pretrained_model_name_or_path")),
-        job.shape.total,
-        job.trained,
-        job.reference,
-        job.engine,
-        limit,
-        limit_source,
-        {load.name: planner.length(load.name, load.tokens, load.labels // load.rows) for load in job.loads},
-        speed,
-        tuple(lines),
-        tuple(notices),
-    )
+    limit, speed, lines = limit or _memory_here(), speed or Speed(), []
+    with warnings.catch_warnings():
+        # Libraries warn about calls between their own versions.
+        warnings.simplefilter("ignore", FutureWarning)
+        planner = Planner(cfg, engine, node)
+        if measure:
+            speed = planner.measured(speed)
+        why_not = "" if formulas else memory_tracker.why_not()
+        if why_not:
+            planner.notices.append(f"memory by formulas: {why_not}")
+        for count in ranks or sorted({*RANKS, int(os.environ.get("WORLD_SIZE", "1"))}):
+            parts = None if formulas or why_not else planner.tracked(count)
+            lines.append(planner.line(count, parts, limit.value, speed))
+    model, notices = str(cfg.get("model.model_args.pretrained_model_name_or_path")), tuple(planner.notices)
+    return Plan(model, planner.job, limit, planner.described_lengths(), speed, tuple(lines), notices)
+
+
+def _memory_here() -> Figure:
+    """The memory of this machine's GPU; without one, 80 GiB."""
+    if torch.cuda.is_available():
+        return Figure(float(torch.cuda.get_device_properties(0).total_memory), "measured")
+    return Figure(float(ASSUMED_MEMORY))
 
 
 class Planner:
-    """Finds out what one configuration needs.
+    """Finds the needs of one configuration.
 
     Args:
-        cfg: a configuration that trains.
+        cfg: the configuration of a training.
         engine: see `run`.
+        node: ranks of a node.
+
+    Attributes:
+        job: what determines memory and time.
+        notices: remarks for the user.
     """
 
-    def __init__(self, cfg: Config, engine: Engine | None) -> None:
-        self.cfg, self.notices = cfg, list[str]()
+    def __init__(self, cfg: Config, engine: Placement | None, node: int) -> None:
+        self.cfg, self.notices = cfg, list(cfg.notices)
+        self.stages = stages_of(cfg)
+        if self.stages:
+            self.notices.append("a procedure is planned as one training with the values of trainer.args")
         self.config = read_config_of(cfg.section("model.model_args"))
         shape = shape_of(self.config.to_dict())
         if shape is None:
             raise UserError(
-                f"the configuration of {cfg.get('model.model_args.pretrained_model_name_or_path')} does not state its shape",
-                "plan needs the layers, widths and heads of a decoder in config.json",
+                f"the config.json of {cfg.get('model.model_args.pretrained_model_name_or_path')} does not"
+                " state the model's shape",
+                "`plan` needs the numbers of layers and heads, the hidden size and the vocabulary size",
             )
         self.sides, self.tokenizer = self._sides()
         self.lengths = lengths_of(self.sides)
@@ -122,80 +129,88 @@ class Planner:
         if job.adapter is None:
             whole = sum(weight.numel() for weight in self._model(job)[0].parameters())
             job = job_of(cfg, replace(shape, parameters=whole), self.lengths)
-        self.job = job if engine is None else replace(job, engine=engine)
+        kind = cfg.get("parallel.kind") or job.engine
+        if engine is None and kind != job.engine:
+            self.notices.append(f"parallel.kind={kind} is counted as {job.engine}")
+        self.job = replace(job, engine=engine or job.engine, node=node)
         self._alone: Parts | None = None
 
-    def length(self, side: str, tokens: int, labels: int) -> str:
-        """What is said of a side's rows."""
-        source = self.lengths.get(side, ASSUMED).source
-        return f"{tokens} tokens, {labels} labels ({source})"
+    def described_lengths(self) -> dict[str, str]:
+        """The lengths of the rows of each side, for the user."""
+        unlearns = self.cfg.get("mode") == "unlearn"
+        return {
+            load.name if unlearns else "train": f"{load.tokens} tokens, {load.labels // load.rows} labels"
+            f" ({self.lengths.get(load.name, ASSUMED).source})"
+            for load in self.job.loads
+        }
 
     def line(self, ranks: int, tracked: Parts | None, limit: float, speed: Speed) -> Line:
-        """The plan for some ranks."""
-        job, spent = self.job, cost(self.job, ranks, speed)
-        parts = peak(job, ranks) if tracked is None else tracked
+        """The plan for a number of ranks."""
+        job = self.job
+        parts = tracked or peak(job, ranks)
         steps = optimizer_steps(self.cfg, self._rows(), ranks)
         fixed = None if parts.total <= limit else first_that_fits(job, ranks, limit)
+        joint = replace(job, sequential=False) if job.parts(ranks) > 1 and len(job.passes) > 1 else None
         return Line(
             ranks,
             parts,
             tracked is not None,
-            spent.seconds,
-            spent.sent,
-            job.rows * job.micro_batches * ranks,
+            cost(job, ranks, speed),
             None if steps is None else steps[0],
-            None if fixed is None else fixed[0].name,
-            None if fixed is None else fixed[1].total,
+            None if fixed is None else (fixed[0].name, fixed[1].total),
+            None if joint is None else (peak(joint, ranks).total, cost(joint, ranks, speed).seconds),
         )
 
     def tracked(self, ranks: int) -> Parts | None:
-        """The peak by the trackers; None, with a notice, where they cannot follow the step."""
+        """The peak by the trackers; None, with a notice, if they cannot follow the step."""
         job = self.job
         if self.cfg.get("model.adapter.type") == "qlora":
-            return self._not_tracked("the trackers know no weights in 4 bits")
-        if job.engine == "fsdp2_offload" and ranks > 1:
-            return self._not_tracked("offloaded weights are counted by formulas")
+            return self._not_tracked("the trackers do not support weights in 4 bits")
+        if job.engine == OFFLOADED and ranks > 1:
+            return self._not_tracked("the trackers do not support offloaded weights")
         try:
-            if job.sharded(ranks):
-                return self._track(job, ranks)
+            if job.parts(ranks) > 1:
+                return self._track(ranks)
             if self._alone is None:
-                self._alone = self._track(job, 1)
-        except Exception as error:  # private modules of torch: whatever they cannot do, the formulas can
+                self._alone = self._track(1)
+        except (
+            Exception
+        ) as error:  # private modules of torch: if anything fails there, the formulas still work
             log.debug("tracking failed", exc_info=True)
-            return self._not_tracked(
-                f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
-            )
+            first_line = (str(error).splitlines() or [""])[0]
+            return self._not_tracked(f"{type(error).__name__}: {first_line[:200]}")
         buckets = peak(job, ranks).gradients - peak(job, 1).gradients if ranks > 1 else 0.0
         return replace(self._alone, gradients=self._alone.gradients + buckets)
 
     def measured(self, speed: Speed) -> Speed:
-        """What this machine reaches in three real steps on random weights.
+        """The speed of this machine in three real steps on random weights.
 
         Raises:
-            UserError: the training does not fit it.
+            UserError: the training does not fit this machine.
         """
         where, job = runtime.device(), self.job
         free = torch.cuda.mem_get_info()[0] if where.type == "cuda" else psutil.virtual_memory().available
         needed = peak(job).total
         if needed > free:
             raise UserError(
-                f"--measure needs {needed / GIB:.1f} GiB and {where.type} has {free / GIB:.1f} GiB free",
-                "measure with smaller batches, with an adapter, or on the machine that will run it",
+                f"--measure needs {gib(needed)} GiB, and {where.type} has {gib(free)} GiB free",
+                "use smaller batches or an adapter, or measure on the machine that will run the training",
             )
         model, objective = self._model(job, for_gpu=False, where=where)
-        args = self._args()
-        seconds = measured_seconds(job, model, objective, self._stepping, args.max_grad_norm)
-        return replace(
-            speed, flops=cost(job, 1, speed).operations / seconds, source=f"measured on this {where.type}"
-        )
+        seconds = measured_seconds(job, model, objective, self._stepping, self._args().max_grad_norm)
+        reached = Figure(cost(job, 1, speed).operations / seconds, f"measured on this {where.type}")
+        # The measured time already contains the latency.
+        return replace(speed, flops=reached, latency=Figure(0.0, reached.source))
 
-    def _track(self, job: Job, ranks: int) -> Parts:
-        model, objective = self._model(job)
-        stepping = None if self._by_bitsandbytes() else self._stepping
-        return track(job, ranks, model, objective, stepping, self._args().max_grad_norm)
+    def _track(self, ranks: int) -> Parts:
+        model, objective = self._model(self.job)
+        name = str(self.cfg.get("trainer.optimizer.handler") or self.cfg.get("trainer.args.optim"))
+        # bitsandbytes needs a GPU to step.
+        stepping = None if any(part in name for part in ("8bit", "paged", "bnb")) else self._stepping
+        return track(self.job, ranks, model, objective, stepping, self._args().max_grad_norm)
 
     def _model(self, job: Job, *, for_gpu: bool = True, where: Any = "meta") -> tuple[Any, Objective]:
-        """The model with random weights on a device, none on `meta`, and the objective prepared with it."""
+        """The model and the objective: with random weights on a device, without weights on `meta`."""
         adapter = AdapterArgs.parse(self.cfg.section("model.adapter")) if job.adapter is not None else None
         widths = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
         dtype = widths[round(job.frozen_width) if adapter is not None else job.master_width]
@@ -204,7 +219,7 @@ class Planner:
             model = without_weights(self.config, adapter, dtype=dtype, masked=masked, for_gpu=for_gpu)
             objective = (
                 build_objective("expunge.methods.finetune:finetune", {})
-                if stages_of(self.cfg)
+                if self.stages
                 else objective_of(self.cfg.bound)
             )
             objective.prepare(model, int(self.cfg.get("seed", 0)), self.tokenizer)
@@ -217,39 +232,33 @@ class Planner:
         return optimizer, build_rules(rules_of(self.cfg.bound), optimizer)
 
     def _args(self) -> Any:
-        args = {
-            key: value
-            for key, value in self.cfg.section("trainer.args").items()
-            if key not in ("bf16", "fp16")
-        }
+        args = self.cfg.section("trainer.args")
+        args = {key: value for key, value in args.items() if key not in ("bf16", "fp16")}
         return training_arguments({**args, "eval_strategy": "no", "report_to": "none"}, "unused", 1)
 
-    def _by_bitsandbytes(self) -> bool:
-        name = str(self.cfg.get("trainer.optimizer.handler") or self.cfg.get("trainer.args.optim"))
-        return any(part in name for part in ("8bit", "paged", "bnb"))
-
     def _not_tracked(self, why: str) -> Parts | None:
-        """No parts, and a notice why."""
+        """Nothing, and a notice with the reason."""
         notice = f"memory by formulas: {why}"
         if notice not in self.notices:
             self.notices.append(notice)
         return None
 
     def _sides(self) -> tuple[Mapping[str, Dataset], Any]:
-        """The rows by side and the tokenizer, where they are to be had; the sides are none otherwise."""
+        """The rows by side, and the tokenizer; if they are not found, no sides and no tokenizer."""
         try:
             text = text_of(self.cfg, self.notices)
-            needed = () if stages_of(self.cfg) else objective_of(self.cfg.bound).sides
+            needed = () if self.stages else objective_of(self.cfg.bound).sides
             return sides_of(self.cfg, text, needed), text.tokenizer
         except UserError as error:
-            self.notices.append(f"lengths of rows are assumed: {error.faults[0].message}")
+            self.notices.append(f"the lengths of the rows are assumed: {error.faults[0].message}")
             return {}, None
 
     def _rows(self) -> int | None:
-        side = str(self.cfg.get("data.anchor", "forget")) if self.cfg.get("mode") == "unlearn" else "retain"
+        unlearns = self.cfg.get("mode") == "unlearn"
+        side = str(self.cfg.get("data.anchor", "forget")) if unlearns else "retain"
         if side in self.sides:
             return len(self.sides[side])
-        return rows_of(self.cfg, side if self.cfg.get("mode") == "unlearn" else "train")
+        return rows_of(self.cfg, side if unlearns else "train")
 
 
 def lengths_of(sides: Mapping[str, Dataset]) -> dict[str, Lengths]:
@@ -266,11 +275,3 @@ def lengths_of(sides: Mapping[str, Dataset]) -> dict[str, Lengths]:
         for name, items in encoded.items()
         if items
     }
-
-
-def _limit(gpu_memory: float | None) -> tuple[float, str]:
-    if gpu_memory is not None:
-        return gpu_memory * GIB, "given"
-    if torch.cuda.is_available():
-        return float(torch.cuda.get_device_properties(0).total_memory), "measured"
-    return float(ASSUMED_MEMORY), "assumed"

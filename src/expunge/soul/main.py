@@ -12,6 +12,7 @@ from expunge.cli.verbs.run import pipeline_of, print_results
 from expunge.cli.verbs.score import SCORE
 from expunge.core.config import Config
 from expunge.core.errors import UserError
+from expunge.core.preemption import preemptible
 from expunge.soul.translate import SoulCommand, parser_of, translate
 
 log = logging.getLogger(__name__)
@@ -21,7 +22,7 @@ def script(name: str, argv: Sequence[str] | None = None) -> int:
     """The command lines `python exec/unlearn_model.py ...` and `python exec/Fine_tune_{tofu,hp,wmdp}.py ...`.
 
     Returns:
-        The exit code: 0, 2 for an error that the user can fix, 130 after Ctrl-C.
+        The exit code: 0, 2 for an error that the user can fix, 75 after SIGUSR2, 130 after Ctrl-C.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if {"-h", "--help"} & set(words):
@@ -39,7 +40,8 @@ def script(name: str, argv: Sequence[str] | None = None) -> int:
 
             score.run(cfg)
         else:
-            pipeline_of(cfg)(cfg)
+            with preemptible():
+                pipeline_of(cfg)(cfg)
             print_results(cfg)
     return code.value
 

@@ -6,10 +6,11 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from expunge.core.errors import MissingExtraError, UserError
-from expunge.sweeps.child import Child, run_task
+from expunge.core.ranges import AtLeast
+from expunge.sweeps.child import run_task
 from expunge.sweeps.executor import Status
 from expunge.sweeps.job import Task
 
@@ -17,20 +18,26 @@ from expunge.sweeps.job import Task
 class RayExecutor:
     """Runs each task as a Ray task; Ray chooses the machine and its GPUs. See `Executor`.
 
-    The run folders, and the working folder, lie on storage that all machines share. Ray writes a token for
+    All machines must share the storage of the run folders and of the working folder. Ray writes a token for
     its own connections to `~/.ray/auth_token`.
 
     Args:
-        gpus: GPUs a task; has to be given on a cluster that has some.
-        cpus: CPU cores a task, which is how many run at a time on a cluster without GPUs.
-        address: of the cluster; None = what RAY_ADDRESS says, else a cluster of this machine alone.
+        gpus: GPUs of each task; required on a cluster with GPUs.
+        cpus: CPU cores of each task; without GPUs, they limit the number of tasks that run at a time.
+        address: of the cluster; None = the one in RAY_ADDRESS, else a new cluster of this machine alone.
 
     Raises:
-        UserError: ray is not installed, no cluster can be reached, or it has GPUs and `gpus` is not given.
+        UserError: ray is not installed, no cluster can be reached, or `gpus` is required and not given.
     """
 
-    def __init__(self, *, gpus: float | None = None, cpus: float = 1, address: str | None = None) -> None:
-        # Nobody who runs jobs has agreed to have statistics sent.
+    def __init__(
+        self,
+        *,
+        gpus: Annotated[float, AtLeast(0)] | None = None,
+        cpus: Annotated[float, AtLeast(0)] = 1,
+        address: str | None = None,
+    ) -> None:
+        # The user has not agreed to send statistics.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
             import ray
@@ -44,15 +51,15 @@ class RayExecutor:
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise UserError(
                     f"ray cannot reach a cluster at {address or 'RAY_ADDRESS'}: {error}",
-                    "start one with `ray start --head`, or leave the address out; where it asks for a token,"
-                    " set RAY_AUTH_MODE=token",
+                    "start one with `ray start --head`, or leave the address out; if it asks for a token, set"
+                    " RAY_AUTH_MODE=token",
                 ) from error
         there = ray.cluster_resources().get("GPU", 0)
         if gpus is None and there:
             self.close()
             raise UserError(
-                f"the cluster has {there:g} GPUs, and a job gets none unless it asks",
-                "add --gpus K, the GPUs a job takes; --gpus 0 for jobs on CPUs",
+                f"the cluster has {there:g} GPUs, and --gpus is not given: no job would get one",
+                "add --gpus K, the number of GPUs of each job; --gpus 0 for jobs on CPUs",
             )
         self._run = ray.remote(num_cpus=cpus, num_gpus=gpus or 0, max_retries=0)(_run)
         self._tasks: dict[Any, Task] = {}
@@ -66,14 +73,15 @@ class RayExecutor:
         return handles
 
     def poll(self, handle: Any) -> Status:
-        """Where a task stands; one that has begun has written to its log."""
+        """The state of a task; a new line in its log means that it runs."""
         ready, _ = self._ray.wait([handle], timeout=0)
         if not ready:
             log = Path(self._tasks[handle].log)
             begun = log.is_file() and log.stat().st_mtime >= self._submitted
             return Status("running" if begun else "waiting")
         try:
-            return Status("ended", self._ray.get(handle))
+            ended: Status = self._ray.get(handle)
+            return ended
         except self._ray.exceptions.TaskCancelledError:
             return Status("cancelled")
         except self._ray.exceptions.RayError as error:
@@ -84,12 +92,11 @@ class RayExecutor:
         self._ray.cancel(handle, force=False)
 
     def close(self) -> None:
-        """Leave the cluster, and end it where it was started here."""
+        """Leave the cluster; one that was started here ends."""
         if self._starts:
             self._ray.shutdown()
 
 
-def _run(task: Task) -> int:
-    """What a Ray worker runs."""
-    children: list[Child] = []
-    return run_task(task, children.append)
+def _run(task: Task) -> Status:
+    """Run a task in a Ray worker."""
+    return run_task(task, lambda child: None)

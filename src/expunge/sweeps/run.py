@@ -1,14 +1,15 @@
-"""Run many jobs: skip what is finished, run the rest, and say what became of each."""
+"""Run many jobs: skip the finished ones, run the others, and report how each ended."""
 
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Literal
 
@@ -19,19 +20,19 @@ log = logging.getLogger(__name__)
 
 FAILED = ("failed", "interrupted")
 CANCEL_SECONDS = 60.0
-"""How long jobs that were cancelled may take to end."""
+"""Time for cancelled jobs to end."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job.
+    """How a job ended.
 
     Attributes:
-        job: which.
-        state: skipped = it was finished before; done; failed; interrupted = stopped from outside, and the
-            same command continues it; not started = cancelled while it waited.
-        exit_code: of its process; None where there was none, or where it is not known.
-        lines: why it failed: the last lines of its log, or what the executor knows.
+        job: the job.
+        state: skipped = it was finished before; done; failed; interrupted = stopped from outside, the same
+            command continues it; not started = cancelled while it waited.
+        exit_code: of its process; None if there was no process or its code is unknown.
+        lines: why it failed: the last lines of its log, or what the executor reports.
     """
 
     job: Job
@@ -42,15 +43,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the jobs are.
+    """The progress of all jobs.
 
     Attributes:
-        jobs: all of them.
-        skipped: finished before.
-        done: ended well.
-        failed: ended otherwise, interrupted ones included.
-        running: begun, not ended.
-        seconds: since the first was submitted.
+        jobs: number of all jobs.
+        skipped: jobs that were finished before.
+        done: jobs that succeeded.
+        failed: jobs that failed or were interrupted.
+        running: jobs that run now.
+        seconds: time since the jobs were submitted.
     """
 
     jobs: int
@@ -62,13 +63,13 @@ class Progress:
 
     @property
     def per_hour(self) -> float | None:
-        """Jobs that ended an hour; None before the first."""
+        """Jobs that end per hour; None before the first has ended."""
         ended = self.done + self.failed
         return ended / self.seconds * 3600 if ended and self.seconds > 0 else None
 
     @property
     def eta_seconds(self) -> float | None:
-        """Seconds until the last one ends, at the rate so far; None before the first has ended."""
+        """Seconds until the last job ends, at the rate so far; None before the first has ended."""
         left = self.jobs - self.skipped - self.done - self.failed
         return None if self.per_hour is None else left / self.per_hour * 3600
 
@@ -81,10 +82,10 @@ class Progress:
 
 
 class JobsCancelled(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM while jobs ran; all have been ended.
+    """Ctrl-C or SIGTERM came while jobs ran; all of them were ended.
 
     Attributes:
-        outcomes: what became of each, in the order of the jobs.
+        outcomes: how each ended, in the order of the jobs.
     """
 
     def __init__(self, outcomes: list[Outcome]) -> None:
@@ -99,115 +100,111 @@ def run_jobs(
     on_progress: Callable[[Progress], None] | None = None,
     poll_seconds: float = 0.2,
 ) -> list[Outcome]:
-    """Run what is not finished, and wait for it.
+    """Run the jobs that are not finished, and wait for them.
 
-    A job whose folder holds its run, complete, is skipped; one that was interrupted continues, since its
-    command is the same. A job that fails leaves the others alone.
+    A job whose folder holds its complete run is skipped. One that was interrupted continues, because its
+    command is the same. If a job fails, the others still run.
 
     Args:
-        jobs: each with a run folder of its own.
-        executor: runs them; it is closed at the end.
+        jobs: each with its own run folder.
+        executor: runs the jobs; it is closed at the end.
         on_progress: called whenever a job begins or ends.
-        poll_seconds: time between two looks.
+        poll_seconds: time between two polls.
 
     Returns:
         An outcome for each job, in their order.
 
     Raises:
-        UserError: two jobs write into one folder.
-        JobsCancelled: ctrl-C or SIGTERM; running jobs were interrupted, their checkpoints stay.
+        UserError: two jobs write into the same folder.
+        JobsCancelled: Ctrl-C or SIGTERM; running jobs were interrupted, their checkpoints stay.
     """
+    watch = _Watch(jobs, executor, on_progress, poll_seconds)
     try:
         check_jobs(jobs)
-        outcomes: dict[int, Outcome] = {
-            number: Outcome(job, "skipped") for number, job in enumerate(jobs) if job.is_finished
-        }
-        watch = _Watch(jobs, executor, outcomes, on_progress)
         with _sigterm_as_ctrl_c():
             try:
                 watch.submit()
-                while watch.open:
-                    watch.look()
-                    time.sleep(poll_seconds if watch.open else 0)
+                watch.wait()
             except KeyboardInterrupt:
-                watch.cancel(poll_seconds)
+                watch.cancel()
                 raise JobsCancelled(watch.in_order()) from None
     finally:
         executor.close()
     return watch.in_order()
 
 
+@dataclass
 class _Watch:
-    """The jobs that have not ended."""
+    """The state of all jobs."""
 
-    def __init__(
-        self,
-        jobs: Sequence[Job],
-        executor: Executor,
-        outcomes: dict[int, Outcome],
-        on_progress: Callable[[Progress], None] | None,
-    ) -> None:
-        self._jobs, self._executor, self._outcomes, self._tell = jobs, executor, outcomes, on_progress
-        self._skipped = len(outcomes)
-        self._begun = time.monotonic()
-        self._running: set[int] = set()
-        self._shown: tuple[int, int] | None = None
-        self._cancels = False
-        self.open: dict[int, Any] = {}
+    jobs: Sequence[Job]
+    executor: Executor
+    on_progress: Callable[[Progress], None] | None
+    poll_seconds: float
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
+    open: dict[int, Any] = field(default_factory=dict)
+    running: set[int] = field(default_factory=set)
+    cancels: bool = False
+    begun: float = field(default_factory=time.monotonic)
+    shown: tuple[int, int] | None = None
 
     def submit(self) -> None:
-        numbers = [number for number in range(len(self._jobs)) if number not in self._outcomes]
+        """Submit the jobs that are not finished."""
+        for number, job in enumerate(self.jobs):
+            if job.is_finished:
+                self.outcomes[number] = Outcome(job, "skipped")
+        numbers = [number for number in range(len(self.jobs)) if number not in self.outcomes]
         if numbers:
-            handles = self._executor.submit([self._jobs[number].task() for number in numbers])
+            handles = self.executor.submit([self.jobs[number].task() for number in numbers])
             self.open = dict(zip(numbers, handles, strict=True))
         self._show()
 
-    def look(self) -> None:
-        """Ask after each job, and report what has changed."""
-        for number, handle in list(self.open.items()):
-            status = self._executor.poll(handle)
-            if status.state == "running":
-                self._running.add(number)
-            elif status.state != "waiting":
-                del self.open[number]
-                outcome = _outcome(self._jobs[number], status, number in self._running, self._cancels)
-                self._running.discard(number)
-                self._outcomes[number] = outcome
-                if outcome.state in FAILED:
-                    log.warning("%s: %s, see %s", outcome.job.folder, outcome.state, outcome.job.log)
-        self._show()
-
-    def cancel(self, poll_seconds: float) -> None:
-        """End every job that has not ended; a second ctrl-C does not wait for them."""
-        log.warning("cancelling %d jobs; their checkpoints stay", len(self.open))
-        self._cancels = True
-        for handle in self.open.values():
-            self._executor.cancel(handle)
-        deadline = time.monotonic() + CANCEL_SECONDS
+    def wait(self, deadline: float = math.inf) -> None:
+        """Poll all jobs until they have ended, and report changes."""
         while self.open and time.monotonic() < deadline:
-            self.look()
-            time.sleep(poll_seconds if self.open else 0)
+            for number, handle in list(self.open.items()):
+                self._note(number, self.executor.poll(handle))
+            self._show()
+            time.sleep(self.poll_seconds if self.open else 0)
+
+    def cancel(self) -> None:
+        """End all jobs, and wait for them; a second Ctrl-C stops the waiting."""
+        log.warning("cancelling %d jobs; their checkpoints stay", len(self.open))
+        self.cancels = True
+        for handle in self.open.values():
+            self.executor.cancel(handle)
+        self.wait(time.monotonic() + CANCEL_SECONDS)
 
     def in_order(self) -> list[Outcome]:
-        """An outcome for each job; one that has not ended in time counts as interrupted."""
+        """An outcome for each job; one that did not end in time counts as interrupted."""
         return [
-            self._outcomes.get(number, Outcome(job, "interrupted")) for number, job in enumerate(self._jobs)
+            self.outcomes.get(number, Outcome(job, "interrupted")) for number, job in enumerate(self.jobs)
         ]
 
+    def _note(self, number: int, status: Status) -> None:
+        if status.state == "running":
+            self.running.add(number)
+        elif status.state != "waiting":
+            del self.open[number]
+            outcome = _outcome(self.jobs[number], status, number in self.running, self.cancels)
+            self.running.discard(number)
+            self.outcomes[number] = outcome
+            if outcome.state in FAILED:
+                log.warning("%s: %s, see %s", outcome.job.folder, outcome.state, outcome.job.log)
+
     def _show(self) -> None:
-        ended = list(self._outcomes.values())
-        state = (len(ended), len(self._running))
-        if self._tell is None or state == self._shown:
+        state = (len(self.outcomes), len(self.running))
+        if self.on_progress is None or state == self.shown:
             return
-        self._shown = state
-        done = sum(outcome.state == "done" for outcome in ended)
-        failed = sum(outcome.state in FAILED for outcome in ended)
-        seconds = time.monotonic() - self._begun
-        self._tell(Progress(len(self._jobs), self._skipped, done, failed, len(self._running), seconds))
+        self.shown = state
+        states = [outcome.state for outcome in self.outcomes.values()]
+        failed, seconds = sum(state in FAILED for state in states), time.monotonic() - self.begun
+        skipped, done = states.count("skipped"), states.count("done")
+        self.on_progress(Progress(len(self.jobs), skipped, done, failed, len(self.running), seconds))
 
 
 def _outcome(job: Job, status: Status, begun: bool, cancels: bool) -> Outcome:
-    """What became of a job that has ended; while all are being cancelled, none has failed."""
+    """How a job ended; while the jobs are cancelled, none counts as failed."""
     code = status.exit_code
     if code == 0:
         return Outcome(job, "done", 0)
@@ -223,7 +220,7 @@ def _outcome(job: Job, status: Status, begun: bool, cancels: bool) -> Outcome:
 
 @contextmanager
 def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """Have SIGTERM, which `kill` sends, end the jobs as ctrl-C does; only the main thread can."""
+    """While open, SIGTERM (of `kill`) ends the jobs as Ctrl-C does; no effect outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

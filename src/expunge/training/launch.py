@@ -107,8 +107,7 @@ def _checked(engine: Engine, accelerator: Accelerator, device: torch.device) -> 
         return replace(whole, kind="fsdp2", split=partial(fsdp2_prepare_model, accelerator))
     if engine.sharded and whole.dp_size > 1:
         raise UserError(
-            f"parallel={engine.kind} was asked for, but accelerate started {got}: FSDP2 needs accelerators such"
-            " as GPUs",
+            f"parallel={engine.kind} was asked for, but accelerate started {got}: FSDP2 needs GPUs",
             f"{UNSHARDED}; on CPUs, DDP gives the same numbers",
         )
     if got not in PLAIN:

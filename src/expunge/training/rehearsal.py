@@ -1,8 +1,7 @@
-"""A training step on rows that are not there: the run's own driver and optimizer, over fake tensors or real ones."""
+"""A training step on made-up rows: the run's own driver and optimizer, on fake tensors or real ones."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -32,16 +31,16 @@ START = StepInfo(0, 1, 0.0, 1.0)
 
 
 class NoOptimizer:
-    """Takes the place of an optimizer whose step is not rehearsed."""
+    """Replaces an optimizer if no update is rehearsed."""
 
     param_groups = ({"lr": 0.0},)
 
     def step(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class LookedUp:
-    """A cache of log-probs, as far as memory goes."""
+    """Replaces a cache of log-probs, with the same memory."""
 
     def outputs(self, side_name: str, side: Side) -> SideOutputs:
         """Zeros for the log-probs of a side's labels."""
@@ -50,13 +49,12 @@ class LookedUp:
 
 
 class _Accelerator:
-    """What the step function asks of accelerate, in one process."""
+    """What a step needs from accelerate, in one process."""
 
     optimizer_step_was_skipped = False
 
     def __init__(self, compute_dtype: torch.dtype | None, before_backward: Callable[[], None]) -> None:
         self.compute_dtype, self.before_backward = compute_dtype, before_backward
-        self.clips = True
 
     def backward(self, loss: Tensor) -> None:
         self.before_backward()
@@ -68,97 +66,17 @@ class _Accelerator:
     def no_sync(self, _: nn.Module) -> AbstractContextManager[object]:
         return nullcontext()
 
-    def clip_grad_norm_(self, parameters: Any, bound: float) -> Tensor | float:
-        return torch.nn.utils.clip_grad_norm_(parameters, bound) if self.clips else 0.0
-
     def unwrap_model(self, model: nn.Module) -> nn.Module:
         return model
 
 
-class Rehearsal:
-    """Takes optimizer steps on rows of given lengths.
-
-    Args:
-        model: to train; its forward pass is replaced by one in `compute_dtype`, as accelerate's is.
-        objective: prepared with the model.
-        rows: the micro-batches of a step.
-        place: what is done to each tensor of a micro-batch, such as making a fake one of it.
-        reference: the model before unlearning, where a term reads it.
-        optimizer: of the model; None = none takes a step.
-        rules: around the step.
-        compute_dtype: to autocast to; None = no autocast.
-        sequential_terms: see `training.driver.Driver`.
-        before_backward: called before each backward pass.
-        max_grad_norm: see `training.step.Stepper`.
-    """
-
-    def __init__(
-        self,
-        model: Any,
-        objective: Objective,
-        rows: Rows,
-        *,
-        place: Callable[[Tensor], Tensor] | None = None,
-        reference: Reference | None = None,
-        optimizer: torch.optim.Optimizer | None = None,
-        rules: Sequence[StepRule] = (),
-        compute_dtype: torch.dtype | None = None,
-        sequential_terms: bool = True,
-        before_backward: Callable[[], None] = lambda: None,
-        max_grad_norm: float = 1.0,
-    ) -> None:
-        where = runtime.device()
-        if compute_dtype is not None:
-            inner = torch.autocast(where.type, compute_dtype)(model.forward)
-            model.forward = convert_outputs_to_fp32(inner)
-        accelerator: Any = _Accelerator(compute_dtype, before_backward)
-        accelerator.clips = optimizer is not None
-        self.where = where
-        self.stepper = Stepper(
-            model,
-            NoOptimizer() if optimizer is None else optimizer,
-            Driver(objective, reference, sequential_terms=sequential_terms),
-            accelerator,
-            Parallel("single", 0, 1, where),
-            rules=rules,
-            max_grad_norm=max_grad_norm,
-        )
-        self.counts = rows.counts
-        self.batches = [
-            cast(MicroBatch, batch if place is None else recursively_apply(place, batch))
-            for batch in rows.batches
-        ]
-
-    def step(self) -> None:
-        """Take a step."""
-        self.stepper.step(self.batches, START, self.counts)
-
-    def seconds(self, count: int) -> float:
-        """The mean time of a step, in seconds, after one that is not counted.
-
-        Args:
-            count: steps that are timed.
-        """
-        self.step()
-        self._wait()
-        begun = time.monotonic()
-        for _ in range(count):
-            self.step()
-        self._wait()
-        return (time.monotonic() - begun) / count
-
-    def _wait(self) -> None:
-        if self.where.type == "cuda":
-            torch.cuda.synchronize()
-
-
 @dataclass(frozen=True)
 class Rows:
-    """The micro-batches of one step, of real tensors on the CPU.
+    """The micro-batches of one step, as real tensors on the CPU.
 
     Attributes:
-        batches: with rows of one token.
-        counts: what they count, which fake tensors could not say.
+        batches: the micro-batches; all tokens are the same.
+        counts: counts of the step, which fake tensors could not give.
     """
 
     batches: tuple[MicroBatch, ...]
@@ -166,7 +84,7 @@ class Rows:
 
     @classmethod
     def of(cls, job: Job, objective: Objective) -> Rows:
-        """Rows of a job's lengths."""
+        """Rows with the lengths of a job."""
         loads = {SIDES[load.name]: load for load in job.loads}
         sides = {name: collate(_encoded(load), pad_id=0) for name, load in loads.items()}
         batches = [micro_batch(dict(sides), None, objective.elsewhere) for _ in range(job.micro_batches)]
@@ -175,7 +93,7 @@ class Rows:
 
 
 def _encoded(load: Load) -> list[Encoded]:
-    """Rows whose lengths and labels are those of a load; where it is padded, the last row is a token short."""
+    """Rows with the lengths and labels of a load; if it is padded, the last row is one token shorter."""
     share, rest = divmod(load.labels, load.rows)
     found = []
     for row in range(load.rows):
@@ -186,8 +104,55 @@ def _encoded(load: Load) -> list[Encoded]:
     return found
 
 
+def rehearsal(
+    job: Job,
+    model: Any,
+    objective: Objective,
+    rows: Rows,
+    place: Callable[[Tensor], Tensor],
+    reference: Reference | None,
+    optimizer: torch.optim.Optimizer | None,
+    rules: Sequence[StepRule],
+    compute_dtype: torch.dtype | None,
+    max_grad_norm: float,
+    before_backward: Callable[[], None] = lambda: None,
+) -> Callable[[], object]:
+    """A function that takes one optimizer step on rows of given lengths.
+
+    Args:
+        job: the training.
+        model: the model to train; its forward pass will run in `compute_dtype`, as with accelerate.
+        objective: prepared with the model.
+        rows: micro-batches of the step.
+        place: applied to each tensor of the micro-batches, for instance to make it fake.
+        reference: the model before unlearning, if a term reads it.
+        optimizer: the optimizer of the model; None = no update.
+        rules: rules around the step.
+        compute_dtype: dtype of autocast; None = no autocast.
+        max_grad_norm: see `training.step.Stepper`.
+        before_backward: called before each backward pass.
+    """
+    where = runtime.device()
+    if compute_dtype is not None:
+        model.forward = convert_outputs_to_fp32(torch.autocast(where.type, compute_dtype)(model.forward))
+    accelerator: Any = _Accelerator(compute_dtype, before_backward)
+    clip = torch.nn.utils.clip_grad_norm_
+    accelerator.clip_grad_norm_ = clip if optimizer is not None else lambda *_: torch.zeros(())
+    stepper = Stepper(
+        model,
+        NoOptimizer() if optimizer is None else optimizer,
+        Driver(objective, reference, sequential_terms=job.sequential),
+        accelerator,
+        Parallel("single", 0, 1, where),
+        rules=rules,
+        max_grad_norm=max_grad_norm,
+    )
+    batches = [cast(MicroBatch, recursively_apply(place, batch)) for batch in rows.batches]
+    return lambda: stepper.step(batches, START, rows.counts)
+
+
 def optimizer_states(optimizer: torch.optim.Optimizer) -> None:
-    """Have an optimizer make its states, by a step with gradients of 0 that are gone after it."""
+    """Make the states of an optimizer, by a step with gradients of 0, which are removed afterwards."""
     for group in optimizer.param_groups:
         for parameter in cast(list[Tensor], group["params"]):
             parameter.grad = torch.zeros_like(parameter)

@@ -1,7 +1,8 @@
-"""The memory of a training's step as the trackers see it: the run's own model, terms and optimizer, without weights."""
+"""The memory of a training step by torch's trackers: the run's own model, terms and optimizer, no weights."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -9,23 +10,23 @@ from typing import Any
 import torch
 from torch import nn
 
-from expunge.core.footprint import Parts, peak, reference_bytes
+from expunge.core.footprint import Parts, peak
 from expunge.core.job import Job
 from expunge.lm import runtime
 from expunge.methods.objective import Objective
 from expunge.models.adapter_reference import SameModel
-from expunge.models.memory_tracker import Watch, fake_ranks, fake_tensors, shard
+from expunge.models.memory_tracker import Peak, Watch, fake_ranks, fake_tensors, shard
 from expunge.models.reference import FrozenCopy, Reference
 from expunge.models.weightless import empty_on, sharding_units
 from expunge.optim.rules import StepRule
-from expunge.training.rehearsal import LookedUp, Rehearsal, Rows, optimizer_states
+from expunge.training.rehearsal import LookedUp, Rows, optimizer_states, rehearsal
 
 Stepping = Callable[[nn.Module], tuple[torch.optim.Optimizer, list[StepRule]]]
-"""Makes the optimizer of a model and the rules about its step."""
+"""Makes the optimizer of a model and the rules of its step."""
 
 
 class WithoutAdapter(SameModel):
-    """The model with its adapter off, taken to be new: adapters without weights cannot be looked at."""
+    """The model with its adapter off, without a look at the adapter's weights, because there are none."""
 
     @contextmanager
     def _state(self) -> Iterator[None]:
@@ -34,7 +35,7 @@ class WithoutAdapter(SameModel):
 
 
 def reference_of(job: Job, model: Any, dtype: torch.dtype | None, objective: Objective) -> Reference | None:
-    """The reference of a job, as far as memory goes."""
+    """A reference with the memory of the job's own."""
     if job.reference == "none":
         return None
     if job.reference == "cached":
@@ -50,86 +51,94 @@ def track(
 
     Args:
         job: the training.
-        ranks: W. Weights that are not sharded are the same on each, so one is looked at.
-        model: on the meta device; filled with fake weights.
+        ranks: W. Only one rank is tracked; the others are equal.
+        model: on the meta device; it gets fake weights.
         objective: prepared with the model.
-        stepping: None = the formulas give the states of the optimizer, and no step is taken.
+        stepping: None = no update; the states of the optimizer are computed by formula.
         max_grad_norm: see `training.step.Stepper`.
 
     Returns:
         Bytes by part.
     """
-    rows, dtype = Rows.of(job, objective), compute_dtype(job)
-    split, formula = job.sharded(ranks), peak(job, ranks)
+    rows, dtype, split = Rows.of(job, objective), compute_dtype(job), job.parts(ranks) > 1
     with ExitStack() as opened:
-        mesh = opened.enter_context(fake_ranks(ranks)) if split else None
+        mesh = opened.enter_context(fake_ranks(job.parts(ranks))) if split else None
         place = opened.enter_context(fake_tensors())
         empty_on(model, torch.device("cpu"))
         reference = reference_of(job, model, dtype, objective)
         copied = [reference.model] if isinstance(reference, FrozenCopy) else []
+        # The trackers count the whole shapes of sharded states, so a sharded step has no update.
         optimizer, rules = (None, []) if split or stepping is None else stepping(model)
         if optimizer is not None:
             optimizer_states(optimizer)
         if split:
             shard(model, sharding_units(model), mesh, dtype or torch.float32)
         held = [item for item in (model, optimizer, *copied) if item is not None]
-        watch = Watch(held, model if split else None)
-        rehearsal = Rehearsal(
+        watch, autocast = Watch(held, model if split else None), None if split else dtype
+        step = rehearsal(
+            job,
             model,
             objective,
             rows,
-            place=place,
-            reference=reference,
-            optimizer=optimizer,
-            rules=rules,
-            compute_dtype=None if split else dtype,
-            before_backward=watch.look,
-            max_grad_norm=max_grad_norm,
+            place,
+            reference,
+            optimizer,
+            rules,
+            autocast,
+            max_grad_norm,
+            watch.look,
         )
         with watch:
-            rehearsal.step()
+            step()
         found = watch.peak()
-        of_copy = sum(
-            weight.numel() * weight.element_size() for copy in copied for weight in copy.parameters()
-        )
+        in_copy = sum(weight.nbytes for copy in copied for weight in copy.parameters())
+    return _by_part(found, peak(job, ranks), in_copy, split=split, stepped=optimizer is not None)
+
+
+def _by_part(found: Peak, formula: Parts, in_copy: int, *, split: bool, stepped: bool) -> Parts:
+    """A tracked peak by part; the trackers know neither the logits nor the weights of a frozen copy."""
     parts = found.parts
-    # Logits are alive where the activations are at least those that a forward pass leaves.
+    # The logits are in memory if the activations are at least those at the end of a forward pass.
     alive = parts["activations"] >= found.passing > 0
-    logits = min(formula.logits or 0.0, parts["activations"]) if alive else 0.0
+    logits = min(formula.logits, parts["activations"]) if alive else 0.0
     return Parts(
-        weights=parts["weights"] - (0 if split else of_copy),
+        weights=parts["weights"] - (0 if split else in_copy),
         gradients=parts["gradients"],
-        optimizer=formula.optimizer if optimizer is None else parts["optimizer"],
-        reference=reference_bytes(job, ranks) if split or not copied else of_copy,
+        optimizer=parts["optimizer"] if stepped else formula.optimizer,
+        reference=formula.reference if split or not in_copy else in_copy,
         activations=parts["activations"] - logits,
         logits=logits,
         unsharded=parts["unsharded"],
     )
 
 
-def compute_dtype(job: Job) -> torch.dtype | None:
-    """What a job autocasts to; None = nothing."""
-    return torch.bfloat16 if job.compute_width == 2 else None
-
-
 def measured_seconds(
     job: Job, model: Any, objective: Objective, stepping: Stepping, max_grad_norm: float, count: int = 3
 ) -> float:
-    """The mean time of some real steps of a model that is on its device, in seconds."""
-    dtype = compute_dtype(job)
-    if dtype is not None and not runtime.supports_bf16(runtime.device()):
+    """The mean time of some real steps in seconds; the model is on its device."""
+    where, dtype = runtime.device(), compute_dtype(job)
+    if dtype is not None and not runtime.supports_bf16(where):
         dtype = None
-    reference = reference_of(job, model, dtype, objective)
+    reference, rows = reference_of(job, model, dtype, objective), Rows.of(job, objective)
     optimizer, rules = stepping(model)
-    rehearsal = Rehearsal(
-        model,
-        objective,
-        Rows.of(job, objective),
-        place=lambda tensor: tensor.to(runtime.device()),
-        reference=reference,
-        optimizer=optimizer,
-        rules=rules,
-        compute_dtype=dtype,
-        max_grad_norm=max_grad_norm,
+    step = rehearsal(
+        job, model, objective, rows, lambda x: x.to(where), reference, optimizer, rules, dtype, max_grad_norm
     )
-    return rehearsal.seconds(count)
+
+    def wait() -> None:
+        if where.type == "cuda":
+            torch.cuda.synchronize()
+
+    # The first step warms up.
+    step()
+    wait()
+    begun = time.monotonic()
+    for _ in range(count):
+        step()
+    wait()
+    return (time.monotonic() - begun) / count
+
+
+def compute_dtype(job: Job) -> torch.dtype | None:
+    """The dtype of a job's autocast; None = no autocast."""
+    return torch.bfloat16 if job.compute_width == 2 else None

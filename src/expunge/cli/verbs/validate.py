@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import argparse
 
-from expunge.cli.verb import Verb, config_of
+from expunge.cli.verb import Verb, config_of, take_verb
 
 
 def run(args: argparse.Namespace) -> None:
     """Print the resolved configuration and the facts about its run; the first word may be a verb."""
     from expunge.config.describe import describe
 
-    checked = {
-        verb.name: verb for verb in args.verbs if verb.config_name is not None and verb is not VALIDATE
-    }
-    if args.overrides and args.overrides[0] in checked:
-        verb = checked[args.overrides.pop(0)]
-        args.default_config_name, args.adds = verb.config_name, verb.adds
+    not_runs = (VALIDATE.name, "plan")
+    take_verb(args, [verb.name for verb in args.verbs if verb.config_name and verb.name not in not_runs])
     cfg = config_of(args)
     facts = describe(cfg)
     print(facts.pop("config"))
