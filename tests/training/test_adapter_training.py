@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_ranks import on_two_ranks
 
 from expunge.models.adapter_reference import AdapterOff, FrozenAdapter
 from expunge.models.adapters import attach_adapter
 from expunge.models.reference import FrozenCopy
 from expunge.training import checkpoint as checkpoints
 from expunge.training.listeners import Listener, Moment
+from ranks import on_ranks
 from recorded import WALL_CLOCK, read_records
 
 FIVE_STEPS: dict[str, Any] = {
@@ -214,8 +214,9 @@ def test_two_ranks_train_as_one(
         ).run()
 
     run("one", per_device_train_batch_size=4, gradient_accumulation_steps=1)
-    on_two_ranks(
-        lambda: run("two", per_device_train_batch_size=1, gradient_accumulation_steps=2, ddp_backend="gloo")
+    on_ranks(
+        2,
+        lambda: run("two", per_device_train_batch_size=1, gradient_accumulation_steps=2, ddp_backend="gloo"),
     )
     one, two = (
         load_file(tmp_path / name / "checkpoint-5" / "adapter_model.safetensors") for name in ("one", "two")

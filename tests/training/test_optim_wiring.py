@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_ranks import on_two_ranks
 from test_resume import LAST, SETTINGS, assert_same, final_state
 
 from expunge.config.stepping import MASK, bind_mask, bind_optimizer, bind_rules
@@ -25,6 +24,7 @@ from expunge.optim.masks import MaskRule
 from expunge.optim.rules import Step, StepRule, clear_gradients
 from expunge.optim.sophia import Sophia
 from expunge.pipelines.optimizer_setup import MASK_FILE, stepping_of
+from ranks import on_ranks
 from recorded import read_records
 
 GRAD_DIFF = "expunge.methods.grad_diff:grad_diff"
@@ -285,7 +285,7 @@ def test_two_ranks_take_the_steps_of_one(trainer: Any, objective: Any, plain: An
         trainer(folder=tmp_path / folder, task=objective(GRAD_DIFF), model=model, extra=extra, **args).run()
 
     run("one", 4, 1)
-    on_two_ranks(lambda: run("two", 1, 2, ddp_backend="gloo"))
+    on_ranks(2, lambda: run("two", 1, 2, ddp_backend="gloo"))
     one, two = (
         load_file(str(tmp_path / name / "checkpoint-4" / "model.safetensors")) for name in ("one", "two")
     )
