@@ -104,6 +104,30 @@ def test_methods_with_split_weights(own: tuple[str, ...], config_dir: Path, tmp_
         torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-5, msg=name)
 
 
+@pytest.mark.parametrize(
+    "own", [(), ("model/adapter=lora", "trainer.args.save_only_model=true",
+                 "model.model_args.torch_dtype=bfloat16")]
+)  # fmt: skip
+def test_the_best_model_is_loaded_by_all_processes(
+    own: tuple[str, ...], config_dir: Path, tmp_path: Path
+) -> None:
+    """Forgetting lowers the probability, so the best checkpoint is the first one."""
+    words = launch_words(
+        2, "train.py", tmp_path / "run", config_dir, "--config-name=unlearn.yaml",
+        "experiment=unlearn/mini/default", "trainer=GradAscent", "eval=few", QUIET,
+        "++trainer.args.use_cpu=true", "trainer.args.max_steps=3", "trainer.args.learning_rate=1e-3",
+        "trainer.args.eval_strategy=steps", "trainer.args.eval_steps=1", "trainer.args.save_strategy=steps",
+        "trainer.args.save_steps=1", "trainer.args.load_best_model_at_end=true",
+        "trainer.args.metric_for_best_model=forget_Q_A_Prob", "trainer.args.greater_is_better=true", *own,
+    )  # fmt: skip
+    subprocess.run(split(words), check=True, timeout=300)
+    final = read(tmp_path / "run" / "evals" / RESULTS[1])
+    best, last = (read(tmp_path / "run" / "evals" / f"step-{step}" / RESULTS[1]) for step in (1, 3))
+    rel = 1e-5 if not own else 1e-2
+    assert final["forget_Q_A_Prob"] == pytest.approx(best["forget_Q_A_Prob"], rel=rel)
+    assert final["forget_Q_A_Prob"] > last["forget_Q_A_Prob"]
+
+
 def test_an_evaluation_with_split_weights_is_that_of_one_process(
     start_model: Path, config_dir: Path, tmp_path: Path
 ) -> None:

@@ -160,7 +160,8 @@ class Parallel:
             UserError: the adapter cannot be merged.
         """
         inner, weights = unwrapped(model), self.weights(model)
-        expected = 0 if is_adapted(inner) else sum(value.numel() for value in inner.parameters())
+        saved = [value for value in inner.parameters() if value.requires_grad or not is_adapted(inner)]
+        expected = sum(value.numel() for value in saved)
         if self.is_first if writes is None or self.sharded else writes:
             with no_progress_bar():
                 if tokenizer is not None:

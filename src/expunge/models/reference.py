@@ -158,7 +158,8 @@ class CachedReference:
         parallel = Parallel.here() if parallel is None else parallel
         key = {
             "model": model_fingerprint(unwrapped(model)),
-            "dtype": [str(next(model.parameters()).dtype), str(autocast_dtype)],
+            # With split weights half precision is everywhere, autocast keeps some layers in float32.
+            "dtype": [str(next(model.parameters()).dtype), str(autocast_dtype), parallel.sharded],
             "attention": attention_of(unwrapped(model)),
         }
         parallel.shard(model)

@@ -39,5 +39,7 @@ def _prepared(cfg: Config) -> tuple[Evaluation, nn.Module]:
     runtime.seed_everything(int(cfg.get("seed", 0)))
     evaluation = prepare_evaluation(cfg, folder)
     model_args, adapter = cfg.section("model.model_args"), cfg.section("model.adapter")
-    model = load_for_evaluation(model_args, adapter, folder, list(evaluation.notices), evaluation.engine)
+    model = load_for_evaluation(
+        model_args, adapter, folder, list(evaluation.notices), evaluation.engine, evaluation.needs_gradients
+    )
     return evaluation, model

@@ -14,9 +14,10 @@ from torch import nn
 
 from expunge.core.config import Config
 from expunge.core.engine import DDP, Engine, engine_of
-from expunge.core.errors import Faults
+from expunge.core.errors import Faults, UserError
 from expunge.core.files import read_json
 from expunge.core.run_dir import RunDir
+from expunge.evaluation.collect.gradnorms import GradientNorms
 from expunge.evaluation.evaluate import evaluate_suite
 from expunge.evaluation.suite import Suite, prepare_suite
 from expunge.lm import runtime
@@ -56,12 +57,16 @@ def load_for_evaluation(
     run: RunDir,
     notices: list[str],
     engine: Engine,
+    gradients: bool,
 ) -> nn.Module:
     """The model with its adapter, if any; its weights are split if the engine does that.
 
-    `notices` and those of loading go into the run's record.
+    `notices` and those of loading go into the run's record. With `gradients`, split weights have gradients.
+
+    Raises:
+        UserError: as in `load_model`; or split weights of several dtypes should have gradients.
     """
-    parallel = parallel_of(engine)
+    parallel = parallel_of(engine, str(model_args.get("torch_dtype")))
     if parallel.sharded:
         # Each layer moves to its device when it is split.
         model_args = {**model_args, "device_map": "cpu"}
@@ -69,8 +74,14 @@ def load_for_evaluation(
     log_notices(notices, already=run.record.notices)
     run.record.notices += [notice for notice in notices if notice not in run.record.notices]
     if parallel.sharded:
-        # Split weights are frozen for good or not at all, and the table of gradient norms needs gradients.
-        loaded.model.requires_grad_(True)
+        # Split weights are frozen for good or not at all.
+        loaded.model.requires_grad_(gradients)
+        dtypes = {str(value.dtype) for value in loaded.model.parameters()}
+        if gradients and len(dtypes) > 1:
+            raise UserError(
+                f"gradient norms of split weights need one dtype, the model has {', '.join(sorted(dtypes))}",
+                "give model.model_args.torch_dtype=float32, or use one process",
+            )
     parallel.shard(loaded.model)
     return loaded.model
 
@@ -93,6 +104,13 @@ class Evaluation:
     suites: tuple[Suite, ...]
     notices: tuple[str, ...] = ()
     engine: Engine = DDP
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether a suite asks for the norms of gradients."""
+        return any(
+            item.kind == GradientNorms.kind for suite in self.suites for item in suite.plan.collections
+        )
 
     def of(self, model: nn.Module, folder: Path, autocast: torch.dtype | None = None) -> Metrics:
         """Run every suite on one model, on all ranks together; the run folder caches the tables."""
@@ -128,7 +146,9 @@ class Evaluation:
         # What was saved contains the adapter that was continued.
         adapter = {**self.cfg.section("model.adapter"), "path": None}
         model = runtime.agreed(
-            lambda: load_for_evaluation(model_args, adapter, self.run, list(self.notices), self.engine)
+            lambda: load_for_evaluation(
+                model_args, adapter, self.run, list(self.notices), self.engine, self.needs_gradients
+            )
         )
         return self.of(model, self.run.results_folder())
 

@@ -162,6 +162,10 @@ def training_of(
     resume = args.pop("resume_from_checkpoint", None) or True
     args.pop("output_dir", None)
     args.setdefault("run_name", str(cfg.get("task_name")))
+    engine = engine_of(cfg.section("parallel"), os.environ)
+    if engine.cpu_offload:
+        # Offloaded values are exchanged on the CPU, for which accelerate alone would start no backend.
+        runtime.join_ranks()
     arguments = training_arguments(args, run.model_folder, len(dataset), seed=int(cfg.get("seed", 0)))
     own, callbacks = own_listeners(cfg.bound)
     training = Training(
@@ -177,7 +181,7 @@ def training_of(
         listeners=(*listeners, *own),
         run_dir=run.path,
         layout=run.layout,
-        engine=engine_of(cfg.section("parallel"), os.environ),
+        engine=engine,
         **stepping_of(cfg, run, loaded.model, sides, arguments, text.pad_id),
         **cfg.switches("driver"),
     )

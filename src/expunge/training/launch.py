@@ -19,11 +19,12 @@ from accelerate.utils import (
     GradientAccumulationPlugin,
     fsdp2_prepare_model,
 )
+from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import TrainingArguments
 
 from expunge.core.engine import UNSHARDED, Engine, engine_of
-from expunge.core.errors import UserError
+from expunge.core.errors import UserError, unknown
 from expunge.lm import runtime
 from expunge.models.parallel import Parallel
 
@@ -65,8 +66,12 @@ def accelerator_of(args: TrainingArguments, engine: Engine | None = None) -> tup
     return accelerator, _checked(engine, accelerator, device)
 
 
-def parallel_of(engine: Engine) -> Parallel:
+def parallel_of(engine: Engine, dtype: str) -> Parallel:
     """How the work of an evaluation is split over the processes that have met.
+
+    Args:
+        engine: how several processes share the run.
+        dtype: in which the model computes; after a training, that of the training.
 
     Raises:
         UserError: what came up is not the engine that was asked for.
@@ -75,7 +80,9 @@ def parallel_of(engine: Engine) -> Parallel:
         return Parallel.here()
     where = runtime.device()
     # After a training, accelerate keeps the state of its first object.
-    accelerator = Accelerator(cpu=where.type == "cpu", fsdp_plugin=_plugin(engine, "no"))
+    accelerator = Accelerator(
+        cpu=where.type == "cpu", fsdp_plugin=_plugin(engine, "bf16" if dtype == "bfloat16" else "no")
+    )
     return _checked(engine, accelerator, where)
 
 
@@ -104,7 +111,7 @@ def _checked(engine: Engine, accelerator: Accelerator, device: torch.device) -> 
     """
     got, whole = accelerator.distributed_type.name, Parallel.here(device)
     if engine.sharded and got == "FSDP" and accelerator.is_fsdp2:
-        return replace(whole, kind="fsdp2", split=partial(fsdp2_prepare_model, accelerator))
+        return replace(whole, kind="fsdp2", split=partial(_split, accelerator, engine.layers))
     if engine.sharded and whole.dp_size > 1:
         raise UserError(
             f"parallel={engine.kind} was asked for, but accelerate started {got}: FSDP2 needs GPUs",
@@ -115,6 +122,19 @@ def _checked(engine: Engine, accelerator: Accelerator, device: torch.device) -> 
     if engine.sharded:
         logger.warning("parallel=%s with one process: the weights are not split", engine.kind)
     return whole
+
+
+def _split(accelerator: Accelerator, layers: Sequence[str] | None, model: nn.Module) -> None:
+    """Split the weights of a model in place.
+
+    Raises:
+        UserError: a layer is not one of the model's.
+    """
+    classes = sorted({type(module).__name__ for module in model.modules()})
+    faults = [unknown("parallel.layers", name, classes) for name in layers or () if name not in classes]
+    if faults:
+        raise UserError.of(faults)
+    fsdp2_prepare_model(accelerator, model)
 
 
 def check_precision(environment: Mapping[str, str], precision: str) -> None:

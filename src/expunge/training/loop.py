@@ -41,6 +41,8 @@ from expunge.core.errors import UserError, unknown
 from expunge.core.files import without_nan
 from expunge.core.layout import EXPUNGE, RunLayout
 from expunge.methods.objective import Objective, StepInfo
+from expunge.models.adapters import is_adapted
+from expunge.models.outputs import unwrapped
 from expunge.models.parallel import Parallel
 from expunge.models.reference import Reference
 from expunge.optim.masks import WeightMask
@@ -516,7 +518,8 @@ class Training:
         """Write everything that a resumed run needs to equal an uninterrupted one."""
         rank, writes, state = self.parallel.dp_rank, self.args.should_save, self.state
         self.books.store_flos(self.state)
-        if self.parallel.sharded and not self.args.save_only_model:
+        # An adapter of split weights is only read back from shards.
+        if self.parallel.sharded and (is_adapted(unwrapped(self.model)) or not self.args.save_only_model):
             save_shards(self.model, partial)
         else:
             self.parallel.save(self.model, partial, self.tokenizer, writes=writes)
@@ -528,11 +531,12 @@ class Training:
                 save_schedule(partial, self.scheduler, self._scaler)
         for listener in self.listeners:
             listener.on_save(partial)
+        if state.best_global_step:
+            # On every rank: all of them load it at the end.
+            best = checkpoints.checkpoint_folder(self.checkpoint_dir, state.best_global_step)
+            if best == folder or best.is_dir():
+                state.best_model_checkpoint = str(best)
         if writes:
-            if state.best_global_step:
-                best = checkpoints.checkpoint_folder(self.checkpoint_dir, state.best_global_step)
-                if best == folder or best.is_dir():
-                    state.best_model_checkpoint = str(best)
             save_objective(self.objective, partial)
             self.plan.save(partial, self.records.count, weights_only=self.args.save_only_model)
             state.stateful_callbacks = cast(Any, self.events.states())

@@ -43,6 +43,5 @@ def check_shared(folder: Path, patience: float = PATIENCE) -> None:
     if blind:
         raise UserError(
             f"{', '.join(blind)} does not see the files of the first process in {folder}",
-            "put paths.output_dir on storage that all machines share, or set"
-            " trainer.args.save_on_each_node=true",
+            "put paths.output_dir on storage that all machines share",
         )

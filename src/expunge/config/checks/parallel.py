@@ -13,8 +13,9 @@ from expunge.core.errors import UserError
 from expunge.core.handlers import read_signature
 
 ENGINE = "expunge.core.engine:Engine"
-OPTIM = ("8bit", "4bit", "paged", "galore", "lomo", "apollo", "schedule_free")
-"""Parts of the names of optimizers whose states do not fit split weights."""
+OPTIM = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
+HANDLERS = ("expunge.optim.adamw:adamw", "expunge.optim.sgd:sgd")
+"""Optimizers that update split weights; those of the user's own modules are not judged."""
 
 
 def check_parallel(check: Checking) -> None:
@@ -52,12 +53,14 @@ def _excluded(check: Checking) -> Iterator[tuple[str, str]]:
     for loss in losses_of(cfg):
         if loss_defaults(loss).get("kind") == "model":
             yield f"{loss.name} reads whole weights", f"take another method, or {UNSHARDED}"
-    optim = str(cfg.get("trainer.args.optim") or "")
-    if any(part in optim for part in OPTIM):
-        yield f"trainer.args.optim={optim} has states of whole weights", "use trainer.args.optim=adamw_torch"
+    optim = str(cfg.get("trainer.args.optim") or OPTIM[0])
+    if optim not in OPTIM:
+        yield f"trainer.args.optim={optim} reads whole weights", f"use one of {', '.join(OPTIM)}"
     handler = str(cfg.get("trainer.optimizer.handler") or "")
-    if any(part in handler for part in OPTIM):
-        yield f"trainer.optimizer.handler={handler} has states of whole weights", "use optimizer=adamw"
+    if handler.startswith("expunge.") and handler not in HANDLERS:
+        yield f"trainer.optimizer.handler={handler} reads whole weights", "use optimizer=adamw or sgd"
+    if cfg.get("model.model_args.master_dtype") not in (None, "float32"):
+        yield "model.model_args.master_dtype is float32 for weights", "leave the key out"
     if cfg.get("trainer.args.fp16") is True or cfg.get("model.model_args.torch_dtype") == "float16":
         yield "float16 scales the gradient of whole weights", "use model.model_args.torch_dtype=bfloat16"
     if cfg.get("trainer.args.save_on_each_node") is True:
