@@ -9,8 +9,8 @@ from collections.abc import Callable
 import torch
 
 
-def on_ranks(count: int, job: Callable[[], None]) -> None:
-    """Run `job` in forked processes with the environment of torchrun."""
+def on_ranks(count: int, job: Callable[[], None], *, world: int | None = None) -> None:
+    """Run `job` in forked processes with the environment of torchrun, the first `count` of `world`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -25,14 +25,15 @@ def on_ranks(count: int, job: Callable[[], None]) -> None:
                 os.environ |= {
                     "RANK": str(rank),
                     "LOCAL_RANK": str(rank),
-                    "WORLD_SIZE": str(count),
+                    "WORLD_SIZE": str(world or count),
                     "MASTER_ADDR": "127.0.0.1",
                 }
                 os.environ |= {"MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
                 AcceleratorState._reset_state(reset_partial_state=True)
                 GradientState._reset_state()
                 job()
-                torch.distributed.destroy_process_group()
+                if torch.distributed.is_initialized():
+                    torch.distributed.destroy_process_group()
                 status = 0
             finally:
                 os._exit(status)

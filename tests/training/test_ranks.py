@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from expunge.core.errors import UserError
+from expunge.lm import runtime
+from expunge.training.arguments import training_arguments
 from ranks import on_ranks
 from recorded import WALL_CLOCK, read_records
 
@@ -100,3 +105,20 @@ def test_two_ranks_resume_bit_for_bit(trainer: Any, tmp_path: Path) -> None:
         for folder in (tmp_path, tmp_path / "run")
     ]
     assert logs[0] == logs[1]
+
+
+def test_a_port_in_use_is_an_error_with_what_to_do(tmp_path: Path) -> None:
+    def start(how: Callable[[], object]) -> None:
+        with pytest.raises(UserError, match=r"cannot meet at 127.0.0.1:\d+.*(in use|bind|listen)"):
+            how()
+
+    def both() -> None:
+        os.environ["MASTER_PORT"] = str(taken.getsockname()[1])
+        if os.environ["RANK"] == "0":
+            start(runtime.join_ranks)
+            start(lambda: training_arguments({"ddp_backend": "gloo"}, tmp_path, 8))
+
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        on_ranks(1, both, world=2)

@@ -40,7 +40,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Forecast:
     """A training on several numbers of ranks.
 
     Attributes:

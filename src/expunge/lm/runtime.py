@@ -6,8 +6,8 @@ import atexit
 import hashlib
 import os
 import random
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -120,7 +120,26 @@ def join_ranks() -> None:
     if where.type == "cuda":
         torch.cuda.set_device(where)
     # gloo exchanges Python values (tables, faults) on the CPU; nccl exchanges tensors on the GPU.
-    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo")
+    with meeting():
+        torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo")
+
+
+@contextmanager
+def meeting() -> Iterator[None]:
+    """Report why processes cannot meet, in a block where they do.
+
+    Raises:
+        UserError: the port is in use, the first process cannot be reached, or one did not come in time.
+    """
+    try:
+        yield
+    except torch.distributed.DistError as error:
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"the processes of this run cannot meet at {place}: {reason}",
+            "choose a free port (torchrun --master_port PORT), and start every process of the launch",
+        ) from error
 
 
 @atexit.register

@@ -24,7 +24,6 @@ from expunge.models.adapters import is_adapted, save_model
 from expunge.models.outputs import unwrapped
 from expunge.models.progress_bars import no_progress_bar
 
-Kind = Literal["single", "ddp", "fsdp2"]
 T = TypeVar("T")
 
 
@@ -41,7 +40,7 @@ class Parallel:
         split: splits the weights of a model in place; None = they stay whole.
     """
 
-    kind: Kind
+    kind: Literal["single", "ddp", "fsdp2"]
     dp_rank: int
     dp_size: int
     device: torch.device

@@ -20,7 +20,7 @@ from expunge.core.config import Config
 from expunge.core.errors import UserError
 from expunge.core.footprint import GIB, Parts, gib, peak
 from expunge.core.job import OFFLOADED, Job, Placement
-from expunge.core.plan import Line, Plan
+from expunge.core.plan import Forecast, Line
 from expunge.core.remedies import first_that_fits
 from expunge.core.step_cost import Figure, Speed, cost
 from expunge.data.datasets import Dataset
@@ -52,7 +52,7 @@ def run(
     formulas: bool = False,
     measure: bool = False,
     speed: Speed | None = None,
-) -> Plan:
+) -> Forecast:
     """Plan a training.
 
     Args:
@@ -87,7 +87,7 @@ def run(
             parts = None if formulas or why_not else planner.tracked(count)
             lines.append(planner.line(count, parts, limit.value, speed))
     model, notices = str(cfg.get("model.model_args.pretrained_model_name_or_path")), tuple(planner.notices)
-    return Plan(model, planner.job, limit, planner.described_lengths(), speed, tuple(lines), notices)
+    return Forecast(model, planner.job, limit, planner.described_lengths(), speed, tuple(lines), notices)
 
 
 def _memory_here() -> Figure:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from expunge.core.footprint import gib
-from expunge.core.plan import Line, Plan
+from expunge.core.plan import Forecast, Line
 
 TITLES = [
     "W",
@@ -21,12 +21,12 @@ TITLES = [
 ]
 
 
-def plan_text(plan: Plan) -> str:
+def plan_text(plan: Forecast) -> str:
     """The plan as lines: the model, a table over the ranks, the parts of each peak, and the assumptions."""
     return "\n".join([*_head(plan), "", *_table(plan), "", *_parts(plan), *_joint(plan), "", *_sources(plan)])
 
 
-def _head(plan: Plan) -> Iterator[str]:
+def _head(plan: Forecast) -> Iterator[str]:
     job = plan.job
     share = "all" if job.trained == job.shape.total else f"{job.trained:,}"
     yield (
@@ -37,7 +37,7 @@ def _head(plan: Plan) -> Iterator[str]:
     yield from (f"rows, {side}: {text}" for side, text in plan.lengths.items())
 
 
-def _table(plan: Plan) -> Iterator[str]:
+def _table(plan: Forecast) -> Iterator[str]:
     rows = [TITLES, *(_cells(line, plan) for line in plan.lines)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(TITLES))]
     if not any(row[-1] for row in rows[1:]):
@@ -46,7 +46,7 @@ def _table(plan: Plan) -> Iterator[str]:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip()
 
 
-def _cells(line: Line, plan: Plan) -> list[str]:
+def _cells(line: Line, plan: Forecast) -> list[str]:
     fits, hours = line.parts.total <= plan.limit.value, line.gpu_hours
     change = f"{line.change[0]}: {gib(line.change[1])} GiB" if line.change else "no change is enough"
     return [
@@ -63,7 +63,7 @@ def _cells(line: Line, plan: Plan) -> list[str]:
     ]
 
 
-def _parts(plan: Plan) -> Iterator[str]:
+def _parts(plan: Forecast) -> Iterator[str]:
     """The parts of each peak; numbers of ranks with equal parts share a line."""
     yield "GiB of one rank at its peak:"
     ranks: dict[str, list[str]] = {}
@@ -73,7 +73,7 @@ def _parts(plan: Plan) -> Iterator[str]:
     yield from (f"  W = {', '.join(counts)}: {parts}" for parts, counts in ranks.items())
 
 
-def _joint(plan: Plan) -> Iterator[str]:
+def _joint(plan: Forecast) -> Iterator[str]:
     found = [
         f"  W = {line.ranks}: {gib(line.joint[0])} GiB, {line.joint[1]:.2f} s/step"
         for line in plan.lines
@@ -84,7 +84,7 @@ def _joint(plan: Plan) -> Iterator[str]:
         yield from found
 
 
-def _sources(plan: Plan) -> Iterator[str]:
+def _sources(plan: Forecast) -> Iterator[str]:
     speed = plan.speed
     yield (
         f"Time: {speed.flops.value / 1e12:.4g} TFLOP/s per GPU ({speed.flops.source});"

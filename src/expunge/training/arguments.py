@@ -77,7 +77,9 @@ def training_arguments(
         if name in _listed(given["report_to"]) and importlib.util.find_spec(name) is None:
             raise MissingExtraError(name, name, f"trainer.args.report_to={name}")
     try:
-        built = TrainingArguments(**{**given, **FIXED, "output_dir": str(output_dir)})
+        # This starts the process group.
+        with runtime.meeting():
+            built = TrainingArguments(**{**given, **FIXED, "output_dir": str(output_dir)})
     except (ValueError, TypeError) as error:
         raise UserError(
             f"transformers refuses trainer.args: {error}", "correct the key that the message names"

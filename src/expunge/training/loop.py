@@ -62,7 +62,7 @@ from expunge.training.order import (
     order_seed,
     save_order,
 )
-from expunge.training.progress import Plan, load_objective, save_objective
+from expunge.training.progress import Invariants, load_objective, save_objective
 from expunge.training.progress_bar import ProgressBar
 from expunge.training.quantities import check_servable
 from expunge.training.records import RecordLog
@@ -188,7 +188,7 @@ class Training:
             args.per_device_train_batch_size * args.gradient_accumulation_steps * self.parallel.dp_size
         )
         names = tuple(term.name for term in objective.terms)
-        self.plan = Plan(rows_per_step, len(dataset), order_seed(args), names)
+        self.invariants = Invariants(rows_per_step, len(dataset), order_seed(args), names)
         self.records = RecordLog(layout.log_file(self.run_dir))
         boards = None if layout.boards is None else self.run_dir / layout.boards
         self.events = Callbacks(args, model, tokenizer, callbacks, boards)
@@ -307,7 +307,7 @@ class Training:
         kept = 0
         if found is not None:
             checkpoints.verify(found)
-            kept = self.plan.check(found)
+            kept = self.invariants.check(found)
             load_objective(self.objective, found)
             load_weights(self.model, found)
             logger.info("resuming from %s", found)
@@ -364,8 +364,8 @@ class Training:
                 listener.on_resume(checkpoint)
         wrapped.zero_grad()
         if self.parallel.is_first:
-            path, plan, epochs = self.run_dir / ORDER_FILE, self.plan, self.state.num_train_epochs
-            save_order(path, plan.rows, plan.seed, plan.rows_per_step, epochs)
+            path, fixed, epochs = self.run_dir / ORDER_FILE, self.invariants, self.state.num_train_epochs
+            save_order(path, fixed.rows, fixed.seed, fixed.rows_per_step, epochs)
         for listener in self.listeners:
             listener.on_begin(step, self.state.max_steps)
         return step
@@ -398,7 +398,7 @@ class Training:
     def _finish(self, begun: float, steps: int) -> TrainOutput:
         state, args = self.state, self.args
         if args.max_steps > 0:
-            samples = float(args.max_steps * self.plan.rows_per_step)
+            samples = float(args.max_steps * self.invariants.rows_per_step)
         else:
             samples = len(self.rows) * args.num_train_epochs
         metrics: dict[str, float] = speed_metrics(  # type: ignore[no-untyped-call]
@@ -538,7 +538,7 @@ class Training:
                 state.best_model_checkpoint = str(best)
         if writes:
             save_objective(self.objective, partial)
-            self.plan.save(partial, self.records.count, weights_only=self.args.save_only_model)
+            self.invariants.save(partial, self.records.count, weights_only=self.args.save_only_model)
             state.stateful_callbacks = cast(Any, self.events.states())
             state.save_to_json(str(partial / TRAINER_STATE_FILE))
 

@@ -59,7 +59,7 @@ class RunningSums:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Invariants:
     """Settings that must be equal for a resumed run to equal an uninterrupted one.
 
     Attributes:
