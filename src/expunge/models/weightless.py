@@ -52,6 +52,8 @@ def without_weights(
     AttentionMaskInterface.register(UNMASKED, lambda *_, **__: None)
     attention: Mapping[str, Any] = {"attn_implementation": "sdpa" if masked else UNMASKED}
     model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, **attention)  # type: ignore[no-untyped-call]
+    # transformers 5.0 leaves weights on the meta device apart; later versions tie them.
+    model.tie_weights()
     if adapter is None:
         return model.train()
     from peft import get_peft_model
