@@ -155,8 +155,10 @@ class _Watch:
                 self.outcomes[number] = Outcome(job, "skipped")
         numbers = [number for number in range(len(self.jobs)) if number not in self.outcomes]
         if numbers:
-            handles = self.executor.submit([self.jobs[number].task() for number in numbers])
-            self.open = dict(zip(numbers, handles, strict=True))
+            # A job may run before all are submitted; only what is in `open` can be cancelled.
+            with _signals_wait():
+                handles = self.executor.submit([self.jobs[number].task() for number in numbers])
+                self.open = dict(zip(numbers, handles, strict=True))
         self._show()
 
     def wait(self, deadline: float = math.inf) -> None:
@@ -216,6 +218,24 @@ def _outcome(job: Job, status: Status, begun: bool, cancels: bool) -> Outcome:
     if cancels or code in INTERRUPTED_CODES or (code is None and job.status == "interrupted"):
         return Outcome(job, "interrupted", code, lines)
     return Outcome(job, "failed", code, lines)
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait until the block ends. A blocked signal would be blocked in children too."""
+    came: list[int] = []
+    kept: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                kept[number] = signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+    if came:
+        signal.raise_signal(came[0])
 
 
 @contextmanager
