@@ -226,9 +226,9 @@ def _signals_wait() -> Iterator[None]:
     came: list[int] = []
     kept: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) not in (signal.SIG_IGN, None):
-                kept[number] = signal.signal(number, lambda number, _: came.append(number))
+        for caught in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(caught) not in (signal.SIG_IGN, None):
+                kept[caught] = signal.signal(caught, lambda number, _: came.append(number))
     try:
         yield
     finally:
