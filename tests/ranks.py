@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import traceback
 from collections.abc import Callable
 
 import torch
@@ -35,6 +36,8 @@ def on_ranks(count: int, job: Callable[[], None], *, world: int | None = None) -
                 if torch.distributed.is_initialized():
                     torch.distributed.destroy_process_group()
                 status = 0
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(status)
         children.append(child)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,31 +18,19 @@ from expunge.evaluation.collect.choices import collect_choices
 from expunge.evaluation.collect.collector import Cost
 from expunge.evaluation.views import examples_of
 from expunge.lm import runtime
+from ranks import on_ranks
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
-def on_ranks(size: int, job: Callable[[int], None]) -> None:
-    """Run `job(rank)` in forked processes of one group."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    children = []
-    for rank in range(size):
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                torch.distributed.init_process_group(
-                    "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size
-                )
-                job(rank)
-                torch.distributed.destroy_process_group()
-                status = 0
-            finally:
-                os._exit(status)
-        children.append(child)
-    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * size
+def each_rank(size: int, job: Callable[[int], None]) -> None:
+    """Run `job(rank)` in the processes of one group."""
+
+    def joined() -> None:
+        runtime.join_ranks()
+        job(runtime.rank())
+
+    on_ranks(size, joined)
 
 
 def plain(folder: Path) -> Any:
@@ -65,7 +52,7 @@ def test_ranks_are_one(size: int, evaluate: Any, tmp_path: Path) -> None:
         again = evaluate(tmp_path / "two", "eval.tofu.batch_size=1")
         assert again.from_files  # also on the rank that reads no file
 
-    on_ranks(size, each)
+    each_rank(size, each)
     found = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(size)]
     assert all(aggregates == found[0] for aggregates in found)
     assert plain(tmp_path / "two") == plain(tmp_path / "one")
@@ -96,7 +83,7 @@ def test_two_ranks_read_the_same_letters(tiny_model: Any, tmp_path: Path) -> Non
         assert collect_choices(subject, encoded, rows, cost).logp_B.tolist() == one.tolist()
         assert 0 < cost.forward_tokens < 6
 
-    on_ranks(2, both)
+    each_rank(2, both)
 
 
 @pytest.mark.parametrize("batch_size", [1, 32])
@@ -118,7 +105,7 @@ def test_every_rank_makes_the_same_collective_calls(
         evaluate(tmp_path / "run", f"eval.tofu.batch_size={batch_size}")
         (tmp_path / f"{rank}.json").write_text(json.dumps(calls))
 
-    on_ranks(3, each)
+    each_rank(3, each)
     found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(3)]
     assert found[0] == found[1] == found[2]
     assert found[0].count("all_gather_object") >= 3
@@ -143,7 +130,7 @@ def test_a_fault_of_one_rank_is_raised_on_the_first_and_ends_the_others(tmp_path
                 found = [f"ends with {end.code}"]
             (tmp_path / f"{name} {rank}.json").write_text(json.dumps(found))
 
-    on_ranks(3, each)
+    each_rank(3, each)
     reported = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
     quiet = ["ends with 0"]
     for name, message in {"of rank 1": "file 7", "of all": "the same", "of rank 0": "full"}.items():

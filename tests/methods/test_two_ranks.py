@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
-import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +12,7 @@ from safetensors.torch import load_file
 
 from expunge.optim.random_smoothing import RandomSmoothing
 from expunge.optim.sam import SAM
+from ranks import on_ranks
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -33,40 +32,6 @@ RULES: dict[str, Callable[[], Any]] = {
     "SAM": lambda: SAM(rho=0.05),
     "smoothing": lambda: RandomSmoothing(sigma=0.01),
 }
-
-
-def on_two_ranks(job: Callable[[], None]) -> None:
-    """Run `job` in two forked processes with the environment variables that torchrun sets."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    children = []
-    for rank in range(2):
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                from accelerate.state import AcceleratorState, GradientState
-
-                os.environ |= {
-                    "RANK": str(rank),
-                    "LOCAL_RANK": str(rank),
-                    "WORLD_SIZE": "2",
-                    "MASTER_ADDR": "127.0.0.1",
-                }
-                os.environ |= {"MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
-                AcceleratorState._reset_state(reset_partial_state=True)
-                GradientState._reset_state()
-                job()
-                torch.distributed.destroy_process_group()
-                status = 0
-            except BaseException:
-                traceback.print_exc()
-                raise
-            finally:
-                os._exit(status)
-        children.append(child)
-    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +63,7 @@ def test_two_ranks_equal_one_rank(run: Any, tmp_path: Any, name: str):
         )
 
     go("one", 8)
-    on_two_ranks(lambda: go("two", 2, gradient_accumulation_steps=2, ddp_backend="gloo"))
+    on_ranks(2, lambda: go("two", 2, gradient_accumulation_steps=2, ddp_backend="gloo"))
     one, two = (
         load_file(str(tmp_path / folder / f"checkpoint-{steps}" / "model.safetensors"))
         for folder in ("one", "two")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -86,7 +87,9 @@ def compose_config(
     ]
     notices = [*given.notices, *repeated, *hidden]
     translation = translate(tree, {value.key for value in values if not value.deletes}, roots)
-    config = Config(tree, tuple(overrides), (*notices, *translation.notices))
+    # The launcher sets it.
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    config = Config(tree, tuple(overrides), (*notices, *translation.notices), ranks=ranks)
     return Composition(config, [*faults, *translation.faults], given.broken)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from dataclasses import replace
 
 from omegaconf import OmegaConf
 
@@ -36,9 +36,9 @@ def describe(cfg: Config) -> dict[str, str]:
         )
         per_device = cfg.get("trainer.args.per_device_train_batch_size", 8)
         accumulated = cfg.get("trainer.args.gradient_accumulation_steps", 1)
-        batch = int(per_device) * int(accumulated) * world_size()
+        batch = int(per_device) * int(accumulated) * cfg.ranks
         facts["effective batch"] = (
-            f"{batch} = {per_device} per device x {accumulated} accumulated x {world_size()} processes"
+            f"{batch} = {per_device} per device x {accumulated} accumulated x {cfg.ranks} processes"
         )
         steps = [
             _steps(_with_args(cfg, stage), counts[side]) + f" (stage {stage})"
@@ -51,18 +51,13 @@ def describe(cfg: Config) -> dict[str, str]:
     return facts
 
 
-def world_size() -> int:
-    """Number of processes of this run, as set by the launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def _with_args(cfg: Config, stage: str) -> Config:
     """The configuration of one stage of a procedure: with the stage's own TrainingArguments."""
     own = cfg.section("procedure.args").get(stage) or {}
     args = cfg.section("trainer.args")
     if "num_train_epochs" in own:
         args.pop("max_steps", None)
-    return Config({**cfg.tree, "trainer": {**cfg.section("trainer"), "args": {**args, **own}}})
+    return replace(cfg, tree={**cfg.tree, "trainer": {**cfg.section("trainer"), "args": {**args, **own}}})
 
 
 def rows_of(cfg: Config, side: str) -> int | None:
@@ -79,7 +74,7 @@ def rows_of(cfg: Config, side: str) -> int | None:
 
 
 def _steps(cfg: Config, rows: int | None) -> str:
-    found = optimizer_steps(cfg, rows, world_size())
+    found = optimizer_steps(cfg, rows, cfg.ranks)
     epochs = float(cfg.get("trainer.args.num_train_epochs", 3))
     if found is None:
         return f"{UNKNOWN}, {epochs:g} epochs"
@@ -97,7 +92,7 @@ def _memory(cfg: Config, parameters: int) -> str:
     if shape is None:
         # The states of the weights can be counted all the same.
         shape = Shape(0, 0, 0, 0, 0, 0, 0, tied=True, parameters=parameters)
-    job, ranks = job_of(cfg, shape), world_size()
+    job, ranks = job_of(cfg, shape), cfg.ranks
     found = peak(job, ranks)
     parts = ", ".join(f"{name} {gib(size)}" for name, size in found.named().items())
     load = job.loads[0]

@@ -89,10 +89,8 @@ def job_of(cfg: Config, shape: Shape, lengths: Mapping[str, Lengths] | None = No
 
 
 def placement_of(cfg: Config) -> Placement:
-    """How the weights are placed on several ranks, by the section `parallel`."""
-    if cfg.get("parallel.kind") != "fsdp2":
-        return "ddp"
-    return "fsdp2_offload" if cfg.get("parallel.cpu_offload") is True else "fsdp2"
+    """How the weights are placed on several ranks."""
+    return "fsdp2_offload" if cfg.engine.cpu_offload else cfg.engine.kind
 
 
 def optimizer_steps(cfg: Config, rows: int | None, ranks: int) -> tuple[int, int] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -54,8 +53,7 @@ def load_config(
     faults = Faults()
     faults.record([*composition.faults, *check.faults])
     faults.raise_found()
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    return replace(composition.config, bound=check.bound, ranks=ranks)
+    return replace(composition.config, bound=check.bound, engine=check.engine)
 
 
 def checked(cfg: Config, broken: set[str] | None = None) -> Checking:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from expunge.core.binding import Bound
+from expunge.core.engine import DDP, Engine
 from expunge.core.fingerprint import fingerprint
 
 # Keys that change what is written about a run, not what it computes. A run with other values of these keys is
@@ -49,6 +50,7 @@ class Config:
         overrides: the overrides as typed, for the record.
         notices: remarks on keys that were translated or changed; logged at the start of a run.
         ranks: number of processes that share the run.
+        engine: how they share it, by the section `parallel` or by the launcher.
         bound: the functions that validation bound, by dotted key; the run loads and calls exactly these.
     """
 
@@ -56,6 +58,7 @@ class Config:
     overrides: tuple[str, ...] = ()
     notices: tuple[str, ...] = field(default=())
     ranks: int = 1
+    engine: Engine = DDP
     bound: Mapping[str, Bound] = field(default_factory=dict, compare=False, repr=False)
 
     def get(self, dotted: str, default: Any = None) -> Any:

@@ -7,6 +7,7 @@ reads the whole distribution or hidden states of the reference needs a second mo
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -45,7 +46,7 @@ def plan_reference(needs: Iterable[Need]) -> Literal["none", "cached", "frozen"]
     return "cached" if all(need.cacheable for need in asked) else "frozen"
 
 
-class ModelReference:
+class ModelReference(ABC):
     """A reference that is a model. Create it before training starts and before the model is wrapped.
 
     Args:
@@ -80,9 +81,9 @@ class ModelReference:
         """The model that is read."""
         return model
 
+    @abstractmethod
     def _reading(self, where: torch.device) -> AbstractContextManager[object]:
         """The context of a forward pass on a device."""
-        raise NotImplementedError
 
 
 class FrozenCopy(ModelReference):

@@ -40,6 +40,6 @@ def _prepared(cfg: Config) -> tuple[Evaluation, nn.Module]:
     evaluation = prepare_evaluation(cfg, folder)
     model_args, adapter = cfg.section("model.model_args"), cfg.section("model.adapter")
     model = load_for_evaluation(
-        model_args, adapter, folder, list(evaluation.notices), evaluation.engine, evaluation.needs_gradients
+        model_args, adapter, folder, list(evaluation.notices), cfg.engine, evaluation.needs_gradients
     )
     return evaluation, model

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from torch import nn
 
 from expunge.core.config import Config
-from expunge.core.engine import DDP, Engine, engine_of
+from expunge.core.engine import Engine
 from expunge.core.errors import Faults, UserError
 from expunge.core.files import read_json
 from expunge.core.run_dir import RunDir
@@ -95,15 +94,12 @@ class Evaluation:
         run: its folder.
         suites: empty if the run asks for no evaluation.
         notices: notices of reading the suites, for the run's record.
-        engine: how several processes share the run. It is read before a training, whose engine changes the
-            environment of the launcher.
     """
 
     cfg: Config
     run: RunDir
     suites: tuple[Suite, ...]
     notices: tuple[str, ...] = ()
-    engine: Engine = DDP
 
     @property
     def needs_gradients(self) -> bool:
@@ -147,7 +143,7 @@ class Evaluation:
         adapter = {**self.cfg.section("model.adapter"), "path": None}
         model = runtime.agreed(
             lambda: load_for_evaluation(
-                model_args, adapter, self.run, list(self.notices), self.engine, self.needs_gradients
+                model_args, adapter, self.run, list(self.notices), self.cfg.engine, self.needs_gradients
             )
         )
         return self.of(model, self.run.results_folder())
@@ -193,8 +189,7 @@ def prepare_evaluation(cfg: Config, run: RunDir, text: Text | None = None) -> Ev
             )
             ready.append(suite)
     faults.raise_found()
-    engine = engine_of(cfg.section("parallel"), os.environ)
-    return Evaluation(cfg, run, tuple(ready), tuple(notices), engine)
+    return Evaluation(cfg, run, tuple(ready), tuple(notices))
 
 
 def _at_end(cfg: Config) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -83,7 +82,7 @@ def run(
         why_not = "" if formulas else memory_tracker.why_not()
         if why_not:
             planner.notices.append(f"memory by formulas: {why_not}")
-        for count in ranks or sorted({*RANKS, int(os.environ.get("WORLD_SIZE", "1"))}):
+        for count in ranks or sorted({*RANKS, cfg.ranks}):
             parts = None if formulas or why_not else planner.tracked(count)
             lines.append(planner.line(count, parts, limit.value, speed))
     model, notices = str(cfg.get("model.model_args.pretrained_model_name_or_path")), tuple(planner.notices)
@@ -129,9 +128,6 @@ class Planner:
         if job.adapter is None:
             whole = sum(weight.numel() for weight in self._model(job)[0].parameters())
             job = job_of(cfg, replace(shape, parameters=whole), self.lengths)
-        kind = cfg.get("parallel.kind") or job.engine
-        if engine is None and kind != job.engine:
-            self.notices.append(f"parallel.kind={kind} is counted as {job.engine}")
         self.job = replace(job, engine=engine or job.engine, node=node)
         self._alone: Parts | None = None
 

@@ -39,7 +39,7 @@ def run(cfg: Config) -> Path:
         UserError: the file exists, there are several processes, or another fault that the user can correct.
     """
     path = scores_path(cfg)
-    _check_place(path, bool(cfg.get("overwrite")))
+    _check_place(path, bool(cfg.get("overwrite")), cfg.ranks)
     notices = list(cfg.notices)
     text = text_of(cfg, notices)
     forget = dataset_of(cfg, "forget", text)
@@ -104,10 +104,10 @@ def dataset_facts(cfg: Config, forget: Dataset) -> dict[str, Any]:
     }
 
 
-def _check_place(path: Path, overwrite: bool) -> None:
+def _check_place(path: Path, overwrite: bool, ranks: int) -> None:
     """Check, before anything is loaded, that the file of scores can be written at the end."""
-    if (count := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
-        message = f"`expunge score` was started in {count} processes, but it uses one"
+    if ranks > 1:
+        message = f"`expunge score` was started in {ranks} processes, but it uses one"
         raise UserError(message, "start it without a launcher")
     other = "name another file with difficulty.path"
     if path.exists() and not overwrite:

@@ -15,7 +15,6 @@ import torch
 
 from expunge.config.aliases import fit_machine
 from expunge.core.config import Config
-from expunge.core.engine import engine_of
 from expunge.core.errors import Faults
 from expunge.core.run_dir import RunDir, RunRecord
 from expunge.data.collate import PairCollator
@@ -162,8 +161,7 @@ def training_of(
     resume = args.pop("resume_from_checkpoint", None) or True
     args.pop("output_dir", None)
     args.setdefault("run_name", str(cfg.get("task_name")))
-    engine = engine_of(cfg.section("parallel"), os.environ)
-    if engine.cpu_offload:
+    if cfg.engine.cpu_offload:
         # Offloaded values are exchanged on the CPU, for which accelerate alone would start no backend.
         runtime.join_ranks()
     arguments = training_arguments(args, run.model_folder, len(dataset), seed=int(cfg.get("seed", 0)))
@@ -181,7 +179,7 @@ def training_of(
         listeners=(*listeners, *own),
         run_dir=run.path,
         layout=run.layout,
-        engine=engine,
+        engine=cfg.engine,
         **stepping_of(cfg, run, loaded.model, sides, arguments, text.pad_id),
         **cfg.switches("driver"),
     )

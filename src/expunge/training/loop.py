@@ -2,6 +2,9 @@
 
 `step` and `driver` compute a step, `checkpoint` writes checkpoints, `Training._fill` lists their contents.
 The loop uses the arguments, schedules, state and callbacks of transformers, but not its Trainer.
+
+The file is long on purpose: everything that decides what a run does, and when, is read here in one piece. How
+a thing is done stands in the files that it calls.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from typing import Any
 from expunge.core.annotations import Type
 from expunge.core.binding import Binder
 from expunge.core.config import Config
+from expunge.core.engine import DDP, Engine
 from expunge.core.errors import did_you_mean
 from expunge.core.handlers import REQUIRED
 
@@ -18,7 +19,12 @@ class Checking(Binder):
     Args:
         cfg: the configuration to check.
         broken: groups whose choice does not exist; what depends on them is not checked.
+
+    Attributes:
+        engine: how several processes share the run.
     """
+
+    engine: Engine = DDP
 
     def __init__(self, cfg: Config, broken: set[str] | None = None) -> None:
         super().__init__()

@@ -30,11 +30,11 @@ def check_parallel(check: Checking) -> None:
     if bound is None:
         return
     try:
-        engine = engine_of(section or {}, os.environ)
+        check.engine = engine_of(section or {}, os.environ)
     except UserError as error:
         check.record(error.faults)
         return
-    if engine.sharded:
+    if check.engine.sharded:
         for text, hint in _excluded(check):
             check.fault(f"{text}, which fsdp2 splits", hint)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from expunge.config.checks.checking import Checking
 from expunge.config.checks.stepping import check_stepping
-from expunge.config.describe import rows_of, world_size
+from expunge.config.describe import rows_of
 from expunge.config.evaluation import metrics_of
 from expunge.config.listeners import LISTENERS, bind_listeners
 from expunge.config.method import KEY, RETAIN, bind_method, extra_terms, losses_of
@@ -142,7 +142,7 @@ def _rows(check: Checking, args: Mapping[str, Any]) -> None:
     if args.get("dataloader_drop_last") is not True or not isinstance(size, int) or stages_of(check.cfg):
         return
     side = str(check.cfg.get("data.anchor", "forget")) if check.cfg.get("mode") == "unlearn" else "train"
-    rows, batch = rows_of(check.cfg, side), size * world_size()
+    rows, batch = rows_of(check.cfg, side), size * check.cfg.ranks
     if rows is not None and rows < batch and check.cfg.section(f"data.{side}"):
         check.fault(
             f"{check.typed(f'{KEY_ARGS}.dataloader_drop_last', True)}: it drops all {rows} rows,"
