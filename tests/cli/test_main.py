@@ -314,3 +314,14 @@ def test_scripts_start(script: str) -> None:
     )
     assert result.returncode == 2
     assert "model=nothing: unknown model" in result.stderr
+
+
+@pytest.mark.parametrize(("rank", "messages"), [("0", 1), ("1", 0)])
+def test_ctrl_c_is_reported_by_one_process_of_a_launch(
+    rank: str, messages: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    with ExitCode() as code:
+        raise KeyboardInterrupt
+    assert code.value == 130
+    assert capsys.readouterr().err.count("interrupted; the same command continues") == messages

@@ -43,7 +43,9 @@ class ExitCode:
             self.value = EXIT_PREEMPTED
         elif isinstance(error, KeyboardInterrupt):
             message = "interrupted; the same command continues from the newest complete checkpoint"
-            print(f"\n{message}, if there is one (see trainer.args.save_strategy)", file=sys.stderr)
+            # Ctrl-C reaches every process of a launch.
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                print(f"\n{message}, if there is one (see trainer.args.save_strategy)", file=sys.stderr)
             self.value = INTERRUPTED
         elif isinstance(error, BrokenPipeError):
             # The reader (`| head`) has closed the pipe, so Python must not flush the rest at exit.
